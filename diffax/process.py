@@ -1,0 +1,219 @@
+"""The forward process, and the only place where eps, x0, v and score convert into each other.
+
+Everything is variance preserving: x_t = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1.
+Per-example quantities (t, log-SNR, alpha, sigma) have shape (batch,), or () for all examples
+alike, and are broadcast over the data's other axes.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+
+from diffax.schedules import DiscreteSchedule, Schedule, alpha_of, sigma_of
+
+AnySchedule = Schedule | DiscreteSchedule
+Predict = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def expand_to(per_example: jax.Array, like: jax.Array) -> jax.Array:
+    """`per_example`, (batch,) or (), with axes appended until it broadcasts against `like`."""
+    per_example = jnp.asarray(per_example)
+    return per_example.reshape(per_example.shape + (1,) * (jnp.ndim(like) - per_example.ndim))
+
+
+# --- the forward process ------------------------------------------------------------------------
+
+
+def q_sample(schedule: AnySchedule, x0: jax.Array, t: jax.Array, noise: jax.Array) -> jax.Array:
+    """x_t = alpha(t) x0 + sigma(t) noise, in closed form (Ho 2020, eq. 4).
+
+    Args:
+      schedule: continuous (t float in [0, 1]) or discrete (t integer, 0 .. T - 1).
+      x0: (batch, ..., C), any floating dtype, of about unit variance.
+      t: (batch,) or ().
+      noise: standard normal, of x0's shape.
+    """
+    return q_sample_at(x0, schedule.log_snr(t), noise)
+
+
+def q_sample_at(x0: jax.Array, log_snr: jax.Array, noise: jax.Array) -> jax.Array:
+    """`q_sample` at a given log-SNR, (batch,) or (), instead of at a time."""
+    alpha, sigma = expand_to(alpha_of(log_snr), x0), expand_to(sigma_of(log_snr), x0)
+    return alpha * x0 + sigma * noise
+
+
+def q_step(
+    schedule: AnySchedule,
+    x_prev: jax.Array,
+    t: jax.Array,
+    noise: jax.Array,
+    s: jax.Array | None = None,
+) -> jax.Array:
+    """One Markov step q(x_t | x_s): sqrt(1 - beta) x_s + sqrt(beta) noise (Ho 2020, eq. 2).
+
+    Args:
+      schedule: discrete, with s = t - 1 if left out; or continuous, where `s` is required.
+      x_prev: x_s, (batch, ..., C); at discrete t = 0 it is x0.
+      t: (batch,) or (), after `s`.
+      noise: standard normal, of x_prev's shape.
+      s: the time of x_prev, like `t`.
+
+    Raises:
+      ValueError: a continuous schedule without `s`.
+    """
+    log_snr_t, log_snr_s = schedule.log_snr(t), _earlier(schedule, t, s)
+    log_kept = jax.nn.log_sigmoid(log_snr_t) - jax.nn.log_sigmoid(log_snr_s)  # log(1 - beta)
+    kept = expand_to(jnp.exp(0.5 * log_kept), x_prev)
+    added = expand_to(jnp.sqrt(-jnp.expm1(log_kept)), x_prev)
+    return kept * x_prev + added * noise
+
+
+def q_posterior(
+    schedule: AnySchedule,
+    x0: jax.Array,
+    x_t: jax.Array,
+    t: jax.Array,
+    s: jax.Array | None = None,
+) -> tuple[jax.Array, jax.Array]:
+    """Mean and variance of q(x_s | x_t, x0) (Ho 2020, eqs. 6-7), s = t - 1 in a discrete schedule.
+
+    Returns:
+      mean, of x0's shape; variance, per example with axes to broadcast. At discrete t = 0 they are
+      x0 and 0.
+
+    Raises:
+      ValueError: a continuous schedule without `s`.
+    """
+    return posterior_between(x0, x_t, schedule.log_snr(t), _earlier(schedule, t, s))
+
+
+def posterior_between(
+    x0: jax.Array, x_t: jax.Array, log_snr_t: jax.Array, log_snr_s: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """`q_posterior` between two noise levels, log_snr_s >= log_snr_t (Kingma 2021, eq. 25).
+
+    With c = 1 - exp(log_snr_t - log_snr_s): mean = alpha_s c x0 + (alpha_t / alpha_s)
+    (sigma_s / sigma_t)^2 x_t and variance = sigma_s^2 c. Right at log_snr_s = inf (mean x0,
+    variance 0) and at log_snr_t = -inf.
+    """
+    c = -jnp.expm1(log_snr_t - log_snr_s)
+    log_alpha = 0.5 * (jax.nn.log_sigmoid(log_snr_t) - jax.nn.log_sigmoid(log_snr_s))
+    log_sigma = 0.5 * (jax.nn.log_sigmoid(-log_snr_s) - jax.nn.log_sigmoid(-log_snr_t))
+    mean = expand_to(alpha_of(log_snr_s) * c, x0) * x0
+    mean = mean + expand_to(jnp.exp(log_alpha + 2 * log_sigma), x0) * x_t
+    return mean, expand_to(sigma_of(log_snr_s) ** 2 * c, x0)
+
+
+def _earlier(schedule: AnySchedule, t: jax.Array, s: jax.Array | None) -> jax.Array:
+    if s is not None:
+        return schedule.log_snr(s)
+    if schedule.num_steps is None:
+        raise ValueError("a continuous schedule has no previous step: give the earlier time s")
+    t = jnp.asarray(t)
+    return jnp.where(t > 0, schedule.log_snr(jnp.maximum(t - 1, 0)), jnp.inf)
+
+
+# --- prediction types ---------------------------------------------------------------------------
+
+# source -> (pred, x_t, alpha, sigma) -> (x0, eps)
+_READ: dict[str, Callable] = {
+    "eps": lambda p, x_t, alpha, sigma: ((x_t - sigma * p) / alpha, p),
+    "x0": lambda p, x_t, alpha, sigma: (p, (x_t - alpha * p) / sigma),
+    "v": lambda p, x_t, alpha, sigma: (alpha * x_t - sigma * p, sigma * x_t + alpha * p),
+    "score": lambda p, x_t, alpha, sigma: ((x_t + sigma**2 * p) / alpha, -sigma * p),
+}
+# target -> (x0, eps, alpha, sigma) -> prediction
+_WRITE: dict[str, Callable] = {
+    "eps": lambda x0, eps, alpha, sigma: eps,
+    "x0": lambda x0, eps, alpha, sigma: x0,
+    "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
+    "score": lambda x0, eps, alpha, sigma: -eps / sigma,
+}
+PREDICTIONS = ("eps", "x0", "v")  # what a network may be trained to predict
+
+
+def convert(
+    pred: jax.Array,
+    x_t: jax.Array,
+    alpha: jax.Array,
+    sigma: jax.Array,
+    source: str,
+    target: str,
+) -> jax.Array:
+    """Turns a prediction of one kind into another, given x_t = alpha x0 + sigma eps.
+
+    Kinds: "eps"; "x0"; "v" = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4); "score" = -eps /
+      sigma.
+
+    At zero SNR (alpha = 0) x_t holds nothing of x0, so eps and score do not determine x0 or v: the
+    result is not finite (NaN where x_t = sigma eps, else infinite), never a plausible number. v
+    and x0 convert to everything there. At sigma = 0 the same holds for eps and score from x0.
+
+    Args:
+      pred, x_t: (batch, ..., C).
+      alpha, sigma: (batch,), () or any shape that broadcasts once trailing axes are appended.
+      source, target: "eps", "x0", "v" or "score".
+
+    Raises:
+      ValueError: an unknown source or target.
+    """
+    for field, kind in (("source", source), ("target", target)):
+        if kind not in _READ:
+            raise ValueError(f"{field}={kind!r}: allowed are {', '.join(_READ)}")
+    if source == target:
+        return pred
+    alpha, sigma = expand_to(alpha, x_t), expand_to(sigma, x_t)
+    x0, eps = _READ[source](pred, x_t, alpha, sigma)
+    return _WRITE[target](x0, eps, alpha, sigma)
+
+
+def check_prediction(prediction: str) -> None:
+    """Raises ValueError unless `prediction` is one that a network may be trained to give."""
+    if prediction not in PREDICTIONS:
+        raise ValueError(f"prediction={prediction!r}: allowed are {', '.join(PREDICTIONS)}")
+
+
+def refuse_eps_at_zero_snr(schedule: AnySchedule, prediction: str) -> None:
+    """Raises ValueError for eps-prediction with a schedule that is used at zero SNR exactly."""
+    check_prediction(prediction)
+    if prediction == "eps" and schedule.zero_terminal:
+        raise ValueError(
+            "prediction='eps' can't give x0 at zero SNR, where this schedule ends: use"
+            " prediction='v' or prediction='x0', or give the schedule a finite end by with_endpoints"
+        )
+
+
+# --- what the network is told -------------------------------------------------------------------
+
+
+@dataclasses.dataclass(frozen=True)
+class _ByLogSnr:
+    function: Predict
+    takes_log_snr = True
+
+    def __call__(self, x_t: jax.Array, log_snr: jax.Array) -> jax.Array:
+        return self.function(x_t, log_snr)
+
+
+def by_log_snr(function: Predict) -> Predict:
+    """Marks `function`(x_t, log_snr) as a predictor that is told the noise level instead of t.
+
+    x_t: (batch, ..., C); log_snr: (batch,). Networks of `diffax.models` are such predictors; under
+      one,
+    any schedule and any number of steps can be sampled.
+    """
+    return _ByLogSnr(function)
+
+
+def takes_log_snr(predict: Predict) -> bool:
+    """Whether `predict` was marked by `by_log_snr`."""
+    return getattr(predict, "takes_log_snr", False)
+
+
+def told(predict: Predict, x_t: jax.Array, t: jax.Array, log_snr: jax.Array) -> jax.Array:
+    """predict(x_t, log_snr) if it is told the noise level, else predict(x_t, t); both (batch,)."""
+    return predict(x_t, log_snr if takes_log_snr(predict) else t)

@@ -1,0 +1,90 @@
+"""Noise schedules: pytrees that answer log_snr(t), alpha(t) and sigma(t).
+
+    s = diffax.schedules.get("cosine")      # or diffax.schedules.cosine(s=0.008)
+    d = s.discretize(1000)                  # betas, alphas_cumprod, integer t
+
+Families are in `families` and `log_snr_families`, transforms in `transforms`, the learned schedule
+in `learned`. One's own:
+
+    def power_log_snr(t, p):
+        return 10.0 - 20.0 * t**p
+
+    schedules.register("power", lambda p=2.0: schedules.from_log_snr(power_log_snr, p=p))
+"""
+
+from diffax.schedules.base import (
+    LOG_SNR_MAX,
+    LOG_SNR_MIN,
+    DiscreteSchedule,
+    Schedule,
+    alpha_of,
+    from_betas,
+    from_log_snr_table,
+    sigma_of,
+)
+from diffax.schedules.families import (
+    alpha_bar_linear,
+    cosine,
+    linear,
+    quadratic,
+    sigmoid,
+    sigmoid_beta,
+)
+from diffax.schedules.learned import learned
+from diffax.schedules.log_snr_families import (
+    cosine_logsnr,
+    edm,
+    from_log_snr,
+    laplace,
+    linear_logsnr,
+    sigmoid_logsnr,
+)
+from diffax.schedules.registry import get, keywords, names, register
+from diffax.schedules.transforms import (
+    concrete_ends,
+    ends_of,
+    from_json,
+    frozen,
+    input_scaled,
+    require_finite_ends,
+    shifted,
+    with_endpoints,
+    zero_terminal_snr,
+)
+
+__all__ = [
+    "LOG_SNR_MAX",
+    "LOG_SNR_MIN",
+    "DiscreteSchedule",
+    "Schedule",
+    "alpha_bar_linear",
+    "alpha_of",
+    "concrete_ends",
+    "cosine",
+    "cosine_logsnr",
+    "edm",
+    "ends_of",
+    "from_betas",
+    "from_json",
+    "from_log_snr",
+    "from_log_snr_table",
+    "frozen",
+    "get",
+    "input_scaled",
+    "keywords",
+    "laplace",
+    "learned",
+    "linear",
+    "linear_logsnr",
+    "names",
+    "quadratic",
+    "register",
+    "require_finite_ends",
+    "shifted",
+    "sigma_of",
+    "sigmoid",
+    "sigmoid_beta",
+    "sigmoid_logsnr",
+    "with_endpoints",
+    "zero_terminal_snr",
+]

@@ -1,0 +1,294 @@
+"""The two kinds of schedule: `Schedule` (continuous time) and `DiscreteSchedule` (T steps).
+
+Both answer `log_snr(t)`, `alpha(t)`, `sigma(t)`, and both are pytrees, so `jit`, `vmap`, `pmap` and
+`grad` work on them. A fixed schedule has no array leaves; a learned one has its parameters. Code
+that needs to know which kind it holds reads `schedule.num_steps` (None in continuous time).
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from typing import Any, ClassVar
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+# The default ends of every schedule that takes `log_snr_max` and `log_snr_min`.
+LOG_SNR_MAX = 10.0
+LOG_SNR_MIN = -10.0
+
+
+def static(**kwargs: Any) -> Any:
+    """A dataclass field that is part of the tree's structure, not a leaf: hashable, not traced."""
+    return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+def pytree(cls: type) -> type:
+    """Makes `cls` a frozen dataclass and a pytree; fields declared by `static` are structure."""
+    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+
+
+def alpha_of(log_snr: jax.Array) -> jax.Array:
+    """alpha = sqrt(sigmoid(log_snr)), exact at both ends; finite gradients for every log-SNR."""
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(log_snr))
+
+
+def sigma_of(log_snr: jax.Array) -> jax.Array:
+    """sigma = sqrt(sigmoid(-log_snr)), exact at both ends; finite gradients for every log-SNR."""
+    return jnp.exp(0.5 * jax.nn.log_sigmoid(-log_snr))
+
+
+def as_float(x: Any) -> jax.Array:
+    """`x` as a floating array: floats keep their dtype, integers take JAX's default float."""
+    x = jnp.asarray(x)
+    return x if jnp.issubdtype(x.dtype, jnp.floating) else x.astype(jnp.result_type(float))
+
+
+class _Levels:
+    """What follows from `log_snr(t)` alone, in continuous and in discrete time."""
+
+    def alpha(self, t: jax.Array) -> jax.Array:
+        """Signal scale, sqrt(sigmoid(log_snr(t))); shape of `t`."""
+        return alpha_of(self.log_snr(t))
+
+    def sigma(self, t: jax.Array) -> jax.Array:
+        """Noise scale, sqrt(sigmoid(-log_snr(t))); shape of `t`; alpha**2 + sigma**2 = 1."""
+        return sigma_of(self.log_snr(t))
+
+    def alpha_bar(self, t: jax.Array) -> jax.Array:
+        """alpha(t)**2, the share of the variance that is signal; shape of `t`."""
+        return jax.nn.sigmoid(self.log_snr(t))
+
+    def endpoint_mask(self) -> Any:
+        """A tree like the schedule, of booleans: which leaves are endpoints (the rest is shape)."""
+        return jax.tree.map(lambda _: False, self)
+
+
+class Schedule(_Levels):
+    """A continuous-time, variance-preserving noise schedule: x_t = alpha(t) x0 + sigma(t) eps.
+
+    A subclass gives `log_snr(t)`, the log of alpha**2 / sigma**2, decreasing in t in [0, 1]; the
+    rest follows. Closed forms may override `inverse_log_snr` and `discretize`.
+    """
+
+    num_steps: ClassVar[None] = None
+    zero_terminal: ClassVar[bool] = False  # meant to be used at zero SNR exactly (t = 1 included)
+
+    def log_snr(self, t: jax.Array) -> jax.Array:
+        """log(alpha**2 / sigma**2) at `t`: float array in [0, 1]; same shape and dtype."""
+        raise TypeError(f"{type(self).__name__} does not define log_snr(t)")
+
+    def log_snr_and_slope(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """log_snr(t) and its derivative by t (negative), each of the shape of `t`."""
+        t = as_float(t)
+        return jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))
+
+    def inverse_log_snr(self, log_snr: jax.Array) -> jax.Array:
+        """The t in [0, 1] at which the schedule has this log-SNR; values beyond its ends give the
+        ends.
+
+        By bisection, to float accuracy; differentiable in `log_snr` and in the schedule's
+        parameters (implicit function theorem).
+        """
+        target = as_float(log_snr)
+        frozen = jax.lax.stop_gradient(self)
+        fixed = jax.lax.stop_gradient(target)
+
+        def halve(_, bracket):
+            low, high = bracket
+            middle = 0.5 * (low + high)
+            later = frozen.log_snr(middle) > fixed
+            return jnp.where(later, middle, low), jnp.where(later, high, middle)
+
+        # 64 halvings resolve t = 1e-12 to float32's relative accuracy.
+        low, high = jax.lax.fori_loop(0, 64, halve, (jnp.zeros_like(target), jnp.ones_like(target)))
+        middle = 0.5 * (low + high)
+        t = jnp.where(fixed >= frozen.log_snr(jnp.zeros_like(target)), 0.0, middle)
+        t = jnp.where(fixed <= frozen.log_snr(jnp.ones_like(target)), 1.0, t)
+
+        inside = (t > 0) & (t < 1)
+        at = jnp.where(inside, t, 0.5)
+        _, slope = frozen.log_snr_and_slope(at)
+        miss = jnp.where(inside, self.log_snr(at) - jnp.where(inside, target, 0.0), 0.0)
+        return t - (miss - jax.lax.stop_gradient(miss)) / slope
+
+    def discretize(self, num_steps: int) -> DiscreteSchedule:
+        """The schedule seen at T = `num_steps` times: index i stands for t = (i + 1) / T."""
+        check_num_steps(num_steps)
+        t = (jnp.arange(num_steps) + 1) / num_steps
+        return from_log_snr_table(self.log_snr(t), zero_terminal=self._reaches_zero_snr())
+
+    def map_log_snr(self, change: LogSnrMap) -> Schedule:
+        """The schedule whose log-SNR is `change.forward(log_snr(t), log_snr(0), log_snr(1))`."""
+        return Mapped(self, change)
+
+    def _reaches_zero_snr(self) -> bool:
+        """Whether log_snr(1) is minus infinity; a learned schedule's end is always finite."""
+        if jax.tree.leaves(self):
+            return self.zero_terminal
+        with jax.ensure_compile_time_eval():
+            return self.zero_terminal or bool(jnp.isneginf(self.log_snr(1.0)))
+
+
+@pytree
+class DiscreteSchedule(_Levels):
+    """T steps of noise: beta_i, and the log-SNR after step i, for i = 0 .. T - 1.
+
+    Index i is paper step i + 1: x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) eps. The log-SNR is
+    kept beside the betas since float32 betas cannot give it back without cancellation. Made by
+    `from_betas`, `from_log_snr_table` and `Schedule.discretize`.
+    """
+
+    betas: jax.Array  # (T,) in (0, 1]
+    log_snrs: jax.Array  # (T,), decreasing
+    zero_terminal: bool = static(default=False)
+
+    @property
+    def num_steps(self) -> int:
+        """T."""
+        return self.betas.shape[-1]
+
+    @property
+    def alphas_cumprod(self) -> jax.Array:
+        """alpha_bar, the running product of 1 - beta: (T,)."""
+        return jax.nn.sigmoid(self.log_snrs)
+
+    def log_snr(self, t: jax.Array) -> jax.Array:
+        """log(alpha**2 / sigma**2) at the integer index `t`, any shape, 0 .. T - 1; same shape."""
+        return self.log_snrs[_as_index(t)]
+
+    def beta(self, t: jax.Array) -> jax.Array:
+        """beta at the integer index `t`; same shape."""
+        return self.betas[_as_index(t)]
+
+    def inverse_log_snr(self, log_snr: jax.Array) -> jax.Array:
+        """The index whose log-SNR is nearest to `log_snr` (any shape); int32, same shape."""
+        distance = jnp.abs(jnp.asarray(log_snr)[..., None] - self.log_snrs)
+        return jnp.argmin(jnp.where(jnp.isnan(distance), 0.0, distance), axis=-1).astype(jnp.int32)
+
+    def map_log_snr(self, change: LogSnrMap) -> DiscreteSchedule:
+        """The same indices with log-SNR `change.forward(log_snrs, log_snrs[0], log_snrs[-1])`."""
+        table = change.forward(self.log_snrs, self.log_snrs[0], self.log_snrs[-1])
+        return from_log_snr_table(table, zero_terminal=self.zero_terminal or change.zero_terminal)
+
+
+class LogSnrMap:
+    """An increasing change of log-SNR values, told the schedule's own ends; see `transforms`."""
+
+    zero_terminal: ClassVar[bool] = False
+
+    def forward(self, log_snr: jax.Array, first: jax.Array, last: jax.Array) -> jax.Array:
+        """The new log-SNR; `first` and `last` are the log-SNR at the clean and the noisy end."""
+        raise TypeError(f"{type(self).__name__} does not define forward")
+
+    def backward(self, log_snr: jax.Array, first: jax.Array, last: jax.Array) -> jax.Array:
+        """The inverse of `forward` at the same ends."""
+        raise TypeError(f"{type(self).__name__} does not define backward")
+
+
+@pytree
+class Mapped(Schedule):
+    """A continuous schedule with its log-SNR values changed; made by `Schedule.map_log_snr`."""
+
+    inner: Schedule
+    change: LogSnrMap = static()
+
+    @property
+    def zero_terminal(self) -> bool:
+        """True if either the schedule or the change ends at zero SNR."""
+        return self.inner.zero_terminal or self.change.zero_terminal
+
+    def _ends(self) -> tuple[jax.Array, jax.Array]:
+        return self.inner.log_snr(0.0), self.inner.log_snr(1.0)
+
+    def log_snr(self, t: jax.Array) -> jax.Array:
+        """forward(inner.log_snr(t)); see `Schedule.log_snr`."""
+        return self.change.forward(self.inner.log_snr(as_float(t)), *self._ends())
+
+    def inverse_log_snr(self, log_snr: jax.Array) -> jax.Array:
+        """inner.inverse_log_snr(backward(log_snr))."""
+        return self.inner.inverse_log_snr(self.change.backward(as_float(log_snr), *self._ends()))
+
+    def endpoint_mask(self) -> Any:
+        """The inner schedule's mask, in this tree's structure."""
+        return dataclasses.replace(self, inner=self.inner.endpoint_mask())
+
+
+def from_betas(betas: Any) -> DiscreteSchedule:
+    """The discrete schedule of these betas: alpha_bar_i = prod_{j <= i} (1 - beta_j).
+
+    Args:
+      betas: (T,), each in (0, 1], only the last may be 1. Concrete values are summed in float64 on
+        the host, so that the float32 log-SNR is right to its last digit; traced ones in their
+        dtype.
+
+    Raises:
+      ValueError: not one-dimensional, empty, or a beta outside its range.
+    """
+    if np.ndim(betas) != 1 or len(betas) == 0:
+        raise ValueError(f"betas must have shape (T,) with T >= 1, got shape {np.shape(betas)}")
+    if isinstance(betas, jax.core.Tracer):
+        log_alpha_bar = jnp.cumsum(jnp.log1p(-betas))
+        log_snrs = log_alpha_bar - jnp.log(-jnp.expm1(log_alpha_bar))
+        return DiscreteSchedule(betas=betas, log_snrs=log_snrs)
+    exact = np.asarray(betas, np.float64)
+    wrong = ~(
+        (exact > 0) & ((exact < 1) | ((exact == 1) & (np.arange(len(exact)) == len(exact) - 1)))
+    )
+    if wrong.any():
+        at = int(np.argmax(wrong))
+        raise ValueError(
+            f"betas[{at}] is {exact[at]:g}; betas lie in (0, 1), and only the last may be 1"
+        )
+    with np.errstate(divide="ignore"):  # the last beta may be 1: log alpha_bar = -inf
+        log_alpha_bar = np.cumsum(np.log1p(-exact))
+        log_snrs = log_alpha_bar - np.log(-np.expm1(log_alpha_bar))
+    dtype = jnp.result_type(float)
+    return DiscreteSchedule(
+        betas=jnp.asarray(exact, dtype),
+        log_snrs=jnp.asarray(log_snrs, dtype),
+        zero_terminal=bool(exact[-1] == 1),
+    )
+
+
+def from_log_snr_table(log_snrs: jax.Array, zero_terminal: bool = False) -> DiscreteSchedule:
+    """The discrete schedule with this log-SNR after each step, (T,), decreasing.
+
+    beta_i = 1 - alpha_bar_i / alpha_bar_{i-1}, from differences of log alpha_bar (no cancellation).
+    `zero_terminal` says that the last entry is minus infinity.
+    """
+    log_snrs = as_float(log_snrs)
+    log_alpha_bar = jax.nn.log_sigmoid(log_snrs)
+    before = jnp.concatenate([jnp.zeros_like(log_alpha_bar[:1]), log_alpha_bar[:-1]])
+    return DiscreteSchedule(
+        betas=-jnp.expm1(log_alpha_bar - before), log_snrs=log_snrs, zero_terminal=zero_terminal
+    )
+
+
+def check_endpoints(log_snr_max: float, log_snr_min: float) -> tuple[float, float]:
+    """Both as floats; raises ValueError unless they are finite and log_snr_max > log_snr_min."""
+    log_snr_max, log_snr_min = float(log_snr_max), float(log_snr_min)
+    if not (
+        math.isfinite(log_snr_max) and math.isfinite(log_snr_min) and log_snr_max > log_snr_min
+    ):
+        raise ValueError(
+            f"log_snr_max={log_snr_max:g}, log_snr_min={log_snr_min:g}: need finite values with"
+            " log_snr_max > log_snr_min"
+        )
+    return log_snr_max, log_snr_min
+
+
+def check_num_steps(num_steps: int) -> None:
+    if int(num_steps) != num_steps or num_steps < 1:
+        raise ValueError(f"num_steps must be a whole number >= 1, got {num_steps}")
+
+
+def _as_index(t: Any) -> jax.Array:
+    t = jnp.asarray(t)
+    if not jnp.issubdtype(t.dtype, jnp.integer):
+        raise TypeError(
+            f"a discrete schedule is indexed by integers 0 .. T - 1, got t of dtype {t.dtype}"
+        )
+    return t
