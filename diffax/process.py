@@ -66,10 +66,8 @@ def q_step(
       ValueError: a continuous schedule without `s`.
     """
     log_snr_t, log_snr_s = schedule.log_snr(t), _earlier(schedule, t, s)
-    log_kept = jax.nn.log_sigmoid(log_snr_t) - jax.nn.log_sigmoid(log_snr_s)  # log(1 - beta)
-    kept = expand_to(jnp.exp(0.5 * log_kept), x_prev)
-    added = expand_to(jnp.sqrt(-jnp.expm1(log_kept)), x_prev)
-    return kept * x_prev + added * noise
+    beta = expand_to(transition_variance(log_snr_t, log_snr_s), x_prev)
+    return jnp.sqrt(1 - beta) * x_prev + jnp.sqrt(beta) * noise
 
 
 def q_posterior(
@@ -106,6 +104,25 @@ def posterior_between(
     mean = expand_to(alpha_of(log_snr_s) * c, x0) * x0
     mean = mean + expand_to(jnp.exp(log_alpha + 2 * log_sigma), x0) * x_t
     return mean, expand_to(sigma_of(log_snr_s) ** 2 * c, x0)
+
+
+def transition_variance(log_snr_t: jax.Array, log_snr_s: jax.Array) -> jax.Array:
+    """Variance of q(x_t | x_s) = 1 - alpha_t^2 / alpha_s^2, "beta" of the step; per example."""
+    return -jnp.expm1(jax.nn.log_sigmoid(log_snr_t) - jax.nn.log_sigmoid(log_snr_s))
+
+
+def learned_log_variance(
+    fraction: jax.Array, log_snr_t: jax.Array, log_snr_s: jax.Array
+) -> jax.Array:
+    """log variance = v log beta + (1 - v) log beta~, v = (fraction + 1) / 2 (Nichol 2021, eq. 15).
+
+    beta is the variance of the step x_s -> x_t, beta~ that of its posterior. `fraction` is the
+    network's second half, (batch, ..., C), in [-1, 1] by training but not bounded.
+    """
+    log_small = jnp.log(sigma_of(log_snr_s) ** 2 * -jnp.expm1(log_snr_t - log_snr_s))
+    log_large = jnp.log(transition_variance(log_snr_t, log_snr_s))
+    share = 0.5 * (fraction + 1)
+    return share * expand_to(log_large, fraction) + (1 - share) * expand_to(log_small, fraction)
 
 
 def _earlier(schedule: AnySchedule, t: jax.Array, s: jax.Array | None) -> jax.Array:
@@ -183,7 +200,7 @@ def refuse_eps_at_zero_snr(schedule: AnySchedule, prediction: str) -> None:
     if prediction == "eps" and schedule.zero_terminal:
         raise ValueError(
             "prediction='eps' can't give x0 at zero SNR, where this schedule ends: use"
-            " prediction='v' or prediction='x0', or give the schedule a finite end by with_endpoints"
+            " prediction='v' or prediction='x0', or a finite end, by with_endpoints"
         )
 
 

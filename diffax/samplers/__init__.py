@@ -1,0 +1,18 @@
+"""Samplers: one file per solver, the grids in `grids`, the one loop in `loop`."""
+
+from diffax.samplers.base import Denoised, Level, Sampler, Step
+from diffax.samplers.grids import GRIDS
+from diffax.samplers.loop import SAMPLERS, get, options_of, sample, visited_levels
+
+__all__ = [
+    "GRIDS",
+    "SAMPLERS",
+    "Denoised",
+    "Level",
+    "Sampler",
+    "Step",
+    "get",
+    "options_of",
+    "sample",
+    "visited_levels",
+]

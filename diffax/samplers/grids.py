@@ -1,0 +1,158 @@
+"""Grids: the times that a sampler visits, each defined on t and on the index, in one function.
+
+A grid gives `num_steps` strictly decreasing times, the noisiest first; after the last, the sampler
+goes to x0. In continuous time they lie between `noisy` and `clean`, the ends of the visited range
+(1 and 0 unless log-SNR is clipped); in discrete time they are indices among T - 1 .. 0.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax.schedules import DiscreteSchedule, Schedule
+
+_RHO = 7.0  # Karras 2022
+
+
+class Range(NamedTuple):
+    """What a grid is laid over."""
+
+    schedule: Schedule | DiscreteSchedule
+    noisy: jax.Array  # continuous t of the noisy and of the clean end
+    clean: jax.Array
+    log_snr_noisy: jax.Array  # finite: the visited range, clipped
+    log_snr_clean: jax.Array
+
+    @property
+    def num_steps(self) -> int | None:
+        """T, or None in continuous time."""
+        return self.schedule.num_steps
+
+    def between(self, share: np.ndarray) -> jax.Array:
+        """Continuous times at these shares of the way from the noisy to the clean end."""
+        return (1 - share) * self.noisy + share * self.clean  # keeps a tiny clean end exact
+
+
+def trailing(over: Range, n: int) -> jax.Array:
+    """t_i = noisy + (i / n)(clean - noisy); index round(T - i T / n) - 1 (Lin 2023).
+
+    n equal intervals from the noisiest time, whose last ends in x0.
+    """
+    if over.num_steps is None:
+        return over.between(np.arange(n) / n)
+    total = over.num_steps
+    return jnp.asarray(np.round(total - np.arange(n) * total / n).astype(np.int32) - 1)
+
+
+def leading(over: Range, n: int) -> jax.Array:
+    """t_i = noisy + ((i + 1) / n)(clean - noisy); index (n - 1 - i) (T // n) (DDIM's code).
+
+    Ends at the cleanest time and leaves out the noisiest: few steps start from too little noise
+    (Lin 2023 shows the harm).
+    """
+    if over.num_steps is None:
+        return over.between((np.arange(n) + 1) / n)
+    return jnp.asarray(np.arange(n)[::-1] * (over.num_steps // n), jnp.int32)
+
+
+def linspace(over: Range, n: int) -> jax.Array:
+    """n equally spaced times, both ends included; indices rounded."""
+    share = np.linspace(0.0, 1.0, n)
+    if over.num_steps is None:
+        return over.between(share)
+    return jnp.asarray(np.round((over.num_steps - 1) * (1 - share)), jnp.int32)
+
+
+def quadratic(over: Range, n: int) -> jax.Array:
+    """t_i = clean + (noisy - clean)(1 - i / n)^2; index round((T - 1)(1 - i / (n - 1))^2).
+
+    Denser towards x0 (Song 2021, DDIM, appendix D.2, whose code stops at 0.8 T: here the grid
+    starts at the noisiest time). Indices that round to the same are moved apart by one.
+    """
+    if over.num_steps is None:
+        return over.between(1 - (1 - np.arange(n) / n) ** 2)
+    indices = np.round((over.num_steps - 1) * np.linspace(1.0, 0.0, n) ** 2)
+    return _distinct(jnp.asarray(indices, jnp.int32))
+
+
+def logsnr(over: Range, n: int) -> jax.Array:
+    """n equally spaced log-SNRs, both ends included (Lu 2022); nearest indices in discrete time."""
+    share = jnp.linspace(0.0, 1.0, n)
+    return _at_levels(over, over.log_snr_noisy * (1 - share) + over.log_snr_clean * share)
+
+
+def karras(over: Range, n: int) -> jax.Array:
+    """(sigma / alpha)^(1/7) equally spaced, both ends included (Karras 2022, eq. 5, rho = 7)."""
+    share = jnp.linspace(0.0, 1.0, n)
+    noisy, clean = (
+        jnp.exp(-level / (2 * _RHO)) for level in (over.log_snr_noisy, over.log_snr_clean)
+    )
+    return _at_levels(over, -2 * _RHO * jnp.log(noisy * (1 - share) + clean * share))
+
+
+def _at_levels(over: Range, log_snrs: jax.Array) -> jax.Array:
+    times = over.schedule.inverse_log_snr(log_snrs)
+    if over.num_steps is None:
+        # The ends exactly, not through the inverse; the noisy one may stand for zero SNR.
+        return times.at[0].set(over.noisy).at[-1].set(over.clean)
+    return _distinct(times.at[0].set(over.num_steps - 1))
+
+
+def _distinct(indices: jax.Array) -> jax.Array:
+    """Decreasing indices moved apart, by as little as possible, until they differ."""
+    rank = jnp.arange(indices.shape[0])[::-1]  # the least index that leaves room for those below
+    raised = jnp.maximum(indices, rank)
+    gap = jnp.minimum.accumulate(raised + jnp.arange(indices.shape[0]))
+    return (gap - jnp.arange(indices.shape[0])).astype(jnp.int32)
+
+
+GRIDS: dict[str, Callable[[Range, int], jax.Array]] = {
+    "uniform": trailing,
+    "trailing": trailing,
+    "leading": leading,
+    "linspace": linspace,
+    "quadratic": quadratic,
+    "logsnr": logsnr,
+    "karras": karras,
+}
+
+
+def times(over: Range, grid: str | Sequence[float] | jax.Array, num_steps: int) -> jax.Array:
+    """The times of a named grid, or the given ones, checked.
+
+    Raises:
+      ValueError: fewer than 2 steps, more than a discrete schedule has, an unknown name, or given
+        times that don't decrease strictly or lie outside the schedule.
+    """
+    if not isinstance(grid, str):
+        return _explicit(over, grid)
+    if grid not in GRIDS:
+        raise ValueError(f"grid={grid!r}: allowed are {', '.join(GRIDS)}, or a list of times")
+    _check_count(over, num_steps)
+    return GRIDS[grid](over, int(num_steps))
+
+
+def _check_count(over: Range, num_steps: int) -> None:
+    most = over.num_steps
+    if int(num_steps) != num_steps or num_steps < 2 or (most is not None and num_steps > most):
+        allowed = "2 or more" if most is None else f"2 to {most}, the schedule's own steps"
+        raise ValueError(f"num_steps={num_steps}: allowed are whole numbers, {allowed}")
+
+
+def _explicit(over: Range, given: Sequence[float] | jax.Array) -> jax.Array:
+    values = np.asarray(given)
+    highest = 1.0 if over.num_steps is None else over.num_steps - 1
+    whole = over.num_steps is None or np.issubdtype(values.dtype, np.integer)
+    inside = values.ndim == 1 and len(values) >= 2 and values.min() >= 0 and values.max() <= highest
+    if not (inside and whole and np.all(np.diff(values) < 0)):
+        kind = "times" if over.num_steps is None else "indices"
+        raise ValueError(
+            f"grid={values.tolist()}: explicit {kind} decrease strictly, from at most {highest} to"
+            " at least 0, two or more of them"
+        )
+    return jnp.asarray(values, jnp.result_type(float) if over.num_steps is None else jnp.int32)

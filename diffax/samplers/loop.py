@@ -1,0 +1,180 @@
+"""The one loop that drives every solver: a `lax.scan` over the levels of a grid."""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Callable, Sequence
+
+import jax
+import jax.numpy as jnp
+
+from diffax import process
+from diffax.process import AnySchedule, Predict
+from diffax.samplers import grids
+from diffax.samplers.base import Denoised, Level, Sampler, Step
+from diffax.samplers.ddim import ddim
+from diffax.samplers.ddpm import ddpm
+from diffax.schedules import concrete_ends, ends_of
+
+SAMPLERS: dict[str, Callable[..., Sampler]] = {"ddim": ddim, "ddpm": ddpm}
+
+
+def get(name: str, **options: object) -> Sampler:
+    """The solver of that name, built with its options.
+
+    Raises:
+      ValueError: an unknown name, or an option that it does not take; lists the allowed ones.
+    """
+    if name not in SAMPLERS:
+        raise ValueError(f"sampler={name!r}: allowed are {', '.join(SAMPLERS)}")
+    allowed = options_of(name)
+    for option in options:
+        if option not in allowed:
+            raise ValueError(
+                f"sampler {name!r} has no option {option!r}; allowed are {', '.join(allowed)}"
+            )
+    return SAMPLERS[name](**options)
+
+
+def options_of(name: str) -> tuple[str, ...]:
+    """The keyword options of the sampler `name`."""
+    return tuple(inspect.signature(SAMPLERS[name]).parameters)
+
+
+def sample(
+    key: jax.Array,
+    predict: Predict,
+    schedule: AnySchedule,
+    shape: Sequence[int],
+    sampler: str = "ddim",
+    num_steps: int = 50,
+    prediction: str = "eps",
+    grid: str | Sequence[float] | jax.Array = "uniform",
+    x_init: jax.Array | None = None,
+    clip_x0: float | None = None,
+    return_trajectory: bool = False,
+    log_snr_max: float = 20.0,
+    log_snr_min: float = -20.0,
+    **options: object,
+) -> jax.Array | tuple[jax.Array, jax.Array]:
+    """Draws x0 by integrating the reverse process over `num_steps` noise levels, the last to x0.
+
+    Pure and traceable; wrap it in `jax.jit` (with `predict` closed over) to compile it once.
+
+    Args:
+      key: PRNG key, for the start and for every stochastic step.
+      predict: predict(x_t, t) -> prediction of x_t's shape, t of shape (batch,), float in [0, 1] or
+        the integer index; or `by_log_snr(f)`, which is told the log-SNR instead.
+      schedule: any schedule, continuous or discrete, fixed or learned.
+      shape: (batch, ..., C) of what is drawn.
+      sampler: a name in `SAMPLERS`; its docstring tells the calls per step. `options` go to it.
+      num_steps: levels visited, at least 2; in a discrete schedule at most T.
+      prediction: "eps", "x0" or "v".
+      grid: a name in `grids.GRIDS`, or the times themselves, strictly decreasing.
+      x_init: the start, at the first level; standard normal if left out.
+      clip_x0: a bound on |x0|, applied to every x0 estimate before it is used.
+      return_trajectory: also return the states, (steps + 1, *shape), the start first.
+      log_snr_max, log_snr_min: the range visited. Beyond it levels are clipped, so that schedules
+        with infinite ends start and end at finite ones. A zero-terminal-SNR schedule is started at
+        zero SNR exactly, by v and x0 prediction.
+
+    Returns:
+      x0 of `shape`, or (x0, trajectory).
+
+    Raises:
+      ValueError: an unknown name or option, a step count or grid that does not fit the schedule, or
+        eps-prediction where zero SNR is visited.
+    """
+    solver = get(sampler, **options)
+    levels = visited_levels(
+        schedule, num_steps, grid, prediction, log_snr_max=log_snr_max, log_snr_min=log_snr_min
+    )
+    shape = tuple(shape)
+    start_key, step_key = jax.random.split(key)
+    x = jax.random.normal(start_key, shape) if x_init is None else jnp.asarray(x_init)
+    if x.shape != shape:
+        raise ValueError(f"x_init has shape {x.shape}, and shape={shape} was asked for")
+    denoise = _denoiser(predict, prediction, clip_x0, solver.learned_variance)
+
+    def body(state, inputs):
+        x, carry = state
+        i, now, after = inputs
+        at = Step(jax.random.fold_in(step_key, i), now, after, denoise)
+        x_next, carry = solver.step(x, carry, at)
+        x_next = x_next.astype(x.dtype)
+        return (x_next, carry), x_next if return_trajectory else None
+
+    n = levels.t.shape[0]
+    after = Level(
+        jnp.concatenate([levels.t[1:], jnp.zeros_like(levels.t[:1])]),
+        jnp.concatenate([levels.log_snr[1:], jnp.full_like(levels.log_snr[:1], jnp.inf)]),
+    )
+    (result, _), states = jax.lax.scan(body, (x, solver.init(x)), (jnp.arange(n), levels, after))
+    if not return_trajectory:
+        return result
+    return result, jnp.concatenate([x[None], states])
+
+
+def visited_levels(
+    schedule: AnySchedule,
+    num_steps: int,
+    grid: str | Sequence[float] | jax.Array = "uniform",
+    prediction: str = "eps",
+    log_snr_max: float = 20.0,
+    log_snr_min: float = -20.0,
+) -> Level:
+    """The levels that `sample` visits, noisiest first; fields of shape (steps,). See `sample`."""
+    process.refuse_eps_at_zero_snr(schedule, prediction)
+    ends = concrete_ends(schedule)
+    if prediction == "eps" and log_snr_min == -jnp.inf and ends is not None and ends[1] == -jnp.inf:
+        raise ValueError(
+            "log_snr_min=-inf with prediction='eps': eps can't give x0 at zero SNR; use a finite"
+            " log_snr_min, or v or x0 prediction"
+        )
+    lowest = -jnp.inf if schedule.zero_terminal else log_snr_min
+    first, last = (jnp.asarray(end, jnp.result_type(float)) for end in ends_of(schedule))
+    over = grids.Range(
+        schedule,
+        noisy=jnp.where(last >= lowest, 1.0, _time_of(schedule, max(lowest, -1e30))),
+        clean=jnp.where(first <= log_snr_max, 0.0, _time_of(schedule, min(log_snr_max, 1e30))),
+        log_snr_noisy=jnp.maximum(last, log_snr_min if log_snr_min > -jnp.inf else -20.0),
+        log_snr_clean=jnp.minimum(first, log_snr_max if log_snr_max < jnp.inf else 20.0),
+    )
+    t = grids.times(over, grid, num_steps)
+    return Level(t, jnp.clip(schedule.log_snr(t), lowest, log_snr_max))
+
+
+def _time_of(schedule: AnySchedule, log_snr: float) -> jax.Array:
+    # The visited range is laid over t in continuous time only; indices are visited as they are.
+    if schedule.num_steps is not None:
+        return jnp.zeros(())
+    return schedule.inverse_log_snr(jnp.asarray(log_snr, jnp.result_type(float)))
+
+
+def _denoiser(
+    predict: Predict, prediction: str, clip_x0: float | None, learned_variance: bool
+) -> Callable[[jax.Array, Level], Denoised]:
+    """x_t, level -> Denoised: one network call, converted and clipped."""
+    if clip_x0 is not None and not clip_x0 > 0:
+        raise ValueError(f"clip_x0={clip_x0}: must be positive, or None for no clipping")
+
+    def denoise(x: jax.Array, level: Level) -> Denoised:
+        batch = x.shape[:1]
+        t, log_snr = (jnp.broadcast_to(value, batch) for value in level)
+        out = process.told(predict, x, t, log_snr)
+        channels = x.shape[-1] * (2 if learned_variance else 1)
+        if out.shape != (*x.shape[:-1], channels):
+            raise ValueError(
+                f"the predictor gave shape {out.shape}, and {(*x.shape[:-1], channels)} is needed"
+                + (" (mean and variance)" if learned_variance else "")
+            )
+        out, variance = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
+        x0 = process.convert(out, x, level.alpha, level.sigma, prediction, "x0")
+        if clip_x0 is None:
+            eps = process.convert(out, x, level.alpha, level.sigma, prediction, "eps")
+            return Denoised(x0, eps, variance)
+        x0 = jnp.clip(x0, -clip_x0, clip_x0)
+        # eps that belongs to the clipped x0, so that x_t = alpha x0 + sigma eps still holds
+        return Denoised(x0, process.convert(x0, x, level.alpha, level.sigma, "x0", "eps"), variance)
+
+    return denoise
