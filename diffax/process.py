@@ -112,17 +112,16 @@ def transition_variance(log_snr_t: jax.Array, log_snr_s: jax.Array) -> jax.Array
 
 
 def learned_log_variance(
-    fraction: jax.Array, log_snr_t: jax.Array, log_snr_s: jax.Array
+    fraction: jax.Array, log_large: jax.Array, log_small: jax.Array
 ) -> jax.Array:
-    """log variance = v log beta + (1 - v) log beta~, v = (fraction + 1) / 2 (Nichol 2021, eq. 15).
+    """v log_large + (1 - v) log_small, v = (fraction + 1) / 2 (Nichol & Dhariwal 2021, eq. 15).
 
-    beta is the variance of the step x_s -> x_t, beta~ that of its posterior. `fraction` is the
-    network's second half, (batch, ..., C), in [-1, 1] by training but not bounded.
+    `log_large` and `log_small` are the logs of the step's variance and of its posterior's.
+    `fraction` is the network's second half, (batch, ..., C), in [-1, 1] by training but not
+    bounded.
     """
-    log_small = jnp.log(sigma_of(log_snr_s) ** 2 * -jnp.expm1(log_snr_t - log_snr_s))
-    log_large = jnp.log(transition_variance(log_snr_t, log_snr_s))
     share = 0.5 * (fraction + 1)
-    return share * expand_to(log_large, fraction) + (1 - share) * expand_to(log_small, fraction)
+    return share * log_large + (1 - share) * log_small
 
 
 def _earlier(schedule: AnySchedule, t: jax.Array, s: jax.Array | None) -> jax.Array:
@@ -150,7 +149,26 @@ _WRITE: dict[str, Callable] = {
     "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
     "score": lambda x0, eps, alpha, sigma: -eps / sigma,
 }
-PREDICTIONS = ("eps", "x0", "v")  # what a network may be trained to predict
+# prediction -> log_snr -> |eps - eps_hat|^2 / |target - pred|^2, for a network's own prediction
+_EPS_SCALE: dict[str, Callable] = {
+    "eps": jnp.ones_like,
+    "x0": jnp.exp,
+    "v": jax.nn.sigmoid,
+}
+PREDICTIONS = tuple(_EPS_SCALE)  # what a network may be trained to predict
+
+
+def target_of(prediction: str, x0: jax.Array, eps: jax.Array, log_snr: jax.Array) -> jax.Array:
+    """What a network that predicts `prediction` is trained towards; log_snr (batch,) or ()."""
+    check_prediction(prediction)
+    alpha, sigma = expand_to(alpha_of(log_snr), x0), expand_to(sigma_of(log_snr), x0)
+    return _WRITE[prediction](x0, eps, alpha, sigma)
+
+
+def eps_scale(prediction: str, log_snr: jax.Array) -> jax.Array:
+    """The factor from a squared error of the prediction to that of eps: 1, SNR or alpha^2."""
+    check_prediction(prediction)
+    return _EPS_SCALE[prediction](jnp.asarray(log_snr))
 
 
 def convert(

@@ -95,8 +95,11 @@ def importance(bins: int = 100, kept: int = 10, floor: float = 0.001) -> TimeSam
         # the rank of each loss among the batch's losses of its bin, so that none overwrites another
         same = chosen[:, None] == chosen[None, :]
         rank = jnp.sum(jnp.tril(same, -1), axis=1)
-        slot = (state.count[chosen] + rank) % kept
-        return _History(state.losses.at[chosen, slot].set(losses), state.count.at[chosen].add(1))
+        # a ring holds the first `kept` of them, the rest falls outside and is dropped
+        slot = jnp.where(rank < kept, (state.count[chosen] + rank) % kept, kept)
+        return _History(
+            state.losses.at[chosen, slot].set(losses, mode="drop"), state.count.at[chosen].add(1)
+        )
 
     return TimeSampler(init, sample, update)
 

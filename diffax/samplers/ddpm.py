@@ -20,7 +20,8 @@ def _fixed_large(at: Step, out: Denoised, small: jax.Array) -> jax.Array:
 
 
 def _learned(at: Step, out: Denoised, small: jax.Array) -> jax.Array:
-    return jnp.exp(learned_log_variance(out.variance, at.now.log_snr, at.next.log_snr))
+    large = _fixed_large(at, out, small)
+    return jnp.exp(learned_log_variance(out.variance, jnp.log(large), jnp.log(small)))
 
 
 _VARIANCES: dict[str, Callable[[Step, Denoised, jax.Array], jax.Array]] = {
