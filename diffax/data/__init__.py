@@ -1,0 +1,26 @@
+"""Data sets in memory and endless batches from them.
+
+For instance:
+
+    dataset = diffax.data.load({"name": "digits"})
+    batches = diffax.data.batches(dataset.train, batch_size=128, seed=0)
+    next(batches)["x"]  # float32 (128, 8, 8, 1) in [-1, 1]
+"""
+
+from diffax.data.dataset import DataConfig, Dataset, Split
+from diffax.data.mixture import GaussianMixture, default_mixture
+from diffax.data.pipeline import batches
+from diffax.data.sources import SOURCES, Source, known_fields, load
+
+__all__ = [
+    "SOURCES",
+    "DataConfig",
+    "Dataset",
+    "GaussianMixture",
+    "Source",
+    "Split",
+    "batches",
+    "default_mixture",
+    "known_fields",
+    "load",
+]

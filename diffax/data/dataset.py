@@ -1,0 +1,142 @@
+"""What a data source delivers: a `Dataset` of two `Split`s held in memory."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """The fields of `config.data`, with their defaults.
+
+    Attributes:
+      name: a key of `diffax.data.SOURCES`, or the name of a TFDS image set ("fashion_mnist",
+        "emnist/letters", "cifar10:3.0.2", ...).
+      path: the folder of `folder`, the file of `npz`.
+      data_dir: where TFDS sets are prepared; empty: the environment variable TFDS_DATA_DIR, or else
+        ~/tensorflow_datasets. Sources that are no TFDS set ignore it.
+      image_size: images are resized (shorter side, antialiased) and centre-cropped to this many
+        pixels a side; 0 keeps their own size.
+      pad_to: images are then framed in black to this many pixels a side; 0 for no frame.
+      flip: horizontal flips as augmentation in training; read by the training loop, which hands it
+        to `batches`.
+      train_split, eval_split: TFDS split names, slices as in "train[:90%]" included.
+      channels: of `folder`; 1 grey, 3 colour, 0 grey if every file is.
+      array: of `npz`; the key of the array, empty to find it.
+    """
+
+    name: str = "digits"
+    path: str = ""
+    data_dir: str = ""
+    image_size: int = 0
+    pad_to: int = 0
+    flip: bool = False
+    train_split: str = "train"
+    eval_split: str = "test"
+    channels: int = 0
+    array: str = ""
+
+
+@dataclasses.dataclass(frozen=True)
+class Split:
+    """Examples in memory.
+
+    Attributes:
+      x: (N, ..., C), as stored: uint8 for 8-bit data, float32 for real data.
+      label: (N,) int32, or None.
+
+    Raises:
+      ValueError: if a dtype is another one, the split is empty, or the lengths differ.
+    """
+
+    x: np.ndarray
+    label: np.ndarray | None = None
+
+    def __post_init__(self):
+        if self.x.dtype not in (np.uint8, np.float32) or self.x.ndim < 2 or len(self.x) == 0:
+            raise ValueError(
+                "Split.x must be a uint8 or float32 array (N, ..., C) with N > 0; "
+                f"got {self.x.dtype} {self.x.shape}."
+            )
+        label = self.label
+        if label is not None and (label.dtype != np.int32 or label.shape != self.x.shape[:1]):
+            raise ValueError(
+                f"Split.label must be int32 of shape ({len(self.x)},); "
+                f"got {label.dtype} {label.shape}."
+            )
+
+    def __len__(self) -> int:
+        return len(self.x)
+
+    def array(self, indices=None) -> np.ndarray:
+        """x (all, or those at `indices`) as float32: 8-bit k as k / 127.5 - 1, real data as is."""
+        return to_float(self.x if indices is None else self.x[indices])
+
+
+@dataclasses.dataclass(frozen=True)
+class Dataset:
+    """A data set.
+
+    Attributes:
+      name: as in the config.
+      shape: of one example, (..., C).
+      num_classes: 0 if there are no labels.
+      levels: 256 for 8-bit data, None for real data.
+      train, eval: the two splits.
+      label_names: `num_classes` names, in the order of the labels.
+    """
+
+    name: str
+    shape: tuple[int, ...]
+    num_classes: int
+    levels: int | None
+    train: Split
+    eval: Split
+    label_names: tuple[str, ...] = ()
+
+
+def make_dataset(
+    name: str, train: Split, evaluation: Split, label_names: tuple[str, ...] = ()
+) -> Dataset:
+    """The `Dataset` of two splits; shape and levels are those of their arrays."""
+    if train.x.shape[1:] != evaluation.x.shape[1:] or train.x.dtype != evaluation.x.dtype:
+        raise ValueError(
+            f"data.name={name!r}: examples of the train split are {train.x.dtype} "
+            f"{train.x.shape[1:]}, those of the eval split {evaluation.x.dtype} "
+            f"{evaluation.x.shape[1:]}; they must agree (data.image_size makes sizes equal)."
+        )
+    return Dataset(
+        name=name,
+        shape=train.x.shape[1:],
+        num_classes=len(label_names),
+        levels=256 if train.x.dtype == np.uint8 else None,
+        train=train,
+        eval=evaluation,
+        label_names=label_names,
+    )
+
+
+def to_float(x: np.ndarray) -> np.ndarray:
+    """8-bit values k as float32 k / 127.5 - 1 (correctly rounded); float32 unchanged."""
+    if x.dtype == np.float32:
+        return x
+    out = x.astype(np.float32)
+    out -= 127.5  # exact; k / 127.5 - 1 in this order would round twice
+    out /= 127.5
+    return out
+
+
+def check_flip(flip: bool, shape: tuple[int, ...]) -> None:
+    """Refuses horizontal flips of examples (of shape `shape`) that are no images (H, W, C)."""
+    if flip and len(shape) != 3:
+        raise ValueError(
+            f"data.flip=True mirrors images (H, W, C), not examples of shape {shape}: set it False."
+        )
+
+
+def cut(num: int, order: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Sorted train and eval indices of a set without splits: the last tenth of `order` is eval."""
+    num_eval = max(1, round(num / 10))
+    return np.sort(order[:-num_eval]), np.sort(order[-num_eval:])

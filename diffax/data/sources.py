@@ -1,0 +1,94 @@
+"""The table of data sources, and `load`."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+from diffax.data import folder, mixture2d, npz, tfds_images
+from diffax.data.dataset import DataConfig, Dataset, check_flip
+from diffax.data.digits import prepare as digits
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+    """A way to load a data set, and the fields of `DataConfig` that it reads beyond the common."""
+
+    load: Callable[[DataConfig], Dataset]
+    fields: tuple[str, ...]
+
+
+_TFDS_FIELDS = ("image_size", "pad_to", "train_split", "eval_split")
+_COMMON_FIELDS = ("name", "data_dir", "flip")
+
+SOURCES: dict[str, Source] = {
+    "digits": Source(digits.load, _TFDS_FIELDS),
+    "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels")),
+    "npz": Source(npz.load, ("path", "array")),
+    "mixture2d": Source(mixture2d.load, ()),
+}
+_TFDS = Source(lambda config: tfds_images.load(config, also_known=tuple(SOURCES)), _TFDS_FIELDS)
+
+
+def known_fields() -> dict[str, Any]:
+    """Every field of `config.data` with its default (see `DataConfig` for what they mean)."""
+    return {field.name: field.default for field in dataclasses.fields(DataConfig)}
+
+
+def load(data_config) -> Dataset:
+    """Loads the data set that `data_config` describes, decoded into memory.
+
+    Args:
+      data_config: an `ml_collections.ConfigDict`, or any mapping, whose keys are fields of
+        `DataConfig`; a field that is absent or None has its default. `name` is a key of `SOURCES`;
+        any other name is that of a TFDS image set.
+
+    Returns:
+      The data set, both splits.
+
+    Raises:
+      ValueError: for a field that is unknown, of the wrong type, impossible, or set although the
+        source does not read it; for data that cannot be used.
+      FileNotFoundError: if the data are not there.
+      Every message names the field or the file, and the remedy.
+    """
+    config = _read(data_config)
+    source = SOURCES.get(config.name, _TFDS)
+    for name, default in known_fields().items():
+        value = getattr(config, name)
+        if value != default and name not in (*_COMMON_FIELDS, *source.fields):
+            raise ValueError(
+                f"data.{name}={value!r} has no meaning for data.name={config.name!r}, which reads "
+                f"{', '.join(source.fields) or 'no further fields'}: leave it at {default!r}."
+            )
+    dataset = source.load(config)
+    check_flip(config.flip, dataset.shape)
+    return dataset
+
+
+def _read(data_config) -> DataConfig:
+    """Checks keys, types and ranges."""
+    defaults = known_fields()
+    given = {key: data_config[key] for key in data_config}
+    for key, value in given.items():
+        if key not in defaults:
+            raise ValueError(f"data.{key} is not a field; the fields are {', '.join(defaults)}.")
+        wanted = type(defaults[key])
+        if value is not None and type(value) is not wanted:
+            raise ValueError(
+                f"data.{key}={value!r} is {type(value).__name__}; it must be {wanted.__name__}."
+            )
+    config = DataConfig(**{key: value for key, value in given.items() if value is not None})
+    for key in ("image_size", "pad_to"):
+        if getattr(config, key) < 0:
+            raise ValueError(f"data.{key}={getattr(config, key)} must not be negative.")
+    if config.channels not in (0, 1, 3):
+        raise ValueError(
+            f"data.channels={config.channels} must be 1 (grey), 3 (colour) or 0 (as the files are)."
+        )
+    if not config.name:
+        raise ValueError(
+            f"data.name is empty; it must be one of {', '.join(SOURCES)}, or a TFDS image set."
+        )
+    return config

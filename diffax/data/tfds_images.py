@@ -1,0 +1,193 @@
+"""Image sets of TensorFlow Datasets, read without TensorFlow."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+import time
+import urllib.error
+import urllib.request
+
+import numpy as np
+from absl import logging
+
+from diffax.data import images
+from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
+
+_CHUNK = 512  # records per read
+_LOG_SECONDS = 5.0
+
+
+def data_dir(config: DataConfig) -> str:
+    """The folder of prepared sets: data.data_dir, or TFDS_DATA_DIR, or ~/tensorflow_datasets."""
+    folder = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
+    return os.path.expanduser(folder)
+
+
+def respect_read_only(root: str) -> None:
+    """Raises PermissionError if nobody's write bit is set on `root`; a superuser could write it."""
+    if os.path.isdir(root) and not os.stat(root).st_mode & 0o222:
+        raise PermissionError("it is marked read-only")
+
+
+def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
+    """Loads the TFDS image set `config.name` from `data_dir(config)`, downloading it if need be.
+
+    A set that is prepared there (in a format with random access, such as array_record) is read.
+    Any other set that TFDS knows is downloaded and prepared there; that needs internet, once,
+    and for most sets TensorFlow as well, once.
+
+    Args:
+      config: `name` may carry a config and a version, "name/config:version".
+      also_known: further names, for the suggestion when `name` is unknown.
+
+    Raises:
+      ValueError: for an unknown name, set or split, or a set without 8-bit images.
+      FileNotFoundError: if the set is neither prepared nor can be had.
+    """
+    from tensorflow_datasets.core import read_only_builder, registered
+
+    root = data_dir(config)
+    try:
+        builder = read_only_builder.builder_from_files(config.name, data_dir=root)
+    except registered.DatasetNotFoundError:
+        builder = _download(config.name, root, also_known)
+    return from_builder(config, builder)
+
+
+def from_builder(config: DataConfig, builder) -> Dataset:
+    """Decodes both splits of a prepared TFDS builder into memory; see `load`."""
+    image_key, label_key = _feature_keys(config.name, builder.info.features)
+    # Both are opened before the first is decoded, so that an error comes at once.
+    train, evaluation = [
+        _open(config, builder, field, image_key) for field in ("train_split", "eval_split")
+    ]
+    channels = builder.info.features[image_key].shape[-1] or 3
+    train, evaluation = (
+        _decode(config, source, channels, image_key, label_key) for source in (train, evaluation)
+    )
+    names = tuple(builder.info.features[label_key].names) if label_key else ()
+    return make_dataset(config.name, train, evaluation, names)
+
+
+def _feature_keys(name: str, features) -> tuple[str, str | None]:
+    """The keys of the image and (or None) of the class label."""
+    import tensorflow_datasets as tfds
+
+    keys = list(features.keys()) if isinstance(features, tfds.features.FeaturesDict) else []
+
+    def pick(kind: type, preferred: str) -> str | None:
+        found = [key for key in keys if type(features[key]) is kind]
+        return preferred if preferred in found else found[0] if len(found) == 1 else None
+
+    image = pick(tfds.features.Image, "image")
+    if image is None or features[image].np_dtype != np.uint8:
+        raise ValueError(
+            f"data.name={name!r} is not a set of 8-bit images: its features are {keys or features}."
+        )
+    return image, pick(tfds.features.ClassLabel, "label")
+
+
+def _open(config: DataConfig, builder, field: str, image_key: str):
+    """The random-access source of one split, its images still encoded."""
+    import tensorflow_datasets as tfds
+
+    split = getattr(config, field)
+    try:
+        # The PNG or JPEG bytes come as stored: decoding them here takes half of TFDS's own time.
+        source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+    except NotImplementedError as error:  # a file format without random access
+        raise ValueError(
+            f"data.name={config.name!r} in {builder.data_dir} is stored as "
+            f"{builder.info.file_format.value}, which has no random access: prepare it in another "
+            f"data.data_dir by {_recipe(config.name, 'FOLDER')}."
+        ) from error
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f"data.{field}={split!r} is not a split of {config.name!r}, "
+            f"which has {', '.join(builder.info.splits)} (and slices as in 'train[:90%]')."
+        ) from error
+    if len(source) == 0:
+        raise ValueError(f"data.{field}={split!r} of {config.name!r} is empty.")
+    return source
+
+
+def _decode(
+    config: DataConfig, source, channels: int, image_key: str, label_key: str | None
+) -> Split:
+    num = len(source)
+    x, label = None, np.zeros(num, np.int32)
+    last_log = time.monotonic()
+    for start in range(0, num, _CHUNK):
+        records = source.__getitems__(list(range(start, min(start + _CHUNK, num))))
+        for i, record in enumerate(records, start):
+            image = images.decode(record[image_key], channels, config.image_size)
+            if x is None:
+                x = np.empty((num, *image.shape), np.uint8)
+            if image.shape != x.shape[1:]:
+                raise ValueError(
+                    f"the images of {config.name!r} differ in size ({x.shape[1:3]} and "
+                    f"{image.shape[:2]}): set data.image_size to resize them."
+                )
+            x[i] = image
+            if label_key:
+                label[i] = record[label_key]
+        if time.monotonic() - last_log > _LOG_SECONDS:
+            last_log = time.monotonic()
+            logging.info("%s: %d of %d images decoded", config.name, i + 1, num)
+    return Split(images.pad(x, config.pad_to), label if label_key else None)
+
+
+def _download(name: str, root: str, also_known: tuple[str, ...]):
+    """Downloads and prepares a set that is not in `root`; returns its builder."""
+    import tensorflow_datasets as tfds
+
+    known = tfds.list_builders(with_community_datasets=False)
+    base = re.split("[/:]", name)[0]
+    if base not in known:
+        names = sorted({*also_known, *known})
+        close = difflib.get_close_matches(base, names, n=3)
+        close += [n for n in names if n.startswith(base) and n not in close][:3]
+        raise ValueError(
+            f"data.name={name!r} is neither {', '.join(also_known)} nor an image set of TFDS or in "
+            f"{root}" + (f"; did you mean {' or '.join(close)}?" if close else ".")
+        )
+    try:
+        respect_read_only(root)
+        builder = tfds.builder(name, data_dir=root)
+        for url in list(builder.url_infos)[:1]:
+            _probe(url)
+        logging.info("%s is not in %s: downloading and preparing it there", name, root)
+        builder.download_and_prepare(
+            file_format="array_record",
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False),
+        )
+    except ImportError as error:
+        raise FileNotFoundError(
+            f"data.name={name!r} is not prepared in {root}, and preparing it needs a package that "
+            f"is missing ({error}): install it (pip install tensorflow-cpu, if that is the one; "
+            "only preparing needs it), or set data.data_dir to a folder where the set is prepared."
+        ) from error
+    except Exception as error:  # whatever TFDS, the network or the disk raise
+        raise FileNotFoundError(
+            f"data.name={name!r} is not prepared in {root} and could not be downloaded ({error}): "
+            f"prepare it on a machine with internet by {_recipe(name, 'FOLDER')} and set "
+            "data.data_dir (or TFDS_DATA_DIR) to that folder."
+        ) from error
+    return builder
+
+
+def _probe(url: str) -> None:
+    """Raises OSError at once if the server is out of reach; TFDS itself retries for minutes."""
+    try:
+        urllib.request.urlopen(urllib.request.Request(url, method="HEAD"), timeout=10).close()
+    except urllib.error.HTTPError:
+        pass  # it answered
+
+
+def _recipe(name: str, folder: str) -> str:
+    return (
+        f"tfds.builder({name!r}, data_dir={folder!r})"
+        ".download_and_prepare(file_format='array_record')"
+    )

@@ -1,0 +1,285 @@
+"""load, folder, npz, mixture2d: what they deliver, and what they say when they cannot."""
+
+import os
+import pathlib
+import subprocess
+import sys
+
+import ml_collections
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffax import data
+from diffax.data import images
+
+ROOT = pathlib.Path(__file__).parents[1]
+
+
+def save_npz(path, **arrays):
+    np.savez(path, **arrays)
+    return str(path)
+
+
+def save_image(path, size=(6, 4), value=0, mode="L"):
+    """size: (width, height), as Pillow has it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new(mode, size, value).save(path)
+
+
+def load(**fields):
+    return data.load(ml_collections.ConfigDict(fields))
+
+
+# -- load and its fields -------------------------------------------------------------------------
+
+
+def test_import_is_light():
+    """Nothing heavy, and nothing else of diffax (whose own __init__ is left out here)."""
+    heavy = ("tensorflow", "tensorflow_datasets", "sklearn", "PIL", "grain")
+    code = (
+        "import sys, types; package = types.ModuleType('diffax'); package.__path__ = ['diffax'];"
+        "sys.modules['diffax'] = package; import diffax.data; print(*sys.modules)"
+    )
+    out = subprocess.run(
+        [sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True
+    )
+    loaded = out.stdout.split()
+    assert "diffax.data.pipeline" in loaded
+    assert not set(heavy) & set(loaded)
+    ours = [m for m in loaded if m.startswith("diffax.")]
+    assert all(f"{m}.".startswith("diffax.data.") for m in ours)
+
+
+def test_known_fields_are_the_defaults():
+    fields = data.known_fields()
+    assert fields["name"] == "digits"
+    assert fields["channels"] == 0
+    assert {"path", "data_dir", "image_size", "pad_to", "flip", "array"} <= set(fields)
+
+
+def test_none_means_the_default_and_a_plain_mapping_will_do(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x=np.ones((9, 2)))
+    assert data.load({"name": "npz", "path": path, "array": None}).shape == (2,)
+
+
+def test_flip_of_what_is_no_image_is_refused(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x=np.ones((9, 2)))
+    with pytest.raises(ValueError, match=r"data\.flip=True mirrors images .* \(2,\)"):
+        load(name="npz", path=path, flip=True)
+
+
+@pytest.mark.parametrize(
+    "fields, message",
+    [
+        ({"nmae": "digits"}, r"data\.nmae is not a field; the fields are name, path,"),
+        ({"image_size": "8"}, r"data\.image_size='8' is str; it must be int"),
+        ({"flip": 1}, r"data\.flip=1 is int; it must be bool"),
+        ({"pad_to": -1}, r"data\.pad_to=-1 must not be negative"),
+        ({"channels": 2}, r"data\.channels=2 must be 1 \(grey\), 3 \(colour\) or 0"),
+        ({"name": ""}, r"data\.name is empty"),
+        ({"name": "digits", "path": "x"}, r"data\.path='x' has no meaning for .*'digits'"),
+        ({"name": "mixture2d", "image_size": 8}, r"data\.image_size=8 has no meaning"),
+    ],
+)
+def test_bad_fields_are_refused_by_name(fields, message):
+    with pytest.raises(ValueError, match=message):
+        load(**fields)
+
+
+def test_mixture2d():
+    dataset = load(name="mixture2d")
+    assert (dataset.levels, dataset.num_classes, dataset.train.label) == (None, 0, None)
+    assert (len(dataset.train), len(dataset.eval)) == (50_000, 10_000)
+    # Five standard errors of a mean and of a variance (kurtosis below 3) of 50,000 points.
+    assert np.all(np.abs(dataset.train.array().mean(0)) < 5 / np.sqrt(50_000))
+    assert np.all(np.abs(dataset.train.array().var(0) - 1) < 5 * np.sqrt(2 / 50_000))
+    train, evaluation = ({x.tobytes() for x in s.x} for s in (dataset.train, dataset.eval))
+    assert train.isdisjoint(evaluation)
+
+
+# -- folder --------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def photos(tmp_path):
+    for k in range(20):
+        save_image(tmp_path / "photos" / ("cat" if k % 2 else "dog") / f"{k:02}.png", value=k)
+    return tmp_path / "photos"
+
+
+def test_folder_of_classes(photos):
+    save_image(photos / "dog" / ".hidden.png", value=99)
+    (photos / "notes.txt").write_text("not an image")
+    dataset = load(name="folder", path=str(photos))
+    assert dataset.shape == (4, 6, 1)
+    assert dataset.label_names == ("cat", "dog")
+    assert (len(dataset.train), len(dataset.eval)) == (18, 2)
+    values = np.concatenate([dataset.train.x, dataset.eval.x])[:, 0, 0, 0]
+    labels = np.concatenate([dataset.train.label, dataset.eval.label])
+    assert sorted(values) == list(range(20))
+    np.testing.assert_array_equal(labels, 1 - values % 2)  # odd ones are cats
+    again = load(name="folder", path=str(photos))
+    np.testing.assert_array_equal(again.eval.x, dataset.eval.x)
+
+
+def test_folder_split_does_not_depend_on_where_the_folder_is(photos, tmp_path):
+    first = load(name="folder", path=str(photos))
+    photos.rename(tmp_path / "moved")
+    second = load(name="folder", path=str(tmp_path / "moved"))
+    np.testing.assert_array_equal(first.eval.x, second.eval.x)
+
+
+def test_folder_without_classes_is_resized_and_cropped(tmp_path):
+    # Twice as wide as high: black, with a white square in the middle that alone shall remain.
+    wide = np.zeros((16, 32), np.uint8)
+    wide[:, 8:24] = 255
+    for name in ("a.png", "b.JPEG"):
+        Image.fromarray(wide).save(tmp_path / name, quality=100)
+    tall = Image.fromarray(wide.T)
+    exif = Image.Exif()
+    exif[0x0112] = 6  # lies on its side: to be turned by a quarter
+    tall.save(tmp_path / "c.jpg", quality=100, exif=exif)
+    dataset = load(name="folder", path=str(tmp_path), image_size=8, channels=3, pad_to=10)
+    assert dataset.shape == (10, 10, 3)
+    assert (dataset.num_classes, dataset.train.label) == (0, None)
+    both = np.concatenate([dataset.train.x, dataset.eval.x])
+    assert both.shape[0] == 3
+    assert both[:, 1:9, 2:8].min() > 250
+    assert both[:, 0].max() == 0
+
+
+def test_resizing_is_antialiased(tmp_path):
+    stripes = np.zeros((64, 64), np.uint8)
+    stripes[:, ::2] = 255  # finer than the small image can show: must become even grey
+    Image.fromarray(stripes).save(tmp_path / "a.png")
+    small = images.decode(tmp_path / "a.png", 1, 16)
+    assert np.abs(small[:, 2:-2].astype(int) - 128).max() <= 2
+
+
+def test_folder_grey_and_colour(tmp_path):
+    save_image(tmp_path / "a.png", value=100)
+    save_image(tmp_path / "b.png", mode="RGB", value=(200, 0, 0))
+    assert load(name="folder", path=str(tmp_path)).shape == (4, 6, 3)
+    assert load(name="folder", path=str(tmp_path), channels=1).shape == (4, 6, 1)
+
+
+def test_transparent_pixels_become_black(tmp_path):
+    save_image(tmp_path / "a.png", mode="RGBA", value=(255, 255, 255, 0))
+    assert images.decode(tmp_path / "a.png", 3).max() == 0
+
+
+def test_folder_errors(tmp_path, photos):
+    def refused(error, message, **fields):
+        with pytest.raises(error, match=message):
+            load(name="folder", **fields)
+
+    refused(FileNotFoundError, r"data\.path='' is not a folder")
+    refused(FileNotFoundError, r"data\.path='/no/such' is not a folder", path="/no/such")
+    empty = tmp_path / "empty"
+    empty.mkdir()
+    refused(FileNotFoundError, rf"no image found below data\.path='{empty}'", path=str(empty))
+    save_image(empty / "one.png")
+    refused(ValueError, r"holds one image, one\.png; at least 2", path=str(empty))
+
+    save_image(photos / "dog" / "large.png", size=(8, 8))
+    message = r"differ in size: .*(00|01)\.png is 4 by 6, .*large\.png is 8 by 8 .*data\.image_size"
+    refused(ValueError, message, path=str(photos))
+    assert load(name="folder", path=str(photos), image_size=4).shape == (4, 4, 1)
+    (photos / "dog" / "large.png").unlink()
+
+    save_image(photos / "stray.png")
+    refused(ValueError, r"in sub-folders .* \(stray\.png\)", path=str(photos))
+    (photos / "stray.png").unlink()
+
+    broken = photos / "cat" / "broken.jpg"
+    broken.write_bytes(b"no image")
+    refused(ValueError, rf"{broken} is not a readable image.*take it out", path=str(photos))
+    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 1), np.uint8)
+    broken.write_bytes(images.encode_png(noise)[:50])  # cut short within the pixels
+    refused(ValueError, rf"{broken} is not a readable image", path=str(photos))
+    broken.unlink()
+
+    deep = photos / "cat" / "deep.png"
+    Image.fromarray(np.zeros((4, 6), np.uint16)).save(deep)
+    refused(ValueError, rf"{deep}.*more than 8 bits", path=str(photos))
+
+
+# -- npz -----------------------------------------------------------------------------------------
+
+
+def test_npz_of_audio(tmp_path):
+    audio = np.arange(-32768, 32768, 8, dtype=np.int16).reshape(64, 128, 1)
+    label = np.arange(64) % 3
+    path = save_npz(tmp_path / "a.npz", audio=audio, label=label, speaker=np.zeros(64))
+    dataset = load(name="npz", path=path)
+    assert (dataset.shape, dataset.levels, dataset.num_classes) == ((128, 1), None, 3)
+    assert (len(dataset.train), len(dataset.eval)) == (58, 6)
+    both = np.concatenate([dataset.train.array(), dataset.eval.array()])
+    labels = np.concatenate([dataset.train.label, dataset.eval.label])
+    order = np.argsort(both[:, 0, 0])
+    np.testing.assert_array_equal(both[order] * 32768, audio)
+    np.testing.assert_array_equal(labels[order], label)
+    assert both.min() == -1
+    np.testing.assert_array_equal(load(name="npz", path=path).eval.x, dataset.eval.x)
+
+
+def test_npz_of_bytes_and_floats(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x=np.ones((20, 4, 4, 3), np.uint8), y=np.eye(20))
+    dataset = load(name="npz", path=path, flip=True)
+    assert (dataset.shape, dataset.levels) == ((4, 4, 3), 256)
+    floats = load(name="npz", path=path, array="y")
+    assert (floats.shape, floats.levels, floats.train.x.dtype) == ((20,), None, np.float32)
+    assert floats.train.array().sum() == 18
+
+
+@pytest.mark.parametrize(
+    "arrays, fields, message",
+    [
+        ({"a": np.ones((9, 2)), "b": np.ones((9, 2))}, {}, r"holds a, b: name .* data\.array"),
+        ({"x": np.ones((9, 2))}, {"array": "q"}, r"data\.array='q' is not in .* which holds x"),
+        ({"x": np.ones(9)}, {}, r"has shape \(9,\); it must be \(N, \.\.\., channels\)"),
+        ({"x": np.ones((9, 2), np.int64)}, {}, r"dtype int64; it must be uint8, int16 or floating"),
+        ({"x": np.full((9, 2), np.nan)}, {}, r"not finite"),
+        ({"x": np.ones((9, 2)), "label": np.ones(8, int)}, {}, r"'label' in .* 9 integers"),
+        ({"x": np.ones((9, 2)), "label": -np.ones(9, int)}, {}, r"'label' in .* 9 integers"),
+        ({"x": np.array([[None]])}, {}, r"'x' in .*a\.npz' cannot be read"),
+    ],
+)
+def test_npz_errors(tmp_path, arrays, fields, message):
+    path = save_npz(tmp_path / "a.npz", **arrays)
+    with pytest.raises(ValueError, match=message):
+        load(name="npz", path=path, **fields)
+
+
+def test_npz_that_is_none(tmp_path):
+    with pytest.raises(FileNotFoundError, match=r"data\.path='nothing\.npz' is not a file"):
+        load(name="npz", path="nothing.npz")
+    path = tmp_path / "a.npy"
+    np.save(path, np.ones((9, 2)))
+    with pytest.raises(ValueError, match=rf"data\.path='{path}' is not an \.npz"):
+        load(name="npz", path=str(path))
+
+
+def test_spoken_digits():
+    path = os.path.join(os.environ.get("DIFFAX_TEST_DATA", ""), "spoken_digits_8khz.npz")
+    if not os.path.isfile(path):
+        pytest.skip("spoken_digits_8khz.npz is not in the folder DIFFAX_TEST_DATA")
+    dataset = load(name="npz", path=path)
+    assert (dataset.shape, dataset.num_classes, dataset.levels) == ((4096, 1), 10, None)
+    assert len(dataset.train) + len(dataset.eval) == 3000
+    assert 0.5 < np.abs(dataset.train.x).max() <= 1
+
+
+@pytest.mark.parametrize(
+    "x, label, message",
+    [
+        (np.zeros((0, 2), np.float32), None, "N > 0"),
+        (np.zeros((3, 2)), None, "float64"),
+        (np.zeros((3, 2), np.uint8), np.zeros(3), "int32"),
+        (np.zeros((3, 2), np.uint8), np.zeros(2, np.int32), r"shape \(3,\)"),
+    ],
+)
+def test_split_checks_its_arrays(x, label, message):
+    with pytest.raises(ValueError, match=message):
+        data.Split(x, label)
