@@ -1,0 +1,376 @@
+"""From the results of an ablation to intervals, paired comparisons and sentences.
+
+The input is plain data (see `Spec` and `analyse`), so that a report can be made from any
+experiment; the output, `Analysis`, holds every number that the report shows, computed once.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from diffax.ablation import statistics
+from diffax.ablation.numerals import fixed, ratio, signed, significant
+from diffax.ablation.statistics import Difference, Interval
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a metric is averaged, compared and written."""
+
+    interval: Callable[..., Interval]
+    compare: Callable[..., Difference]
+    effect: Callable[[float, float], float]
+    sign: str  # between the two arms that are compared
+    average: str
+    comparison: str
+    value_text: Callable[[float, int], str]
+    effect_text: Callable[[float, int], str]
+
+
+SCALES = {
+    "linear": Scale(
+        statistics.mean_interval,
+        statistics.paired_difference,
+        lambda a, b: a - b,
+        "−",
+        "mean",
+        "difference",
+        fixed,
+        signed,
+    ),
+    "log": Scale(
+        statistics.geometric_interval,
+        statistics.paired_ratio,
+        lambda a, b: a / b,
+        "÷",
+        "geometric mean",
+        "ratio",
+        significant,
+        ratio,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that every run reports.
+
+    Attributes:
+      key: its name in a result's "metrics".
+      label: its name in the report, e.g. "Bits per dimension".
+      unit: e.g. "bits/dim"; "" if it has none.
+      lower_is_better: True, False, or None if neither.
+      scale: "linear" (mean, paired differences) or "log" (positive values that vary by factors:
+        geometric mean, paired ratios).
+      digits: decimals shown on a linear scale, significant digits on a log scale.
+      main: whether the verdict speaks of it and it has figures of its own; others are tabled only.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    lower_is_better: bool | None = True
+    scale: str = "linear"
+    digits: int = 3
+    main: bool = True
+
+    def text(self, value: float) -> str:
+        return SCALES[self.scale].value_text(value, self.digits)
+
+    def effect_text(self, effect: float) -> str:
+        return SCALES[self.scale].effect_text(effect, self.digits)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an ablation asks and how its report is to be read.
+
+    Attributes:
+      title, question: shown at the top.
+      baseline: the arm that others are compared to.
+      metrics: the first one is the headline.
+      command: how to run the ablation again.
+      config: the configuration common to all arms, nested, JSON-able.
+      focus: the arm that the question is about. Then it is compared to every other arm, the
+        baseline first; without it every arm is compared to the baseline.
+      arms: the arms in order of display; () for those of the results, as they come.
+      seeds: the seeds that were planned; () for those of the results.
+      labels: arm -> name in the report; an arm without one goes by `short_name` of its own.
+      parts: keys of metrics that add up (prior, diffusion, reconstruction), drawn as one bar.
+      method: a paragraph or more on what was done the same in all arms.
+      environment: anything to list beside machine and versions, e.g. {"device": "2 CPU cores"}.
+      real_samples: what the samples should look like; as a result's "samples".
+      confidence: of every interval; Holm's corrected p is held against 1 - confidence.
+    """
+
+    title: str
+    question: str
+    baseline: str
+    metrics: Sequence[Metric]
+    command: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    focus: str | None = None
+    arms: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    parts: Sequence[str] = ()
+    method: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    real_samples: Any = None
+    confidence: float = 0.95
+
+    def label(self, arm: str) -> str:
+        return self.labels.get(arm) or short_name(arm)
+
+    @property
+    def percent(self) -> str:
+        return f"{100 * self.confidence:g}%"
+
+
+def short_name(arm: str) -> str:
+    """A name that `grid` made, for people: "schedule.name=cosine,schedule.num_steps=250" becomes
+    "cosine, num_steps=250". Words stand alone, other values keep the last part of their key; any
+    other name stays as it is."""
+    pairs = [part.partition("=")[::2] for part in re.split(r",(?=[\w.]+=)", arm)]
+    if not all(key and value for key, value in pairs):
+        return arm
+    alone = [
+        value if value.isidentifier() and value not in _NO_WORDS else None for _, value in pairs
+    ]
+    keys = [key.rpartition(".")[2] for key, _ in pairs]
+    return ", ".join(a or f"{k}={v}" for a, k, (_, v) in zip(alone, keys, pairs))
+
+
+_NO_WORDS = ("True", "False", "None")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A metric of one arm: its value for every seed, their mean and (from two seeds) its interval.
+
+    The mean is the geometric one for a metric on a log scale."""
+
+    values: Mapping[int, float]
+    mean: float
+    interval: Interval | None
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """A metric of `arm` against `reference`, paired by seed.
+
+    Attributes:
+      effect: mean of arm - reference, or geometric mean of arm / reference on a log scale.
+      difference: the same with interval and p; None with a single pair.
+      p_holm: p corrected for the `family` comparisons of this metric.
+      outcome: "lower" or "higher" (the interval leaves out no effect, and so does the corrected
+        test), "suggested" (the interval does, the corrected test does not), "undecided", "same"
+        (both ends of the interval read as no effect at the digits shown), "unknown" (one pair).
+    """
+
+    metric: Metric
+    arm: str
+    reference: str
+    pairs: int
+    effect: float
+    difference: Difference | None
+    p_holm: float | None
+    family: int
+    outcome: str
+
+    @property
+    def better(self) -> bool | None:
+        """Whether a decided outcome is to be wished for; None if undecided or neither."""
+        if self.outcome not in ("lower", "higher") or self.metric.lower_is_better is None:
+            return None
+        return (self.outcome == "lower") == self.metric.lower_is_better
+
+
+@dataclass(frozen=True)
+class Analysis:
+    """Every number of a report.
+
+    Attributes:
+      arms, seeds: in order of display.
+      results: as given.
+      cells: (arm, metric key) -> Cell; an arm that does not have a metric lacks the entry.
+      comparisons: metric by metric.
+      missing: what a partial report lacks, in words; empty when nothing does.
+    """
+
+    spec: Spec
+    arms: Sequence[str]
+    seeds: Sequence[int]
+    results: Sequence[Mapping[str, Any]]
+    cells: Mapping[tuple[str, str], Cell]
+    comparisons: Sequence[Comparison]
+    missing: Sequence[str]
+
+    def of_metric(self, key: str) -> list[Comparison]:
+        return [c for c in self.comparisons if c.metric.key == key]
+
+    def row(self, comparison: Comparison) -> str:
+        """The arm in whose row a comparison stands: with a focus that is the other one."""
+        return comparison.arm if self.spec.focus is None else comparison.reference
+
+    def measured(self, metric: Metric) -> bool:
+        return any((arm, metric.key) in self.cells for arm in self.arms)
+
+
+def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = False) -> Analysis:
+    """Intervals, paired comparisons with Holm's correction, and outcomes.
+
+    Holm's correction counts the comparisons of one metric as a family: all arms of the report.
+
+    Args:
+      spec: what is asked.
+      results: one mapping per run, as `grid.run_grid` returns them, with
+        "arm": str; "seed": int; "metrics": {key: float}; and as far as there are any
+        "curves": {name: {column: [...]}}, see `figures`; "samples", see `samples.pictures`;
+        "seconds": float; "directory": where a relative path in "samples" starts.
+      partial: whether runs and values may be missing. Then means are taken over what is there and
+        comparisons over the seeds that both arms have, and `missing` names what is not.
+
+    Raises:
+      ValueError: an unknown arm, metric or scale; a run given twice; a run or a value that is
+        missing or not finite (unless `partial`); a value that is not positive on a log scale.
+    """
+    runs = _index(spec, results)
+    arms = list(spec.arms) or list(dict.fromkeys(arm for arm, _ in runs))
+    seeds = sorted({*spec.seeds, *(seed for _, seed in runs)})
+    _check(spec, arms, runs)
+    missing = [
+        f"arm {arm!r}, seed {seed}" for arm in arms for seed in seeds if (arm, seed) not in runs
+    ]
+    cells = {}
+    for metric in spec.metrics:
+        for arm in arms:
+            values = _values(metric, arm, runs)
+            if not any(v is not None for v in values.values()):
+                continue
+            missing += [
+                f"metric {metric.key!r} of arm {arm!r}, seed {seed}"
+                for seed, v in values.items()
+                if v is None
+            ]
+            cells[arm, metric.key] = _cell(spec, metric, arm, values)
+        if not any((arm, metric.key) in cells for arm in arms) and not partial:
+            raise ValueError(f"metric {metric.key!r} has a finite value in no run")
+    if missing and not partial:
+        raise ValueError(
+            f"missing: {shortened(missing)}. To report on what is there, ask for a partial report."
+        )
+    comparisons = [c for metric in spec.metrics for c in _compare(spec, metric, arms, cells)]
+    return Analysis(spec, arms, seeds, list(results), cells, comparisons, missing)
+
+
+def shortened(items: Sequence[str], most: int = 8) -> str:
+    """The items in one line, the first few of many."""
+    more = f"; and {len(items) - most} more" if len(items) > most else ""
+    return "; ".join(items[:most]) + more
+
+
+def _index(spec, results) -> dict[tuple[str, int], Mapping[str, Any]]:
+    if not results:
+        raise ValueError("results is empty; a report needs at least one run")
+    runs = {}
+    for result in results:
+        absent = [name for name in ("arm", "seed", "metrics") if name not in result]
+        if absent:
+            raise ValueError(f"a result has no {absent[0]!r}; it has {sorted(result)}")
+        key = result["arm"], result["seed"]
+        if key in runs:
+            raise ValueError(f"results hold arm {key[0]!r}, seed {key[1]} twice")
+        if spec.arms and key[0] not in spec.arms:
+            raise ValueError(f"results hold arm {key[0]!r}; the arms are {list(spec.arms)}")
+        runs[key] = result
+    return runs
+
+
+def _check(spec, arms, runs) -> None:
+    for name, arm in (("baseline", spec.baseline), ("focus", spec.focus)):
+        if arm is not None and arm not in arms:
+            raise ValueError(f"{name} is {arm!r}; the arms are {arms}")
+    if spec.focus == spec.baseline:
+        raise ValueError(f"focus and baseline are both {spec.focus!r}; they must differ")
+    labels = [spec.label(arm) for arm in arms]
+    if len(set(labels)) < len(labels):
+        raise ValueError(f"labels must tell the arms apart, got {labels}")
+    keys = [metric.key for metric in spec.metrics]
+    if not keys or len(set(keys)) < len(keys):
+        raise ValueError(f"metrics must be one or more with distinct keys, got {keys}")
+    for metric in spec.metrics:
+        if metric.scale not in SCALES:
+            raise ValueError(
+                f"metric {metric.key!r} has scale {metric.scale!r}; allowed are {list(SCALES)}"
+            )
+    for key in spec.parts:
+        if key not in keys:
+            raise ValueError(f"parts names {key!r}; the metrics are {keys}")
+
+
+def _values(metric, arm, runs) -> dict[int, float | None]:
+    read = {seed: r["metrics"].get(metric.key) for (a, seed), r in runs.items() if a == arm}
+    values = {s: None if v is None or not math.isfinite(v) else float(v) for s, v in read.items()}
+    return dict(sorted(values.items()))
+
+
+def _cell(spec, metric, arm, values) -> Cell:
+    values = {seed: v for seed, v in values.items() if v is not None}
+    array = np.array(list(values.values()))
+    if metric.scale == "log" and array.min() <= 0:
+        raise ValueError(
+            f"metric {metric.key!r} of arm {arm!r} is {array.min():g}; on a log scale it must be "
+            "positive"
+        )
+    if array.size == 1:
+        return Cell(values, float(array[0]), None)
+    interval = SCALES[metric.scale].interval(array, spec.confidence)
+    return Cell(values, interval.mean, interval)
+
+
+def _pairs(spec, arms) -> list[tuple[str, str]]:
+    if spec.focus is None:
+        return [(arm, spec.baseline) for arm in arms if arm != spec.baseline]
+    others = [arm for arm in arms if arm not in (spec.focus, spec.baseline)]
+    return [(spec.focus, other) for other in (spec.baseline, *others)]
+
+
+def _compare(spec, metric, arms, cells) -> list[Comparison]:
+    scale, found = SCALES[metric.scale], []
+    for arm, reference in _pairs(spec, arms):
+        a, b = (getattr(cells.get((x, metric.key)), "values", {}) for x in (arm, reference))
+        shared = [seed for seed in a if seed in b]
+        if not shared:
+            continue
+        x, y = ([values[seed] for seed in shared] for values in (a, b))
+        difference = scale.compare(x, y, spec.confidence) if len(shared) > 1 else None
+        effect = difference.mean if difference else scale.effect(x[0], y[0])
+        found.append((arm, reference, len(shared), effect, difference))
+    # A pair that cannot be tested yet counts in the family, as one that shows nothing.
+    corrected = statistics.holm([row[-1].p_value if row[-1] else 1.0 for row in found])
+    comparisons = []
+    for row, p in zip(found, corrected):
+        p_holm = float(p) if row[-1] else None
+        outcome = _outcome(metric, row[-1], p_holm, 1 - spec.confidence)
+        comparisons.append(Comparison(metric, *row, p_holm, len(found), outcome))
+    return comparisons
+
+
+def _outcome(metric: Metric, difference: Difference | None, p_holm, alpha: float) -> str:
+    if difference is None:
+        return "unknown"
+    ends = {metric.effect_text(end) for end in (difference.low, difference.high)}
+    if ends == {metric.effect_text(difference.no_effect)}:
+        return "same"
+    if difference.low <= difference.no_effect <= difference.high:
+        return "undecided"
+    if p_holm >= alpha:
+        return "suggested"
+    return "lower" if difference.high < difference.no_effect else "higher"

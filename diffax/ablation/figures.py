@@ -1,0 +1,308 @@
+"""The figures of an ablation report: one function, one figure.
+
+Each takes an `analysis.Analysis` and returns a matplotlib `Figure` (no pyplot, no global state),
+which a notebook shows as it is and `svg` turns into inline SVG for a page. An arm has the same
+colour in every figure, told apart also by the colour-blind. Titles and legends are left to the
+page.
+
+Curves come from a result's "curves", {name: {column: list}}. The column "step", "t" or "log_snr"
+(the first of these that is there) is x, the others are y. A column may hold None where there is no
+finite number. The curve "schedule" has the columns t, log_snr and, where the schedule was learned,
+log_snr_before. Seeds with the same x are drawn as their mean with a band from lowest to highest,
+others as one thin line each.
+"""
+
+from __future__ import annotations
+
+import html
+import io
+import re
+import textwrap
+from collections.abc import Callable, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
+from scipy import special
+
+from diffax.ablation.analysis import SCALES, Analysis, Metric
+from diffax.ablation.numerals import fixed, significant
+
+INK, MUTED, RULE, PAPER = "#1d2025", "#666c74", "#d9dbde", "#fdfdfb"
+# (on white, on near-black): the first is the baseline's, the second the focus's. Any two differ by
+# 13 or more in CIELAB under simulated protanopia, deuteranopia and tritanopia (Machado 2009).
+PALETTE = (
+    ("#474d55", "#ccd1d8"),
+    ("#0b62b3", "#4f9fee"),
+    ("#d07a00", "#f2a541"),
+    ("#0a8f6a", "#2fbf92"),
+    ("#b5377f", "#e878b8"),
+    ("#45aee0", "#a5dcf8"),
+)
+_WIDTH = 3.9  # inches; one column on a phone, three abreast on a desk
+_STYLE = {
+    "font.size": 10,
+    "xtick.labelsize": 9.5,
+    "ytick.labelsize": 10,
+    "axes.edgecolor": MUTED,
+    "axes.labelcolor": MUTED,
+    "axes.linewidth": 0.7,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "grid.color": RULE,
+    "grid.linewidth": 0.7,
+    "xtick.color": MUTED,
+    "ytick.color": MUTED,
+    "xtick.major.width": 0.7,
+    "ytick.major.width": 0.7,
+    "svg.fonttype": "none",  # text stays text: small, sharp, in the page's own font
+}
+
+
+def palette_index(analysis: Analysis) -> dict[str, int]:
+    """arm -> its number in all figures: baseline 0, focus (if any) 1, then the others."""
+    first = [analysis.spec.baseline, analysis.spec.focus]
+    first = [arm for arm in first if arm is not None]
+    others = [arm for arm in analysis.arms if arm not in first]
+    return {arm: i for i, arm in enumerate([*first, *others])}
+
+
+def line_style(index: int) -> tuple[str, str]:
+    """(colour on white, dash) of the arm of that number: dashes tell arms of one colour apart."""
+    return PALETTE[index % len(PALETTE)][0], ("-", "--", ":", "-.")[index // len(PALETTE) % 4]
+
+
+def svg(figure: Figure, name: str, description: str) -> str:
+    """The figure as an <svg> element for inline use.
+
+    Colours become the page's CSS variables (--ink, --muted, --rule, --paper, --c0, --c1, ...) and
+    the font becomes the page's. `name` makes its ids unique on the page; `description` is read
+    aloud.
+    """
+    buffer = io.StringIO()
+    with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
+        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
+    text = buffer.getvalue()
+    text = text[text.index("<svg") :]
+    text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
+    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
+    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
+    text = re.sub(r"font-family: [^;\"]*;?", "", text)
+    variables = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
+    variables |= {light: f"--c{i}" for i, (light, _) in enumerate(PALETTE)}
+    for colour, variable in variables.items():
+        text = text.replace(colour, f"var({variable})")
+    label = html.escape(description)
+    box = re.search(r'viewBox="[^"]*"', text).group()
+    return f'<svg {box} role="img" aria-label="{label}">' + text[text.index(">") + 1 :]
+
+
+def metric_points(analysis: Analysis, metric: Metric) -> Figure:
+    """Every arm's mean with its interval (bar) and the seeds (small dots)."""
+    arms = [arm for arm in analysis.arms if (arm, metric.key) in analysis.cells]
+    figure, ax = _rows([analysis.spec.label(arm) for arm in arms])
+    for y, arm in enumerate(arms):
+        cell, colour = analysis.cells[arm, metric.key], _colour(analysis, arm)
+        seeds = list(cell.values.values())
+        ax.plot(seeds, np.full(len(seeds), y + 0.27), "o", color=colour, alpha=0.6, ms=3, mew=0)
+        if cell.interval:
+            ax.plot([cell.interval.low, cell.interval.high], [y, y], color=colour, lw=2)
+        ax.plot(cell.mean, y, "o", color=colour, ms=6)
+    _scale(ax, "x", metric.scale)
+    ax.set_xlabel(metric.unit)
+    return figure
+
+
+def forest(analysis: Analysis, metric: Metric) -> Figure:
+    """Paired differences or ratios with their intervals; the line is "no effect".
+
+    Filled where the outcome is decided, hollow where it is not.
+    """
+    rows = analysis.of_metric(metric.key)
+    focus, scale = analysis.spec.focus, SCALES[metric.scale]
+    figure, ax = _rows([analysis.spec.label(analysis.row(c)) for c in rows])
+    ax.axvline(1.0 if metric.scale == "log" else 0.0, color=INK, lw=0.9)
+    for y, c in enumerate(rows):
+        colour = _colour(analysis, analysis.row(c))
+        if c.difference:
+            ax.plot([c.difference.low, c.difference.high], [y, y], color=colour, lw=2)
+        fill = colour if c.outcome in ("lower", "higher") else PAPER
+        ax.plot(c.effect, y, "o", ms=6.5, mfc=fill, mec=colour, mew=1.6)
+    _scale(ax, "x", metric.scale)
+    sides = (
+        f"{analysis.spec.label(focus)} {scale.sign} arm"
+        if focus
+        else f"arm {scale.sign} {analysis.spec.label(analysis.spec.baseline)}"
+    )
+    unit = f", {metric.unit}" if metric.unit and metric.scale == "linear" else ""
+    better = {True: "  (← better)", False: "  (better →)", None: ""}[metric.lower_is_better]
+    ax.set_xlabel(textwrap.fill(f"{sides}{unit}{better}", 40, replace_whitespace=False))
+    return figure
+
+
+def parts(analysis: Analysis) -> Figure:
+    """The means of the metrics that `spec.parts` names, stacked for each arm, with their sum."""
+    metrics = [m for key in analysis.spec.parts for m in analysis.spec.metrics if m.key == key]
+    arms = [a for a in analysis.arms if all((a, m.key) in analysis.cells for m in metrics)]
+    figure, ax = _rows([analysis.spec.label(arm) for arm in arms])
+    left = np.zeros(len(arms))
+    for metric, shade in zip(metrics, np.linspace(1.0, 0.35, len(metrics))):
+        width = np.array([analysis.cells[arm, metric.key].mean for arm in arms])
+        for y, arm in enumerate(arms):
+            colour = _colour(analysis, arm)
+            ax.barh(y, width[y], left=left[y], height=0.56, color=colour, alpha=shade, lw=0)
+        left += width
+    for y, total in enumerate(left):
+        label = fixed(total, min(metric.digits for metric in metrics))
+        ax.text(total + 0.02 * left.max(), y, label, va="center", color=INK)
+    ax.set_xlim(0, 1.22 * left.max())
+    ax.grid(False)
+    ax.set_xlabel(metrics[0].unit)
+    return figure
+
+
+def schedule_log_snr(analysis: Analysis) -> Figure:
+    """log-SNR against t; before learning dashed."""
+    return _schedule(analysis, lambda log_snr: log_snr)
+
+
+def schedule_alpha_bar(analysis: Analysis) -> Figure:
+    """alpha_bar = sigmoid(log-SNR) against t; before learning dashed."""
+    return _schedule(analysis, special.expit)
+
+
+def curve(analysis: Analysis, name: str) -> Figure:
+    """The curve of that name for all arms that have it; y on a log axis if it spans decades."""
+    figure, ax = _panel()
+    values, x_name = [], ""
+    for arm, index in palette_index(analysis).items():
+        curves = _curves(analysis, arm, name)
+        if not curves:
+            continue
+        x_name = x_column(curves[0])
+        for y_name in (column for column in curves[0] if column != x_name):
+            ys = [_array(c, y_name) for c in curves]
+            values += ys
+            _lines(ax, [_array(c, x_name) for c in curves], ys, *line_style(index))
+    finite = np.concatenate(values)
+    finite = finite[np.isfinite(finite)]
+    if finite.size and finite.min() > 0 and finite.max() > 30 * finite.min():
+        _scale(ax, "y", "log")
+    x_labels = {"step": "training step", "t": "t", "log_snr": "log-SNR  (noisy ←  → clean)"}
+    ax.set_xlabel(x_labels[x_name])
+    ax.grid(axis="y")
+    return figure
+
+
+def curve_names(analysis: Analysis) -> list[str]:
+    """Names of all curves of the results but "schedule", in the order in which they come."""
+    names = dict.fromkeys(name for r in analysis.results for name in r.get("curves") or {})
+    return [name for name in names if name != "schedule"]
+
+
+def x_column(columns: Sequence[str]) -> str:
+    """Which column of a curve is x.
+
+    Raises:
+      ValueError: neither "step" nor "t" nor "log_snr" is there.
+    """
+    for name in ("step", "t", "log_snr"):
+        if name in columns:
+            return name
+    raise ValueError(f"a curve needs a column step, t or log_snr, got {list(columns)}")
+
+
+def _schedule(analysis: Analysis, transform: Callable) -> Figure:
+    figure, ax = _panel()
+    for arm, index in palette_index(analysis).items():
+        curves = _curves(analysis, arm, "schedule")
+        colour, dash = line_style(index)
+        t = [_array(c, "t") for c in curves]
+        if curves and "log_snr_before" in curves[0]:
+            before = [transform(_array(c, "log_snr_before")) for c in curves]
+            # On top: a schedule often starts as one of the others.
+            _lines(ax, t, before, colour, (0, (5, 5)), width=1.2, band=0.0, zorder=4)
+        width = 2.6 if arm == analysis.spec.focus else 1.6
+        _lines(ax, t, [transform(_array(c, "log_snr")) for c in curves], colour, dash, width)
+    ax.set_xlabel("t  (clean ←  → noisy)")
+    ax.grid(axis="y")
+    return figure
+
+
+def _curves(analysis: Analysis, arm: str, name: str) -> list[dict]:
+    found = [r["curves"].get(name) for r in analysis.results if r["arm"] == arm and r.get("curves")]
+    return [c for c in found if c]
+
+
+def _array(curve: dict, column: str) -> np.ndarray:
+    return np.array([np.nan if v is None else v for v in curve[column]], np.float64)
+
+
+def _lines(ax: Axes, xs, ys, colour, dash, width=1.6, band=0.15, zorder=3):
+    if not xs:
+        return
+    if any(x.shape != xs[0].shape or not np.array_equal(x, xs[0], equal_nan=True) for x in xs):
+        for x, y in zip(xs, ys):
+            ax.plot(
+                *_thinned(x, y), color=colour, ls=dash, lw=0.7 * width, alpha=0.7, zorder=zorder
+            )
+        return
+    y = np.stack(ys)
+    if band and len(ys) > 1:
+        x, low = _thinned(xs[0], y.min(axis=0))
+        ax.fill_between(x, low, _thinned(xs[0], y.max(axis=0))[1], color=colour, alpha=band, lw=0)
+    ax.plot(*_thinned(xs[0], y.mean(axis=0)), color=colour, ls=dash, lw=width, zorder=zorder)
+
+
+def _thinned(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:
+    """Means of equal blocks, so that a long training curve does not swell the page."""
+    block = -(-x.size // most)
+    whole = x.size - x.size % block
+    return tuple(v[:whole].reshape(-1, block).mean(axis=1) for v in (x, y))
+
+
+def _colour(analysis: Analysis, arm: str) -> str:
+    return line_style(palette_index(analysis)[arm])[0]
+
+
+def _panel(height: float = 2.7) -> tuple[Figure, Axes]:
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+        ax = figure.add_subplot()
+        ax.xaxis.set_major_locator(MaxNLocator(5))
+        return figure, ax
+
+
+def _rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
+    """A panel with one named row per arm, the first on top."""
+    figure, ax = _panel(0.75 + 0.34 * len(labels))
+    ax.set_yticks(range(len(labels)), [textwrap.fill(label, 24) for label in labels])
+    ax.set_ylim(len(labels) - 0.4, -0.6)
+    ax.tick_params(axis="y", length=0, labelcolor=INK)
+    ax.spines["left"].set_visible(False)
+    ax.grid(axis="x")
+    ax.set_axisbelow(True)
+    ax.xaxis.set_major_locator(MaxNLocator(4))
+    return figure, ax
+
+
+def _scale(ax: Axes, axis: str, scale: str) -> None:
+    """A log axis with few ticks that read as plain numbers, however narrow its range."""
+    if scale != "log":
+        return
+    getattr(ax, f"set_{axis}scale")("log")
+    low, high = getattr(ax, f"get_{axis}lim")()
+    decades = np.log10(high / low)
+    if decades < 1:
+        ticks = MaxNLocator(4).tick_values(low, high)
+    else:
+        step = max(1, int(np.ceil(decades / 5)))
+        powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1, step)
+        ticks = np.outer(powers, (1, 2, 5) if decades < 2 else (1,)).ravel()
+    which = getattr(ax, f"{axis}axis")
+    which.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high and t > 0]))
+    which.set_major_formatter(FuncFormatter(lambda v, _: significant(v, 3).rstrip("0").rstrip(".")))
+    which.set_minor_locator(NullLocator())
+    which.set_minor_formatter(NullFormatter())

@@ -1,0 +1,97 @@
+"""Runs of a grid in several worker processes."""
+
+from __future__ import annotations
+
+import multiprocessing
+import os
+import pickle
+import signal
+import threading
+from collections import deque
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
+from concurrent.futures.process import BrokenProcessPool
+from contextlib import contextmanager
+from typing import Any
+
+
+def in_parallel(
+    execute: Callable[[Any, Any], tuple[str, float | None, str]],
+    run_one: Callable[..., Any],
+    runs: Sequence[Any],
+    workers: int,
+    environment: Mapping[str, str] | None = None,
+) -> Iterator[tuple[Any, str, float | None, str]]:
+    """Yields (run, "started", None, "") and (run, *execute(run_one, run)) as the runs come and go.
+
+    Each worker is a pool of one process: when a process dies (killed, out of memory) that run alone
+    has failed, and a fresh process takes its place. Closing the generator, Ctrl-C and the death of
+    this process all stop the workers at once, as `kill` would.
+
+    Raises:
+      ValueError: run_one cannot be pickled.
+    """
+    try:
+        pickle.dumps(run_one)
+    except (pickle.PicklingError, AttributeError, TypeError) as error:
+        raise ValueError(
+            f"run_one must be a top-level function to run in worker processes ({error})"
+        ) from error
+    context = multiprocessing.get_context("spawn")
+    stop = context.Event()
+
+    def start_worker() -> ProcessPoolExecutor:
+        return ProcessPoolExecutor(1, context, initializer=_obey_parent, initargs=(stop,))
+
+    waiting, flying = deque(runs), {}
+    idle = [start_worker() for _ in range(min(workers, len(runs)))]
+    try:
+        while waiting or flying:
+            while waiting and idle:
+                worker, run = idle.pop(), waiting.popleft()
+                with _environment(environment or {}):  # the process is spawned by submit
+                    flying[worker.submit(execute, run_one, run)] = worker, run
+                yield run, "started", None, ""
+            for future in wait(flying, return_when=FIRST_COMPLETED).done:
+                worker, run = flying.pop(future)
+                try:
+                    outcome = future.result()
+                except BrokenProcessPool:
+                    worker.shutdown()
+                    worker = start_worker()
+                    outcome = "failed", None, "its process died, killed or out of memory"
+                idle.append(worker)
+                yield run, *outcome
+    except BaseException:
+        stop.set()
+        raise
+    finally:
+        for worker in [*idle, *(worker for worker, _ in flying.values())]:
+            worker.shutdown(cancel_futures=True)
+
+
+def _obey_parent(stop: Any) -> None:
+    """In a worker: leaves Ctrl-C to the parent, and ends when the parent says so or is gone."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    parent = multiprocessing.parent_process()
+
+    def watch() -> None:
+        while not stop.wait(timeout=0.5) and parent.is_alive():
+            pass
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
+
+
+@contextmanager
+def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+    before = {name: os.environ.get(name) for name in variables}
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name, value in before.items():
+            if value is None:
+                del os.environ[name]
+            else:
+                os.environ[name] = value

@@ -1,0 +1,295 @@
+"""Honest statistics for a few paired seeds.
+
+An arm of an ablation is run with few seeds, so that the spread must be estimated from the same few
+values and the normal quantile 1.96 is too small: with three seeds the right one is 4.30. Everything
+here is therefore built on Student's t, on *paired* values (the same seed, data order and noise in
+both arms, so that what the seed does to both cancels), and, for positive quantities with a long
+tail such as the variance of a loss, on their logarithms. All computations are in float64.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import ArrayLike
+from scipy import special
+
+
+@dataclass(frozen=True)
+class Interval:
+    """An estimate with its confidence interval.
+
+    Attributes:
+      mean: the estimate (a mean, a geometric mean or another statistic), in the unit of the values.
+      low, high: the ends of the interval, in the same unit.
+      n: how many values it rests on.
+      confidence: the coverage that the interval aims at, e.g. 0.95.
+    """
+
+    mean: float
+    low: float
+    high: float
+    n: int
+    confidence: float = 0.95
+
+
+@dataclass(frozen=True)
+class Difference:
+    """A paired comparison of two arms, a against b.
+
+    Attributes:
+      mean: the mean of a - b; with `log_scale` the geometric mean of a / b.
+      low, high: the ends of the confidence interval of `mean`.
+      p_value: two-sided p of the paired t test that there is no effect.
+      n: the number of pairs.
+      sd: the standard deviation of the differences (of the log-ratios with `log_scale`), over
+        n - 1.
+      confidence: the coverage that the interval aims at.
+      log_scale: whether this is a ratio (no effect: 1) and not a difference (no effect: 0).
+    """
+
+    mean: float
+    low: float
+    high: float
+    p_value: float
+    n: int
+    sd: float
+    confidence: float = 0.95
+    log_scale: bool = False
+
+    @property
+    def no_effect(self) -> float:
+        """The value of `mean` that means "no effect": 0 for differences, 1 for ratios."""
+        return 1.0 if self.log_scale else 0.0
+
+
+def mean_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """The mean with Student's t interval, mean ± t_{n-1, (1+c)/2} · s / sqrt(n).
+
+    Exact for independent normal values. Equal values give an interval of width zero.
+
+    Args:
+      values: (n,), real, n at least 2.
+      confidence: c, the coverage, in (0, 1).
+
+    Raises:
+      ValueError: fewer than two values, a value that is not finite, a confidence outside (0, 1).
+
+    Source: Student 1908, "The probable error of a mean".
+    """
+    values = _vector(values, "values")
+    half = _t_quantile(values.size, confidence) * _standard_error(values)
+    mean = float(values.mean())
+    return Interval(mean, mean - half, mean + half, values.size, confidence)
+
+
+def geometric_interval(values: ArrayLike, confidence: float = 0.95) -> Interval:
+    """The geometric mean exp(mean(log x)) with the t interval of mean(log x), transformed back.
+
+    For positive quantities that vary by factors (variances, Fréchet distances, times). The
+    interval is for the geometric mean, which for a log-normal quantity is its median: it is below
+    the arithmetic mean, and no statement about that one. The interval is symmetric in ratio and
+    never reaches zero.
+
+    Args and errors as `mean_interval`; a value that is not positive raises ValueError too.
+
+    Source: Student 1908 on the logarithms; Bland & Altman 1996, "Transformations, means, and
+      confidence intervals", BMJ 312:1079, for reading it back.
+    """
+    logs = mean_interval(np.log(_positive(values, "values")), confidence)
+    return Interval(
+        *(float(np.exp(v)) for v in (logs.mean, logs.low, logs.high)), logs.n, confidence
+    )
+
+
+def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
+    """The mean of d = a - b with its t interval, and the paired t test of mean(d) = 0.
+
+    t = mean(d) sqrt(n) / s_d with n - 1 degrees of freedom, p = 2 P(T <= -|t|). If all the
+    differences are equal, the interval has width zero, and p is 1 when they are zero and 0 when
+    they are not.
+
+    Args:
+      a, b: (n,), real, n at least 2; a[i] and b[i] come from the same seed.
+      confidence: the coverage of the interval, in (0, 1).
+
+    Raises:
+      ValueError: unequal lengths, fewer than two pairs, a value that is not finite.
+
+    Source: Student 1908 (the sleep data are paired); the interval and the test agree: p < 1 - c
+      exactly where the interval leaves out zero.
+    """
+    a, b = _pair(_vector(a, "a"), _vector(b, "b"))
+    d = a - b
+    interval = mean_interval(d, confidence)
+    error = _standard_error(d)
+    if error > 0:
+        p_value = float(2 * special.stdtr(d.size - 1, -abs(interval.mean) / error))
+    else:
+        p_value = 1.0 if interval.mean == 0 else 0.0
+    sd = error * np.sqrt(d.size)
+    return Difference(
+        interval.mean, interval.low, interval.high, p_value, d.size, float(sd), confidence
+    )
+
+
+def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
+    """The geometric mean of the paired ratios a / b, exp(mean(log a - log b)), with its interval.
+
+    `paired_difference` of the logarithms, transformed back, for positive quantities on a log
+    scale. `sd` stays that of log(a / b), p is that of the test on the logs.
+
+    Args and errors as `paired_difference`; a value that is not positive raises ValueError too.
+
+    Source: Bland & Altman 1996, "The use of transformation when comparing two means", BMJ 312:1153.
+    """
+    d = paired_difference(np.log(_positive(a, "a")), np.log(_positive(b, "b")), confidence)
+    mean, low, high = (float(np.exp(v)) for v in (d.mean, d.low, d.high))
+    return Difference(mean, low, high, d.p_value, d.n, d.sd, confidence, log_scale=True)
+
+
+def bootstrap_interval(
+    values: ArrayLike,
+    statistic: Callable[[np.ndarray], float] = np.mean,
+    confidence: float = 0.95,
+    resamples: int = 2000,
+    seed: int = 0,
+    method: str = "bca",
+) -> Interval:
+    """A bootstrap interval of statistic(values); the same seed gives the same interval.
+
+    Rows of `values` are drawn with replacement. "percentile" takes the (1 ∓ c)/2 quantiles of the
+    resampled statistics; "bca" moves them for bias (z0) and skewness (acceleration a, by
+    jackknife, n more calls of the statistic): quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))). Both
+    need many values (tens): for a few seeds use `mean_interval`, since a bootstrap of three values
+    is far too narrow.
+
+    Args:
+      values: (n, ...), resampled along the first axis, n at least 2.
+      statistic: maps an array like `values` to a float.
+      confidence: the coverage, in (0, 1).
+      resamples: number of bootstrap samples, at least 100.
+      seed: of numpy's default generator.
+      method: "bca" or "percentile".
+
+    Raises:
+      ValueError: an unknown method, too few values or resamples, values that are not finite.
+
+    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", equations 14.10, 14.14 and
+    14.15.
+    """
+    values = _finite(np.asarray(values, np.float64), "values")
+    if method not in _LEVELS:
+        raise ValueError(f"method is {method!r}; allowed are {', '.join(sorted(_LEVELS))}")
+    if resamples < 100:
+        raise ValueError(f"resamples is {resamples}; at least 100 are needed")
+    n, rng = len(values), np.random.default_rng(seed)
+    tail = (1 - _confidence(confidence)) / 2
+    estimate = float(statistic(values))
+    drawn = np.array(
+        [statistic(values[rng.integers(n, size=n)]) for _ in range(resamples)], np.float64
+    )
+    levels = _LEVELS[method](np.array([tail, 1 - tail]), estimate, drawn, values, statistic)
+    low, high = np.quantile(drawn, levels)
+    return Interval(estimate, float(low), float(high), n, confidence)
+
+
+def _percentile_levels(levels, estimate, drawn, values, statistic):
+    return levels
+
+
+def _bca_levels(levels, estimate, drawn, values, statistic):
+    # Ties count half; the clip keeps z0 finite when every resample lies on one side.
+    below = np.mean(drawn < estimate) + np.mean(drawn == estimate) / 2
+    z0 = special.ndtri(np.clip(below, 0.5 / drawn.size, 1 - 0.5 / drawn.size))
+    left_out = np.array([statistic(np.delete(values, i, axis=0)) for i in range(len(values))])
+    d = left_out.mean() - left_out
+    spread = np.sum(d**2)
+    acceleration = np.sum(d**3) / (6 * spread**1.5) if spread > 0 else 0.0
+    z = z0 + special.ndtri(levels)
+    return special.ndtr(z0 + z / (1 - acceleration * z))
+
+
+_LEVELS = {"percentile": _percentile_levels, "bca": _bca_levels}
+
+
+def holm(p_values: ArrayLike) -> np.ndarray:
+    """Holm's step-down correction for several comparisons.
+
+    With p sorted ascending, adjusted p_(i) = max_{j <= i} min(1, (m - j + 1) p_(j)): the
+    probability of one or more false findings among the m comparisons stays below the level,
+    whatever their dependence; never weaker than Bonferroni's.
+
+    Args:
+      p_values: (m,), each in [0, 1]; m may be 0.
+
+    Returns:
+      (m,) float64, the adjusted values in the order given.
+
+    Raises:
+      ValueError: a value outside [0, 1] or NaN.
+
+    Source: Holm 1979, "A simple sequentially rejective multiple test procedure".
+    """
+    p = np.asarray(p_values, np.float64)
+    if p.ndim != 1:
+        raise ValueError(f"p_values must be one-dimensional, got shape {p.shape}")
+    if not np.all((p >= 0) & (p <= 1)):
+        raise ValueError(f"p_values must lie in [0, 1], got {p.tolist()}")
+    order = np.argsort(p, kind="stable")
+    stepped = np.minimum(1, p[order] * np.arange(p.size, 0, -1))
+    adjusted = np.empty_like(p)
+    adjusted[order] = np.maximum.accumulate(stepped)
+    return adjusted
+
+
+def _t_quantile(n: int, confidence: float) -> float:
+    return float(special.stdtrit(n - 1, (1 + _confidence(confidence)) / 2))
+
+
+def _standard_error(values: np.ndarray) -> float:
+    # Equal values must give exactly zero: numpy's mean of equal values may be off by a rounding.
+    if np.ptp(values) == 0:
+        return 0.0
+    return float(values.std(ddof=1) / np.sqrt(values.size))
+
+
+def _confidence(confidence: float) -> float:
+    if not 0 < confidence < 1:
+        raise ValueError(f"confidence is {confidence}; it must lie between 0 and 1, e.g. 0.95")
+    return confidence
+
+
+def _vector(values: ArrayLike | Sequence[float], name: str) -> np.ndarray:
+    values = np.asarray(values, np.float64)
+    if values.ndim != 1:
+        raise ValueError(f"{name} must be one-dimensional, got shape {values.shape}")
+    return _finite(values, name)
+
+
+def _finite(values: np.ndarray, name: str) -> np.ndarray:
+    count = len(values) if values.ndim else 0
+    if count < 2:
+        raise ValueError(f"{name}: an interval needs at least 2 values, got {count}")
+    bad = np.argwhere(~np.isfinite(values))
+    if len(bad):
+        index = tuple(int(i) for i in bad[0])
+        raise ValueError(
+            f"{name}: every value must be finite, got {values[index]} at index {index[0]}"
+        )
+    return values
+
+
+def _positive(values: ArrayLike, name: str) -> np.ndarray:
+    values = _vector(values, name)
+    if values.min() <= 0:
+        raise ValueError(f"{name}: a log scale needs positive values, got {values.min():g}")
+    return values
+
+
+def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    if a.size != b.size:
+        raise ValueError(f"a and b must be paired by seed, got {a.size} and {b.size} values")
+    return a, b

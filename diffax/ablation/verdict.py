@@ -1,0 +1,62 @@
+"""Sentences about an ablation, made from its intervals alone."""
+
+from __future__ import annotations
+
+from diffax.ablation.analysis import Analysis, Comparison, Spec
+from diffax.ablation.numerals import p_text, span
+
+
+def claim(spec: Spec, comparison: Comparison, pairs: bool = True) -> str:
+    """What was found for one paired comparison, with its interval: the part before the colon.
+
+    `pairs`: whether to say how many pairs of seeds it rests on."""
+    c = comparison
+    arm, reference, metric = spec.label(c.arm), spec.label(c.reference), c.metric
+    effect = metric.effect_text(c.effect)
+    if metric.scale == "log":
+        found = f"{metric.label} of {arm} is {effect} times that of {reference}"
+    else:
+        unit = f" {metric.unit}" if metric.unit else ""
+        found = f"{metric.label} of {arm} minus that of {reference} is {effect}{unit}"
+    if c.difference is None:
+        return f"{found} in the only seed that both have"
+    interval = f"{spec.percent} interval {span(metric.effect_text, c.difference)}"
+    return f"{found} ({interval}{f', {c.pairs} paired seeds' if pairs else ''})"
+
+
+def conclusion(comparison: Comparison) -> str:
+    """What may be said of it: the part after the colon.
+
+    A difference is stated only where the interval leaves out no effect and Holm's corrected p is
+    below 1 - confidence; otherwise it says that none can be seen, not that there is none.
+    """
+    c = comparison
+    if c.outcome == "suggested":
+        side = "lower" if c.difference.high < c.difference.no_effect else "higher"
+        return (
+            f"{side} by this interval alone, but not after correction for {c.family} comparisons "
+            f"(p = {p_text(c.p_holm)}), so undecided"
+        )
+    wish = {True: ", which is better", False: ", which is worse", None: ""}[c.better]
+    return {
+        "lower": f"lower{wish}",
+        "higher": f"higher{wish}",
+        "undecided": "no difference can be seen at this scale",
+        "same": "the same at the digits shown",
+        "unknown": "too few to say",
+    }[c.outcome]
+
+
+def sentence(spec: Spec, comparison: Comparison) -> str:
+    """`claim` and `conclusion` of one paired comparison, as one sentence."""
+    return f"{claim(spec, comparison)}: {conclusion(comparison)}."
+
+
+def verdict(analysis: Analysis, most: int = 12) -> list[Comparison]:
+    """The comparisons that a report states in words, the headline first.
+
+    Main metrics only, the same share of `most` for each, since the tables hold all. Empty if no two
+    arms share a seed.
+    """
+    rows = [row for m in analysis.spec.metrics if m.main and (row := analysis.of_metric(m.key))]
+    return [c for row in rows for c in row[: max(1, most // len(rows))]]

@@ -1,0 +1,289 @@
+"""Intervals, tests and corrections: against scipy, closed forms and simulation."""
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
+from scipy import stats
+
+from diffax.ablation import statistics
+
+INTERVALS = [
+    statistics.mean_interval,
+    statistics.geometric_interval,
+    statistics.bootstrap_interval,
+]
+COMPARISONS = [statistics.paired_difference, statistics.paired_ratio]
+
+
+# Student's t with two degrees of freedom has a closed form: (2p - 1) / sqrt(2p (1 - p)).
+T_2 = 0.95 / np.sqrt(2 * 0.975 * 0.025)
+
+
+def vectors(low=-100.0, high=100.0, size=None):
+    size = st.integers(2, 12) if size is None else size
+    return hnp.arrays(np.float64, size, elements=st.floats(low, high))
+
+
+def ends(x):
+    return np.array([x.mean, x.low, x.high])
+
+
+@pytest.mark.parametrize("confidence", [0.5, 0.95, 0.99])
+def test_mean_interval_is_scipys(confidence):
+    x = np.random.default_rng(0).normal(3, 2, 7)
+    low, high = stats.t.interval(confidence, 6, loc=x.mean(), scale=stats.sem(x))
+    np.testing.assert_allclose(
+        ends(statistics.mean_interval(x, confidence)), [x.mean(), low, high], rtol=1e-10
+    )
+
+
+def test_mean_interval_of_three_values_by_hand():
+    interval = statistics.mean_interval([1.0, 2.0, 3.0])
+    half = T_2 / np.sqrt(3)
+    np.testing.assert_allclose(ends(interval), [2, 2 - half, 2 + half], rtol=1e-9)
+    assert interval.n == 3
+
+
+def test_geometric_interval_by_hand():
+    # Logs 0, 1, 2: the interval of the log is 1 ± t / sqrt(3).
+    interval = statistics.geometric_interval(np.exp([0.0, 1.0, 2.0]))
+    half = T_2 / np.sqrt(3)
+    np.testing.assert_allclose(ends(interval), np.exp([1, 1 - half, 1 + half]), rtol=1e-9)
+    assert interval.mean == pytest.approx(stats.gmean(np.exp([0.0, 1.0, 2.0])))
+
+
+def test_paired_difference_is_scipys():
+    rng = np.random.default_rng(1)
+    a, b = rng.normal(0.4, 1, 8), rng.normal(0, 1, 8)
+    difference, reference = statistics.paired_difference(a, b, 0.9), stats.ttest_rel(a, b)
+    interval = reference.confidence_interval(0.9)
+    np.testing.assert_allclose(
+        ends(difference), [np.mean(a - b), interval.low, interval.high], rtol=1e-10
+    )
+    assert difference.p_value == pytest.approx(reference.pvalue, rel=1e-10)
+    assert difference.sd == pytest.approx(np.std(a - b, ddof=1), rel=1e-12)
+
+
+def test_students_own_sleep_data():
+    # Student 1908: hours of sleep gained under two drugs; mean 1.58, t = 4.0621, p = 0.00283.
+    one = [0.7, -1.6, -0.2, -1.2, -0.1, 3.4, 3.7, 0.8, 0.0, 2.0]
+    two = [1.9, 0.8, 1.1, 0.1, -0.1, 4.4, 5.5, 1.6, 4.6, 3.4]
+    difference = statistics.paired_difference(two, one)
+    assert difference.mean == pytest.approx(1.58)
+    assert difference.p_value == pytest.approx(0.00283, abs=5e-6)
+    assert (round(difference.low, 2), round(difference.high, 2)) == (0.70, 2.46)
+
+
+def test_paired_ratio_is_the_difference_of_logs():
+    rng = np.random.default_rng(2)
+    a, b = rng.lognormal(size=5), rng.lognormal(size=5)
+    ratio, logs = statistics.paired_ratio(a, b), statistics.paired_difference(np.log(a), np.log(b))
+    np.testing.assert_allclose(ends(ratio), np.exp(ends(logs)))
+    assert (ratio.p_value, ratio.sd, ratio.no_effect) == (logs.p_value, logs.sd, 1.0)
+    assert logs.no_effect == 0.0
+
+
+@pytest.mark.parametrize("compare", COMPARISONS)
+def test_constant_pairs_have_no_width(compare):
+    a = np.array([1.0, 2.0, 4.0])
+    same = compare(a, a)
+    assert same.low == same.mean == same.high == same.no_effect
+    assert same.p_value == 1.0
+    moved = statistics.paired_difference(a + 1, a)
+    assert (moved.low, moved.mean, moved.high, moved.p_value) == (1, 1, 1, 0.0)
+
+
+@given(vectors(), st.data(), st.sampled_from([0.8, 0.95]))
+def test_interval_and_test_agree(a, data, confidence):
+    b = data.draw(vectors(size=st.just(a.size)))
+    d = statistics.paired_difference(a, b, confidence)
+    edge = min(abs(d.low), abs(d.high))
+    if edge > 1e-9 * (1 + abs(d.mean)):  # away from the edge, where rounding decides
+        assert (d.p_value < 1 - confidence) == (d.low > 0 or d.high < 0)
+
+
+@pytest.mark.parametrize("n", [2, 3, 10])
+def test_mean_interval_covers(n):
+    trials, rng = 4000, np.random.default_rng(n)
+    hits = 0
+    for x in rng.normal(5.0, 2.0, (trials, n)):
+        interval = statistics.mean_interval(x)
+        hits += interval.low <= 5.0 <= interval.high
+    # Exact coverage 0.95; four standard deviations of a binomial.
+    assert abs(hits / trials - 0.95) < 4 * np.sqrt(0.95 * 0.05 / trials)
+
+
+def test_paired_ratio_covers_and_keeps_its_level():
+    trials, rng = 4000, np.random.default_rng(3)
+    common = rng.normal(0, 3, (trials, 3))  # what the seed does to both arms cancels
+    a = np.exp(common + rng.normal(np.log(0.5), 0.3, (trials, 3)))
+    b = np.exp(common + rng.normal(0, 0.3, (trials, 3)))
+    ratios = [statistics.paired_ratio(x, y) for x, y in zip(a, b)]
+    covered = np.mean([r.low <= 0.5 <= r.high for r in ratios])
+    null = np.mean([statistics.paired_ratio(x, 0.5 * y).p_value < 0.05 for x, y in zip(a, b)])
+    bound = 4 * np.sqrt(0.95 * 0.05 / trials)
+    assert abs(covered - 0.95) < bound
+    assert abs(null - 0.05) < bound
+
+
+def test_geometric_interval_covers_the_median_of_a_lognormal():
+    trials, rng = 4000, np.random.default_rng(4)
+    x = rng.lognormal(1.0, 1.0, (trials, 4))
+    hits = [i.low <= np.e <= i.high for i in map(statistics.geometric_interval, x)]
+    assert abs(np.mean(hits) - 0.95) < 4 * np.sqrt(0.95 * 0.05 / trials)
+
+
+@pytest.mark.parametrize("method", ["bca", "percentile"])
+def test_bootstrap_interval_is_near_scipys(method):
+    x = np.random.default_rng(5).exponential(size=60)
+    ours = statistics.bootstrap_interval(x, np.mean, resamples=8000, method=method)
+    theirs = stats.bootstrap(
+        (x,), np.mean, n_resamples=8000, method=method, rng=np.random.default_rng(6)
+    ).confidence_interval
+    # Two independent sets of resamples: the ends agree to their Monte-Carlo error.
+    assert ours.mean == x.mean()
+    np.testing.assert_allclose([ours.low, ours.high], theirs, atol=0.05 * x.std())
+
+
+def test_bca_leans_to_the_long_tail():
+    x = np.random.default_rng(7).lognormal(0, 1, 50)
+    bca = statistics.bootstrap_interval(x, resamples=4000)
+    plain = statistics.bootstrap_interval(x, resamples=4000, method="percentile")
+    assert bca.low > plain.low
+    assert bca.high > plain.high
+
+
+def test_bootstrap_interval_covers():
+    trials, rng = 300, np.random.default_rng(8)
+    hits = 0
+    for seed, x in enumerate(rng.exponential(size=(trials, 30))):
+        interval = statistics.bootstrap_interval(x, np.mean, resamples=300, seed=seed)
+        hits += interval.low <= 1.0 <= interval.high
+    # For 30 exponential values the bca interval covers about 0.93: 0.015 is one standard deviation.
+    assert 0.87 < hits / trials < 0.99
+
+
+def test_bootstrap_takes_any_statistic_of_rows_and_repeats_itself():
+    rows = np.random.default_rng(9).normal(size=(40, 2))
+
+    def correlation(x):
+        return np.corrcoef(x.T)[0, 1]
+
+    first, again = (statistics.bootstrap_interval(rows, correlation, seed=3) for _ in range(2))
+    assert first == again
+    assert first.low < correlation(rows) == first.mean < first.high
+    assert statistics.bootstrap_interval(rows, correlation, seed=4) != first
+
+
+def test_bootstrap_of_equal_values_is_a_point():
+    assert ends(statistics.bootstrap_interval([2.0] * 5)).tolist() == [2.0] * 3
+
+
+@given(vectors(), st.floats(-50, 50), st.floats(0.01, 50), st.booleans())
+def test_mean_interval_moves_with_its_values(x, shift, factor, flip):
+    factor = -factor if flip else factor
+    old, new = (statistics.mean_interval(v) for v in (x, factor * x + shift))
+    expected = factor * ends(old) + shift
+    expected[1:] = np.sort(expected[1:])
+    np.testing.assert_allclose(ends(new), expected, atol=1e-7, rtol=1e-7)
+
+
+@given(vectors(1e-3, 1e3), st.floats(1e-3, 1e3))
+def test_geometric_interval_scales_and_stays_positive(x, factor):
+    old, new = (statistics.geometric_interval(v) for v in (x, factor * x))
+    np.testing.assert_allclose(ends(new), factor * ends(old), rtol=1e-6)
+    assert 0 < new.low <= new.mean * (1 + 1e-12)
+    # Never above the arithmetic mean.
+    assert old.mean <= x.mean() * (1 + 1e-12)
+
+
+@pytest.mark.parametrize("compare", COMPARISONS)
+@given(data=st.data())
+def test_comparisons_do_not_depend_on_order_and_turn_around(compare, data):
+    a = data.draw(vectors(0.01, 100.0))
+    b = data.draw(vectors(0.01, 100.0, st.just(a.size)))
+    order = data.draw(st.permutations(range(a.size)))
+    here, moved, turned = compare(a, b), compare(a[order], b[order]), compare(b, a)
+    np.testing.assert_allclose(ends(moved), ends(here), rtol=1e-6, atol=1e-9)
+    if here.log_scale:
+        np.testing.assert_allclose(ends(turned)[[0, 2, 1]], 1 / ends(here), rtol=1e-6)
+    else:
+        np.testing.assert_allclose(ends(turned)[[0, 2, 1]], -ends(here), rtol=1e-6, atol=1e-9)
+    assert turned.p_value == pytest.approx(here.p_value, rel=1e-6)
+
+
+def test_holm_by_hand():
+    # 0.01 * 4, 0.02 * 3, 0.03 * 2, 0.04 * 1, made monotone; the order given is kept.
+    adjusted = statistics.holm([0.04, 0.01, 0.03, 0.02])
+    np.testing.assert_allclose(adjusted, [0.06, 0.04, 0.06, 0.06])
+    assert statistics.holm([0.7]).tolist() == [0.7]
+    assert statistics.holm([]).tolist() == []
+
+
+@given(hnp.arrays(np.float64, st.integers(1, 12), elements=st.floats(0, 1)), st.randoms())
+def test_holm_is_monotone_between_raw_and_bonferroni(p, random):
+    adjusted = statistics.holm(p)
+    assert np.all(adjusted >= p)
+    assert np.all(adjusted <= np.minimum(1, p.size * p))
+    assert np.all(np.diff(adjusted[np.argsort(p, kind="stable")]) >= 0)
+    order = random.sample(range(p.size), p.size)
+    np.testing.assert_array_equal(statistics.holm(p[order]), adjusted[order])
+
+
+def test_holm_keeps_the_family_wise_level():
+    trials, rng = 20000, np.random.default_rng(10)
+    false_findings = [statistics.holm(p).min() < 0.05 for p in rng.uniform(size=(trials, 6))]
+    # For independent true nulls the level is 1 - (1 - 0.05 / 6)^6 = 0.0490.
+    level = 1 - (1 - 0.05 / 6) ** 6
+    assert abs(np.mean(false_findings) - level) < 4 * np.sqrt(level * (1 - level) / trials)
+
+
+@pytest.mark.parametrize("interval", INTERVALS)
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        ([], "at least 2 values, got 0"),
+        ([1.0], "at least 2 values, got 1"),
+        ([1.0, np.nan, 2.0], "must be finite, got nan at index 1"),
+        ([1.0, 2.0, np.inf], "must be finite, got inf at index 2"),
+    ],
+)
+def test_intervals_refuse_what_they_cannot_use(interval, values, message):
+    with pytest.raises(ValueError, match=message):
+        interval(values)
+
+
+@pytest.mark.parametrize("compare", COMPARISONS)
+def test_comparisons_refuse_what_they_cannot_use(compare):
+    with pytest.raises(ValueError, match="paired by seed, got 3 and 2 values"):
+        compare([1.0, 2.0, 3.0], [1.0, 2.0])
+    with pytest.raises(ValueError, match="b: every value must be finite"):
+        compare([1.0, 2.0], [1.0, np.nan])
+    with pytest.raises(ValueError, match="a: an interval needs at least 2"):
+        compare([1.0], [1.0])
+    with pytest.raises(ValueError, match="confidence is 95"):
+        compare([1.0, 2.0], [1.5, 1.0], confidence=95)
+
+
+@settings(max_examples=20)
+@given(st.floats(max_value=0))
+def test_log_scale_refuses_what_is_not_positive(bad):
+    with pytest.raises(ValueError, match=r"log scale needs positive|must be finite"):
+        statistics.geometric_interval([1.0, bad])
+    with pytest.raises(ValueError, match=r"b: (a log scale needs positive|every value)"):
+        statistics.paired_ratio([1.0, 2.0], [1.0, bad])
+
+
+def test_other_arguments_are_checked():
+    with pytest.raises(ValueError, match="method is 'magic'; allowed are bca, percentile"):
+        statistics.bootstrap_interval([1.0, 2.0], method="magic")
+    with pytest.raises(ValueError, match="resamples is 5"):
+        statistics.bootstrap_interval([1.0, 2.0], resamples=5)
+    with pytest.raises(ValueError, match=r"p_values must lie in \[0, 1\]"):
+        statistics.holm([0.5, 1.5])
+    with pytest.raises(ValueError, match=r"p_values must lie in \[0, 1\]"):
+        statistics.holm([np.nan])
+    with pytest.raises(ValueError, match="one-dimensional"):
+        statistics.mean_interval(np.ones((2, 2)))
