@@ -1,0 +1,34 @@
+"""Settings that every test shares; they must stand before JAX looks at its devices.
+
+They are environment variables, so that the processes which tests start inherit them.
+"""
+
+import atexit
+import os
+import shutil
+import tempfile
+
+# The tests ask for eight devices to show pmap and shard_map, on any machine. Another platform
+# can be named from outside.
+os.environ.setdefault("JAX_PLATFORMS", "cpu")
+DEVICE_COUNT = "--xla_force_host_platform_device_count"
+if DEVICE_COUNT not in os.environ.get("XLA_FLAGS", ""):
+    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICE_COUNT}=8".strip()
+
+# What diffax keeps for the user (prepared data, compiled programs, classifiers) goes to a folder
+# of this run alone, which its xdist workers share: no test sees what an earlier run left behind.
+if "PYTEST_XDIST_WORKER" not in os.environ:
+    cache = tempfile.mkdtemp(prefix="diffax-tests-")
+    atexit.register(shutil.rmtree, cache, ignore_errors=True)
+    os.environ["DIFFAX_CACHE"] = cache
+    os.environ.setdefault("TFDS_DATA_DIR", os.path.join(cache, "tfds"))
+
+os.environ.setdefault("MPLBACKEND", "agg")
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+from hypothesis import settings  # noqa: E402
+
+# Derandomised: a run draws the same examples every time, so that a failure is there for
+# everybody. Compilation falls into the first example, hence no deadline.
+settings.register_profile("diffax", derandomize=True, deadline=None, max_examples=25)
+settings.load_profile("diffax")
