@@ -29,7 +29,7 @@ def simple(log_snr: jax.Array, fall: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def elbo(log_snr: jax.Array, fall: jax.Array, scale: jax.Array) -> jax.Array:
-    """-log_snr'(t) / 2 on the error in eps: the the bound's diffusion term (Kingma 2021, eq. 17)."""
+    """-log_snr'(t) / 2 on the error in eps: the the diffusion term (Kingma 2021, eq. 17)."""
     return 0.5 * fall * scale
 
 
@@ -232,7 +232,7 @@ def schedule_gradient(
     """The gradient that a learned schedule descends; a pytree like the schedule.
 
     "variance": E[L^2], L the continuous-time diffusion term of one example at one time, bits/dim.
-    Its mean does not depend on the schedule's shape between fixed ends, so the gradient is that of the
+    Its mean does not depend on the shape between fixed ends, so the gradient is that of the
     variance (Kingma 2021, section 5.2 and supplement I). Endpoints, if learned, get the gradient of
     the bound itself instead.
 

@@ -30,6 +30,7 @@ def _own_home(tmp_path, monkeypatch):
     """No test reads or writes the user's folders."""
     monkeypatch.setenv("HOME", str(tmp_path / "home"))
     monkeypatch.delenv("XDG_CACHE_HOME", raising=False)
+    monkeypatch.delenv("DIFFAX_CACHE", raising=False)
 
 
 def load(**fields):
@@ -154,7 +155,7 @@ def test_digits_in_a_folder_that_cannot_be_written(tmp_path, monkeypatch, digits
 
     monkeypatch.setattr(digits, "prepare", prepare)
     warnings = []
-    monkeypatch.setattr(digits.logging, "warning", lambda form, *a: warnings.append(form % a))
+    monkeypatch.setattr(digits._LOG, "warning", lambda form, *a: warnings.append(form % a))
     assert len(load(name="digits").eval) == 355
     assert prepared == [str(tmp_path / "home" / ".cache" / "diffax" / "tfds")]
     assert len(warnings) == 1

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import logging
 import os
 import re
 import time
@@ -10,11 +11,11 @@ import urllib.error
 import urllib.request
 
 import numpy as np
-from absl import logging
 
 from diffax.data import images
 from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
 
+_LOG = logging.getLogger("diffax")
 _CHUNK = 512  # records per read
 _LOG_SECONDS = 5.0
 
@@ -135,7 +136,7 @@ def _decode(
                 label[i] = record[label_key]
         if time.monotonic() - last_log > _LOG_SECONDS:
             last_log = time.monotonic()
-            logging.info("%s: %d of %d images decoded", config.name, i + 1, num)
+            _LOG.info("%s: %d of %d images decoded", config.name, i + 1, num)
     return Split(images.pad(x, config.pad_to), label if label_key else None)
 
 
@@ -158,7 +159,7 @@ def _download(name: str, root: str, also_known: tuple[str, ...]):
         builder = tfds.builder(name, data_dir=root)
         for url in list(builder.url_infos)[:1]:
             _probe(url)
-        logging.info("%s is not in %s: downloading and preparing it there", name, root)
+        _LOG.info("%s is not in %s: downloading and preparing it there", name, root)
         builder.download_and_prepare(
             file_format="array_record",
             download_config=tfds.download.DownloadConfig(try_download_gcs=False),

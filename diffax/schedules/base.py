@@ -40,6 +40,24 @@ def sigma_of(log_snr: jax.Array) -> jax.Array:
     return jnp.exp(0.5 * jax.nn.log_sigmoid(-log_snr))
 
 
+@jax.custom_jvp
+def hold(free: jax.Array, held: jax.Array) -> jax.Array:
+    """`held` in value, `free` in derivative: a bound without clip's half slope at it."""
+    del free
+    return held
+
+
+@hold.defjvp
+def _hold_jvp(primals, tangents):
+    return hold(*primals), tangents[0]
+
+
+def hold_ends(log_snr: jax.Array, t: jax.Array, first: float, last: float) -> jax.Array:
+    """`log_snr` held to `first` at t = 0 and `last` at t = 1 exactly; its slope untouched."""
+    within = jnp.clip(jax.lax.stop_gradient(log_snr), last, first)
+    return hold(log_snr, jnp.where(t <= 0, first, jnp.where(t >= 1, last, within)))
+
+
 def as_float(x: Any) -> jax.Array:
     """`x` as a floating array: floats keep their dtype, integers take JAX's default float."""
     x = jnp.asarray(x)
@@ -115,8 +133,21 @@ class Schedule(_Levels):
         return t - (miss - jax.lax.stop_gradient(miss)) / slope
 
     def discretize(self, num_steps: int) -> DiscreteSchedule:
-        """The schedule seen at T = `num_steps` times: index i stands for t = (i + 1) / T."""
+        """The schedule seen at T = `num_steps` times: index i stands for t = (i + 1) / T.
+
+        A fixed schedule is evaluated in float64 and rounded once, since a float32 t is too coarse
+        for the betas near an infinite end; a learned one in the dtype of its parameters.
+        """
         check_num_steps(num_steps)
+        if jax.tree.leaves(self):
+            return self._table(num_steps)
+        dtype = jnp.result_type(float)
+        with jax.ensure_compile_time_eval():
+            with jax.enable_x64(True):
+                exact = jax.tree.map(np.asarray, self._table(num_steps))
+            return jax.tree.map(lambda x: jnp.asarray(x, dtype), exact)
+
+    def _table(self, num_steps: int) -> DiscreteSchedule:
         t = (jnp.arange(num_steps) + 1) / num_steps
         return from_log_snr_table(self.log_snr(t), zero_terminal=self._reaches_zero_snr())
 
@@ -163,6 +194,11 @@ class DiscreteSchedule(_Levels):
         """beta at the integer index `t`; same shape."""
         return self.betas[_as_index(t)]
 
+    def log_snr_and_slope(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
+        """log_snr(t) and its slope in (index + 1) / T, by central differences; shape of `t`."""
+        slopes = jnp.gradient(self.log_snrs) * self.num_steps
+        return self.log_snr(t), slopes[_as_index(t)]
+
     def inverse_log_snr(self, log_snr: jax.Array) -> jax.Array:
         """The index whose log-SNR is nearest to `log_snr` (any shape); int32, same shape."""
         distance = jnp.abs(jnp.asarray(log_snr)[..., None] - self.log_snrs)
@@ -200,16 +236,20 @@ class Mapped(Schedule):
         """True if either the schedule or the change ends at zero SNR."""
         return self.inner.zero_terminal or self.change.zero_terminal
 
-    def _ends(self) -> tuple[jax.Array, jax.Array]:
-        return self.inner.log_snr(0.0), self.inner.log_snr(1.0)
+    def _ends(self) -> jax.Array:
+        return self.inner.log_snr(as_float(np.array([0, 1])))  # one call, not two: less to compile
 
     def log_snr(self, t: jax.Array) -> jax.Array:
         """forward(inner.log_snr(t)); see `Schedule.log_snr`."""
         return self.change.forward(self.inner.log_snr(as_float(t)), *self._ends())
 
     def inverse_log_snr(self, log_snr: jax.Array) -> jax.Array:
-        """inner.inverse_log_snr(backward(log_snr))."""
-        return self.inner.inverse_log_snr(self.change.backward(as_float(log_snr), *self._ends()))
+        """inner.inverse_log_snr(backward(log_snr)); the ends, for their log-SNR and beyond."""
+        log_snr = as_float(log_snr)
+        first, last = self._ends()
+        t = self.inner.inverse_log_snr(self.change.backward(log_snr, first, last))
+        t = jnp.where(log_snr >= self.change.forward(first, first, last), 0.0, t)
+        return jnp.where(log_snr <= self.change.forward(last, first, last), 1.0, t)
 
     def endpoint_mask(self) -> Any:
         """The inner schedule's mask, in this tree's structure."""
@@ -278,6 +318,22 @@ def check_endpoints(log_snr_max: float, log_snr_min: float) -> tuple[float, floa
             " log_snr_max > log_snr_min"
         )
     return log_snr_max, log_snr_min
+
+
+def finite(name: str, value: float) -> float:
+    """`value` as a float; raises ValueError, naming it, unless it is finite."""
+    value = float(value)
+    if not math.isfinite(value):
+        raise ValueError(f"{name}={value:g}: must be finite")
+    return value
+
+
+def positive(name: str, value: float) -> float:
+    """`value` as a float; raises ValueError, naming it, unless it is positive and finite."""
+    value = float(value)
+    if not 0 < value < math.inf:
+        raise ValueError(f"{name}={value:g}: must be positive and finite")
+    return value
 
 
 def check_num_steps(num_steps: int) -> None:

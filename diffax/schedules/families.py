@@ -17,7 +17,9 @@ from diffax.schedules.base import (
     Schedule,
     as_float,
     check_num_steps,
+    finite,
     from_betas,
+    positive,
     pytree,
     static,
 )
@@ -47,7 +49,7 @@ class BetaFamily(Schedule):
         if betas.max() >= 1:
             raise ValueError(
                 f"num_steps={num_steps} would make a beta of {betas.max():.3g}, and betas stay"
-                f" below 1: take {math.floor(self.beta_max * _T) + 1} steps or more"
+                f" below 1: take {math.floor(betas.max() * num_steps) + 1} steps or more"
             )
         return from_betas(betas)
 
@@ -195,10 +197,7 @@ def cosine(s: float = 0.008) -> Schedule:
     The offset `s` > 0 keeps the first betas from vanishing. When discretised, betas are clipped at
     0.999 as published. Infinite log-SNR at both ends.
     """
-    s = float(s)
-    if not s > 0:
-        raise ValueError(f"s={s:g}: the cosine schedule's offset must be positive")
-    return Cosine(s=s)
+    return Cosine(s=positive("s", s))
 
 
 @pytree
@@ -235,9 +234,9 @@ def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule
     `start` < `end`, temperature `tau` > 0 (Jabri 2022; Chen 2023). Infinite log-SNR at both ends,
     so its discrete form ends at zero SNR.
     """
-    start, end, tau = float(start), float(end), float(tau)
-    if not (start < end and tau > 0):
-        raise ValueError(f"start={start:g}, end={end:g}, tau={tau:g}: need start < end and tau > 0")
+    start, end, tau = finite("start", start), finite("end", end), positive("tau", tau)
+    if not start < end:
+        raise ValueError(f"start={start:g}, end={end:g}: need start < end")
     return Sigmoid(start=start, end=end, tau=tau)
 
 

@@ -21,6 +21,9 @@ from diffax.schedules.base import (
     Schedule,
     as_float,
     check_endpoints,
+    finite,
+    hold_ends,
+    positive,
     pytree,
     static,
 )
@@ -75,7 +78,8 @@ class Quantile(Schedule):
         (upper0, lower0), (upper1, lower1) = self._tails()
         upper = upper0 * (1 - t) + upper1 * t
         lower = lower0 * (1 - t) + lower1 * t
-        return self.quantile(upper.astype(t.dtype), lower.astype(t.dtype))
+        quantile = self.quantile(upper.astype(t.dtype), lower.astype(t.dtype))
+        return hold_ends(quantile, t, self.log_snr_max, self.log_snr_min)
 
     def inverse_log_snr(self, log_snr):
         """(P(L > log_snr) - P(L > log_snr_max)) / (P(L > log_snr_min) - P(L > log_snr_max))."""
@@ -83,6 +87,11 @@ class Quantile(Schedule):
         (upper0, _), (upper1, _) = self._tails()
         t = (self.tail(log_snr) - upper0) / (upper1 - upper0)
         return jnp.clip(t.astype(log_snr.dtype), 0.0, 1.0)
+
+
+def _smaller(upper: jax.Array, lower: jax.Array) -> jax.Array:
+    """The smaller tail; unlike jnp.minimum, whose slope vanishes where they meet, at the centre."""
+    return jnp.where(upper < lower, upper, lower)
 
 
 @pytree
@@ -99,7 +108,7 @@ class CosineLogSnr(Quantile):
 
     def quantile(self, upper, lower):
         """-2 log tan(pi/2 upper), by the smaller of the two tails."""
-        tan = jnp.tan(0.5 * math.pi * jnp.minimum(upper, lower))
+        tan = jnp.tan(0.5 * math.pi * _smaller(upper, lower))
         return jnp.where(upper < lower, -2.0, 2.0) * jnp.log(tan)
 
 
@@ -143,12 +152,12 @@ class Laplace(Quantile):
     def tail(self, log_snr):
         """exp(-|z|) / 2 on the far side of mu, its complement on the near side; z in units of b."""
         z = (log_snr - self.mu) / self.b
-        half = 0.5 * jnp.exp(-jnp.abs(z))
+        half = 0.5 * jnp.exp(jnp.where(z > 0, -z, z))  # |z| has no slope at 0
         return jnp.where(z > 0, half, 1 - half)
 
     def quantile(self, upper, lower):
         """mu -+ b log(2 min(upper, lower))."""
-        distance = self.b * jnp.log(2 * jnp.minimum(upper, lower))
+        distance = self.b * jnp.log(2 * _smaller(upper, lower))
         return self.mu + jnp.where(upper < lower, -distance, distance)
 
 
@@ -172,7 +181,7 @@ class Edm(Quantile):
 
     def quantile(self, upper, lower):
         """mean -+ std ndtri(min(upper, lower))."""
-        distance = self.std * ndtri(jnp.minimum(upper, lower))
+        distance = self.std * ndtri(_smaller(upper, lower))
         return self.mean + jnp.where(upper < lower, -distance, distance)
 
 
@@ -188,8 +197,8 @@ def sigmoid_logsnr(
     scale: float = 1.0,
 ) -> Schedule:
     """log-SNR ~ Logistic(`location`, `scale`) over uniform t, truncated to the endpoints."""
-    scale = _positive("scale", scale)
-    return SigmoidLogSnr(*check_endpoints(log_snr_max, log_snr_min), float(location), scale)
+    ends = check_endpoints(log_snr_max, log_snr_min)
+    return SigmoidLogSnr(*ends, finite("location", location), positive("scale", scale))
 
 
 def laplace(
@@ -199,7 +208,8 @@ def laplace(
     b: float = 0.5,
 ) -> Schedule:
     """log-SNR ~ Laplace(`mu`, `b`) over uniform t, truncated to the endpoints (Hang 2024)."""
-    return Laplace(*check_endpoints(log_snr_max, log_snr_min), float(mu), _positive("b", b))
+    ends = check_endpoints(log_snr_max, log_snr_min)
+    return Laplace(*ends, finite("mu", mu), positive("b", b))
 
 
 def edm(
@@ -213,7 +223,8 @@ def edm(
     The paper draws log sigma ~ N(-1.2, 1.2^2) for data of deviation 0.5; for data of unit deviation
     that is log-SNR ~ N(1.01, 2.4^2), the default.
     """
-    return Edm(*check_endpoints(log_snr_max, log_snr_min), float(mean), _positive("std", std))
+    ends = check_endpoints(log_snr_max, log_snr_min)
+    return Edm(*ends, finite("mean", mean), positive("std", std))
 
 
 # --- one's own ----------------------------------------------------------------------------------
@@ -244,10 +255,3 @@ def from_log_snr(function: Callable[..., jax.Array], **parameters: Any) -> Sched
     except TypeError as error:
         raise ValueError(f"log-SNR function {function.__name__}{signature}: {error}") from None
     return FromLogSnr(function, tuple(sorted(parameters.items())))
-
-
-def _positive(name: str, value: float) -> float:
-    value = float(value)
-    if not value > 0:
-        raise ValueError(f"{name}={value:g}: must be positive")
-    return value

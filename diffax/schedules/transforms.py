@@ -18,6 +18,8 @@ from diffax.schedules.base import (
     alpha_of,
     as_float,
     check_endpoints,
+    hold_ends,
+    positive,
     pytree,
     sigma_of,
     static,
@@ -43,7 +45,7 @@ class Truncated(Schedule):
         t = as_float(t)
         first, last = self._span().astype(t.dtype)
         inside = self.inner.log_snr(first * (1 - t) + last * t)
-        return jnp.clip(inside, self.log_snr_min, self.log_snr_max)
+        return hold_ends(inside, t, self.log_snr_max, self.log_snr_min)
 
     def inverse_log_snr(self, log_snr):
         """(inner.inverse_log_snr(log_snr) - t_hi) / (t_lo - t_hi)."""
@@ -216,9 +218,7 @@ def input_scaled(schedule: AnySchedule, b: float) -> AnySchedule:
     process of x0 itself, with log_snr + 2 log b. `b` > 0; below 1 it adds noise, which larger
     images need.
     """
-    if not b > 0:
-        raise ValueError(f"b={b:g}: the input scale must be positive")
-    return schedule.map_log_snr(Shift(2 * math.log(b)))
+    return schedule.map_log_snr(Shift(2 * math.log(positive("b", b))))
 
 
 def shifted(schedule: AnySchedule, resolution: float, base_resolution: float) -> AnySchedule:
@@ -227,10 +227,8 @@ def shifted(schedule: AnySchedule, resolution: float, base_resolution: float) ->
     Gives images of size `resolution` the noise, seen at `base_resolution`, that the schedule was
     made for. Both in pixels along a side, positive.
     """
-    if not (resolution > 0 and base_resolution > 0):
-        raise ValueError(
-            f"resolution={resolution:g}, base_resolution={base_resolution:g}: both must be positive"
-        )
+    resolution = positive("resolution", resolution)
+    base_resolution = positive("base_resolution", base_resolution)
     return schedule.map_log_snr(Shift(2 * math.log(base_resolution / resolution)))
 
 

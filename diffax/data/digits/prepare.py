@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import contextlib
 import io
+import logging
 import os
 import shutil
 import tempfile
 
-from absl import logging
-
+from diffax import runtime
 from diffax.data import tfds_images
 from diffax.data.dataset import DataConfig, Dataset
 
+_LOG = logging.getLogger("diffax")
 _VERSION_DIR = os.path.join("digits", "1.0.0")
 
 
@@ -28,15 +29,14 @@ def find_or_prepare(config: DataConfig) -> str:
 
     The rule: with data.data_dir given, that folder and no other. Otherwise TFDS's folder
     (TFDS_DATA_DIR, or ~/tensorflow_datasets) or, where the set is not in it and it cannot be
-    written, the user's cache, $XDG_CACHE_HOME/diffax/tfds (~/.cache/diffax/tfds); that is logged.
+    written, tfds in the user's cache (`runtime.cache_directory`); that is logged.
 
     Raises:
       PermissionError: if no folder can be written; names the folders and data.data_dir.
     """
     places = [tfds_images.data_dir(config)]
     if not config.data_dir:
-        cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
-        places.append(os.path.join(cache, "diffax", "tfds"))
+        places.append(os.path.join(runtime.cache_directory(), "tfds"))
     failures = []
     for place in places:
         try:
@@ -45,7 +45,7 @@ def find_or_prepare(config: DataConfig) -> str:
             failures.append((place, error))
             continue
         for failed, error in failures:
-            logging.warning("digits: %s cannot be written (%s), using %s", failed, error, place)
+            _LOG.warning("digits: %s cannot be written (%s), using %s", failed, error, place)
         return folder
     tried = " or in ".join(f"{place} ({error})" for place, error in failures)
     remedy = ", or leave it empty to use the user's cache" if config.data_dir else ""

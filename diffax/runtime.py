@@ -1,0 +1,32 @@
+"""Settings of the process that the command line and the experiments share."""
+
+from __future__ import annotations
+
+import logging
+import os
+from pathlib import Path
+
+
+def cache_directory() -> Path:
+    """Where diffax keeps what can be made again.
+
+    $DIFFAX_CACHE, or else diffax under $XDG_CACHE_HOME or ~/.cache.
+    """
+    own = os.environ.get("DIFFAX_CACHE")
+    user = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    return Path(own) if own else Path(user) / "diffax"
+
+
+def start() -> None:
+    """diffax's log lines on standard error; compiled programs kept from one process to the next."""
+    import jax
+
+    logger = logging.getLogger("diffax")
+    logger.setLevel(logging.INFO)
+    logger.propagate = False
+    if not logger.handlers:
+        handler = logging.StreamHandler()
+        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
+        logger.addHandler(handler)
+    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "jax"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -1,0 +1,186 @@
+"""Every command on a tiny config, through the same `main` as the console script's."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffax import cli
+
+CONFIG = '''
+from diffax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "digits"
+    config.model.channels = 8
+    config.model.channel_mults = (1,)
+    config.model.num_blocks = 1
+    config.model.attention_resolutions = ()
+    config.model.head_width = 8
+    config.schedule.log_snr_max = 10.0
+    config.schedule.log_snr_min = -10.0
+    config.training.batch_size = 16
+    config.training.num_steps = 4
+    config.training.log_every = 2
+    config.sampling.num_steps = 3
+    config.evaluation.repeats = 2
+    config.evaluation.num_examples = 64
+    config.evaluation.num_samples = 64
+    return config
+'''
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+@pytest.fixture(scope="module")
+def trained(config_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    assert cli.main(["train", f"--config={config_file}", f"--workdir={workdir}"]) == 0
+    return workdir
+
+
+def test_help_names_every_command(capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(["--help"])
+    assert stop.value.code == 0
+    text = capsys.readouterr().out
+    assert all(name in text for name in ("train", "sample", "evaluate", "ablate", "schedules"))
+
+
+def test_train_leaves_config_metrics_and_checkpoint(trained):
+    lines = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert [line["step"] for line in lines if "loss" in line] == [2, 4]
+    assert json.loads((trained / "config.json").read_text())["training"]["batch_size"] == 16
+    assert any((trained / "checkpoints").iterdir())
+
+
+def test_overrides_reach_the_config(config_file):
+    config = cli.read_config(config_file, ["--config.schedule.name=learned", "--config.seed=7"])
+    assert (config.schedule.name, config.seed) == ("learned", 7)
+
+
+@pytest.mark.parametrize(
+    "override, said",
+    [
+        ("--config.schedule.name=cosin", "cosine"),
+        ("--config.training.batch_sze=3", "batch_sze"),
+        ("--config.training.batch_size=none", "batch_size"),
+        ("--config.objective.prediction=epsilon", "x0"),
+    ],
+)
+def test_a_wrong_override_is_one_sentence_and_leaves_nothing(
+    override, said, config_file, tmp_path, capsys
+):
+    workdir = tmp_path / "run"
+    assert cli.main(["train", f"--config={config_file}", f"--workdir={workdir}", override]) == 1
+    error = capsys.readouterr().err.strip()
+    assert said in error and "Traceback" not in error
+    assert not workdir.exists()
+
+
+def test_unknown_flag_and_missing_config_are_refused(config_file, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sample", f"--workdir={tmp_path}", "--stepz=3"])
+    assert "--stepz" in capsys.readouterr().err
+    assert cli.main(["train", "--config=no/such.py", f"--workdir={tmp_path}"]) == 1
+    assert "no/such.py" in capsys.readouterr().err
+
+
+def test_sample_writes_a_png_and_an_npz_and_depends_on_the_seed(trained, tmp_path):
+    drawn = {}
+    for name, flags in {
+        "a": ["--seed=0"],
+        "b": ["--seed=1"],
+        "c": ["--seed=0", "--steps=5", "--sampler=ddpm"],
+    }.items():
+        out = tmp_path / name
+        arguments = ["sample", f"--workdir={trained}", "--num=9", f"--out={out}", *flags]
+        assert cli.main(arguments) == 0
+        drawn[name] = np.load(f"{out}.npz")["samples"]
+        assert drawn[name].shape == (9, 8, 8, 1)
+        assert min(Image.open(f"{out}.png").size) >= 24
+    assert not np.array_equal(drawn["a"], drawn["b"])
+    assert not np.array_equal(drawn["a"], drawn["c"])
+
+
+def test_sample_refuses_what_the_sampler_does_not_take(trained, capsys):
+    assert cli.main(["sample", f"--workdir={trained}", "--sampler=ddpm", "--eta=0.5"]) == 1
+    assert "eta" in capsys.readouterr().err
+    assert cli.main(["sample", f"--workdir={trained}", "--steps=1"]) == 1
+    assert "num_steps" in capsys.readouterr().err
+
+
+def test_sample_of_a_directory_without_a_run_says_so(tmp_path, capsys):
+    assert cli.main(["sample", f"--workdir={tmp_path}"]) == 1
+    assert str(tmp_path) in capsys.readouterr().err
+
+
+def test_evaluate_says_what_each_number_depends_on(trained, capsys):
+    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=bpd"]) == 0
+    result = json.loads((trained / "evaluation.json").read_text())["bpd"]
+    assert result == json.loads(capsys.readouterr().out)["bpd"]
+    parts = result["prior"] + result["diffusion"] + result["reconstruction"]
+    assert result["bpd"] == pytest.approx(parts)
+    assert (result["num_examples"], result["repeats"], result["step"]) == (64, 2, 4)
+    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=fid"]) == 1
+    assert "frechet" in capsys.readouterr().err
+
+
+def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, capsys):
+    workdir = tmp_path / "ablation"
+    arguments = [
+        "ablate",
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+        "--axis=objective.prediction=eps,v",
+        "--seeds=2",
+        "--workers=1",
+    ]
+    assert cli.main(arguments) == 0
+    report = json.loads((workdir / "results.json").read_text())
+    text = capsys.readouterr().out
+    assert "objective.prediction=v" in text and (workdir / "report.html").exists()
+    results = sorted((workdir / "runs").glob("*/*/result.json"))
+    assert len(results) == 4
+    times = [path.stat().st_mtime_ns for path in results]
+    assert cli.main(arguments) == 0
+    assert [path.stat().st_mtime_ns for path in results] == times
+    assert report["results"] == json.loads((workdir / "results.json").read_text())["results"]
+
+
+@pytest.mark.parametrize(
+    "axis, said",
+    [
+        ("schedule.nme=linear,cosine", "schedule.nme"),
+        ("schedule.name", "KEY=A,B"),
+        ("training.batch_size=8,many", "batch_size"),
+        ("schedule.name=linear,cosin", "cosine"),
+    ],
+)
+def test_a_wrong_axis_is_refused_at_start(axis, said, config_file, tmp_path, capsys):
+    arguments = ["ablate", f"--config={config_file}", f"--workdir={tmp_path}", f"--axis={axis}"]
+    assert cli.main(arguments) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def test_schedules_draws_curves_and_noised_images(tmp_path):
+    assert cli.main(["schedules", "--names=linear,cosine", f"--out={tmp_path}"]) == 0
+    for name in ("curves.png", "noised.png"):
+        pixels = np.asarray(Image.open(tmp_path / name).convert("L"))
+        assert min(pixels.shape) > 200 and pixels.std() > 5
+    shutil.rmtree(tmp_path)
+
+
+def test_schedules_refuses_an_unknown_name(tmp_path, capsys):
+    assert cli.main(["schedules", "--names=cosin", f"--out={tmp_path}"]) == 1
+    assert "cosine" in capsys.readouterr().err

@@ -1,0 +1,27 @@
+"""The notebooks run from top to bottom, and each shows pictures."""
+
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbclient import NotebookClient
+
+NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_notebook_runs_and_draws(path, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFAX_NOTEBOOK_STEPS", "20")
+    monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
+    notebook = nbformat.read(path, as_version=4)
+    NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()
+    outputs = [o for cell in notebook.cells for o in cell.get("outputs", [])]
+    assert sum("image/png" in o.get("data", {}) for o in outputs) >= 3
+    assert not any(o["output_type"] == "error" for o in outputs)
+
+
+def test_both_notebooks_are_there_and_install_first():
+    assert [path.stem for path in NOTEBOOKS] == ["01_schedules", "02_learned_vs_cosine"]
+    for path in NOTEBOOKS:
+        code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
+        assert "%pip install" in code[0]
