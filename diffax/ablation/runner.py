@@ -1,0 +1,170 @@
+"""From configs to a report: each run of the grid is a training and its evaluation.
+
+The only part of the laboratory that knows what a run does.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffax import config as config_lib
+from diffax import data, evaluation, runtime, training
+from diffax.ablation.analysis import Metric, Spec
+from diffax.ablation.grid import Arm, GridError, load_results, print_progress, run_grid
+from diffax.ablation.report import Report, build_report
+
+METRICS = (
+    Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
+    Metric("bpd", "Bits per dimension", "bits/dim", digits=3),
+    Metric("frechet", "Fréchet distance", "classifier features", scale="log"),
+    Metric("prior", "Prior term", "bits/dim", digits=5, main=False),
+    Metric("diffusion", "Diffusion term", "bits/dim", digits=3, main=False),
+    Metric("reconstruction", "Reconstruction term", "bits/dim", digits=3, main=False),
+)
+PARTS = ("prior", "diffusion", "reconstruction")
+_SHOWN = 32  # samples kept for the report, from the same starting noise in every arm
+
+
+def run_ablation(
+    spec: Spec,
+    config: ConfigDict,
+    arms: Sequence[Arm],
+    seeds: Sequence[int],
+    workdir: str | os.PathLike,
+    workers: int | None = None,
+) -> Report:
+    """Trains and evaluates every arm with every seed, and writes the report.
+
+    The same seed means the same initial weights, order of the data, times and noise in every arm,
+    so the comparison is paired. Interrupted, it goes on where it stopped when called again.
+
+    Args:
+      spec: the question; its config, arms, seeds and real_samples are filled in.
+      config: the config common to all arms; an arm's overrides are dotted keys of it.
+      arms, seeds: the grid.
+      workdir: of runs, report.html and results.json.
+      workers: processes, each with one thread; None for one per core.
+
+    Raises:
+      ValueError: a config that can't be run, before any work.
+      GridError: a run failed; what is finished is kept, and reported on as far as it goes.
+      KeyboardInterrupt: likewise.
+    """
+    for arm in arms:
+        config_lib.validate(arm_config(config, arm, 0))
+    text = config_lib.to_json(config)
+    # Loaded here first: a missing data set is told at once, and workers find it prepared.
+    dataset = data.load(config.data)
+    workers = min(workers or os.cpu_count() or 1, len(arms) * len(seeds))
+    spec = _filled(spec, config, arms, seeds, dataset)
+    try:
+        results = run_grid(
+            arms,
+            seeds,
+            functools.partial(run_one, text=text),
+            workdir,
+            fingerprint=lambda arm, seed: arm_config(config, arm, seed).to_dict(),
+            workers=workers,
+            on_progress=print_progress,
+            worker_environment=_ONE_THREAD if workers > 1 else None,
+        )
+    except (GridError, KeyboardInterrupt):
+        if any(Path(workdir).glob("runs/*/*/result.json")):
+            found = load_results(workdir, spec.arms)
+            report = build_report(spec, found, workdir, partial=True)
+            print(f"a report on what is finished: {report.html}", file=sys.stderr)
+        raise
+    return build_report(spec, results, workdir)
+
+
+# Two single-threaded workers on two cores are faster than one run with two threads.
+_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
+
+
+def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
+    """The config of one run: the common one with the arm's overrides and the seed.
+
+    Raises:
+      ValueError: an override of a key that does not exist, or of a wrong type.
+    """
+    config = config_lib.from_json(config_lib.to_json(config))
+    try:
+        config.update_from_flattened_dict(dict(arm.overrides))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(f"arm {arm.name!r}: {error}") from None
+    config.seed = seed
+    return config
+
+
+def run_one(arm: Arm, seed: int, directory: Path, text: str) -> dict[str, Any]:
+    """Trains and evaluates one run; `text` is the common config as JSON. See `analyse`."""
+    runtime.start()
+    config = arm_config(config_lib.from_json(text), arm, seed)
+    training.train(config, directory)
+    run = training.load(directory)
+    dataset = data.load(config.data)
+    names = ("bpd", "frechet") if dataset.num_classes else ("bpd",)
+    evaluated = evaluation.evaluate(run, dataset, names)
+    values = {m.key: e[m.key] for m in METRICS for e in evaluated.values() if m.key in e}
+    np.savez(directory / "samples.npz", samples=evaluation.draw(run, _SHOWN))
+    return {
+        "metrics": values,
+        "evaluation": evaluated,
+        "curves": {
+            "schedule": _schedule_curve(directory),
+            "loss_by_log_snr": evaluation.loss_by_log_snr(run, dataset.eval),
+            **_logged_curves(directory),
+        },
+        "samples": "samples.npz",
+    }
+
+
+def _schedule_curve(directory: Path) -> dict[str, list]:
+    files = sorted((directory / "schedule").glob("*.json"))
+    before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (files[0], files[-1]))
+    curve = {"t": after["t"], "log_snr": after["log_snr"]}
+    learned = before["log_snr"] != after["log_snr"]
+    return curve | ({"log_snr_before": before["log_snr"]} if learned else {})
+
+
+def _logged_curves(directory: Path) -> dict[str, dict[str, list]]:
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    curves = {}
+    for name, key, column in _LOGGED:
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            steps, values = zip(*points)
+            curves[name] = {"step": list(steps), column: list(values)}
+    return curves
+
+
+# curve, its key in metrics.jsonl, its column
+_LOGGED = (
+    ("training_loss", "loss", "loss"),
+    ("gradient_variance", "schedule_grad_variance", "variance"),
+)
+
+
+def _filled(
+    spec: Spec, config: ConfigDict, arms: Sequence[Arm], seeds: Sequence[int], dataset: data.Dataset
+) -> Spec:
+    measured = [m for m in spec.metrics if m.key != "frechet" or dataset.num_classes]
+    return dataclasses.replace(
+        spec,
+        metrics=measured,
+        config=json.loads(config_lib.to_json(config)),
+        arms=[arm.name for arm in arms],
+        seeds=list(seeds),
+        real_samples=dataset.eval.array(np.arange(min(_SHOWN, len(dataset.eval)))),
+    )

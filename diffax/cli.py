@@ -1,0 +1,307 @@
+"""The command line.
+
+    diffax COMMAND --config=configs/X.py --workdir=DIR [--config.a.b=value ...]
+
+Commands are a table, `COMMANDS`; what they need is imported when they run, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from absl import flags
+from ml_collections import ConfigDict, config_flags
+
+
+class Command(NamedTuple):
+    """A command: what it says of itself, its flags, and what it does with them."""
+
+    summary: str
+    add_flags: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace, ConfigDict | None], None]
+    takes_config: bool = False
+
+
+# --- train --------------------------------------------------------------------------------------
+
+
+def _train_flags(parser: argparse.ArgumentParser) -> None:
+    _add_workdir(parser, "of the run; if one was interrupted there, it goes on")
+
+
+def _train(args: argparse.Namespace, config: ConfigDict) -> None:
+    from diffax import training
+
+    _, metrics = training.train(config, args.workdir)
+    print(json.dumps(metrics, indent=1))
+
+
+# --- sample -------------------------------------------------------------------------------------
+
+# flag -> key of config.sampling; the flag's type is that of the key's values
+_SAMPLING_FLAGS: dict[str, tuple[str, type, str]] = {
+    "steps": ("num_steps", int, "noise levels visited"),
+    "sampler": ("sampler", str, "ddim or ddpm"),
+    "grid": ("grid", str, "which times are visited"),
+    "eta": ("eta", float, "of ddim: 0 deterministic, 1 ancestral"),
+    "variance": ("variance", str, "of ddpm: fixed_small, fixed_large or learned"),
+    "clip-x0": ("clip_x0", float, "bound on every estimate of x0"),
+}
+
+
+def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+    group = parser.add_argument_group("sampling (default: as in the run's config)")
+    for flag, (_, kind, text) in _SAMPLING_FLAGS.items():
+        group.add_argument(f"--{flag}", type=kind, help=text)
+
+
+def _sample_flags(parser: argparse.ArgumentParser) -> None:
+    _add_workdir(parser, "of a trained run")
+    parser.add_argument("--num", type=int, default=64, help="how many samples (default 64)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--out", help="where to write (default WORKDIR/samples/sample)")
+    _add_sampling_flags(parser)
+
+
+def _sample(args: argparse.Namespace, _: None) -> None:
+    import numpy as np
+
+    from diffax import evaluation, plots
+
+    run = _loaded(args)
+    if args.num < 1:
+        raise ValueError(f"--num={args.num}: at least 1 sample")
+    samples = evaluation.draw(run, args.num, args.seed)
+    out = Path(args.out or Path(args.workdir) / "samples" / "sample").with_suffix("")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out.with_suffix(".npz"), samples=samples)
+    plots.save(plots.draw_samples(samples), out.with_suffix(".png"))
+    print(f"{out}.png\n{out}.npz")
+
+
+# --- evaluate -----------------------------------------------------------------------------------
+
+
+def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
+    _add_workdir(parser, "of a trained run; results go to WORKDIR/evaluation.json")
+    parser.add_argument(
+        "--metrics", default="bpd,frechet", help="comma-separated (default bpd,frechet)"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of noise and samples (default 0)")
+    _add_sampling_flags(parser)
+
+
+def _evaluate(args: argparse.Namespace, _: None) -> None:
+    from diffax import data, evaluation
+    from diffax.training.workdir import write_text
+
+    run = _loaded(args)
+    dataset = data.load(run.config.data)
+    results = evaluation.evaluate(run, dataset, args.metrics.split(","), args.seed)
+    text = json.dumps(results, indent=1)
+    write_text(Path(args.workdir) / "evaluation.json", text)
+    print(text)
+
+
+# --- ablate -------------------------------------------------------------------------------------
+
+
+def _ablate_flags(parser: argparse.ArgumentParser) -> None:
+    _add_workdir(parser, "of the runs and the report; if interrupted there, it goes on")
+    parser.add_argument(
+        "--axis",
+        action="append",
+        required=True,
+        metavar="KEY=A,B,...",
+        help="a key and the values to compare, as schedule.name=linear,cosine; may be repeated",
+    )
+    parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    parser.add_argument("--baseline", help="arm to compare with (default: the first)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+
+
+def _ablate(args: argparse.Namespace, config: ConfigDict) -> None:
+    from diffax.ablation import Spec, grid, runner
+
+    axes = dict(_axis(text, config) for text in args.axis)
+    arms = grid(axes)
+    spec = Spec(
+        title=" × ".join(axes),
+        question=f"What difference does {' and '.join(axes)} make?",
+        baseline=args.baseline or arms[0].name,
+        metrics=runner.METRICS,
+        parts=runner.PARTS,
+        command=" ".join(["diffax", *sys.argv[1:]]),
+    )
+    report = runner.run_ablation(spec, config, arms, range(args.seeds), args.workdir, args.workers)
+    print(report.table)
+    print(f"\nreport: {report.html}\nnumbers: {report.json}")
+
+
+def _axis(text: str, config: ConfigDict) -> tuple[str, list[Any]]:
+    """KEY=A,B,... with the values read as the key's type."""
+    key, equals, values = text.partition("=")
+    if not (key and equals and values):
+        raise ValueError(f"--axis={text}: must read KEY=A,B,...")
+    try:
+        kind = (
+            config.get_type(key)
+            if "." not in key
+            else _section(config, key).get_type(key.rpartition(".")[2])
+        )
+    except (KeyError, AttributeError):
+        raise ValueError(f"--axis={text}: the config has no key {key!r}") from None
+    try:
+        return key, [_READERS.get(kind, kind)(value) for value in values.split(",")]
+    except ValueError:
+        raise ValueError(f"--axis={text}: {key} takes values of type {kind.__name__}") from None
+
+
+def _section(config: ConfigDict, key: str) -> ConfigDict:
+    for part in key.split(".")[:-1]:
+        config = config[part]
+    return config
+
+
+def _read_bool(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
+_READERS: dict[type, Callable[[str], Any]] = {bool: _read_bool}
+
+
+# --- schedules ----------------------------------------------------------------------------------
+
+
+def _schedules_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--names", default="", help="comma-separated (default: every schedule that is registered)"
+    )
+    parser.add_argument("--out", default="schedules", help="directory (default schedules)")
+    parser.add_argument("--data", default="digits", help="data set of the noised image")
+
+
+def _schedules(args: argparse.Namespace, _: None) -> None:
+    from diffax import data, plots, schedules
+
+    names = args.names.split(",") if args.names else schedules.names()
+    chosen = {name: schedules.get(name) for name in names}
+    dataset = data.load({"name": args.data})
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    drawings = {
+        "curves.png": plots.draw_schedules(chosen),
+        "noised.png": plots.draw_noised(chosen, dataset.train.array([0])[0]),
+    }
+    for name, figure in drawings.items():
+        plots.save(figure, out / name)
+        print(out / name)
+
+
+# --- shared -------------------------------------------------------------------------------------
+
+
+def _add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
+    parser.add_argument("--workdir", required=True, metavar="DIR", help=f"directory {text}")
+
+
+def _loaded(args: argparse.Namespace) -> Any:
+    """The run in --workdir, sampled as the flags say."""
+    from diffax import config as config_lib
+    from diffax import training
+
+    run = training.load(args.workdir)
+    for flag, (key, _, _) in _SAMPLING_FLAGS.items():
+        value = getattr(args, flag.replace("-", "_"))
+        if value is not None:
+            run.config.sampling[key] = value
+    config_lib.validate(run.config)
+    return run
+
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("train a network (and a learned schedule)", _train_flags, _train, True),
+    "sample": Command("draw samples of a trained run", _sample_flags, _sample),
+    "evaluate": Command("measure a trained run", _evaluate_flags, _evaluate),
+    "ablate": Command("compare configs with error bars", _ablate_flags, _ablate, True),
+    "schedules": Command("draw noise schedules", _schedules_flags, _schedules),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="diffax", description="The noise-schedule laboratory for JAX.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.summary, description=command.summary.capitalize(), allow_abbrev=False
+        )
+        if command.takes_config:
+            sub.add_argument(
+                "--config",
+                required=True,
+                metavar="FILE",
+                help="a file with get_config(), such as configs/digits.py; --config.KEY=VALUE sets"
+                " a key of it, as in --config.schedule.name=learned",
+            )
+        command.add_flags(sub)
+    return parser
+
+
+def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+    """The config of a file with `--config.KEY=VALUE` applied, checked.
+
+    Raises:
+      ValueError: no such file, an unknown key, a wrong type or an impossible value.
+    """
+    from diffax import config as config_lib
+
+    if not os.path.isfile(path):
+        raise ValueError(f"--config={path}: no such file")
+    values = flags.FlagValues()
+    arguments = ["diffax", f"--config={path}", *overrides]
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    try:
+        rest = values(arguments)
+    except (flags.Error, AttributeError, KeyError, TypeError) as error:
+        raise ValueError(f"{' '.join(overrides)}: {error}") from None
+    if len(rest) > 1:
+        raise ValueError(f"not understood: {' '.join(rest[1:])}")
+    config_lib.validate(values.config)
+    return values.config
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 1 for a user's error, 130 if interrupted."""
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    command = COMMANDS[args.command]
+    if rest and not (command.takes_config and all(r.startswith("--config.") for r in rest)):
+        parser.error(f"not understood: {' '.join(rest)}")
+    from diffax import runtime
+
+    runtime.start()
+    try:
+        config = read_config(args.config, rest) if command.takes_config else None
+        command.run(args, config)
+    except (ValueError, FileNotFoundError) as error:
+        print(f"diffax {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"diffax {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return 130
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

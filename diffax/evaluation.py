@@ -1,0 +1,181 @@
+"""Evaluation of a trained run; every number comes with what it depends on.
+
+run = diffax.training.load(workdir)
+diffax.evaluation.evaluate(run, diffax.data.load(run.config.data), ["bpd", "frechet"])
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import likelihood, metrics, training
+from diffax.data import Dataset, Split
+from diffax.schedules import ends_of
+from diffax.training import Run
+
+
+def evaluate(
+    run: Run, dataset: Dataset, names: Sequence[str] = ("bpd", "frechet"), seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """The metrics of that name, each a dict of numbers and of what they depend on; JSON-able.
+
+    Args:
+      run: see `diffax.training.load`; its config.evaluation holds the sizes.
+      dataset: the data that the run was trained on.
+      names: keys of `METRICS`.
+      seed: of the noise and the samples.
+
+    Raises:
+      ValueError: an unknown name, or what the metric itself refuses.
+    """
+    for name in names:
+        if name not in METRICS:
+            raise ValueError(f"metrics={name!r}: allowed are {', '.join(METRICS)}")
+    about = {
+        "step": int(run.state.step),
+        "weights": f"moving average, decay {run.config.ema.decay:g}",
+        "seed": seed,
+    }
+    return {name: METRICS[name](run, dataset, seed) | about for name in names}
+
+
+def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+    """The variational bound on the evaluation split, and the variance of its estimate.
+
+    Each example is seen at config.evaluation.repeats noise levels. "bpd" is the mean bound, in
+    bits/dim, "prior", "diffusion" and "reconstruction" its terms, "standard_error" that of "bpd" as
+    an estimate for the population of images. "vlb_variance" is the variance of the diffusion term
+    of one example at one time, in (bits/dim)^2: what training sees (Kingma 2021, figure 4).
+
+    Raises:
+      ValueError: a schedule with an infinite end.
+    """
+    config, split = run.config.evaluation, dataset.eval
+    num = min(config.num_examples or len(split), len(split))
+    step = jax.jit(training.make_eval_step(run.config, run.model, run.dataset))
+    terms = []
+    for repeat in range(config.repeats):
+        key = jax.random.fold_in(jax.random.key(seed), repeat)
+        for i, (batch, count) in enumerate(_batches(split, num, config.batch_size)):
+            values = step(run.state, jax.random.fold_in(key, i), batch)
+            terms.append(np.stack([np.asarray(value, np.float64)[:count] for value in values]))
+    terms = np.concatenate(terms, axis=1).reshape(3, config.repeats, num)
+    prior, diffusion, reconstruction = terms.mean(axis=(1, 2))
+    per_example = terms.sum(axis=0).mean(axis=0)
+    return {
+        "bpd": float(per_example.mean()),
+        "standard_error": float(per_example.std(ddof=1) / math.sqrt(num)),
+        "prior": float(prior),
+        "diffusion": float(diffusion),
+        "reconstruction": float(reconstruction),
+        "vlb_variance": float(terms[1].var(ddof=1)),
+        "num_examples": num,
+        "repeats": config.repeats,
+        "time": f"{config.vlb_num_steps} steps" if config.vlb_num_steps else "continuous",
+        "levels": dataset.levels,
+    }
+
+
+def frechet(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+    """Fréchet distance of samples to the training split, over a classifier's features.
+
+    The classifier is trained once on the data set and cached (see `diffax.metrics.get_classifier`);
+    its accuracy on the evaluation split is "classifier_accuracy". "low" and "high" are a bootstrap
+    interval over the samples, "floor" the distance of the evaluation split to the training split.
+
+    Raises:
+      ValueError: data without labels, or data that are no images.
+    """
+    config = run.config
+    classifier = metrics.get_classifier(dataset, seed=0)
+    reference = metrics.reference_statistics(classifier, dataset.train)
+    samples = draw(run, config.evaluation.num_samples, seed)
+    features = metrics.features(classifier, np.asarray(samples))
+    low, high = metrics.bootstrap_frechet(features, reference, seed=seed)
+    floor = metrics.feature_statistics(classifier, dataset.eval.array())
+    return {
+        "frechet": metrics.frechet_distance(metrics.FeatureStatistics.of(features), reference),
+        "low": low,
+        "high": high,
+        "floor": metrics.frechet_distance(floor, reference),
+        "num_samples": len(samples),
+        "features": "classifier",
+        "classifier_accuracy": classifier.accuracy,
+        "classifier": classifier.fingerprint,
+        "reference": f"{dataset.name}, {config.data.train_split}, {len(dataset.train)} examples",
+        "sampler": config.sampling.sampler,
+        "num_steps": config.sampling.num_steps,
+        "grid": config.sampling.grid,
+    }
+
+
+# name -> (run, dataset, seed) -> numbers and what they depend on
+METRICS: dict[str, Callable[[Run, Dataset, int], dict[str, Any]]] = {
+    "bpd": bits_per_dim,
+    "frechet": frechet,
+}
+
+
+def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np.ndarray:
+    """Samples of a run by its config.sampling, (num_samples, ..., C), moving-average weights."""
+    size = min(batch_size, num_samples)
+    sampler = jax.jit(training.make_sampler(run.config, run.model, run.dataset, size))
+    key = jax.random.key(seed)
+    batches = [
+        np.asarray(sampler(run.state, jax.random.fold_in(key, i)))
+        for i in range(-(-num_samples // size))
+    ]
+    return np.concatenate(batches)[:num_samples]
+
+
+def loss_by_log_snr(
+    run: Run, split: Split, num_levels: int = 33, num_examples: int = 512, seed: int = 0
+) -> dict[str, list[float]]:
+    """E|eps - eps_hat|^2 per dimension at equally spaced log-SNRs; {"log_snr": [...], "loss":
+    [...]}.
+
+    Between the schedule's ends, infinite ones taken at 20 and -20. It compares networks trained
+    under different schedules noise level by noise level. In discrete time the nearest index is
+    taken.
+    """
+    schedule = run.state.schedule
+    first, last = (np.clip(float(end), -20.0, 20.0) for end in ends_of(schedule))
+    times = schedule.inverse_log_snr(jnp.linspace(last, first, num_levels))
+    batch, _ = next(_batches(split, min(num_examples, len(split)), num_examples))
+
+    @jax.jit
+    def error(state, t, key):
+        predict = training.predictor(
+            run.model,
+            state.ema_params,
+            batch["label"] if run.config.model.class_conditional else None,
+            mean_only=run.config.objective.learned_variance,
+        )
+        x0 = batch["x"]
+        noise = jax.random.normal(key, x0.shape)
+        t = jnp.broadcast_to(t, x0.shape[:1])
+        log_snr = state.schedule.log_snr(t)
+        prediction = run.config.objective.prediction
+        errors = likelihood.eps_error(predict, x0, noise, t, log_snr, prediction)
+        return log_snr[0], jnp.mean(errors) / math.prod(x0.shape[1:])
+
+    key = jax.random.key(seed)
+    points = [error(run.state, t, jax.random.fold_in(key, i)) for i, t in enumerate(times)]
+    return {
+        "log_snr": [float(log_snr) for log_snr, _ in points],
+        "loss": [float(loss) for _, loss in points],
+    }
+
+
+def _batches(split: Split, num: int, size: int):
+    """Batches of the first `num` examples, the last one filled up, with their counts."""
+    for i in range(0, num, size):
+        indices = np.minimum(np.arange(i, min(i + size, i + num)), num - 1)
+        label = None if split.label is None else split.label[indices]
+        yield {"x": split.array(indices), "label": label}, min(size, num - i)

@@ -1,0 +1,183 @@
+"""A small classifier, trained once on a data set and cached, whose features judge samples.
+
+The standard practice for small grey images, to which networks trained on photographs don't apply.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import hashlib
+import json
+import logging
+import os
+from pathlib import Path
+from typing import Any
+
+import flax.linen as nn
+import flax.serialization
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from diffax import runtime
+from diffax.data import Dataset, Split
+from diffax.metrics.frechet import FeatureStatistics
+
+_LOG = logging.getLogger("diffax")
+# A change of any of these, or of the network, makes another classifier.
+SETTINGS = {"version": 1, "steps": 600, "batch_size": 128, "learning_rate": 2e-3, "width": 64}
+
+
+class Network(nn.Module):
+    """Three convolutions, pooling to at most 4 a side, a dense layer of features, logits."""
+
+    num_classes: int
+    width: int
+
+    @nn.compact
+    def __call__(self, x: jax.Array, train: bool = False) -> tuple[jax.Array, jax.Array]:
+        """x: (B, ..., C) in [-1, 1]. Returns the features, (B, width), and the logits."""
+        spatial = x.ndim - 2
+        for factor, stride in ((0.25, 1), (0.5, 2), (0.5, 1)):
+            features = int(self.width * factor)
+            x = nn.relu(nn.Conv(features, (3,) * spatial, strides=stride)(x))
+        for axis in range(1, x.ndim - 1):
+            while x.shape[axis] > 4:
+                window = [1] * spatial
+                window[axis - 1] = 2
+                x = nn.avg_pool(x, tuple(window), strides=tuple(window), padding="SAME")
+        x = x.reshape(x.shape[0], -1)
+        features = nn.relu(nn.Dense(self.width)(nn.Dropout(0.3, deterministic=not train)(x)))
+        return features, nn.Dense(self.num_classes)(features)
+
+
+@dataclasses.dataclass(frozen=True)
+class Classifier:
+    """A trained classifier; `fingerprint` names the data and the settings that it comes from."""
+
+    params: Any
+    num_classes: int
+    accuracy: float  # on the evaluation split
+    fingerprint: str
+
+
+def get_classifier(
+    dataset: Dataset, cache_dir: str | os.PathLike | None = None, seed: int = 0
+) -> Classifier:
+    """The classifier of a data set, from the cache or trained now (seconds for digits, on a CPU).
+
+    Args:
+      dataset: labelled data with a spatial axis.
+      cache_dir: where it is kept; None for "classifiers" in `runtime.cache_directory()`. Two
+        processes may ask at once: both train, and the one that ends last is kept.
+      seed: of initialisation and order.
+
+    Raises:
+      ValueError: data without labels or without a spatial axis.
+    """
+    if dataset.num_classes == 0 or len(dataset.shape) < 2:
+        raise ValueError(
+            f"the Fréchet distance needs labelled data with a spatial axis, and {dataset.name!r}"
+            f" has {dataset.num_classes} classes and shape {dataset.shape}: leave that metric out"
+        )
+    fingerprint = _hash(
+        dataset.train.x, dataset.train.label, dataset.eval.x, dataset.eval.label, SETTINGS, seed
+    )
+    folder = Path(cache_dir) if cache_dir is not None else runtime.cache_directory() / "classifiers"
+    path = folder / f"{dataset.name.replace('/', '-')}-{fingerprint}.msgpack"
+    if not path.exists():
+        _LOG.info("training the classifier of %s, once", dataset.name)
+        params = _train(dataset, seed)
+        content = {"params": params, "accuracy": _accuracy(dataset, params)}
+        folder.mkdir(parents=True, exist_ok=True)
+        partial = path.with_name(f".{os.getpid()}.{path.name}")
+        partial.write_bytes(flax.serialization.msgpack_serialize(content))
+        os.replace(partial, path)
+        _LOG.info("accuracy %.4f on held-out data; kept in %s", content["accuracy"], path)
+    content = flax.serialization.msgpack_restore(path.read_bytes())
+    return Classifier(
+        content["params"], dataset.num_classes, float(content["accuracy"]), fingerprint
+    )
+
+
+def features(classifier: Classifier, x: np.ndarray, batch_size: int = 500) -> np.ndarray:
+    """The features of x, (N, ..., C) float in [-1, 1]: (N, F) float32, in batches of one shape."""
+    out = []
+    for i in range(0, len(x), batch_size):
+        batch = x[np.minimum(np.arange(i, i + batch_size), len(x) - 1)]
+        found, _ = _apply(classifier.params, batch, num_classes=classifier.num_classes)
+        out.append(np.asarray(found)[: len(x) - i])
+    return np.concatenate(out)
+
+
+def feature_statistics(classifier: Classifier, x: np.ndarray) -> FeatureStatistics:
+    """Mean and covariance of the features of x, (N, ..., C) float in [-1, 1]."""
+    return FeatureStatistics.of(features(classifier, x))
+
+
+def reference_statistics(classifier: Classifier, split: Split) -> FeatureStatistics:
+    """`feature_statistics` of a split, kept in the cache by the hash of its images."""
+    name = f"{classifier.fingerprint}-{_hash(split.x)}.npz"
+    path = runtime.cache_directory() / "statistics" / name
+    if not path.exists():
+        feature_statistics(classifier, split.array()).save(path)
+    return FeatureStatistics.load(path)
+
+
+@functools.partial(jax.jit, static_argnames="num_classes")
+def _apply(params: Any, x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
+    return Network(num_classes, SETTINGS["width"]).apply({"params": params}, x)
+
+
+def _train(dataset: Dataset, seed: int) -> Any:
+    """Adam on the cross-entropy, images shifted by up to a pixel; one device program."""
+    network = Network(dataset.num_classes, SETTINGS["width"])
+    x, label = jnp.asarray(dataset.train.x), jnp.asarray(dataset.train.label)
+    decay = optax.cosine_decay_schedule(SETTINGS["learning_rate"], SETTINGS["steps"])
+    optimizer = optax.adam(decay)
+
+    def loss(params, key):
+        index_key, shift_key, dropout_key = jax.random.split(key, 3)
+        index = jax.random.randint(index_key, (SETTINGS["batch_size"],), 0, len(label))
+        batch = x[index]
+        # 8-bit data are kept as they are until here: the whole set lies on the device.
+        batch = batch / 127.5 - 1 if batch.dtype == jnp.uint8 else batch
+        shift = jax.random.randint(shift_key, (x.ndim - 2,), -1, 2)
+        batch = jnp.roll(batch, shift, axis=tuple(range(1, x.ndim - 1)))
+        _, logits = network.apply({"params": params}, batch, True, rngs={"dropout": dropout_key})
+        return optax.softmax_cross_entropy_with_integer_labels(logits, label[index]).mean()
+
+    def step(carry, key):
+        params, opt_state = carry
+        updates, opt_state = optimizer.update(jax.grad(loss)(params, key), opt_state)
+        return (optax.apply_updates(params, updates), opt_state), None
+
+    @jax.jit
+    def run(key):
+        init_key, run_key = jax.random.split(key)
+        params = network.init(init_key, jnp.zeros((1, *dataset.shape)))["params"]
+        keys = jax.random.split(run_key, SETTINGS["steps"])
+        (params, _), _ = jax.lax.scan(step, (params, optimizer.init(params)), keys)
+        return params
+
+    return jax.device_get(run(jax.random.key(seed)))
+
+
+def _accuracy(dataset: Dataset, params: Any) -> float:
+    correct = []
+    for i in range(0, len(dataset.eval), 500):
+        index = np.arange(i, min(i + 500, len(dataset.eval)))
+        _, logits = _apply(params, dataset.eval.array(index), num_classes=dataset.num_classes)
+        correct.append(np.argmax(np.asarray(logits), axis=1) == dataset.eval.label[index])
+    return float(np.concatenate(correct).mean())
+
+
+def _hash(*parts: Any) -> str:
+    digest = hashlib.sha256()
+    for part in parts:
+        is_array = isinstance(part, np.ndarray)
+        digest.update(str((part.shape, part.dtype) if is_array else json.dumps(part)).encode())
+        digest.update(np.ascontiguousarray(part).tobytes() if is_array else b"")
+    return digest.hexdigest()[:16]
