@@ -31,6 +31,7 @@ def get_config() -> ConfigDict:
     config.training.log_every = 100
     config.training.checkpoint_every = 500
     config.sampling.clip_x0 = 1.0
-    config.evaluation.num_samples = 1000
-    config.evaluation.repeats = 32
+    config.evaluation.num_samples = 500
+    config.evaluation.repeats = 16
+    config.sampling.num_steps = 25
     return config

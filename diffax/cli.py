@@ -81,7 +81,7 @@ def _sample(args: argparse.Namespace, _: None) -> None:
     out = Path(args.out or Path(args.workdir) / "samples" / "sample").with_suffix("")
     out.parent.mkdir(parents=True, exist_ok=True)
     np.savez(out.with_suffix(".npz"), samples=samples)
-    plots.save(plots.draw_samples(samples), out.with_suffix(".png"))
+    plots.save_png(out.with_suffix(".png"), plots.picture(samples))
     print(f"{out}.png\n{out}.npz")
 
 
@@ -202,7 +202,7 @@ def _schedules(args: argparse.Namespace, _: None) -> None:
         "noised.png": plots.draw_noised(chosen, dataset.train.array([0])[0]),
     }
     for name, figure in drawings.items():
-        plots.save(figure, out / name)
+        figure.savefig(out / name)
         print(out / name)
 
 

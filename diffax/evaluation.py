@@ -1,7 +1,7 @@
 """Evaluation of a trained run; every number comes with what it depends on.
 
 run = diffax.training.load(workdir)
-diffax.evaluation.evaluate(run, diffax.data.load(run.config.data), ["bpd", "frechet"])
+evaluate(run, diffax.data.load(run.config.data), ["bpd", "frechet"])
 """
 
 from __future__ import annotations
@@ -16,8 +16,9 @@ import numpy as np
 
 from diffax import likelihood, metrics, training
 from diffax.data import Dataset, Split
+from diffax.process import AnySchedule
 from diffax.schedules import ends_of
-from diffax.training import Run
+from diffax.training import Run, parallel
 
 
 def evaluate(
@@ -49,37 +50,46 @@ def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     """The variational bound on the evaluation split, and the variance of its estimate.
 
     Each example is seen at config.evaluation.repeats noise levels. "bpd" is the mean bound, in
-    bits/dim, "prior", "diffusion" and "reconstruction" its terms, "standard_error" that of "bpd" as
-    an estimate for the population of images. "vlb_variance" is the variance of the diffusion term
-    of one example at one time, in (bits/dim)^2: what training sees (Kingma 2021, figure 4).
+    bits/dim, "prior", "diffusion" and "reconstruction" its terms, "standard_error" that of "bpd"
+    as an estimate for the population of images. "vlb_variance" is the variance of the diffusion
+    term of one example at one time, in (bits/dim)^2: what training sees (Kingma 2021, figure 4).
 
     Raises:
       ValueError: a schedule with an infinite end.
     """
-    config, split = run.config.evaluation, dataset.eval
-    num = min(config.num_examples or len(split), len(split))
-    step = jax.jit(training.make_eval_step(run.config, run.model, run.dataset))
-    terms = []
-    for repeat in range(config.repeats):
-        key = jax.random.fold_in(jax.random.key(seed), repeat)
-        for i, (batch, count) in enumerate(_batches(split, num, config.batch_size)):
-            values = step(run.state, jax.random.fold_in(key, i), batch)
-            terms.append(np.stack([np.asarray(value, np.float64)[:count] for value in values]))
-    terms = np.concatenate(terms, axis=1).reshape(3, config.repeats, num)
-    prior, diffusion, reconstruction = terms.mean(axis=(1, 2))
-    per_example = terms.sum(axis=0).mean(axis=0)
+    config = run.config.evaluation
+    mesh = parallel.make_mesh(1)
+    bound = training.make_bound(run.config, run.model, run.dataset, dataset.eval, mesh)
+    terms = bound(run.state, seed)
+    per_example = terms.total.mean(axis=0)
+    num = len(per_example)
     return {
         "bpd": float(per_example.mean()),
         "standard_error": float(per_example.std(ddof=1) / math.sqrt(num)),
-        "prior": float(prior),
-        "diffusion": float(diffusion),
-        "reconstruction": float(reconstruction),
-        "vlb_variance": float(terms[1].var(ddof=1)),
+        **{name: float(np.mean(term)) for name, term in terms._asdict().items()},
+        "vlb_variance": float(terms.diffusion.var(ddof=1)),
         "num_examples": num,
         "repeats": config.repeats,
         "time": f"{config.vlb_num_steps} steps" if config.vlb_num_steps else "continuous",
         "levels": dataset.levels,
     }
+
+
+def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0) -> dict[str, Any]:
+    """`bits_per_dim` of a run's network under another schedule than its own.
+
+    In continuous time the bound of a network told the log-SNR depends on the schedule's ends alone:
+    with the same ends the mean agrees with the run's own, and the variance is this schedule's.
+
+    Raises:
+      ValueError: a network told the step number, which means nothing under another schedule.
+    """
+    if run.config.model.conditioning != "log_snr":
+        raise ValueError(
+            f"config.model.conditioning is {run.config.model.conditioning!r}; only a network told"
+            " the 'log_snr' has a bound along another schedule"
+        )
+    return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)
 
 
 def frechet(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
@@ -147,7 +157,9 @@ def loss_by_log_snr(
     schedule = run.state.schedule
     first, last = (np.clip(float(end), -20.0, 20.0) for end in ends_of(schedule))
     times = schedule.inverse_log_snr(jnp.linspace(last, first, num_levels))
-    batch, _ = next(_batches(split, min(num_examples, len(split)), num_examples))
+    indices = np.arange(min(num_examples, len(split)))
+    label = None if split.label is None else split.label[indices]
+    batch = {"x": split.array(indices), "label": label}
 
     @jax.jit
     def error(state, t, key):
@@ -171,11 +183,3 @@ def loss_by_log_snr(
         "log_snr": [float(log_snr) for log_snr, _ in points],
         "loss": [float(loss) for _, loss in points],
     }
-
-
-def _batches(split: Split, num: int, size: int):
-    """Batches of the first `num` examples, the last one filled up, with their counts."""
-    for i in range(0, num, size):
-        indices = np.minimum(np.arange(i, min(i + size, i + num)), num - 1)
-        label = None if split.label is None else split.label[indices]
-        yield {"x": split.array(indices), "label": label}, min(size, num - i)

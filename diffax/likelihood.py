@@ -149,8 +149,11 @@ def _transition(
     if num_steps is None:
         log_snr_t, slope = schedule.log_snr_and_slope(u)
         return u, log_snr_t, -slope
-    if num_steps < 1:
-        raise ValueError(f"num_steps={num_steps}: must be at least 1, or None for continuous time")
+    if int(num_steps) != num_steps or num_steps < 1:
+        raise ValueError(
+            f"num_steps={num_steps}: must be a whole number of at least 1, or None for continuous"
+            " time"
+        )
     step = jnp.minimum(jnp.floor(u * num_steps), num_steps - 1)
     t, s = (step + 1) / num_steps, step / num_steps
     log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(s)

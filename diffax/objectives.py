@@ -29,7 +29,7 @@ def simple(log_snr: jax.Array, fall: jax.Array, scale: jax.Array) -> jax.Array:
 
 
 def elbo(log_snr: jax.Array, fall: jax.Array, scale: jax.Array) -> jax.Array:
-    """-log_snr'(t) / 2 on the error in eps: the the diffusion term (Kingma 2021, eq. 17)."""
+    """-log_snr'(t) / 2 on the error in eps: the bound's diffusion term (Kingma 2021, eq. 17)."""
     return 0.5 * fall * scale
 
 
@@ -112,7 +112,8 @@ def training_loss(
 
     Raises:
       ValueError: an unknown prediction or weighting; eps-prediction with a zero-terminal-SNR
-        schedule; `learned_variance` with a continuous schedule.
+        schedule, or a weighting by the slope with a discrete one; `learned_variance` with a
+        continuous schedule; a prediction of the wrong shape.
     """
     process.refuse_eps_at_zero_snr(schedule, prediction)
     if learned_variance and schedule.num_steps is None:
@@ -120,11 +121,12 @@ def training_loss(
             "learned_variance=True needs a discrete schedule, whose steps it is the variance of:"
             " set schedule.num_steps, or use schedule.discretize(T)"
         )
+    _refuse_infinite_weight(schedule, prediction, weighting)
     schedule = jax.lax.stop_gradient(schedule)
     log_snr, slope = schedule.log_snr_and_slope(t)
     noise = jax.random.normal(key, x0.shape, x0.dtype)
     x_t = process.q_sample_at(x0, log_snr, noise)
-    out = process.told(predict, x_t, t, log_snr)
+    out = process.told(predict, x_t, t, log_snr, halves=2 if learned_variance else 1)
     out, fraction = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
     target = process.target_of(prediction, x0, noise, log_snr)
     mse = _mean_over_data((out - target) ** 2)
@@ -152,6 +154,24 @@ def get_weighting(weighting: str | Weighting) -> Weighting:
     if weighting not in WEIGHTINGS:
         raise ValueError(f"weighting={weighting!r}: allowed are {', '.join(WEIGHTINGS)}")
     return WEIGHTINGS[weighting]
+
+
+def _refuse_infinite_weight(
+    schedule: AnySchedule, prediction: str, weighting: str | Weighting
+) -> None:
+    """Zero SNR has no slope: in discrete time, which visits it, a weight by the slope is NaN."""
+    weigh = get_weighting(weighting)
+    if schedule.num_steps is None or not schedule.zero_terminal:
+        return
+    with jax.ensure_compile_time_eval():
+        last = jnp.asarray(-jnp.inf)
+        finite = bool(jnp.isfinite(weigh(last, -last, process.eps_scale(prediction, last))))
+    if not finite:
+        raise ValueError(
+            f"weighting={weighting!r} weighs by the slope of log-SNR, which is infinite at zero"
+            " SNR, where this discrete schedule ends: use 'simple', 'min_snr' or 'p2', or"
+            " continuous time"
+        )
 
 
 def variance_term(
@@ -277,13 +297,12 @@ def _variance_gradient(schedule, bound, num_steps):
         terms = bound(schedule, None)
         return (jnp.mean(terms.diffusion**2), jnp.mean(terms.total)), terms
 
-    _, pull, terms = jax.vjp(both, schedule, has_aux=True)
-    one, none = jnp.ones(()), jnp.zeros(())
-    (by_variance,) = pull((one, none))
+    (squared, mean), pull, terms = jax.vjp(both, schedule, has_aux=True)
+    (by_variance,) = pull((jnp.ones_like(squared), jnp.zeros_like(mean)))
     ends = schedule.endpoint_mask()
     if not any(jax.tree.leaves(ends)):
         return by_variance, terms
-    (by_bound,) = pull((none, one))
+    (by_bound,) = pull((jnp.zeros_like(squared), jnp.ones_like(mean)))
     return jax.tree.map(lambda end, v, b: b if end else v, ends, by_variance, by_bound), terms
 
 

@@ -237,9 +237,8 @@ class _ByLogSnr:
 def by_log_snr(function: Predict) -> Predict:
     """Marks `function`(x_t, log_snr) as a predictor that is told the noise level instead of t.
 
-    x_t: (batch, ..., C); log_snr: (batch,). Networks of `diffax.models` are such predictors; under
-      one,
-    any schedule and any number of steps can be sampled.
+    x_t: (batch, ..., C); log_snr: (batch,). Networks of `diffax.models` are such predictors; with
+    one, any schedule and any number of steps can be sampled.
     """
     return _ByLogSnr(function)
 
@@ -249,6 +248,20 @@ def takes_log_snr(predict: Predict) -> bool:
     return getattr(predict, "takes_log_snr", False)
 
 
-def told(predict: Predict, x_t: jax.Array, t: jax.Array, log_snr: jax.Array) -> jax.Array:
-    """predict(x_t, log_snr) if it is told the noise level, else predict(x_t, t); both (batch,)."""
-    return predict(x_t, log_snr if takes_log_snr(predict) else t)
+def told(
+    predict: Predict, x_t: jax.Array, t: jax.Array, log_snr: jax.Array, halves: int = 1
+) -> jax.Array:
+    """predict(x_t, log_snr) if it is told the noise level, else predict(x_t, t); both (batch,).
+
+    Raises:
+      ValueError: the prediction has not x_t's shape with `halves` times its channels, which
+        broadcasting would hide.
+    """
+    out = predict(x_t, log_snr if takes_log_snr(predict) else t)
+    needed = (*x_t.shape[:-1], halves * x_t.shape[-1])
+    if out.shape != needed:
+        raise ValueError(
+            f"the predictor gave shape {out.shape}, and {needed} is needed"
+            + (" (mean and variance)" if halves == 2 else "")
+        )
+    return out

@@ -17,16 +17,18 @@ def cache_directory() -> Path:
     return Path(own) if own else Path(user) / "diffax"
 
 
-def start() -> None:
-    """diffax's log lines on standard error; compiled programs kept from one process to the next."""
+def start(label: str = "") -> None:
+    """diffax's log lines on standard error; compiled programs kept from one process to the next.
+
+    `label` stands before every line, to tell apart processes that share a terminal.
+    """
     import jax
 
     logger = logging.getLogger("diffax")
     logger.setLevel(logging.INFO)
     logger.propagate = False
-    if not logger.handlers:
-        handler = logging.StreamHandler()
-        handler.setFormatter(logging.Formatter("%(asctime)s %(message)s", "%H:%M:%S"))
-        logger.addHandler(handler)
+    handler = logging.StreamHandler()
+    handler.setFormatter(logging.Formatter(f"%(asctime)s {label}%(message)s", "%H:%M:%S"))
+    logger.handlers[:] = [handler]
     jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -28,9 +28,14 @@ class TimeSampler(NamedTuple):
 
 
 def times_of(schedule: AnySchedule, u: jax.Array) -> jax.Array:
-    """u in [0, 1) as a time of the schedule: t = u, or the index floor(u T)."""
+    """u in [0, 1] as a time of the schedule: t = u, or the index floor(u T).
+
+    Both ends are left out in continuous time, by half of u's float resolution: float32 draws reach
+    them, where many a schedule's log-SNR is infinite.
+    """
     if schedule.num_steps is None:
-        return u
+        half = jnp.finfo(u.dtype).eps / 2
+        return jnp.clip(u, half, 1 - half)
     index = jnp.floor(u * schedule.num_steps).astype(jnp.int32)
     return jnp.minimum(index, schedule.num_steps - 1)  # u T may round up to T
 

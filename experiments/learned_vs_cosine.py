@@ -18,7 +18,7 @@ import importlib.util
 import sys
 from pathlib import Path
 
-from diffax import schedules
+from diffax import runtime, schedules
 from diffax.ablation import Arm, Spec, runner
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -108,6 +108,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 2:
         parser.error(f"--seeds={args.seeds}: an interval needs at least 2")
+    runtime.start()
     config = load_config(args.config)
     if args.steps is not None:
         config.training.num_steps = args.steps

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from multiprocessing import connection
 from typing import Any
 
 
@@ -76,7 +77,9 @@ def _obey_parent(stop: Any) -> None:
     parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        while not stop.wait(timeout=0.5) and parent.is_alive():
+        # Not parent.is_alive(), which imports when called: while libraries import lazily in the
+        # main thread (etils does, by replacing __import__), this thread would get a stand-in.
+        while not stop.wait(timeout=0.5) and not connection.wait([parent.sentinel], timeout=0):
             pass
         os._exit(1)
 

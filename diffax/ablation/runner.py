@@ -18,15 +18,17 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, runtime, training
+from diffax import data, evaluation, metrics, runtime, schedules, training
 from diffax.ablation.analysis import Metric, Spec
 from diffax.ablation.grid import Arm, GridError, load_results, print_progress, run_grid
 from diffax.ablation.report import Report, build_report
+from diffax.process import AnySchedule
 
 METRICS = (
     Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
     Metric("bpd", "Bits per dimension", "bits/dim", digits=3),
     Metric("frechet", "Fréchet distance", "classifier features", scale="log"),
+    Metric("bpd_common", "Bits per dimension, along log-SNR-linear", "bits/dim", main=False),
     Metric("prior", "Prior term", "bits/dim", digits=5, main=False),
     Metric("diffusion", "Diffusion term", "bits/dim", digits=3, main=False),
     Metric("reconstruction", "Reconstruction term", "bits/dim", digits=3, main=False),
@@ -60,13 +62,26 @@ def run_ablation(
       GridError: a run failed; what is finished is kept, and reported on as far as it goes.
       KeyboardInterrupt: likewise.
     """
-    for arm in arms:
-        config_lib.validate(arm_config(config, arm, 0))
-    text = config_lib.to_json(config)
-    # Loaded here first: a missing data set is told at once, and workers find it prepared.
+    configs = [arm_config(config, arm, 0) for arm in arms]
+    for each in configs:
+        config_lib.validate(each)
+    # Here first: what is missing is told at once, and the workers find all of it prepared.
     dataset = data.load(config.data)
+    for each in configs:
+        schedule = config_lib.build_schedule(each, dataset.shape)
+        schedules.require_finite_ends(schedule, "the bound, in bits/dim,")
+    if metrics.is_classifiable(dataset):
+        metrics.get_classifier(dataset)
+    text = config_lib.to_json(config)
     workers = min(workers or os.cpu_count() or 1, len(arms) * len(seeds))
-    spec = _filled(spec, config, arms, seeds, dataset)
+    spec = dataclasses.replace(
+        spec,
+        metrics=[m for m in spec.metrics if _is_measured(m, configs, dataset)],
+        config=json.loads(text),
+        arms=[arm.name for arm in arms],
+        seeds=list(seeds),
+        real_samples=dataset.eval.array(np.arange(min(_SHOWN, len(dataset.eval)))),
+    )
     try:
         results = run_grid(
             arms,
@@ -108,17 +123,20 @@ def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
 
 def run_one(arm: Arm, seed: int, directory: Path, text: str) -> dict[str, Any]:
     """Trains and evaluates one run; `text` is the common config as JSON. See `analyse`."""
-    runtime.start()
+    runtime.start(f"{arm.name}, seed {seed}: ")
     config = arm_config(config_lib.from_json(text), arm, seed)
     training.train(config, directory)
     run = training.load(directory)
     dataset = data.load(config.data)
-    names = ("bpd", "frechet") if dataset.num_classes else ("bpd",)
+    names = ("bpd", "frechet") if metrics.is_classifiable(dataset) else ("bpd",)
     evaluated = evaluation.evaluate(run, dataset, names)
-    values = {m.key: e[m.key] for m in METRICS for e in evaluated.values() if m.key in e}
+    if config.model.conditioning == "log_snr":
+        along = evaluation.bound_along(run, dataset, _log_snr_linear(run.state.schedule))
+        evaluated["bpd"]["bpd_common"] = along["bpd"]
+    values = {**evaluated.get("frechet", {}), **evaluated["bpd"]}
     np.savez(directory / "samples.npz", samples=evaluation.draw(run, _SHOWN))
     return {
-        "metrics": values,
+        "metrics": {m.key: values[m.key] for m in METRICS if m.key in values},
         "evaluation": evaluated,
         "curves": {
             "schedule": _schedule_curve(directory),
@@ -127,6 +145,16 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str) -> dict[str, Any]:
         },
         "samples": "samples.npz",
     }
+
+
+def _log_snr_linear(schedule: AnySchedule) -> schedules.Schedule:
+    """The log-SNR-linear schedule with the same ends.
+
+    Along it the bound of any network told the log-SNR is estimated with one and the same small
+    variance, which compares networks more sharply than each one's own schedule does.
+    """
+    first, last = map(float, schedules.ends_of(schedule))
+    return schedules.linear_logsnr(log_snr_max=first, log_snr_min=last)
 
 
 def _schedule_curve(directory: Path) -> dict[str, list]:
@@ -156,15 +184,9 @@ _LOGGED = (
 )
 
 
-def _filled(
-    spec: Spec, config: ConfigDict, arms: Sequence[Arm], seeds: Sequence[int], dataset: data.Dataset
-) -> Spec:
-    measured = [m for m in spec.metrics if m.key != "frechet" or dataset.num_classes]
-    return dataclasses.replace(
-        spec,
-        metrics=measured,
-        config=json.loads(config_lib.to_json(config)),
-        arms=[arm.name for arm in arms],
-        seeds=list(seeds),
-        real_samples=dataset.eval.array(np.arange(min(_SHOWN, len(dataset.eval)))),
-    )
+def _is_measured(metric: Metric, configs: Sequence[ConfigDict], dataset: data.Dataset) -> bool:
+    needs = {
+        "frechet": metrics.is_classifiable(dataset),
+        "bpd_common": all(config.model.conditioning == "log_snr" for config in configs),
+    }
+    return needs.get(metric.key, True)

@@ -5,6 +5,7 @@ from diffax.metrics.classifier import (
     feature_statistics,
     features,
     get_classifier,
+    is_classifiable,
     reference_statistics,
 )
 from diffax.metrics.frechet import FeatureStatistics, bootstrap_frechet, frechet_distance
@@ -17,5 +18,6 @@ __all__ = [
     "features",
     "frechet_distance",
     "get_classifier",
+    "is_classifiable",
     "reference_statistics",
 ]

@@ -63,6 +63,11 @@ class Classifier:
     fingerprint: str
 
 
+def is_classifiable(dataset: Dataset) -> bool:
+    """Whether `get_classifier` takes the data: they have labels and a spatial axis."""
+    return dataset.num_classes > 0 and len(dataset.shape) > 1
+
+
 def get_classifier(
     dataset: Dataset, cache_dir: str | os.PathLike | None = None, seed: int = 0
 ) -> Classifier:
@@ -77,7 +82,7 @@ def get_classifier(
     Raises:
       ValueError: data without labels or without a spatial axis.
     """
-    if dataset.num_classes == 0 or len(dataset.shape) < 2:
+    if not is_classifiable(dataset):
         raise ValueError(
             f"the Fréchet distance needs labelled data with a spatial axis, and {dataset.name!r}"
             f" has {dataset.num_classes} classes and shape {dataset.shape}: leave that metric out"

@@ -1,8 +1,9 @@
-"""Grids: the times that a sampler visits, each defined on t and on the index, in one function.
+"""Grids: the levels that a sampler visits, each defined on t and on the index, in one function.
 
-A grid gives `num_steps` strictly decreasing times, the noisiest first; after the last, the sampler
-goes to x0. In continuous time they lie between `noisy` and `clean`, the ends of the visited range
-(1 and 0 unless log-SNR is clipped); in discrete time they are indices among T - 1 .. 0.
+A grid gives `num_steps` levels, the noisiest first; after the last, the sampler goes to x0. In
+continuous time their times lie between `noisy` and `clean`, the ends of the visited range (1 and 0
+unless log-SNR is clipped); in discrete time they are indices among T - 1 .. 0. Grids given in
+log-SNR keep it exact, though float32 times near an end may not tell two of its levels apart.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax.samplers.base import Level
 from diffax.schedules import DiscreteSchedule, Schedule
 
 _RHO = 7.0  # Karras 2022
@@ -27,18 +29,36 @@ class Range(NamedTuple):
     clean: jax.Array
     log_snr_noisy: jax.Array  # finite: the visited range, clipped
     log_snr_clean: jax.Array
+    lowest: float  # the bounds of a level's log-SNR
+    highest: float
 
     @property
     def num_steps(self) -> int | None:
         """T, or None in continuous time."""
         return self.schedule.num_steps
 
-    def between(self, share: np.ndarray) -> jax.Array:
-        """Continuous times at these shares of the way from the noisy to the clean end."""
-        return (1 - share) * self.noisy + share * self.clean  # keeps a tiny clean end exact
+    def at(self, t: jax.Array) -> Level:
+        """The levels at these times or indices."""
+        return Level(t, jnp.clip(self.schedule.log_snr(t), self.lowest, self.highest))
+
+    def between(self, share: np.ndarray) -> Level:
+        """The levels at these shares of the way in t from the noisy to the clean end."""
+        return self.at((1 - share) * self.noisy + share * self.clean)  # keeps a tiny end exact
+
+    def at_log_snr(self, log_snrs: jax.Array) -> Level:
+        """The levels of these log-SNRs, the range's ends first and last; or the nearest indices."""
+        t = self.schedule.inverse_log_snr(log_snrs)
+        if self.num_steps is not None:
+            return self.at(_distinct(t.at[0].set(self.num_steps - 1)))
+        # The ends exactly, not through the inverse; the noisy one may stand for zero SNR.
+        ends = self.at(jnp.stack([self.noisy, self.clean]))
+        return Level(
+            t.at[0].set(self.noisy).at[-1].set(self.clean),
+            log_snrs.at[0].set(ends.log_snr[0]).at[-1].set(ends.log_snr[1]),
+        )
 
 
-def trailing(over: Range, n: int) -> jax.Array:
+def trailing(over: Range, n: int) -> Level:
     """t_i = noisy + (i / n)(clean - noisy); index round(T - i T / n) - 1 (Lin 2023).
 
     n equal intervals from the noisiest time, whose last ends in x0.
@@ -46,10 +66,10 @@ def trailing(over: Range, n: int) -> jax.Array:
     if over.num_steps is None:
         return over.between(np.arange(n) / n)
     total = over.num_steps
-    return jnp.asarray(np.round(total - np.arange(n) * total / n).astype(np.int32) - 1)
+    return over.at(jnp.asarray(np.round(total - np.arange(n) * total / n) - 1, jnp.int32))
 
 
-def leading(over: Range, n: int) -> jax.Array:
+def leading(over: Range, n: int) -> Level:
     """t_i = noisy + ((i + 1) / n)(clean - noisy); index (n - 1 - i) (T // n) (DDIM's code).
 
     Ends at the cleanest time and leaves out the noisiest: few steps start from too little noise
@@ -57,18 +77,18 @@ def leading(over: Range, n: int) -> jax.Array:
     """
     if over.num_steps is None:
         return over.between((np.arange(n) + 1) / n)
-    return jnp.asarray(np.arange(n)[::-1] * (over.num_steps // n), jnp.int32)
+    return over.at(jnp.asarray(np.arange(n)[::-1] * (over.num_steps // n), jnp.int32))
 
 
-def linspace(over: Range, n: int) -> jax.Array:
+def linspace(over: Range, n: int) -> Level:
     """n equally spaced times, both ends included; indices rounded."""
     share = np.linspace(0.0, 1.0, n)
     if over.num_steps is None:
         return over.between(share)
-    return jnp.asarray(np.round((over.num_steps - 1) * (1 - share)), jnp.int32)
+    return over.at(jnp.asarray(np.round((over.num_steps - 1) * (1 - share)), jnp.int32))
 
 
-def quadratic(over: Range, n: int) -> jax.Array:
+def quadratic(over: Range, n: int) -> Level:
     """t_i = clean + (noisy - clean)(1 - i / n)^2; index round((T - 1)(1 - i / (n - 1))^2).
 
     Denser towards x0 (Song 2021, DDIM, appendix D.2, whose code stops at 0.8 T: here the grid
@@ -77,30 +97,22 @@ def quadratic(over: Range, n: int) -> jax.Array:
     if over.num_steps is None:
         return over.between(1 - (1 - np.arange(n) / n) ** 2)
     indices = np.round((over.num_steps - 1) * np.linspace(1.0, 0.0, n) ** 2)
-    return _distinct(jnp.asarray(indices, jnp.int32))
+    return over.at(_distinct(jnp.asarray(indices, jnp.int32)))
 
 
-def logsnr(over: Range, n: int) -> jax.Array:
+def logsnr(over: Range, n: int) -> Level:
     """n equally spaced log-SNRs, both ends included (Lu 2022); nearest indices in discrete time."""
     share = jnp.linspace(0.0, 1.0, n)
-    return _at_levels(over, over.log_snr_noisy * (1 - share) + over.log_snr_clean * share)
+    return over.at_log_snr(over.log_snr_noisy * (1 - share) + over.log_snr_clean * share)
 
 
-def karras(over: Range, n: int) -> jax.Array:
+def karras(over: Range, n: int) -> Level:
     """(sigma / alpha)^(1/7) equally spaced, both ends included (Karras 2022, eq. 5, rho = 7)."""
     share = jnp.linspace(0.0, 1.0, n)
     noisy, clean = (
         jnp.exp(-level / (2 * _RHO)) for level in (over.log_snr_noisy, over.log_snr_clean)
     )
-    return _at_levels(over, -2 * _RHO * jnp.log(noisy * (1 - share) + clean * share))
-
-
-def _at_levels(over: Range, log_snrs: jax.Array) -> jax.Array:
-    times = over.schedule.inverse_log_snr(log_snrs)
-    if over.num_steps is None:
-        # The ends exactly, not through the inverse; the noisy one may stand for zero SNR.
-        return times.at[0].set(over.noisy).at[-1].set(over.clean)
-    return _distinct(times.at[0].set(over.num_steps - 1))
+    return over.at_log_snr(-2 * _RHO * jnp.log(noisy * (1 - share) + clean * share))
 
 
 def _distinct(indices: jax.Array) -> jax.Array:
@@ -111,7 +123,7 @@ def _distinct(indices: jax.Array) -> jax.Array:
     return (gap - jnp.arange(indices.shape[0])).astype(jnp.int32)
 
 
-GRIDS: dict[str, Callable[[Range, int], jax.Array]] = {
+GRIDS: dict[str, Callable[[Range, int], Level]] = {
     "uniform": trailing,
     "trailing": trailing,
     "leading": leading,
@@ -122,15 +134,15 @@ GRIDS: dict[str, Callable[[Range, int], jax.Array]] = {
 }
 
 
-def times(over: Range, grid: str | Sequence[float] | jax.Array, num_steps: int) -> jax.Array:
-    """The times of a named grid, or the given ones, checked.
+def levels(over: Range, grid: str | Sequence[float] | jax.Array, num_steps: int) -> Level:
+    """The levels of a named grid, or at the given times, checked; fields of shape (steps,).
 
     Raises:
       ValueError: fewer than 2 steps, more than a discrete schedule has, an unknown name, or given
         times that don't decrease strictly or lie outside the schedule.
     """
     if not isinstance(grid, str):
-        return _explicit(over, grid)
+        return over.at(_explicit(over, grid))
     if grid not in GRIDS:
         raise ValueError(f"grid={grid!r}: allowed are {', '.join(GRIDS)}, or a list of times")
     _check_count(over, num_steps)

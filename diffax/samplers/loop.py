@@ -15,6 +15,7 @@ from diffax.samplers.base import Denoised, Level, Sampler, Step
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
 from diffax.schedules import concrete_ends, ends_of
+from diffax.schedules.base import as_float
 
 SAMPLERS: dict[str, Callable[..., Sampler]] = {"ddim": ddim, "ddpm": ddpm}
 
@@ -91,7 +92,7 @@ def sample(
     )
     shape = tuple(shape)
     start_key, step_key = jax.random.split(key)
-    x = jax.random.normal(start_key, shape) if x_init is None else jnp.asarray(x_init)
+    x = jax.random.normal(start_key, shape) if x_init is None else as_float(x_init)
     if x.shape != shape:
         raise ValueError(f"x_init has shape {x.shape}, and shape={shape} was asked for")
     denoise = _denoiser(predict, prediction, clip_x0, solver.learned_variance)
@@ -139,9 +140,10 @@ def visited_levels(
         clean=jnp.where(first <= log_snr_max, 0.0, _time_of(schedule, min(log_snr_max, 1e30))),
         log_snr_noisy=jnp.maximum(last, log_snr_min if log_snr_min > -jnp.inf else -20.0),
         log_snr_clean=jnp.minimum(first, log_snr_max if log_snr_max < jnp.inf else 20.0),
+        lowest=lowest,
+        highest=log_snr_max,
     )
-    t = grids.times(over, grid, num_steps)
-    return Level(t, jnp.clip(schedule.log_snr(t), lowest, log_snr_max))
+    return grids.levels(over, grid, num_steps)
 
 
 def _time_of(schedule: AnySchedule, log_snr: float) -> jax.Array:
@@ -161,13 +163,7 @@ def _denoiser(
     def denoise(x: jax.Array, level: Level) -> Denoised:
         batch = x.shape[:1]
         t, log_snr = (jnp.broadcast_to(value, batch) for value in level)
-        out = process.told(predict, x, t, log_snr)
-        channels = x.shape[-1] * (2 if learned_variance else 1)
-        if out.shape != (*x.shape[:-1], channels):
-            raise ValueError(
-                f"the predictor gave shape {out.shape}, and {(*x.shape[:-1], channels)} is needed"
-                + (" (mean and variance)" if learned_variance else "")
-            )
+        out = process.told(predict, x, t, log_snr, halves=2 if learned_variance else 1)
         out, variance = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
         x0 = process.convert(out, x, level.alpha, level.sigma, prediction, "x0")
         if clip_x0 is None:

@@ -52,7 +52,7 @@ def _hold_jvp(primals, tangents):
     return hold(*primals), tangents[0]
 
 
-def hold_ends(log_snr: jax.Array, t: jax.Array, first: float, last: float) -> jax.Array:
+def hold_ends(log_snr: jax.Array, t: jax.Array, first: Any, last: Any) -> jax.Array:
     """`log_snr` held to `first` at t = 0 and `last` at t = 1 exactly; its slope untouched."""
     within = jnp.clip(jax.lax.stop_gradient(log_snr), last, first)
     return hold(log_snr, jnp.where(t <= 0, first, jnp.where(t >= 1, last, within)))

@@ -20,6 +20,7 @@ from diffax.schedules.base import (
     Schedule,
     as_float,
     check_endpoints,
+    hold_ends,
     pytree,
     static,
 )
@@ -114,7 +115,7 @@ class Learned(Schedule):
         high = rise(self.shape, jnp.ones((), t.dtype))
         g = (rise(self.shape, t) - low) / (high - low)
         first, last = self.endpoints()
-        return first * (1 - g) + last * g
+        return hold_ends(first * (1 - g) + last * g, t, first, last)
 
     def endpoint_mask(self):
         """True for `ends`, False for `shape`."""

@@ -1,0 +1,42 @@
+"""Configs: every key with its default and type, the checks before any work, and what they build.
+
+    config = diffax.config.default_config()      # an ml_collections ConfigDict
+    config.schedule.name = "learned"
+    diffax.config.validate(config)               # raises ValueError with one clear sentence
+
+A file under configs/ starts from `default_config()` in its `get_config()`; on the command line
+`--config.schedule.name=learned` overrides a key.
+"""
+
+from diffax.config.build import (
+    build_model,
+    build_optimizer,
+    build_sampler,
+    build_schedule,
+    build_schedule_optimizer,
+    is_learned,
+    learning_rate_at,
+    sampling_options,
+)
+from diffax.config.checks import validate
+from diffax.config.defaults import default_config
+from diffax.config.optimizers import DECAYS, OPTIMIZERS
+from diffax.config.storage import differences, from_json, to_json
+
+__all__ = [
+    "DECAYS",
+    "OPTIMIZERS",
+    "build_model",
+    "build_optimizer",
+    "build_sampler",
+    "build_schedule",
+    "build_schedule_optimizer",
+    "default_config",
+    "differences",
+    "from_json",
+    "is_learned",
+    "learning_rate_at",
+    "sampling_options",
+    "to_json",
+    "validate",
+]

@@ -1,0 +1,135 @@
+"""From the names in a config to what they stand for: schedule, network, optimisers, sampler."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import flax.linen as nn
+import jax
+import optax
+from ml_collections import ConfigDict
+
+from diffax import models, samplers, schedules
+from diffax.config import optimizers
+from diffax.config.defaults import model_fields, sampler_keywords, schedule_keywords
+from diffax.process import AnySchedule
+
+_ENDS = ("log_snr_max", "log_snr_min")
+
+
+def build_schedule(
+    config: ConfigDict, shape: Sequence[int] | None = None, key: jax.Array | None = None
+) -> AnySchedule:
+    """The noise schedule of `config.schedule`.
+
+    Built in this order: the constructor; its endpoints, by `with_endpoints` where it takes none
+    itself; the input scale; the resolution shift; zero terminal SNR; discrete time.
+
+    Args:
+      config: the whole config.
+      shape: of one example, (..., C), for the resolution shift.
+      key: for the initial parameters of a learned schedule.
+
+    Raises:
+      ValueError: a keyword that the schedule does not take, or values that do not fit together.
+    """
+    section = config.schedule
+    allowed = schedules.keywords(section.name)
+    given = {k: section[k] for k in schedule_keywords() if section[k] is not None}
+    ends = {k: given.pop(k) for k in _ENDS if k in given and k not in allowed}
+    if "key" in allowed:
+        given["key"] = key
+    schedule = schedules.get(section.name, **given)
+    if ends:
+        if len(ends) < len(_ENDS):
+            raise ValueError(
+                f"schedule {section.name!r} has no endpoints of its own: give both or neither of"
+                f" {' and '.join(_ENDS)}"
+            )
+        schedule = schedules.with_endpoints(schedule, **ends)
+    if section.input_scale != 1:
+        schedule = schedules.input_scaled(schedule, section.input_scale)
+    if section.base_resolution > 0:
+        if shape is None or len(shape) < 2:
+            raise ValueError(f"base_resolution needs data with an extent, not of shape {shape}")
+        schedule = schedules.shifted(schedule, max(shape[:-1]), section.base_resolution)
+    if section.zero_terminal_snr:
+        schedule = schedules.zero_terminal_snr(schedule)
+    if section.num_steps > 0:
+        if is_learned(schedule):
+            raise ValueError(
+                f"num_steps={section.num_steps}: a learned schedule is trained in continuous time,"
+                " so it must be 0; schedule_learning.num_steps sets the steps of the bound"
+            )
+        schedule = schedule.discretize(section.num_steps)
+    return schedule
+
+
+def is_learned(schedule: AnySchedule) -> bool:
+    """Whether a schedule has parameters. (The arrays of a discrete one are a table, not those.)"""
+    return schedule.num_steps is None and bool(jax.tree.leaves(schedule))
+
+
+def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
+    """The network of `config.model` for data of `dataset.shape` and `dataset.num_classes` classes.
+
+    Raises:
+      ValueError: a field's value is not allowed, or classes are asked for and the data has none.
+    """
+    told = {}
+    if config.model.class_conditional:
+        if dataset.num_classes == 0:
+            raise ValueError(
+                f"model.class_conditional=True, but the data set {dataset.name!r} has no labels"
+            )
+        told["num_classes"] = dataset.num_classes
+    if config.objective.learned_variance:
+        told["learned_variance"] = True
+    fields = {field: config.model[field] for field in model_fields(config.model.name)}
+    return models.get(config.model.name, **fields, **told)
+
+
+def learning_rate_at(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """The network's learning rate as a function of the step, from 0."""
+    section = config.optimizer
+    return optimizers.learning_rate(
+        section.learning_rate, section.warmup_steps, section.decay, config.training.num_steps
+    )
+
+
+def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The network's optimiser."""
+    section = config.optimizer
+    return optimizers.optimizer(
+        section.name, learning_rate_at(config), section.clip_norm, section.weight_decay
+    )
+
+
+def build_schedule_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The learned schedule's optimiser: no weight decay, no warm-up, a constant rate."""
+    section = config.schedule_learning
+    return optimizers.optimizer(section.optimizer, section.learning_rate, section.clip_norm)
+
+
+def build_sampler(config: ConfigDict) -> samplers.Sampler:
+    """The solver of `config.sampling`; ValueError for an option that it does not take."""
+    return samplers.get(config.sampling.sampler, **_sampler_options(config))
+
+
+def _sampler_options(config: ConfigDict) -> dict[str, Any]:
+    section = config.sampling
+    return {key: section[key] for key in sampler_keywords() if section[key] is not None}
+
+
+def sampling_options(config: ConfigDict) -> dict[str, Any]:
+    """The keyword arguments of `diffax.sample` that a config determines."""
+    section = config.sampling
+    return dict(
+        sampler=section.sampler,
+        num_steps=section.num_steps,
+        grid=section.grid,
+        clip_x0=section.clip_x0,
+        prediction=config.objective.prediction,
+        **_sampler_options(config),
+    )

@@ -1,0 +1,264 @@
+"""The checks of a config, made before any work: keys, types, values, and what must fit together."""
+
+from __future__ import annotations
+
+import contextlib
+import difflib
+import math
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NamedTuple
+
+import jax
+from ml_collections import ConfigDict
+
+from diffax import models, objectives, process, samplers, schedules, time_sampling
+from diffax.config import build, defaults, optimizers
+from diffax.config.storage import flat
+from diffax.process import AnySchedule
+
+
+class Rule(NamedTuple):
+    """What a value must be: a test, and the words for it."""
+
+    holds: Callable[[Any], bool]
+    words: Callable[[], str]
+
+
+def _rule(holds: Callable[[Any], bool], words: str) -> Rule:
+    return Rule(holds, lambda: words)
+
+
+def _one_of(names: Callable[[], Iterable[str]]) -> Rule:
+    # A function, so that what is registered later counts.
+    return Rule(lambda value: value in names(), lambda: f"one of {', '.join(names())}")
+
+
+def _at_least(least: int) -> Rule:
+    return _rule(lambda value: value >= least, f"at least {least}")
+
+
+_POSITIVE = _rule(lambda value: 0 < value < math.inf, "a positive number")
+_NOT_NEGATIVE = _rule(lambda value: 0 <= value < math.inf, "a number of at least 0")
+_SHARE = _rule(lambda value: 0 <= value <= 1, "between 0 and 1")
+_BELOW_ONE = _rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
+_OPTIMIZER = _one_of(lambda: optimizers.OPTIMIZERS)
+
+RULES: dict[str, Rule] = {
+    "seed": _rule(lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
+    "model.name": _one_of(models.names),
+    "model.label_dropout": _SHARE,
+    "schedule.name": _one_of(schedules.names),
+    "schedule.input_scale": _POSITIVE,
+    "schedule.base_resolution": _at_least(0),
+    "schedule.num_steps": _at_least(0),
+    "schedule_learning.objective": _one_of(lambda: objectives._SCHEDULE_OBJECTIVES),
+    "schedule_learning.optimizer": _OPTIMIZER,
+    "schedule_learning.learning_rate": _NOT_NEGATIVE,
+    "schedule_learning.clip_norm": _NOT_NEGATIVE,
+    "schedule_learning.update_every": _at_least(0),
+    "schedule_learning.num_steps": _at_least(0),
+    "objective.prediction": _one_of(lambda: process.PREDICTIONS),
+    "objective.weighting": _one_of(lambda: objectives.WEIGHTINGS),
+    "objective.time_sampling": _one_of(lambda: time_sampling.TIME_SAMPLERS),
+    "objective.hybrid_weight": _NOT_NEGATIVE,
+    "optimizer.name": _OPTIMIZER,
+    "optimizer.learning_rate": _POSITIVE,
+    "optimizer.warmup_steps": _at_least(0),
+    "optimizer.decay": _one_of(lambda: optimizers.DECAYS),
+    "optimizer.clip_norm": _NOT_NEGATIVE,
+    "optimizer.weight_decay": _NOT_NEGATIVE,
+    "ema.decay": _BELOW_ONE,
+    "training.batch_size": _at_least(1),
+    "training.num_steps": _at_least(1),
+    "training.log_every": _at_least(1),
+    "training.eval_every": _at_least(0),
+    "training.sample_every": _at_least(0),
+    "training.checkpoint_every": _at_least(0),
+    "training.keep_checkpoints": _at_least(1),
+    "sampling.sampler": _one_of(lambda: samplers.SAMPLERS),
+    "sampling.num_steps": _at_least(2),
+    "sampling.grid": _one_of(lambda: samplers.GRIDS),
+    "sampling.clip_x0": _POSITIVE,
+    "sampling.num_samples": _at_least(1),
+    "evaluation.batch_size": _at_least(1),
+    "evaluation.num_examples": _at_least(0),
+    "evaluation.repeats": _at_least(1),
+    "evaluation.vlb_num_steps": _at_least(0),
+    "evaluation.num_samples": _at_least(1),
+    "parallel.num_devices": _at_least(0),
+}
+
+
+def validate(config: ConfigDict) -> None:
+    """Raises ValueError, in one sentence that names the key, if a config can't be run.
+
+    Checked: that every key exists, has a value of its default's type, and a value that its rule
+    allows; that the schedule, the network, the optimiser and the sampler take the options they
+    are given; and that these go together.
+    """
+    reference = defaults.default_config()
+    expected, given = flat(reference), flat(config)
+    for key in given:
+        if key not in expected:
+            raise ValueError(_unknown(key, expected))
+    for key in expected:
+        if key not in given:
+            raise ValueError(f"config.{key} is missing: start from diffax.config.default_config()")
+        _check_type(key, given[key], _type_of(reference, key))
+        if given[key] is not None and key in RULES and not RULES[key].holds(given[key]):
+            raise ValueError(f"config.{key} is {given[key]!r}; it must be {RULES[key].words()}")
+    with _naming("schedule"):
+        # Under jit it is one program that is compiled, instead of one per operation.
+        schedule = jax.jit(lambda: build.build_schedule(config, shape=_StandIn().shape))()
+    for section, check in _TOGETHER:
+        with _naming(section):
+            check(config, schedule)
+
+
+@contextlib.contextmanager
+def _naming(section: str) -> Iterator[None]:
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"config.{section}: {error}") from None
+
+
+def _unknown(key: str, expected: Iterable[str]) -> str:
+    section, _, last = key.rpartition(".")
+    prefix = f"{section}." if section else ""
+    same = dict.fromkeys(
+        k.removeprefix(prefix).partition(".")[0] for k in expected if k.startswith(prefix)
+    )
+    if not same:
+        return _unknown(section, expected)
+    near = difflib.get_close_matches(last, same, n=1, cutoff=0.7)
+    elsewhere = [k for k in expected if k.rpartition(".")[2] == last]
+    hints = [f"{prefix}{name}" for name in near] or elsewhere
+    hint = f" (did you mean {' or '.join(hints)}?)" if hints else ""
+    return f"config has no key {key!r}{hint}; {section or 'the top level'} has {', '.join(same)}"
+
+
+def _type_of(reference: ConfigDict, key: str) -> tuple[type, bool]:
+    """A key's type, and whether None is allowed too."""
+    *sections, last = key.split(".")
+    for section in sections:
+        reference = reference[section]
+    return reference.get_type(last), reference[last] is None
+
+
+# The Python types that a value of a key's type may have; others must match exactly.
+_ACCEPTED = {float: (float, int), tuple: (tuple, list)}
+
+
+def _check_type(key: str, value: Any, wanted: tuple[type, bool]) -> None:
+    kind, optional = wanted
+    if value is None and optional:
+        return
+    if not isinstance(value, _ACCEPTED.get(kind, kind)) or (
+        isinstance(value, bool) and kind is not bool
+    ):
+        names = kind.__name__ + (" or None" if optional else "")
+        raise ValueError(
+            f"config.{key} is {value!r}, of type {type(value).__name__}; it must be of type {names}"
+        )
+    if isinstance(value, float) and math.isnan(value):
+        raise ValueError(f"config.{key} is nan; it must be a number")
+
+
+# --- what must fit together ---------------------------------------------------------------------
+
+
+class _StandIn(NamedTuple):
+    """Data of which only this is known before it is loaded: enough to build a network's module."""
+
+    name: str = "not loaded yet"
+    shape: tuple[int, ...] = (1, 1)
+    num_classes: int = 1
+
+
+def _model(config: ConfigDict, schedule: AnySchedule) -> None:
+    module = build.build_model(config, _StandIn())
+    own = defaults.model_fields(config.model.name)
+    for name in models.names():
+        for field, default in defaults.model_fields(name).items():
+            if field not in own and config.model[field] != default:
+                raise ValueError(
+                    f"{field}={config.model[field]!r} is set, but {config.model.name!r} has no such"
+                    f" field; it has {', '.join(own)}"
+                )
+    if module.conditioning == "step" and build.is_learned(schedule):
+        raise ValueError(
+            "conditioning='step' doesn't tell the network the noise level, which a learned schedule"
+            " needs: use 'log_snr'"
+        )
+
+
+def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
+    process.refuse_eps_at_zero_snr(schedule, config.objective.prediction)
+    if build.is_learned(schedule) and config.schedule_learning.update_every > 0:
+        _require_finite_ends(config, schedule, "learning the schedule")
+
+
+def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
+    every = config.training.eval_every
+    if every > 0:
+        _require_finite_ends(config, schedule, f"the bound (training.eval_every={every})")
+
+
+def _require_finite_ends(config: ConfigDict, schedule: AnySchedule, purpose: str) -> None:
+    first, last = map(float, jax.jit(schedules.ends_of)(schedule))
+    if not (math.isfinite(first) and math.isfinite(last)):
+        raise ValueError(
+            f"{purpose} needs finite log-SNR at both ends, and {config.schedule.name!r} has"
+            f" {first:g} and {last:g}: set schedule.log_snr_max and schedule.log_snr_min"
+        )
+
+
+def _objective(config: ConfigDict, schedule: AnySchedule) -> None:
+    if config.objective.learned_variance and schedule.num_steps is None:
+        raise ValueError(
+            "learned_variance=True is the variance of a step of discrete time: schedule.num_steps,"
+            " which is 0, must be at least 2"
+        )
+
+
+def _schedule_learning(config: ConfigDict, schedule: AnySchedule) -> None:
+    section = config.schedule_learning
+    if config.training.batch_size % 2 and build.is_learned(schedule):
+        raise ValueError(
+            f"training.batch_size is {config.training.batch_size}; a learned schedule needs an even"
+            " one, since the variance of its gradient is measured between two halves"
+        )
+    if section.objective == "vlb" and section.num_steps < 1:
+        raise ValueError(
+            f"objective='vlb' with num_steps={section.num_steps}: in continuous time the VLB does"
+            " not depend on the schedule's shape; num_steps must be at least 1"
+        )
+
+
+def _optimizer(config: ConfigDict, schedule: AnySchedule) -> None:
+    section = config.optimizer
+    if section.weight_decay > 0 and not optimizers.takes_weight_decay(section.name):
+        able = ", ".join(filter(optimizers.takes_weight_decay, optimizers.OPTIMIZERS))
+        raise ValueError(
+            f"weight_decay={section.weight_decay:g}, but {section.name!r} has none; those that have"
+            f" it: {able}"
+        )
+
+
+def _sampling(config: ConfigDict, schedule: AnySchedule) -> None:
+    build.build_sampler(config)
+    options = build.sampling_options(config)
+    visit = (options["num_steps"], options["grid"], options["prediction"])
+    jax.eval_shape(lambda: samplers.visited_levels(schedule, *visit))  # checks, computes nothing
+
+
+_TOGETHER: tuple[tuple[str, Callable[[ConfigDict, AnySchedule], None]], ...] = (
+    ("schedule", _schedule),
+    ("objective", _objective),
+    ("schedule_learning", _schedule_learning),
+    ("model", _model),
+    ("optimizer", _optimizer),
+    ("evaluation", _evaluation),
+    ("sampling", _sampling),
+)

@@ -1,0 +1,195 @@
+"""Pictures: samples as arrays of pixels, schedules as figures."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import process
+from diffax.process import AnySchedule
+
+MIN_WIDTH = 512  # pixels; smaller grids are enlarged, each value to a square of pixels
+
+
+def image_grid(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.ndarray:
+    """Images side by side, row by row, on a grey ground.
+
+    Args:
+      x: (N, H, W, C) in [-1, 1] (what lies beyond is clipped), C = 1 or 3.
+      columns: images in a row; by default about the square root of N.
+      gap: pixels between images.
+
+    Returns:
+      (height, width, C) uint8.
+    """
+    x = np.asarray(x, np.float32)
+    if x.ndim != 4 or x.shape[-1] not in (1, 3):
+        raise ValueError(f"x has shape {x.shape}; images are (N, H, W, 1) or (N, H, W, 3)")
+    num, height, width, channels = x.shape
+    columns = columns or math.ceil(math.sqrt(num))
+    rows = math.ceil(num / columns)
+    pixels = np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    grid = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128)
+    grid = grid.astype(np.uint8)
+    for i, image in enumerate(pixels):
+        top, left = (k * (size + gap) + gap for k, size in zip(divmod(i, columns), (height, width)))
+        grid[top : top + height, left : left + width] = image
+    times = math.ceil(MIN_WIDTH / grid.shape[1])
+    return grid.repeat(times, axis=0).repeat(times, axis=1)
+
+
+def _signals(x: np.ndarray) -> np.ndarray:
+    """(N, L, C) as curves, at most 16 of them."""
+    return _drawn(lambda axes: [a.plot(s, lw=0.6) for a, s in zip(axes, x)], min(len(x), 16))
+
+
+def _points(x: np.ndarray) -> np.ndarray:
+    """(N, D) as a scatter of the first two coordinates (or of one, over its index)."""
+    first, second = (np.arange(len(x)), x[:, 0]) if x.shape[1] == 1 else (x[:, 0], x[:, 1])
+
+    def draw(axes):
+        axes[0].scatter(first, second, s=4, linewidths=0)
+        if x.shape[1] > 1:
+            axes[0].set_aspect("equal")
+
+    return _drawn(draw, 1)
+
+
+def _drawn(draw: Callable, num_axes: int) -> np.ndarray:
+    """The pixels of a figure whose axes `draw` fills: (height, width, 3) uint8."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    columns = math.ceil(math.sqrt(num_axes))
+    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
+    canvas = FigureCanvasAgg(figure)
+    axes = figure.subplots(math.ceil(num_axes / columns), columns, squeeze=False).ravel()
+    draw(axes)
+    for unused in axes[num_axes:]:
+        unused.set_axis_off()
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
+
+
+# Number of axes of a batch -> how it is drawn.
+_DRAWN_AS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
+    2: _points,
+    3: _signals,
+    4: image_grid,
+}
+
+
+def picture(x: np.ndarray) -> np.ndarray:
+    """Samples as one picture: points (N, D), signals (N, L, C) or images (N, H, W, C).
+
+    Returns:
+      (height, width, 1 or 3) uint8.
+    """
+    x = np.asarray(x)
+    if x.ndim not in _DRAWN_AS:
+        raise ValueError(f"x has shape {x.shape}; drawn are (N, D), (N, L, C) and (N, H, W, C)")
+    return _DRAWN_AS[x.ndim](x)
+
+
+def save_png(path, pixels: np.ndarray) -> None:
+    """Writes (height, width, 1 or 3) uint8 as a PNG file."""
+    from PIL import Image
+
+    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, format="PNG")
+
+
+# --- schedules ----------------------------------------------------------------------------------
+
+_INK, _FAINT = "#0b6fa4", "#d4d4d4"
+_POINTS = 501
+
+
+def draw_schedules(chosen: Mapping[str, AnySchedule], num_steps: int = 1000) -> Any:
+    """A matplotlib Figure: alpha_bar, log-SNR and beta against t, a row for each schedule.
+
+    Behind each curve stand those of the other schedules, in grey. beta is that of `num_steps`
+    steps, or of a discrete schedule's own.
+    """
+    curves = {name: _curves(schedule, num_steps) for name, schedule in chosen.items()}
+    figure = _figure(8.0, 0.5 + 1.25 * len(chosen))
+    panels = figure.subplots(len(chosen), 3, sharex=True, sharey="col", squeeze=False)
+    for row, name in zip(panels, chosen):
+        for axes, quantity in zip(row, _QUANTITIES):
+            for other in chosen:
+                axes.plot(*curves[other][quantity], color=_FAINT, lw=0.8)
+            axes.plot(*curves[name][quantity], color=_INK, lw=1.8)
+            axes.spines[["top", "right"]].set_visible(False)
+            axes.tick_params(labelsize=7)
+            axes.set(xlim=(0, 1), **_QUANTITIES[quantity])
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, weight="bold")
+    for axes, quantity in zip(panels[0], _QUANTITIES):
+        axes.set_title(quantity, fontsize=9, loc="left")
+    for axes in panels[-1]:
+        axes.set_xlabel("t", fontsize=8)
+    return figure
+
+
+_QUANTITIES = {
+    r"$\bar\alpha$": {"ylim": (-0.03, 1.03)},
+    "log-SNR": {"ylim": (-16, 16)},
+    r"$\beta$ of a step": {"yscale": "log", "ylim": (3e-6, 1.5)},
+}
+
+
+def _curves(schedule: AnySchedule, num_steps: int) -> dict[str, tuple[np.ndarray, np.ndarray]]:
+    if schedule.num_steps is None:
+        t = seen = jnp.linspace(0.0, 1.0, _POINTS)
+        steps = schedule.discretize(num_steps)
+    else:
+        seen, steps = jnp.arange(schedule.num_steps), schedule
+        t = (seen + 1) / schedule.num_steps
+    step_t = (np.arange(steps.num_steps) + 1) / steps.num_steps
+    values = (
+        (t, schedule.alpha_bar(seen)),
+        (t, jnp.clip(schedule.log_snr(seen), -50, 50)),
+        (step_t, steps.betas),
+    )
+    return {name: tuple(map(np.asarray, xy)) for name, xy in zip(_QUANTITIES, values)}
+
+
+def draw_noised(
+    chosen: Mapping[str, AnySchedule], image: np.ndarray, num_times: int = 11, seed: int = 0
+) -> Any:
+    """A matplotlib Figure: an image at equally spaced times, a row for each schedule.
+
+    The noise is the same throughout. `image` is (H, W, C) in [-1, 1], C = 1 or 3; in discrete time
+    the nearest index is shown.
+    """
+    image = jnp.asarray(image)
+    noise = jax.random.normal(jax.random.key(seed), image.shape)
+    times = np.linspace(0.0, 1.0, num_times)
+    figure = _figure(1.5 + 0.75 * num_times, 0.35 + 0.75 * len(chosen))
+    panels = figure.subplots(len(chosen), num_times, squeeze=False)
+    for row, (name, schedule) in zip(panels, chosen.items()):
+        for axes, t in zip(row, times):
+            at = t
+            if schedule.num_steps is not None:
+                at = np.clip(round(t * schedule.num_steps) - 1, 0, schedule.num_steps - 1)
+            noised = process.q_sample(schedule, image, at, noise)
+            pixels = np.clip((np.asarray(noised) + 1) / 2, 0, 1)
+            axes.imshow(pixels.squeeze(-1) if image.shape[-1] == 1 else pixels, cmap="gray")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
+        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+    for axes, t in zip(panels[0], times):
+        axes.set_title(f"t = {t:.1f}", fontsize=9)
+    return figure
+
+
+def _figure(width: float, height: float) -> Any:
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), dpi=120, layout="constrained", facecolor="white")
+    FigureCanvasAgg(figure)
+    return figure

@@ -1,0 +1,32 @@
+"""Training: one loop, a pure step, checkpoints that resume exactly.
+
+For instance:
+
+    state, metrics = diffax.training.train(config, "runs/digits")
+    run = diffax.training.load("runs/digits")           # config, model, state, dataset
+    predict = diffax.training.predictor(run.model, run.state.ema_params)
+"""
+
+from diffax.training.evaluation import make_bound, make_eval_step, make_evaluation
+from diffax.training.loop import train
+from diffax.training.outputs import make_sampler
+from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
+from diffax.training.step import make_train_step
+from diffax.training.window import NonFiniteError
+from diffax.training.workdir import Run, load
+
+__all__ = [
+    "DatasetInfo",
+    "NonFiniteError",
+    "Run",
+    "TrainState",
+    "create_state",
+    "load",
+    "make_bound",
+    "make_eval_step",
+    "make_evaluation",
+    "make_sampler",
+    "make_train_step",
+    "predictor",
+    "train",
+]

@@ -1,0 +1,94 @@
+"""The variational bound on a split, with the averaged parameters."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import flax.linen as nn
+import jax
+import numpy as np
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffax import likelihood
+from diffax.data import Split
+from diffax.training import parallel
+from diffax.training.state import DatasetInfo, TrainState, predictor
+
+
+def make_eval_step(
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo
+) -> Callable[[TrainState, jax.Array, dict[str, Any]], likelihood.VLB]:
+    """(state, key, batch) -> the terms of the bound, (batch,) each; pure."""
+
+    def eval_step(state: TrainState, key: jax.Array, batch: dict[str, Any]) -> likelihood.VLB:
+        label = batch["label"] if config.model.class_conditional else None
+        mean_only = config.objective.learned_variance
+        return likelihood.vlb(
+            key,
+            predictor(model, state.ema_params, label, mean_only=mean_only),
+            state.schedule,
+            batch["x"],
+            num_steps=config.evaluation.vlb_num_steps or None,
+            prediction=config.objective.prediction,
+            levels=dataset.levels,
+        )
+
+    return eval_step
+
+
+def make_bound(
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, split: Split, mesh: Mesh
+) -> Callable[[TrainState, int], likelihood.VLB]:
+    """(state, seed) -> the bound's terms on a split, each (repeats, examples) float64 in bits/dim.
+
+    The examples are the first `evaluation.num_examples` (0: all); each is seen at
+    `evaluation.repeats` noise levels. The noise depends on the seed alone, so that two states, or
+    two runs, are compared under the same noise.
+
+    Raises:
+      ValueError: `evaluation.batch_size` is no multiple of the number of devices.
+    """
+    size, repeats = config.evaluation.batch_size, config.evaluation.repeats
+    parallel.check_divides("evaluation.batch_size", size, mesh)
+    num = min(config.evaluation.num_examples or len(split), len(split))
+    whole = parallel.replicated(mesh)
+    eval_step = jax.jit(make_eval_step(config, model, dataset), out_shardings=whole)
+
+    def bound(state: TrainState, seed: int) -> likelihood.VLB:
+        parts = []
+        for i in range(0, num, size):
+            # The last batch is filled up, so that all have one shape, and cut afterwards.
+            indices = np.minimum(np.arange(i, i + size), num - 1)
+            label = None if split.label is None else split.label[indices]
+            batch = parallel.place_batch({"x": split.array(indices), "label": label}, mesh)
+            key = jax.random.fold_in(jax.random.key(seed), i)
+            keys = [jax.random.fold_in(key, repeat) for repeat in range(repeats)]
+            parts.append([eval_step(state, key, batch) for key in keys])
+        values = np.concatenate(np.asarray(jax.device_get(parts), np.float64), axis=-1)[..., :num]
+        return likelihood.VLB(*np.moveaxis(values, 1, 0))
+
+    return bound
+
+
+def make_evaluation(
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, split: Split, mesh: Mesh
+) -> Callable[[TrainState], dict[str, float]]:
+    """state -> what the loop logs of the bound, always under the same noise (`config.seed`).
+
+    Means in bits/dim, "eval_vlb" and its terms "eval_prior", "eval_diffusion" and
+    "eval_reconstruction"; and "eval_vlb_variance", the variance of one example's diffusion term at
+    one time.
+    """
+    bound = make_bound(config, model, dataset, split, mesh)
+
+    def evaluate(state: TrainState) -> dict[str, float]:
+        terms = bound(state, config.seed)
+        return {
+            "eval_vlb": float(np.mean(terms.total)),
+            **{f"eval_{name}": float(np.mean(term)) for name, term in terms._asdict().items()},
+            "eval_vlb_variance": float(np.var(terms.diffusion)),
+        }
+
+    return evaluate

@@ -1,0 +1,152 @@
+"""The training loop."""
+
+from __future__ import annotations
+
+import logging
+import os
+from contextlib import ExitStack, closing
+from pathlib import Path
+
+import jax
+from clu import parameter_overview
+from ml_collections import ConfigDict
+
+from diffax import config as config_lib
+from diffax import data
+from diffax.training import outputs, parallel, writers
+from diffax.training.checkpoint import Checkpoints
+from diffax.training.evaluation import make_evaluation
+from diffax.training.interrupt import Interruption
+from diffax.training.state import DatasetInfo, TrainState, create_state
+from diffax.training.step import make_train_step
+from diffax.training.window import NonFiniteError, Window
+from diffax.training.workdir import CHECKPOINTS, check_same_config, check_writable, write_text
+
+_LOG = logging.getLogger("diffax")
+
+
+def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, dict[str, float]]:
+    """Trains a network, and the schedule if it is a learned one, as a config says.
+
+    A run that was interrupted is resumed from its latest checkpoint and goes on exactly as if
+    nothing had happened: same data, same noise, same metrics. A run that is complete is only read.
+
+    Args:
+      config: see `diffax.config.default_config`.
+      workdir: the run's own directory, made if it isn't there; see `training.workdir`.
+
+    Returns:
+      The last state (`state.schedule` is the schedule as trained), and the metrics last logged:
+      "loss", "loss_variance", "grad_norm", "learning_rate", averages over the latest
+      training.log_every steps; "schedule_..." if it is learned; "eval_..." if evaluated.
+
+    Raises:
+      ValueError: the config can't be run, the workdir holds another run, or the data is wrong; in
+        one sentence, before any work.
+      NonFiniteError: the loss or a gradient was not finite; the last good checkpoint is kept.
+      KeyboardInterrupt: Ctrl-C was pressed; a checkpoint was saved first.
+    """
+    config_lib.validate(config)
+    settings = config.training
+    mesh = parallel.make_mesh(config.parallel.num_devices)
+    parallel.check_divides("training.batch_size", settings.batch_size, mesh)
+    root = Path(workdir).absolute()
+    check_writable(root)
+    writers.check_tensorboard(settings.tensorboard)
+    dataset = data.load(config.data)
+    info = DatasetInfo.of(dataset)
+    model = config_lib.build_model(config, info)
+    batches = data.batches(dataset.train, settings.batch_size, config.seed, flip=config.data.flip)
+
+    with ExitStack() as stack:
+        checkpoints = stack.enter_context(
+            closing(Checkpoints(root / CHECKPOINTS, settings.keep_checkpoints))
+        )
+        key = jax.random.key(config.seed)
+        init = jax.jit(
+            lambda key: create_state(config, model, info, key),
+            out_shardings=parallel.replicated(mesh),
+        )
+        if checkpoints.steps():
+            check_same_config(root, config)
+            like = jax.eval_shape(init, key)
+            state, memory = checkpoints.restore(like, parallel.replicated(mesh))
+            batches.set_state(memory["data"])
+            _LOG.info("resuming at step %d of %d", state.step, settings.num_steps)
+        else:
+            state, memory = init(key), {"window": [], "metrics": {}}
+            _LOG.info("%s parameters", f"{parameter_overview.count_parameters(state.params):,}")
+        write_text(root / "config.json", config_lib.to_json(config))
+        write_text(root / "dataset.json", info.to_json())
+
+        done = int(state.step)
+        window, latest = Window(memory["window"]), dict(memory["metrics"])
+        writer = stack.enter_context(
+            closing(writers.create(root, settings.num_steps, done, settings.tensorboard))
+        )
+        train_step = parallel.compile_step(make_train_step(config, model, info), mesh)
+        evaluate = make_evaluation(config, model, info, dataset.eval, mesh)
+        draw_samples = outputs.make_drawing(config, model, info, root, writer)
+        stop = stack.enter_context(Interruption())
+        if done == 0:
+            outputs.write_schedule(root, state)
+
+        for step in range(done + 1, settings.num_steps + 1):
+            state, metrics = train_step(state, parallel.place_batch(next(batches), mesh))
+            window.add(step, metrics)
+            last = step == settings.num_steps
+
+            scalars = {}
+            if last or step % settings.log_every == 0:
+                check_finite(window, checkpoints)
+                scalars.update(window.take_mean())
+            if is_due(step, settings.eval_every, last):
+                scalars.update(evaluate(state))
+            if scalars:
+                writer.write_scalars(step, scalars)
+                latest.update(scalars)
+            if is_due(step, settings.sample_every, last):
+                draw_samples(state)
+                outputs.write_schedule(root, state)
+            if last or stop.requested or is_due(step, settings.checkpoint_every, last):
+                check_finite(window, checkpoints)
+                memory = {
+                    "data": batches.get_state(),
+                    "window": window.memory(),
+                    "metrics": latest,
+                }
+                checkpoints.save(step, state, memory)
+            if stop.requested and not last:
+                checkpoints.wait()
+                raise KeyboardInterrupt(
+                    f"interrupted after step {step}, which is saved in {root}: the same call (or"
+                    " command) goes on from there"
+                )
+        outputs.write_schedule(root, state)
+    return state, latest
+
+
+def is_due(step: int, every: int, last: bool) -> bool:
+    """Whether something happens after this step: each `every` steps (0: never), and at the end."""
+    return every > 0 and (last or step % every == 0)
+
+
+def check_finite(window: Window, checkpoints: Checkpoints) -> None:
+    """Raises NonFiniteError, saying what is kept, if a step in the window was not finite."""
+    try:
+        window.check()
+    except NonFiniteError as error:
+        checkpoints.wait()
+        steps = checkpoints.steps()
+        kept = (
+            f"the checkpoint of step {steps[-1]} in {checkpoints.directory} is kept"
+            if steps
+            else "no checkpoint was made before it"
+        )
+        raise NonFiniteError(
+            error.step,
+            error.quantity,
+            error.value,
+            f"; {kept}. A lower optimizer.learning_rate or clip_norm, or more warmup_steps, usually"
+            " helps",
+        ) from None

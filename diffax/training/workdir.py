@@ -1,0 +1,123 @@
+"""What lies in a run's directory, and reading a run back from it.
+
+The files:
+
+    workdir/config.json       the config
+    workdir/dataset.json      what must be known of the data to sample and evaluate without them
+    workdir/metrics.jsonl     a line of metrics per log step
+    workdir/checkpoints/      see `checkpoint`
+    workdir/samples/          sample grids
+    workdir/schedule/         the schedule's curve
+"""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from typing import NamedTuple
+
+import flax.linen as nn
+import jax
+from ml_collections import ConfigDict
+
+from diffax import config as config_lib
+from diffax.training.checkpoint import Checkpoints
+from diffax.training.state import DatasetInfo, TrainState, create_state
+
+CHECKPOINTS = "checkpoints"
+
+# A resumed run may have other values for these: they change how long it goes on, what is looked at
+# meanwhile, and where it runs.
+MAY_CHANGE = (
+    "data.data_dir",
+    "evaluation.",
+    "parallel.",
+    "sampling.",
+    "training.allow_config_change",
+    "training.checkpoint_every",
+    "training.eval_every",
+    "training.keep_checkpoints",
+    "training.log_every",
+    "training.num_steps",
+    "training.sample_every",
+    "training.tensorboard",
+)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file so that a reader sees all of it or what was there before."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.partial")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def check_writable(workdir: Path) -> None:
+    """Makes the directory; raises ValueError, naming it, if nothing can be written there."""
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryFile(dir=workdir):
+            pass
+    except OSError as error:
+        raise ValueError(f"workdir {workdir} can't be written to ({error})") from None
+
+
+def check_same_config(workdir: Path, config: ConfigDict) -> None:
+    """Raises ValueError, listing the differences, if the run that lies there has another config.
+
+    Keys that begin as in `MAY_CHANGE` may differ, and with training.allow_config_change all may.
+    """
+    if config.training.allow_config_change:
+        return
+    changes = [
+        f"{key} was {old!r} and is {new!r}"
+        for key, (old, new) in config_lib.differences(read_config(workdir), config).items()
+        if not key.startswith(MAY_CHANGE)
+    ]
+    if changes:
+        raise ValueError(
+            f"workdir {workdir} holds a run with another config: {'; '.join(changes)}. Take another"
+            " workdir, or set config.training.allow_config_change=True to go on with the new one"
+        )
+
+
+def read_config(workdir: Path) -> ConfigDict:
+    """The config of the run in a directory; FileNotFoundError if there is none."""
+    path = workdir / "config.json"
+    if not path.exists():
+        raise FileNotFoundError(f"{workdir} holds no run: there is no {path.name}")
+    return config_lib.from_json(path.read_text(encoding="utf-8"))
+
+
+class Run(NamedTuple):
+    """A run, as far as it has got."""
+
+    config: ConfigDict
+    model: nn.Module
+    state: TrainState
+    dataset: DatasetInfo
+
+
+def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
+    """The run in a directory, at a checkpoint's step (the latest if left out), on one device.
+
+    The data need not be there. `training.predictor(run.model, run.state.ema_params)` is what
+    `diffax.sample` and `diffax.vlb` take.
+
+    Raises:
+      FileNotFoundError: there is no run, no checkpoint, or none of that step.
+      ValueError: the checkpoint doesn't fit the config.
+    """
+    workdir = Path(workdir).absolute()
+    config = read_config(workdir)
+    dataset = DatasetInfo.from_json((workdir / "dataset.json").read_text(encoding="utf-8"))
+    model = config_lib.build_model(config, dataset)
+    like = jax.eval_shape(lambda: create_state(config, model, dataset))
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
+    try:
+        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        state, _ = checkpoints.restore(like, device, step)
+    finally:
+        checkpoints.close()
+    return Run(config, model, state, dataset)

@@ -1,0 +1,63 @@
+"""Data whose best predictor is known exactly, for the tests of everything that uses a predictor."""
+
+from collections.abc import Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import process
+from diffax.data.mixture import GaussianMixture
+from diffax.schedules import alpha_of, sigma_of
+
+PREDICTIONS = ("eps", "x0", "v")
+
+MEAN = np.array([0.8, -0.5])
+COVARIANCE = np.array([[0.5, 0.2], [0.2, 0.3]])
+
+
+def gaussian(mean=MEAN, covariance=COVARIANCE, dtype=np.float32) -> GaussianMixture:
+    """A Gaussian as a mixture of one."""
+    return GaussianMixture.gaussian(np.asarray(mean, dtype), np.asarray(covariance, dtype))
+
+
+def three_modes(dtype=np.float32) -> GaussianMixture:
+    """Three well-parted modes of unequal weight and width in the plane."""
+    means = np.array([[-1.2, -0.6], [1.0, -0.8], [0.3, 1.2]], dtype)
+    deviations = np.array([0.1, 0.15, 0.2])
+    covariances = (deviations[:, None, None] ** 2 * np.eye(2)).astype(dtype)
+    return GaussianMixture(np.array([0.5, 0.3, 0.2], dtype), means, covariances)
+
+
+def predicts(mixture: GaussianMixture, prediction: str = "eps") -> Callable:
+    """f(x_t, log_snr): the conditional mean of eps, x0 or v, which no predictor can better."""
+
+    def v(x_t, log_snr):
+        alpha = process.expand_to(alpha_of(log_snr), x_t)
+        sigma = process.expand_to(sigma_of(log_snr), x_t)
+        return alpha * mixture.eps(x_t, log_snr) - sigma * mixture.denoise(x_t, log_snr)
+
+    return {"eps": mixture.eps, "x0": mixture.denoise, "v": v}[prediction]
+
+
+def predictor(mixture: GaussianMixture, prediction: str = "eps") -> Callable:
+    """The same, as `sample`, `vlb` and `training_loss` take it."""
+    return process.by_log_snr(predicts(mixture, prediction))
+
+
+def wrong(x_t: jax.Array, log_snr: jax.Array) -> jax.Array:
+    """A predictor of eps that is right for no data, and depends on both arguments."""
+    level = process.expand_to(log_snr, x_t)
+    return jnp.sin(2 * x_t + 0.3 * level) + 0.2 * x_t * jax.nn.sigmoid(level)
+
+
+def in_float64(function: Callable) -> Callable:
+    """Runs a test with JAX's 64-bit mode on."""
+
+    def run(*args, **kwargs):
+        with jax.enable_x64(True):
+            return function(*args, **kwargs)
+
+    run.__name__, run.__doc__ = function.__name__, function.__doc__
+    run.__wrapped__ = function  # pytest reads the arguments from it
+    return run

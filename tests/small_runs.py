@@ -1,0 +1,83 @@
+"""Networks that train in seconds, shared by the tests of training."""
+
+import contextlib
+
+import jax
+import numpy as np
+from jax.experimental.compilation_cache import compilation_cache
+
+from diffax import config as config_lib
+from diffax import training
+
+MIXTURE = training.DatasetInfo("mixture2d", (2,), 0, None, ())
+IMAGES = training.DatasetInfo("images", (8, 8, 1), 10, 256, ())
+LEARNED = dict(schedule__name="learned", schedule__size=8)
+
+
+@contextlib.contextmanager
+def compiled_once(directory):
+    """Programs that were compiled before are read from a directory: many runs have the same."""
+    values = {
+        "jax_compilation_cache_dir": str(directory),
+        "jax_persistent_cache_min_compile_time_secs": 0.0,
+        "jax_persistent_cache_min_entry_size_bytes": -1,
+    }
+    before = {name: getattr(jax.config, name) for name in values}
+
+    def use(settings):
+        for name, value in settings.items():
+            jax.config.update(name, value)
+        compilation_cache.reset_cache()
+
+    use(values)
+    try:
+        yield
+    finally:
+        use(before)
+
+
+def small_config(**changes):
+    """A network that trains in a second on the mixture; `changes` are keys with __ for the dot."""
+    config = config_lib.default_config()
+    config.data.name = "mixture2d"
+    config.model.name = "mlp"
+    config.model.width = 16
+    config.model.depth = 1
+    config.schedule.log_snr_max = 6.0
+    config.schedule.log_snr_min = -6.0
+    config.optimizer.warmup_steps = 5
+    config.optimizer.learning_rate = 1e-2
+    config.training.batch_size = 32
+    config.training.num_steps = 12
+    config.training.log_every = 4
+    config.training.checkpoint_every = 0
+    config.evaluation.num_examples = 100
+    config.evaluation.batch_size = 64
+    config.sampling.num_samples = 16
+    config.sampling.num_steps = 4
+    config.parallel.num_devices = 1
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return config
+
+
+def prepare(config, info=MIXTURE):
+    """The compiled step and the first state of a config."""
+    model = config_lib.build_model(config, info)
+    state = jax.jit(lambda: training.create_state(config, model, info))()
+    return jax.jit(training.make_train_step(config, model, info)), state
+
+
+def batch_of(size=32, shape=(2,), seed=0):
+    rng = np.random.default_rng(seed)
+    x = np.clip(rng.standard_normal((size, *shape)), -1, 1).astype(np.float32)
+    return {"x": x, "label": np.arange(size, dtype=np.int32) % 10}
+
+
+def assert_equal(a, b):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(np.testing.assert_array_equal, a, b)
+
+
+def assert_close(a, b, **tolerance):
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)

@@ -1,0 +1,329 @@
+"""Checkpoints: what goes in comes out, and a resumed run is the run that was never interrupted."""
+
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import (
+    LEARNED,
+    MIXTURE,
+    assert_equal,
+    compiled_once,
+    prepare,
+    small_config,
+)
+
+from diffax import config as config_lib
+from diffax import training
+from diffax.training import loop, parallel, writers
+from diffax.training.checkpoint import Checkpoints
+
+ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_once(tmp_path_factory):
+    with compiled_once(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+def plain(state):
+    """The state with its key as integers, on the host."""
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+# --- the store ------------------------------------------------------------------------------
+
+
+def trees():
+    """Every kind of state that the trainer makes."""
+    yield "discrete", small_config(schedule__num_steps=7)
+    yield "importance", small_config(objective__time_sampling="importance")
+    for kind in ("monotone", "piecewise_linear", "polynomial"):
+        yield kind, small_config(**LEARNED, schedule__kind=kind)
+    yield "ends", small_config(**LEARNED, schedule__learn_endpoints=True)
+
+
+@pytest.mark.parametrize("config", [pytest.param(c, id=name) for name, c in trees()])
+def test_a_state_comes_back_bit_by_bit(tmp_path, config):
+    _, state = prepare(config)
+    memory = {"data": {"next": 3}, "window": [{"loss": 0.1}], "metrics": {}}
+    store = Checkpoints(tmp_path / "c", keep=2)
+    store.save(1, state, memory)
+    store.wait()
+    restored, remembered = store.restore(jax.eval_shape(lambda: state), ONE)
+    store.close()
+    assert_equal(plain(restored), plain(state))
+    assert remembered == memory
+    assert restored.key.dtype == state.key.dtype
+
+
+def test_what_is_saved_is_what_was_at_the_call(tmp_path):
+    """Writing goes on while the donated state is overwritten by the next steps."""
+    state = {"x": jnp.zeros((512, 512))}
+    add = jax.jit(lambda s: {"x": s["x"] + 1}, donate_argnums=0)
+    store = Checkpoints(tmp_path / "c", keep=10)
+    for k in range(1, 6):
+        state = add(state)
+        store.save(k, state, {})
+        for _ in range(10):
+            state = add(state)
+    for k in range(1, 6):
+        restored, _ = store.restore(state, ONE, step=k)
+        np.testing.assert_array_equal(restored["x"], 11 * (k - 1) + 1)
+    store.close()
+
+
+def test_the_latest_are_kept(tmp_path):
+    store = Checkpoints(tmp_path / "c", keep=2)
+    for k in (1, 2, 5):
+        store.save(k, {"x": jnp.full(3, k)}, {})
+    store.wait()
+    assert store.steps() == [2, 5]
+    assert store.restore({"x": jnp.zeros(3, jnp.int32)}, ONE)[0]["x"][0] == 5
+    assert store.restore({"x": jnp.zeros(3, jnp.int32)}, ONE, step=2)[0]["x"][0] == 2
+    with pytest.raises(FileNotFoundError, match=r"no checkpoint of step 1 in .*there are: 2, 5"):
+        store.restore({"x": jnp.zeros(3, jnp.int32)}, ONE, step=1)
+    store.close()
+
+
+def test_other_arrays_are_refused_by_name(tmp_path):
+    store = Checkpoints(tmp_path / "c", keep=1)
+    store.save(1, {"a": {"b": jnp.zeros((2, 3))}}, {})
+    store.wait()
+    for like, words in (
+        ({"a": {"b": jnp.zeros((2, 4))}}, r"a.b has shape \(2, 3\) there, and \(2, 4\) is needed"),
+        ({"a": {"c": jnp.zeros((2, 3))}}, r"a.b has shape \(2, 3\) there, and none is needed"),
+        (
+            {"a": {"b": jnp.zeros((2, 3)), "c": jnp.zeros(())}},
+            r"a.c has shape none there, and \(\) is needed",
+        ),
+    ):
+        with pytest.raises(ValueError, match=words):
+            store.restore(like, ONE)
+    store.close()
+
+
+def test_it_moves_between_numbers_of_devices(tmp_path):
+    """Written from eight devices, read on one, and the other way."""
+    value = jnp.arange(16.0)
+    for written, read in ((8, 1), (1, 8)):
+        store = Checkpoints(tmp_path / f"{written}", keep=1)
+        store.save(1, parallel.place_state({"x": value}, parallel.make_mesh(written)), {})
+        store.wait()
+        sharding = parallel.replicated(parallel.make_mesh(read))
+        restored, _ = store.restore({"x": value}, sharding)
+        store.close()
+        assert len(restored["x"].sharding.device_set) == read
+        np.testing.assert_array_equal(restored["x"], value)
+
+
+# --- resuming -------------------------------------------------------------------------------
+
+
+class PowerCut(RuntimeError):
+    """Stops a run without any farewell."""
+
+
+def cut_after(monkeypatch, steps):
+    """Lets a run make so many steps, then cuts it off."""
+    compile_step = parallel.compile_step
+
+    def compile_limited(step, mesh):
+        compiled, made = compile_step(step, mesh), []
+
+        def limited(state, batch):
+            if len(made) == steps:
+                raise PowerCut
+            made.append(None)
+            return compiled(state, batch)
+
+        return limited
+
+    monkeypatch.setattr(loop.parallel, "compile_step", compile_limited)
+
+
+def train_until_cut(monkeypatch, steps, config, workdir):
+    with monkeypatch.context() as patch:
+        cut_after(patch, steps)
+        with pytest.raises(PowerCut):
+            training.train(config, workdir)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"training__eval_every": 10, "training__sample_every": 9},
+        {"objective__time_sampling": "importance", "optimizer__decay": "cosine"},
+        LEARNED | {"schedule_learning__update_every": 2, "training__sample_every": 9},
+    ],
+    ids=["fixed", "importance", "learned"],
+)
+def test_a_resumed_run_is_exactly_the_uninterrupted_one(tmp_path, monkeypatch, changes):
+    """Cut off twice, between checkpoints and between log steps: every bit and every line agrees."""
+    config = small_config(
+        **changes, training__num_steps=23, training__log_every=5, training__checkpoint_every=4,
+    )  # fmt: skip
+    expected, metrics = training.train(config, tmp_path / "whole")
+    for steps in (6, 9):  # the first part ends at step 6 (saved: 4), the second at 13 (saved: 12)
+        train_until_cut(monkeypatch, steps, config, tmp_path / "cut")
+    assert [int(training.load(tmp_path / "cut").state.step)] == [12]
+    state, resumed_metrics = training.train(config, tmp_path / "cut")
+
+    assert_equal(plain(state), plain(expected))
+    assert resumed_metrics == metrics
+    for name in ("metrics.jsonl", "dataset.json", "config.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    for pattern in ("samples/*", "schedule/*"):
+        files = [
+            path.relative_to(tmp_path / "whole") for path in (tmp_path / "whole").glob(pattern)
+        ]
+        assert len(files) == len(list((tmp_path / "cut").glob(pattern)))
+        for name in files:
+            assert (tmp_path / "cut" / name).read_bytes() == (
+                tmp_path / "whole" / name
+            ).read_bytes()
+
+
+def test_a_complete_run_is_only_read(tmp_path, monkeypatch):
+    config = small_config()
+    state, metrics = training.train(config, tmp_path)
+    cut_after(monkeypatch, 0)
+    again, same_metrics = training.train(config, tmp_path)
+    assert_equal(plain(again), plain(state))
+    assert same_metrics == metrics
+
+
+def test_two_runs_are_identical_and_seeds_differ(tmp_path):
+    a, _ = training.train(small_config(), tmp_path / "a")
+    b, _ = training.train(small_config(), tmp_path / "b")
+    c, _ = training.train(small_config(seed=1), tmp_path / "c")
+    assert_equal(plain(a), plain(b))
+    assert not np.array_equal(a.params["first"]["kernel"], c.params["first"]["kernel"])
+
+
+def test_a_longer_run_goes_on(tmp_path):
+    """num_steps may grow; with a constant rate the result is that of one long run."""
+    training.train(small_config(training__num_steps=8), tmp_path / "grown")
+    state, _ = training.train(small_config(training__num_steps=12), tmp_path / "grown")
+    expected, _ = training.train(small_config(training__num_steps=12), tmp_path / "whole")
+    assert_equal(plain(state), plain(expected))
+
+
+def test_another_config_is_refused_with_the_differences(tmp_path):
+    training.train(small_config(), tmp_path)
+    changed = small_config(seed=3, optimizer__learning_rate=0.5, training__log_every=2)
+    with pytest.raises(ValueError) as caught:
+        training.train(changed, tmp_path)
+    message = str(caught.value)
+    assert "optimizer.learning_rate was 0.01 and is 0.5; seed was 0 and is 3" in message
+    assert "log_every" not in message
+    assert "training.allow_config_change=True" in message
+
+    changed.training.allow_config_change = True
+    changed.training.num_steps = 14
+    state, _ = training.train(changed, tmp_path)
+    assert int(state.step) == 14
+    assert training.load(tmp_path).config.seed == 3
+
+
+def test_a_run_without_a_checkpoint_may_be_begun_anew(tmp_path, monkeypatch):
+    """Its config is no obstacle, and its metrics are gone."""
+    config = small_config(training__log_every=1)
+    train_until_cut(monkeypatch, 3, config, tmp_path)
+    assert len(writers.read_json_lines(tmp_path / "metrics.jsonl")) == 3
+    training.train(small_config(seed=1), tmp_path)
+    steps = [line["step"] for line in writers.read_json_lines(tmp_path / "metrics.jsonl")]
+    assert steps == [4, 8, 12]
+
+
+def test_a_state_of_another_model_is_refused(tmp_path):
+    training.train(small_config(), tmp_path)
+    changed = small_config(model__width=32, training__allow_config_change=True)
+    with pytest.raises(ValueError, match="is of another model or config: ema_params"):
+        training.train(changed, tmp_path)
+
+
+# --- reading back ---------------------------------------------------------------------------
+
+
+def test_load_needs_no_data_and_takes_any_kept_step(tmp_path, monkeypatch):
+    config = small_config(training__checkpoint_every=6, schedule__name="linear_logsnr")
+    state, _ = training.train(config, tmp_path)
+    monkeypatch.setattr("diffax.data.load", None)
+    run = training.load(tmp_path)
+    assert_equal(plain(run.state), plain(state))
+    assert run.dataset == MIXTURE
+    assert int(training.load(tmp_path, step=6).state.step) == 6
+    draw = jax.jit(training.make_sampler(run.config, run.model, run.dataset, 3))
+    assert draw(run.state, jax.random.key(0)).shape == (3, 2)
+    with pytest.raises(FileNotFoundError, match="there are: 6, 12"):
+        training.load(tmp_path, step=5)
+
+
+def test_load_says_when_there_is_nothing(tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no run: there is no config.json"):
+        training.load(tmp_path)
+    (tmp_path / "config.json").write_text(config_lib.to_json(small_config()))
+    (tmp_path / "dataset.json").write_text(MIXTURE.to_json())
+    with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
+        training.load(tmp_path)
+
+
+def test_a_run_on_eight_devices_is_read_on_one(tmp_path):
+    config = small_config(parallel__num_devices=8)
+    state, _ = training.train(config, tmp_path)
+    assert len(state.step.sharding.device_set) == 8
+    run = training.load(tmp_path)
+    assert len(run.state.step.sharding.device_set) == 1
+    assert_equal(plain(run.state), plain(state))
+
+
+# --- writers --------------------------------------------------------------------------------
+
+
+def test_json_lines_hold_one_object_per_step(tmp_path):
+    writer = writers.JsonLines(tmp_path / "m.jsonl")
+    writer.write_scalars(10, {"loss": 0.1, "bad": float("nan"), "worse": float("inf")})
+    writer.write_scalars(20, {"loss": np.float32(0.5)})
+    writer.close()
+    lines = (tmp_path / "m.jsonl").read_text().splitlines()
+    assert [json.loads(line) for line in lines] == [
+        {"step": 10, "loss": 0.1, "bad": None, "worse": None},
+        {"step": 20, "loss": 0.5},
+    ]
+
+
+def test_json_lines_go_on_after_the_last_step(tmp_path):
+    """Later lines and a line that was cut off are removed; the rest stays byte by byte."""
+    path = tmp_path / "m.jsonl"
+    kept = '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.1}\n'
+    path.write_text(kept + '{"step": 3, "loss": 0.2}\n{"step": 4, "lo')
+    writer = writers.JsonLines(path, last_step=2)
+    writer.write_scalars(3, {"loss": 0.25})
+    writer.close()
+    assert path.read_text() == kept + '{"step": 3, "loss": 0.25}\n'
+
+
+def test_damaged_json_lines_are_named(tmp_path):
+    path = tmp_path / "m.jsonl"
+    path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
+    with pytest.raises(ValueError, match=r"m.jsonl is damaged .*delete it"):
+        writers.JsonLines(path)
+
+
+def test_log_lines_tell_speed_and_time_left(caplog, monkeypatch):
+    clock = iter([0.0, 50.0])
+    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
+    with caplog.at_level("INFO", logger="diffax"):
+        writers.LogLines(300).write_scalars(100, {"loss": 0.12345})
+    assert caplog.messages == ["step 100/300  2 steps/s  0:01:40 left  loss 0.1235"]
+
+
+def test_tensorboard_without_tensorflow_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="TensorFlow, which writes those files, is not installed"):
+        training.train(small_config(training__tensorboard=True), tmp_path)
+    writers.check_tensorboard(False)

@@ -1,0 +1,486 @@
+"""Samplers against closed forms, against the published algorithms, and against each other."""
+
+from functools import partial
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import schedule_cases
+
+import diffax
+from diffax import samplers, schedules
+from diffax.process import by_log_snr
+from diffax.schedules import alpha_of, sigma_of
+
+KEY = jax.random.key(0)
+CASES = {
+    **schedule_cases.REGISTERED,
+    **schedule_cases.REPRESENTATIVE,
+    **schedule_cases.DISCRETE,
+}
+PREDICT = exact.predictor(exact.gaussian())
+run = partial(diffax.sample, KEY, PREDICT, schedules.linear_logsnr(), (4, 2))
+
+
+def noises(key, steps, shape):
+    """The start and the noise of each step that `sample` draws from `key`."""
+    start_key, step_key = jax.random.split(key)
+    draw = jax.vmap(lambda i: jax.random.normal(jax.random.fold_in(step_key, i), shape))
+    return jax.random.normal(start_key, shape), draw(jnp.arange(steps))
+
+
+def marginal(level, z):
+    """Standard normal z (n, 2) mapped to the Gaussian's exact marginal at this level."""
+    alpha, sigma = alpha_of(level), sigma_of(level)
+    root = jnp.linalg.cholesky(alpha**2 * exact.COVARIANCE + sigma**2 * np.eye(2))
+    return alpha * exact.MEAN.astype(z.dtype) + z @ root.T.astype(z.dtype)
+
+
+def white(n):
+    """(n, 2) points with zero mean and unit covariance, exactly."""
+    z = np.random.default_rng(0).normal(size=(n, 2))
+    z -= z.mean(0)
+    return (z @ np.linalg.inv(np.linalg.cholesky(z.T @ z / n)).T).astype(np.float32)
+
+
+# --- against closed forms ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["linear_logsnr", "cosine", "linear", "edm"])
+@exact.in_float64
+def test_ddim_converges_to_the_probability_flow_with_order_one(name):
+    """For Gaussian data the flow keeps (x - alpha m) / sqrt(alpha^2 v + sigma^2) constant."""
+    mean, v, z = 1.0, 0.25, jnp.array([[-2.0], [0.0], [0.5], [3.0]])
+    schedule = schedules.get(name)
+    predict = exact.predictor(exact.gaussian([mean], [[v]], np.float64))
+
+    def along(log_snr):
+        alpha, sigma = alpha_of(log_snr), sigma_of(log_snr)
+        return alpha * mean + jnp.sqrt(alpha**2 * v + sigma**2) * z
+
+    def error(steps):
+        levels = samplers.visited_levels(schedule, steps, "linspace")
+        x = diffax.sample(
+            KEY,
+            predict,
+            schedule,
+            z.shape,
+            num_steps=steps,
+            grid="linspace",
+            x_init=along(levels.log_snr[0]),
+        )
+        alpha, sigma = alpha_of(levels.log_snr[-1]), sigma_of(levels.log_snr[-1])
+        gain = alpha * v / (alpha**2 * v + sigma**2)  # the last step: E[x0 | x at the clean end]
+        want = mean + gain * (along(levels.log_snr[-1]) - alpha * mean)
+        return jnp.max(jnp.abs(x - want))
+
+    errors = np.array([jax.jit(error, static_argnums=0)(n) for n in (100, 200, 400, 800)])
+    assert errors[-1] < 0.01
+    np.testing.assert_allclose(np.log2(errors[:-1] / errors[1:]), 1.0, atol=0.06)
+
+
+@partial(jax.jit, static_argnames=("prediction", "n", "most"))
+def gaussian_draws(schedule, z, prediction, n, most):
+    """sampler -> (x0, log-SNR of the last level), each from the exact marginal; and two steps."""
+
+    def draw(sampler, prediction, steps):
+        levels = samplers.visited_levels(schedule, steps, prediction=prediction)
+        x = diffax.sample(
+            KEY,
+            exact.predictor(exact.gaussian(), prediction),
+            schedule,
+            z.shape,
+            sampler=sampler,
+            num_steps=steps,
+            prediction=prediction,
+            x_init=marginal(levels.log_snr[0], z),
+        )
+        return x, levels.log_snr[-1]
+
+    return {
+        "ddim": draw("ddim", prediction, n),
+        "ddpm": draw("ddpm", prediction, most),
+        "two steps": draw("ddpm", "v", 2),
+    }
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_mean_and_covariance_of_gaussian_data(name):
+    """In float32, where nothing may be infinite or NaN with 2 steps, nor with 1000 (or all T).
+
+    The largest element of the covariance is 0.5; a discrete schedule has only 30 or 100 steps.
+    """
+    schedule = CASES[name]()
+    discrete = schedule.num_steps is not None
+    most = schedule.num_steps or 1000
+    prediction = "x0" if schedule.zero_terminal else "eps"
+    draws = gaussian_draws(schedule, white(2000), prediction, min(most, 200), most)
+    assert all(np.all(np.isfinite(x)) for x, _ in draws.values())
+    for sampler, off in (("ddim", 1e-5), ("ddpm", 0.03)):
+        x, last = draws[sampler]
+        alpha, sigma = alpha_of(last), sigma_of(last)
+        # The last step gives E[x0 | x], whose covariance is that of x0 less what is left open.
+        spread = alpha**2 * exact.COVARIANCE + sigma**2 * np.eye(2)
+        want = alpha**2 * exact.COVARIANCE @ np.linalg.inv(spread) @ exact.COVARIANCE
+        np.testing.assert_allclose(x.mean(0), exact.MEAN, rtol=0, atol=off)
+        bound = {"ddim": 0.04, "ddpm": 0.12}[sampler] if discrete else 0.035
+        np.testing.assert_allclose(np.cov(x.T), want, rtol=0, atol=bound)
+
+
+@partial(jax.jit, static_argnames=("sampler", "prediction", "steps"))
+def mixture_draws(schedule, sampler, prediction, steps):
+    predict = exact.predictor(exact.three_modes(), prediction)
+    return diffax.sample(
+        KEY, predict, schedule, (4000, 2), sampler=sampler, num_steps=steps, prediction=prediction
+    )
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+@pytest.mark.parametrize(
+    ("name", "prediction"),
+    [
+        ("cosine", "eps"),
+        ("laplace", "v"),
+        ("zero_terminal_snr linear", "x0"),
+        ("discrete linear", "eps"),
+        ("zero_terminal_snr discrete linear", "v"),
+    ],
+)
+def test_modes_of_a_mixture(name, prediction, sampler):
+    """Masses within 0.03 (four standard deviations of 4,000 draws), means within 0.03, and the
+    deviation within each mode within a fifth of its own."""
+    mixture, schedule = exact.three_modes(), schedule_cases.REPRESENTATIVE[name]()
+    x = np.asarray(mixture_draws(schedule, sampler, prediction, schedule.num_steps or 200))
+    nearest = np.argmin(np.linalg.norm(x[:, None] - mixture.means, axis=-1), axis=1)
+    for k, (weight, mean, covariance) in enumerate(
+        zip(mixture.weights, mixture.means, mixture.covariances)
+    ):
+        assert np.mean(nearest == k) == pytest.approx(weight, abs=0.03)
+        np.testing.assert_allclose(x[nearest == k].mean(0), mean, atol=0.03)
+        deviation = np.sqrt(covariance[0, 0])
+        np.testing.assert_allclose(x[nearest == k].std(0), deviation, rtol=0.2)
+
+
+# --- against the published algorithms -----------------------------------------------------------
+
+BETAS = np.linspace(1e-3, 0.35, 40)
+BAR = np.cumprod(1 - BETAS)
+SHAPE = (5, 3)
+
+
+def by_index(x, t):
+    """A predictor of eps that is told the index, and is no simple function of either."""
+    return jnp.tanh(x) + 0.1 * jnp.cos(t.astype(x.dtype))[:, None] * x
+
+
+@pytest.mark.parametrize("variance", ["fixed_small", "fixed_large"])
+@exact.in_float64
+def test_ddpm_is_algorithm_2_of_ho_2020(variance):
+    start, z = (np.asarray(a) for a in noises(KEY, len(BETAS), SHAPE))
+    x = start
+    for i, t in enumerate(reversed(range(len(BETAS)))):
+        before = BAR[t - 1] if t > 0 else 1.0
+        squared = {"fixed_small": BETAS[t] * (1 - before) / (1 - BAR[t]), "fixed_large": BETAS[t]}
+        eps = np.asarray(by_index(x, jnp.full(len(x), t)))
+        mean = (x - BETAS[t] / np.sqrt(1 - BAR[t]) * eps) / np.sqrt(1 - BETAS[t])
+        x = mean + (np.sqrt(squared[variance]) * z[i] if t > 0 else 0)
+    schedule = schedules.from_betas(BETAS)
+    drawn = diffax.sample(
+        KEY, by_index, schedule, SHAPE, sampler="ddpm", num_steps=len(BETAS), variance=variance
+    )
+    np.testing.assert_allclose(drawn, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@exact.in_float64
+def test_ddim_is_equation_12_of_song_2021(eta):
+    """On every fourth index; sigma of eq. 16."""
+    visited = list(range(39, -1, -4))
+    start, z = (np.asarray(a) for a in noises(KEY, len(visited), SHAPE))
+    x = start
+    for i, t in enumerate(visited):
+        before = BAR[visited[i + 1]] if i + 1 < len(visited) else 1.0
+        deviation = eta * np.sqrt((1 - before) / (1 - BAR[t]) * (1 - BAR[t] / before))
+        eps = np.asarray(by_index(x, jnp.full(len(x), t)))
+        x0 = (x - np.sqrt(1 - BAR[t]) * eps) / np.sqrt(BAR[t])
+        x = np.sqrt(before) * x0 + np.sqrt(1 - before - deviation**2) * eps + deviation * z[i]
+    schedule = schedules.from_betas(BETAS)
+    drawn = diffax.sample(KEY, by_index, schedule, SHAPE, num_steps=10, eta=eta)
+    np.testing.assert_allclose(drawn, x, rtol=1e-10, atol=1e-10)
+
+
+@pytest.mark.parametrize("name", schedule_cases.REPRESENTATIVE)
+@exact.in_float64
+def test_ddim_with_eta_1_is_ddpm_with_the_small_variance(name):
+    schedule = schedule_cases.in_float64(schedule_cases.REPRESENTATIVE[name]())
+    predict = exact.predictor(exact.three_modes(np.float64), "v")
+
+    @jax.jit
+    def draw(schedule):
+        common = dict(shape=(50, 2), num_steps=20, prediction="v")
+        return (
+            diffax.sample(KEY, predict, schedule, sampler="ddim", eta=1, **common),
+            diffax.sample(KEY, predict, schedule, sampler="ddpm", **common),
+        )
+
+    np.testing.assert_allclose(*draw(schedule), rtol=1e-9, atol=1e-9)
+
+
+@exact.in_float64
+def test_learned_variance_lies_between_small_and_large():
+    """Fraction -1 is the small, 1 the large, 0 their geometric mean (Nichol & Dhariwal 2021)."""
+    schedule = schedules.from_betas(BETAS)
+
+    def draw(fraction=None, **options):
+        def predict(x, t):
+            eps = by_index(x, t)
+            return eps if fraction is None else jnp.concatenate([eps, eps * 0 + fraction], -1)
+
+        shape = (*SHAPE[:1], 2)
+        return diffax.sample(KEY, predict, schedule, shape, "ddpm", 10, **options)
+
+    for fraction, fixed in ((-1, "fixed_small"), (1, "fixed_large")):
+        learned = draw(fraction, variance="learned")
+        np.testing.assert_allclose(learned, draw(variance=fixed), rtol=1e-9)
+    # the first step's noise, by its deviation: known start, known z
+    start, z = noises(KEY, 10, (SHAPE[0], 2))
+    first = {
+        kind: draw(f, variance=kind, return_trajectory=True)[1][1]
+        for kind, f in (("fixed_small", None), ("fixed_large", None), ("learned", 0.0))
+    }
+    gap = first["fixed_large"] - first["fixed_small"]
+    small, large = (
+        np.sqrt(v)
+        for v in ((1 - BAR[35]) / (1 - BAR[39]) * (1 - BAR[39] / BAR[35]), 1 - BAR[39] / BAR[35])
+    )
+    np.testing.assert_allclose(gap, (large - small) * z[0], rtol=1e-8, atol=1e-12)
+    middle = np.sqrt(small * large) - small
+    np.testing.assert_allclose(first["learned"] - first["fixed_small"], middle * z[0], rtol=1e-8)
+
+
+# --- the ends -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("prediction", ["x0", "v"])
+@pytest.mark.parametrize("steps", [None, 100])
+def test_zero_snr_is_started_at_exactly(steps, prediction):
+    schedule = schedules.linear() if steps is None else schedules.linear().discretize(steps)
+    schedule = schedules.zero_terminal_snr(schedule)
+    levels = samplers.visited_levels(schedule, 10, prediction=prediction)
+    assert levels.log_snr[0] == -jnp.inf
+    assert np.all(np.isfinite(levels.log_snr[1:]))
+    predict = exact.predictor(exact.gaussian(), prediction)
+    for sampler in ("ddim", "ddpm"):
+        x = diffax.sample(KEY, predict, schedule, (100, 2), sampler, 10, prediction)
+        assert np.all(np.isfinite(x))
+
+
+@pytest.mark.parametrize("steps", [None, 100])
+def test_eps_is_refused_at_zero_snr(steps):
+    schedule = schedules.linear() if steps is None else schedules.linear().discretize(steps)
+    with pytest.raises(ValueError, match="prediction='v' or prediction='x0'"):
+        diffax.sample(KEY, PREDICT, schedules.zero_terminal_snr(schedule), (4, 2))
+    with pytest.raises(ValueError, match="log_snr_min=-inf"):
+        diffax.sample(KEY, PREDICT, schedules.cosine(), (4, 2), log_snr_min=-np.inf)
+
+
+def test_infinite_ends_are_clipped_to_the_range_asked_for():
+    levels = samplers.visited_levels(schedules.cosine(), 50)
+    np.testing.assert_allclose(levels.log_snr[0], -20, atol=1e-3)
+    assert levels.log_snr[-1] < 20  # the last interval ends at the clean end
+    levels = samplers.visited_levels(
+        schedules.cosine(), 50, "linspace", log_snr_max=7.0, log_snr_min=-4.0
+    )
+    np.testing.assert_allclose(levels.log_snr[jnp.array([0, -1])], [-4, 7], atol=1e-3)
+    levels = samplers.visited_levels(schedules.cosine(), 50, prediction="v", log_snr_min=-np.inf)
+    assert levels.log_snr[0] == -jnp.inf
+
+
+# --- what `sample` takes and gives --------------------------------------------------------------
+
+
+def test_clipping_bounds_x0_and_keeps_eps_consistent():
+    """Two steps by hand: eps is read anew from the clipped x0, so that x_t is still their sum."""
+    schedule, bound = schedules.linear_logsnr(), 0.5
+    start = jnp.array([[2.0, -0.1], [0.3, 1.0]])
+    beyond = lambda x, l: 3 * x  # noqa: E731
+    x = diffax.sample(
+        KEY,
+        by_log_snr(beyond),
+        schedule,
+        start.shape,
+        num_steps=2,
+        prediction="x0",
+        x_init=start,
+        clip_x0=bound,
+        return_trajectory=True,
+    )[1]
+    first, second = samplers.visited_levels(schedule, 2).log_snr
+    x0 = np.clip(3 * np.asarray(start), -bound, bound)
+    eps = (start - alpha_of(first) * x0) / sigma_of(first)
+    middle = alpha_of(second) * x0 + sigma_of(second) * eps
+    np.testing.assert_allclose(x[1], middle, rtol=1e-5)
+    np.testing.assert_allclose(x[2], np.clip(3 * middle, -bound, bound), rtol=1e-6)
+    with pytest.raises(ValueError, match="clip_x0=-1"):
+        run(clip_x0=-1)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_trajectory_begins_at_the_start_and_ends_at_the_result(sampler):
+    start = jnp.arange(8.0).reshape(4, 2)
+    x, states = run(sampler=sampler, num_steps=7, x_init=start, return_trajectory=True)
+    assert states.shape == (8, 4, 2)
+    np.testing.assert_array_equal(states[0], start)
+    np.testing.assert_array_equal(states[-1], x)
+    np.testing.assert_allclose(x, run(sampler=sampler, num_steps=7, x_init=start), rtol=1e-6)
+    with pytest.raises(ValueError, match=r"x_init has shape \(3, 2\), and shape=\(4, 2\)"):
+        run(x_init=start[:3])
+
+
+def test_whole_number_start_is_not_truncated():
+    start = np.ones((4, 2), int)
+    x = run(num_steps=7, x_init=start)
+    np.testing.assert_array_equal(x, run(num_steps=7, x_init=start.astype(np.float32)))
+
+
+def test_images_are_sampled_like_vectors():
+    """A predictor that treats every number alike gives the same numbers in any arrangement."""
+    flat, image = (
+        diffax.sample(
+            KEY,
+            exact.predictor(exact.gaussian([0.3], [[0.4]])),
+            schedules.cosine(),
+            shape,
+            num_steps=9,
+            x_init=jnp.linspace(-2, 2, 24).reshape(shape),
+        )
+        for shape in ((24, 1), (2, 3, 4, 1))
+    )
+    np.testing.assert_allclose(flat.ravel(), image.ravel(), rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["cosine", "learned(monotone, learned ends)", "discrete linear"])
+def test_predictors_are_told_the_time_or_the_level(name):
+    """One value per example: t as the schedule counts it, or by `by_log_snr` the log-SNR."""
+    schedule = schedule_cases.REPRESENTATIVE[name]()
+    told = []
+
+    def predict(x, t):
+        told.append(t)
+        return exact.predicts(exact.gaussian())(x, schedule.log_snr(t))
+
+    by_time = diffax.sample(KEY, predict, schedule, (4, 2), num_steps=6)
+    by_level = diffax.sample(KEY, PREDICT, schedule, (4, 2), num_steps=6)
+    np.testing.assert_allclose(by_time, by_level, rtol=2e-3, atol=2e-4)
+    assert told[0].shape == (4,)
+    assert told[0].dtype == (jnp.float32 if schedule.num_steps is None else jnp.int32)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(sampler="euler2"), "sampler='euler2': allowed are ddim, ddpm"),
+        (dict(eta=2.0), "eta=2.0"),
+        (dict(sampler="ddim", variance="fixed_small"), "no option 'variance'; allowed are eta"),
+        (dict(sampler="ddpm", variance="none"), "variance='none': allowed are fixed_small"),
+        (dict(grid="cubic"), "grid='cubic': allowed are uniform, trailing"),
+        (dict(prediction="score"), "prediction='score': allowed are eps, x0, v"),
+    ],
+)
+def test_unknown_names_and_options_are_refused(options, message):
+    with pytest.raises(ValueError, match=message):
+        run(**options)
+
+
+@pytest.mark.parametrize("steps", [1, 0, -3, 2.5])
+@pytest.mark.parametrize("discrete", [False, True])
+def test_step_counts_that_do_not_fit_are_refused(steps, discrete):
+    schedule = schedules.cosine()
+    schedule = schedule.discretize(20) if discrete else schedule
+    allowed = "2 to 20" if discrete else "2 or more"
+    with pytest.raises(ValueError, match=f"num_steps={steps}: allowed .*{allowed}"):
+        diffax.sample(KEY, PREDICT, schedule, (4, 2), num_steps=steps)
+
+
+def test_more_steps_than_a_discrete_schedule_has_are_refused():
+    with pytest.raises(ValueError, match="num_steps=21: allowed .* 2 to 20"):
+        diffax.sample(KEY, PREDICT, schedules.cosine().discretize(20), (4, 2), num_steps=21)
+
+
+@pytest.mark.parametrize(
+    ("options", "channels", "message"),
+    [
+        ({}, 4, r"gave shape \(4, 4\), and \(4, 2\) is needed"),
+        ({}, 1, r"gave shape \(4, 1\), and \(4, 2\) is needed"),
+        (dict(sampler="ddpm", variance="learned"), 2, r"\(4, 4\) is needed \(mean and variance\)"),
+    ],
+)
+def test_predictions_of_the_wrong_shape_are_refused(options, channels, message):
+    with pytest.raises(ValueError, match=message):
+        diffax.sample(
+            KEY, lambda x, t: jnp.zeros((4, channels)), schedules.cosine(), (4, 2), **options
+        )
+
+
+# --- under transformations ----------------------------------------------------------------------
+
+
+def test_one_trace_per_step_count_and_nothing_on_the_host():
+    """The network is traced once whatever the number of steps, and not at all the second time."""
+    traced = []
+
+    def predict(x, t):
+        traced.append(t)
+        return 0.5 * x
+
+    def draw(key, steps):
+        return diffax.sample(
+            key, predict, schedules.cosine(), (4, 2), sampler="ddpm", num_steps=steps
+        )
+
+    compiled = jax.jit(draw, static_argnums=1)
+    for steps in (5, 50):
+        traced.clear()
+        compiled(KEY, steps)
+        assert len(traced) == 1
+        compiled(jax.random.key(1), steps)
+        assert len(traced) == 1
+    text = str(jax.make_jaxpr(draw, static_argnums=1)(KEY, 5))
+    assert "scan" in text
+    assert "callback" not in text
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_jit_vmap_and_pmap_agree(sampler):
+    """Over keys, and with the schedule as an argument: learned, so that it has leaves."""
+    schedule = schedules.learned(kind="polynomial")
+
+    def draw(schedule, key):
+        return diffax.sample(key, PREDICT, schedule, (3, 2), sampler=sampler, num_steps=10)
+
+    keys = jax.random.split(KEY, 8)
+    plain = jnp.stack([draw(schedule, key) for key in keys[:2]])
+    compiled = jax.jit(draw)
+    one_by_one = jnp.stack([compiled(schedule, key) for key in keys])
+    np.testing.assert_allclose(plain, one_by_one[:2], rtol=1e-4, atol=1e-5)
+    mapped = jax.vmap(draw, in_axes=(None, 0))(schedule, keys)
+    np.testing.assert_allclose(mapped, one_by_one, rtol=1e-4, atol=1e-5)
+    spread = jax.pmap(draw, in_axes=(None, 0))(schedule, keys)
+    np.testing.assert_allclose(spread, one_by_one, rtol=1e-4, atol=1e-5)
+
+
+@exact.in_float64
+def test_gradient_through_the_sampler_is_that_of_finite_differences():
+    schedule = schedules.learned(kind="polynomial")
+
+    def squared(b):
+        moved = jax.tree.map(lambda leaf: leaf, schedule)
+        moved.shape["b"] = b
+        predict = exact.predictor(exact.gaussian(dtype=np.float64))
+        return jnp.sum(diffax.sample(KEY, predict, moved, (3, 2), num_steps=5) ** 2)
+
+    b, h = jnp.asarray(0.3), 1e-6
+    numeric = (squared(b + h) - squared(b - h)) / (2 * h)
+    np.testing.assert_allclose(jax.grad(squared)(b), numeric, rtol=1e-6)
