@@ -45,6 +45,17 @@ def predictor(mixture: GaussianMixture, prediction: str = "eps") -> Callable:
     return process.by_log_snr(predicts(mixture, prediction))
 
 
+def independent(mean: float, variance: float) -> Callable:
+    """The best predictor of eps for data of any shape whose numbers are all N(mean, variance)."""
+
+    def eps(x_t, log_snr):
+        alpha = process.expand_to(alpha_of(log_snr), x_t)
+        sigma = process.expand_to(sigma_of(log_snr), x_t)
+        return sigma * (x_t - alpha * mean) / (alpha**2 * variance + sigma**2)
+
+    return process.by_log_snr(eps)
+
+
 def wrong(x_t: jax.Array, log_snr: jax.Array) -> jax.Array:
     """A predictor of eps that is right for no data, and depends on both arguments."""
     level = process.expand_to(log_snr, x_t)

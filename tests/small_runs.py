@@ -10,19 +10,22 @@ from diffax import config as config_lib
 from diffax import training
 
 MIXTURE = training.DatasetInfo("mixture2d", (2,), 0, None, ())
-IMAGES = training.DatasetInfo("images", (8, 8, 1), 10, 256, ())
 LEARNED = dict(schedule__name="learned", schedule__size=8)
 
 
 @contextlib.contextmanager
-def compiled_once(directory):
-    """Programs that were compiled before are read from a directory: many runs have the same."""
+def compiled_quickly(directory):
+    """Without optimisation, and what was compiled before is read from a directory.
+
+    Most of a short run is compilation, and many of the runs here have the same programs.
+    """
     values = {
+        "jax_disable_most_optimizations": True,
         "jax_compilation_cache_dir": str(directory),
         "jax_persistent_cache_min_compile_time_secs": 0.0,
         "jax_persistent_cache_min_entry_size_bytes": -1,
     }
-    before = {name: getattr(jax.config, name) for name in values}
+    before = {name: jax.config.values[name] for name in values}
 
     def use(settings):
         for name, value in settings.items():

@@ -10,7 +10,7 @@ from small_runs import (
     LEARNED,
     MIXTURE,
     assert_equal,
-    compiled_once,
+    compiled_quickly,
     prepare,
     small_config,
 )
@@ -24,8 +24,8 @@ ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
 
 @pytest.fixture(scope="module", autouse=True)
-def _compiled_once(tmp_path_factory):
-    with compiled_once(tmp_path_factory.mktemp("compiled")):
+def _compiled_quickly(tmp_path_factory):
+    with compiled_quickly(tmp_path_factory.mktemp("compiled")):
         yield
 
 

@@ -58,6 +58,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
     model = config_lib.build_model(config, info)
     batches = data.batches(dataset.train, settings.batch_size, config.seed, flip=config.data.flip)
 
+    train_step = parallel.compile_step(make_train_step(config, model, info), mesh)
+    evaluate = make_evaluation(config, model, info, dataset.eval, mesh)
+    draw_samples = outputs.make_drawing(config, model, info, root)
+
     with ExitStack() as stack:
         checkpoints = stack.enter_context(
             closing(Checkpoints(root / CHECKPOINTS, settings.keep_checkpoints))
@@ -84,9 +88,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
         writer = stack.enter_context(
             closing(writers.create(root, settings.num_steps, done, settings.tensorboard))
         )
-        train_step = parallel.compile_step(make_train_step(config, model, info), mesh)
-        evaluate = make_evaluation(config, model, info, dataset.eval, mesh)
-        draw_samples = outputs.make_drawing(config, model, info, root, writer)
         stop = stack.enter_context(Interruption())
         if done == 0:
             outputs.write_schedule(root, state)
@@ -106,7 +107,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
                 writer.write_scalars(step, scalars)
                 latest.update(scalars)
             if is_due(step, settings.sample_every, last):
-                draw_samples(state)
+                writer.write_images(step, {"samples": draw_samples(state)})
                 outputs.write_schedule(root, state)
             if last or stop.requested or is_due(step, settings.checkpoint_every, last):
                 check_finite(window, checkpoints)

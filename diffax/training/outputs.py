@@ -18,7 +18,6 @@ from diffax import plots, samplers
 from diffax.process import AnySchedule
 from diffax.training.state import DatasetInfo, TrainState, predictor
 from diffax.training.workdir import write_text
-from diffax.training.writers import MetricWriter
 
 CURVE_POINTS = 1025
 
@@ -50,17 +49,20 @@ def make_sampler(
 
 
 def make_drawing(
-    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, root: Path, writer: MetricWriter
-) -> Callable[[TrainState], None]:
-    """state -> nothing; writes a picture of samples to root/samples, the same noise every time."""
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, root: Path
+) -> Callable[[TrainState], np.ndarray]:
+    """state -> a picture of samples, (1, height, width, 1 or 3) uint8, also put in root/samples.
+
+    The noise is the same every time.
+    """
     draw = jax.jit(make_sampler(config, model, dataset, config.sampling.num_samples))
 
-    def drawing(state: TrainState) -> None:
+    def drawing(state: TrainState) -> np.ndarray:
         pixels = plots.picture(np.asarray(draw(state, jax.random.key(config.seed))))
         folder = root / "samples"
         folder.mkdir(exist_ok=True)
         plots.save_png(folder / f"step_{int(state.step):06d}.png", pixels)
-        writer.write_images(int(state.step), {"samples": pixels[None]})
+        return pixels[None]
 
     return drawing
 

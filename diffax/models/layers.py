@@ -1,0 +1,157 @@
+"""Building blocks of the networks, for any number of spatial axes: x is (B, ..., C) throughout."""
+
+import numbers
+from collections.abc import Callable
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffax.models import embeddings, platform
+
+DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
+
+
+def check(allowed: bool, field: str, value: object, rule: str) -> None:
+    """Raises ValueError naming the field, its value and the rule, unless `allowed`."""
+    if not allowed:
+        raise ValueError(f"{field} is {value!r}; it must be {rule}")
+
+
+def is_whole(value: object, at_least: int) -> bool:
+    """Whether value is an integer (True and False are none) of at least that size."""
+    whole = isinstance(value, numbers.Integral) and not isinstance(value, bool)
+    return whole and value >= at_least
+
+
+def check_name(field: str, value: object, table: dict) -> None:
+    """Refuses a value that is no name of the table."""
+    known = isinstance(value, str) and value in table
+    check(known, field, value, f"one of {', '.join(table)}")
+
+
+def check_shared_fields(module: nn.Module, width_field: str) -> None:
+    """Checks the fields that every network has."""
+    width = getattr(module, width_field)
+    check(is_whole(width, 2) and width % 2 == 0, width_field, width, "an even positive integer")
+    check(is_whole(module.num_classes, 0), "num_classes", module.num_classes, "an integer >= 0")
+    check_name("dtype", module.dtype, DTYPES)
+    check_name("conditioning", module.conditioning, embeddings.CONDITIONINGS)
+
+
+def check_told(
+    x: jax.Array, noise_level: jax.Array, label: jax.Array | None, num_classes: int
+) -> None:
+    """Refuses a noise level or label that is not one number per example, or a label for nothing."""
+    rule = f"{x.shape[:1]}, one number per example of x, whose shape is {x.shape}"
+    told = [("noise_level", noise_level)] + ([] if label is None else [("label", label)])
+    for name, value in told:
+        shape = jnp.shape(value)
+        check(shape == x.shape[:1], f"{name}'s shape", shape, rule)
+    if label is not None and num_classes == 0:
+        raise ValueError("a label was given, but num_classes is 0: this network knows no classes")
+
+
+def num_heads(channels: int, head_width: int) -> int:
+    """Heads of `head_width` channels each; channels fewer than that form one head."""
+    if channels > head_width and channels % head_width:
+        raise ValueError(
+            f"head_width is {head_width}, but attention acts on {channels} channels; "
+            "it must divide them, or be at least as large"
+        )
+    return max(1, channels // head_width)
+
+
+def num_groups(channels: int) -> int:
+    """At most 32 groups of at least 4 channels where they allow it (Karras 2022, code)."""
+    limit = max(1, min(32, channels // 4))
+    return max(groups for groups in range(1, limit + 1) if channels % groups == 0)
+
+
+def conv(features: int, spatial: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Conv:
+    """A padded convolution with a kernel of 3 along each of `spatial` axes."""
+    return nn.Conv(features, (3,) * spatial, dtype=dtype, name=name, **kwargs)
+
+
+def upsample(x: jax.Array) -> jax.Array:
+    """Doubles every spatial axis of (B, ..., C) by repeating each entry (nearest neighbour)."""
+    for axis in range(1, x.ndim - 1):
+        x = jnp.repeat(x, 2, axis=axis)  # by a number, this is a broadcast and a reshape
+    return x
+
+
+class GroupNorm(nn.Module):
+    """Group normalisation, statistics in float32; the result has x's dtype.
+
+    `modulation`, (B, 2C), holds a scale s and a shift b for each example: norm(x) (1 + s) + b.
+    """
+
+    @nn.compact
+    def __call__(self, x: jax.Array, modulation: jax.Array | None = None) -> jax.Array:
+        channels = x.shape[-1]
+        scale = self.param("scale", nn.initializers.ones, (channels,))
+        bias = self.param("bias", nn.initializers.zeros, (channels,))
+        if modulation is not None:
+            extra, shift = jnp.split(modulation.astype(scale.dtype), 2, axis=-1)
+            scale, bias = scale * (1 + extra), bias * (1 + extra) + shift
+        return platform.group_norm(x, scale, bias, num_groups(channels)).astype(x.dtype)
+
+
+def _add(norm: Callable, h: jax.Array, signal: jax.Array) -> jax.Array:
+    return norm(h + platform.expand_rows(signal, h.ndim))
+
+
+def _scale_shift(norm: Callable, h: jax.Array, signal: jax.Array) -> jax.Array:
+    return norm(h, signal)
+
+
+# How the embedding enters a block: channels of signal per channel of the block, and what it does.
+# "add" is Ho 2020; "scale_shift" is the adaptive group normalisation of Dhariwal & Nichol 2021.
+EMBEDDINGS = {"add": (1, _add), "scale_shift": (2, _scale_shift)}
+
+
+class ResBlock(nn.Module):
+    """skip(x) + conv(dropout(silu(norm(conv(silu(norm(x))))))), with `emb` at the second norm.
+
+    The second convolution starts at zero. The skip is the identity, or linear if channels change.
+    """
+
+    channels: int
+    dropout: float
+    embedding: str
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
+        spatial = x.ndim - 2
+        width, tell = EMBEDDINGS[self.embedding]
+        signal = nn.Dense(width * self.channels, dtype=self.dtype, name="embed")(nn.silu(emb))
+        h = nn.silu(GroupNorm(name="norm_0")(x))
+        h = conv(self.channels, spatial, self.dtype, "conv_0")(h)
+        h = nn.silu(tell(GroupNorm(name="norm_1"), h, signal))
+        h = nn.Dropout(self.dropout, deterministic=not train)(h)
+        h = conv(self.channels, spatial, self.dtype, "conv_1", kernel_init=nn.initializers.zeros)(h)
+        if x.shape[-1] != self.channels:
+            # A 1x1 convolution; as a matrix product its gradient is three times as fast on a CPU.
+            x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
+        return x + h
+
+
+class Attention(nn.Module):
+    """x + project(attention(norm(x))) over all positions; `project` starts at zero."""
+
+    head_width: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array) -> jax.Array:
+        batch, channels = x.shape[0], x.shape[-1]
+        heads = num_heads(channels, self.head_width)
+        h = GroupNorm(name="norm")(x).reshape(batch, -1, channels)
+        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        qkv = qkv.reshape(batch, -1, 3, heads, channels // heads)
+        h = platform.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        out = nn.Dense(
+            channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project"
+        )
+        return x + out(h.reshape(x.shape))

@@ -1,0 +1,152 @@
+"""The U-Net of Ho 2020, with choices of Dhariwal & Nichol 2021, for signals, images and volumes."""
+
+import numbers
+from collections.abc import Sequence
+
+import flax.linen as nn
+import jax
+import jax.numpy as jnp
+
+from diffax.models import layers
+from diffax.models.embeddings import Conditioning
+from diffax.models.layers import check, is_whole
+
+
+class UNet(nn.Module):
+    """A U-Net for x of shape (B, ..., C): 1-D signals, images, volumes, by the same code.
+
+    Every level has `num_blocks` residual blocks on the way down and one more on the way up; between
+    levels each spatial axis is halved by a strided convolution, and doubled by nearest-neighbour
+    upsampling and a convolution. Self-attention follows the blocks at `attention_resolutions` and,
+    as in Ho 2020, stands in the middle. The last convolution, each block's second convolution and
+    each attention's projection start at zero: the output is exactly zero at initialisation.
+
+    Attributes:
+      channels: channels of the first level, even.
+      channel_mults: channels of each level as multiples of `channels`; as many as there are levels.
+      num_blocks: residual blocks per level.
+      attention_resolutions: levels with self-attention, by the size of their longest spatial axis.
+      head_width: channels per attention head. It divides a level's channels; fewer form one head.
+      dropout: rate of dropout in each residual block, in [0, 1); it acts if `train` is true.
+      num_classes: K > 0 makes the network take labels 0 .. K - 1 and the null class, K.
+      conditioning: what the noise level is: "log_snr" or "step" (of order 0 .. 1000).
+      embedding: how a block is told of it: "add", or "scale_shift" of its second normalisation.
+      dtype: "float32" or "bfloat16", of the computation; parameters, norm statistics, softmax and
+        output are float32.
+      remat: recompute each block in the backward pass, which saves memory for time.
+      learned_variance: give 2 C channels, the second half of which is for the reverse variance.
+
+    Raises:
+      ValueError: a field or an argument is not allowed; the sentence names it.
+    """
+
+    channels: int = 64
+    channel_mults: Sequence[int] = (1, 2, 2)
+    num_blocks: int = 2
+    attention_resolutions: Sequence[int] = (16,)
+    head_width: int = 64
+    dropout: float = 0.0
+    num_classes: int = 0
+    conditioning: str = "log_snr"
+    embedding: str = "scale_shift"
+    dtype: str = "float32"
+    remat: bool = False
+    learned_variance: bool = False
+
+    def __post_init__(self):
+        layers.check_shared_fields(self, "channels")
+        for field, least in (("channel_mults", 1), ("attention_resolutions", 0)):
+            value = getattr(self, field)
+            fits = isinstance(value, list | tuple) and all(is_whole(entry, 1) for entry in value)
+            rule = f"a sequence of at least {least} positive integers"
+            check(fits and len(value) >= least, field, value, rule)
+            setattr(self, field, tuple(value))
+        for field in ("num_blocks", "head_width"):
+            value = getattr(self, field)
+            check(is_whole(value, 1), field, value, "a positive integer")
+        rate = self.dropout
+        fits = isinstance(rate, numbers.Real) and 0 <= rate < 1
+        check(fits, "dropout", rate, "a number in [0, 1)")
+        layers.check_name("embedding", self.embedding, layers.EMBEDDINGS)
+        super().__post_init__()
+
+    def check_sizes(self, shape: tuple[int, ...]) -> None:
+        """Raises ValueError unless the levels can halve the spatial axes of a shape (B, ..., C)."""
+        if len(shape) < 3:
+            raise ValueError(f"x has shape {shape}; a U-Net takes (B, ..., C) with a spatial axis")
+        levels, spatial = len(self.channel_mults), shape[1:-1]
+        multiple = 2 ** (levels - 1)
+        if any(size == 0 or size % multiple for size in spatial):
+            size = " x ".join(map(str, spatial))
+            raise ValueError(
+                f"x has spatial size {size}, which {levels} levels can't halve {levels - 1} times; "
+                f"every axis must be a multiple of {multiple}: pad the data or use fewer levels"
+            )
+
+    @nn.compact
+    def __call__(
+        self,
+        x: jax.Array,
+        noise_level: jax.Array,
+        label: jax.Array | None = None,
+        train: bool = False,
+    ) -> jax.Array:
+        """The network's prediction for the noised data x.
+
+        Args:
+          x: (B, ..., C), real, with at least one spatial axis.
+          noise_level: (B,), the log-SNR (plus and minus infinity allowed) or the step number.
+          label: (B,) integer in 0 .. num_classes, or None: the null class for all.
+          train: whether dropout acts, which needs an rng named "dropout".
+
+        Returns:
+          float32 of x's shape, or (B, ..., 2 C) if `learned_variance`.
+        """
+        self.check_sizes(x.shape)
+        layers.check_told(x, noise_level, label, self.num_classes)
+        dtype, spatial = layers.DTYPES[self.dtype], x.ndim - 2
+        ResBlock = nn.remat(layers.ResBlock, static_argnums=3) if self.remat else layers.ResBlock
+        Attention = nn.remat(layers.Attention) if self.remat else layers.Attention
+
+        emb = Conditioning(
+            self.channels,
+            4 * self.channels,
+            self.conditioning,
+            self.num_classes,
+            dtype,
+            name="noise_embedding",
+        )(noise_level, label)
+
+        def block(h: jax.Array, channels: int, attend: bool, name: str) -> jax.Array:
+            h = ResBlock(channels, self.dropout, self.embedding, dtype, name=name)(h, emb, train)
+            return Attention(self.head_width, dtype, name=f"{name}_attention")(h) if attend else h
+
+        def attends(h: jax.Array) -> bool:
+            return max(h.shape[1:-1]) in self.attention_resolutions
+
+        widths = [self.channels * mult for mult in self.channel_mults]
+        h = layers.conv(self.channels, spatial, dtype, "first")(x.astype(dtype))
+        skips = [h]
+        for level, width in enumerate(widths):
+            if level > 0:
+                down = layers.conv(widths[level - 1], spatial, dtype, f"down_{level}", strides=2)
+                h = down(h)
+                skips.append(h)
+            for i in range(self.num_blocks):
+                h = block(h, width, attends(h), f"down_{level}_block_{i}")
+                skips.append(h)
+
+        h = block(h, widths[-1], True, "middle_block_0")
+        h = block(h, widths[-1], False, "middle_block_1")
+
+        for level, width in reversed(list(enumerate(widths))):
+            for i in range(self.num_blocks + 1):
+                h = jnp.concatenate([h, skips.pop()], axis=-1)
+                h = block(h, width, attends(h), f"up_{level}_block_{i}")
+            if level > 0:
+                h = layers.conv(width, spatial, dtype, f"up_{level}")(layers.upsample(h))
+
+        h = nn.silu(layers.GroupNorm(name="last_norm")(h))
+        features = x.shape[-1] * (2 if self.learned_variance else 1)
+        last = layers.conv(features, spatial, dtype, "last", kernel_init=nn.initializers.zeros)
+        return last(h).astype(jnp.float32)

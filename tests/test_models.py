@@ -1,0 +1,601 @@
+"""diffax.models: shapes, closed forms, what the networks are told, the forms by platform."""
+
+import functools
+import importlib.util
+import json
+from pathlib import Path
+
+import hypothesis.strategies as st
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given, settings
+
+from diffax import models
+from diffax.models import embeddings, layers, platform
+
+TINY = dict(channels=8, channel_mults=(1, 2), num_blocks=1, attention_resolutions=(4,))
+BATCH = 2
+
+# Most of the time here is compilation, and what runs is tiny.
+quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
+
+
+def unet(**fields):
+    return models.get("unet", **{**TINY, **fields})
+
+
+def inputs(shape=(8, 8, 1), seed=0):
+    """x of BATCH examples and two distinct log-SNRs."""
+    x = jax.random.normal(jax.random.key(seed), (BATCH, *shape))
+    return x, jnp.array([-3.0, 2.0])
+
+
+def random_variables(module, x, noise_level, seed=1):
+    """Variables of the module with no zeros among them: what a trained network is like."""
+    shapes = jax.eval_shape(module.init, jax.random.key(0), x, noise_level)
+    rng = np.random.default_rng(seed)
+    fill = {True: lambda s: 1 + 0.1 * rng.normal(size=s), False: lambda s: 0.2 * rng.normal(size=s)}
+    return jax.tree_util.tree_map_with_path(
+        lambda path, leaf: jnp.asarray(fill[path[-1].key == "scale"](leaf.shape), leaf.dtype),
+        shapes,
+    )
+
+
+def assert_trees_close(a, b, rtol):
+    """Leaf by leaf, within rtol of the leaf's largest entry."""
+    assert jax.tree.structure(a) == jax.tree.structure(b)
+    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
+        np.testing.assert_allclose(
+            one, other, rtol=0, atol=rtol * float(jnp.abs(one).max()) + 1e-30
+        )
+
+
+def equations(jaxpr):
+    """All equations of a jaxpr, those of inner jaxprs included."""
+    for eqn in jaxpr.eqns:
+        yield eqn
+        for value in eqn.params.values():
+            inner = getattr(value, "jaxpr", value)
+            if hasattr(inner, "eqns"):
+                yield from equations(inner)
+
+
+def load_benchmark():
+    path = Path(__file__).parents[1] / "experiments" / "benchmark.py"
+    spec = importlib.util.spec_from_file_location("benchmark", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+# Names, fields, values
+
+
+def test_get_knows_the_table():
+    assert models.names() == ["mlp", "unet"]
+    assert models.get("unet", channels=32).channels == 32
+    assert models.get("unet", channel_mults=[1, 2]) == models.get("unet", channel_mults=(1, 2))
+    assert hash(models.get("unet", channel_mults=[1, 2])) is not None
+    assert models.fields("mlp")[:2] == ["width", "depth"]
+
+
+def test_unknown_names_and_fields_are_refused_with_the_allowed_ones():
+    with pytest.raises(ValueError, match="model is 'resnet'; it must be one of mlp, unet"):
+        models.get("resnet")
+    with pytest.raises(ValueError, match="'chanels' is no field of model 'unet'; it has channels,"):
+        models.get("unet", chanels=3)
+    with pytest.raises(ValueError, match="'parent' is no field"):
+        models.get("mlp", parent=None)
+
+
+@pytest.mark.parametrize(
+    "name, field, value, rule",
+    [
+        ("unet", "dropout", -0.1, r"a number in \[0, 1\)"),
+        ("unet", "dropout", 1.0, r"a number in \[0, 1\)"),
+        ("unet", "dropout", "0.1", r"a number in \[0, 1\)"),
+        ("unet", "embedding", "film", "one of add, scale_shift"),
+        ("unet", "dtype", "float16", "one of float32, bfloat16"),
+        ("unet", "dtype", ["float32"], "one of float32, bfloat16"),
+        ("unet", "conditioning", "time", "one of log_snr, step"),
+        ("unet", "channels", 7, "an even positive integer"),
+        ("unet", "channels", True, "an even positive integer"),
+        ("unet", "channel_mults", (), "a sequence of at least 1 positive integers"),
+        ("unet", "channel_mults", (1, 0), "a sequence of at least 1 positive integers"),
+        ("unet", "attention_resolutions", 16, "a sequence of at least 0 positive integers"),
+        ("unet", "num_blocks", 0, "a positive integer"),
+        ("unet", "head_width", 0, "a positive integer"),
+        ("unet", "num_classes", -1, "an integer >= 0"),
+        ("mlp", "depth", 0, "a positive integer"),
+        ("mlp", "width", 0, "an even positive integer"),
+        ("mlp", "dtype", "double", "one of float32, bfloat16"),
+    ],
+)
+def test_impossible_values_are_refused_at_construction(name, field, value, rule):
+    with pytest.raises(ValueError, match=rf"^{field} is .*; it must be {rule}$"):
+        models.get(name, **{field: value})
+
+
+# Shapes and sizes
+
+
+@pytest.mark.parametrize("shape", [(8, 3), (8, 4, 3), (4, 2, 8, 3)])
+def test_unet_takes_any_number_of_axes(shape):
+    x, log_snr = inputs(shape)
+    module = unet()
+    out = quick_jit(module.apply)(random_variables(module, x, log_snr), x, log_snr)
+    assert out.shape == x.shape
+    assert out.dtype == jnp.float32
+    assert np.all(np.isfinite(out))
+    assert np.all(np.abs(np.asarray(out)) > 0)
+
+
+def test_unet_starts_at_zero():
+    x, log_snr = inputs()
+    module = unet()
+    variables = quick_jit(module.init)(jax.random.key(0), x, log_snr)
+    np.testing.assert_array_equal(quick_jit(module.apply)(variables, x, log_snr), 0)
+    paths = {
+        jax.tree_util.keystr(path, simple=True, separator="/"): leaf
+        for path, leaf in jax.tree_util.tree_leaves_with_path(variables["params"])
+    }
+    last = [k for k in paths if k.endswith(("conv_1/kernel", "project/kernel", "last/kernel"))]
+    # conv_1 of 1 + 1 down, 2 middle, 2 + 2 up; attention of 1 down, 1 middle, 2 up; and the last.
+    assert len(last) == 8 + 4 + 1
+    assert all(np.all(np.asarray(paths[k]) == 0) for k in last)
+    others = [k for k in paths if k.endswith("kernel") and k not in last]
+    assert all(np.any(np.asarray(paths[k]) != 0) for k in others)
+
+
+def test_a_quickly_compiled_init_draws_the_same_numbers():
+    x, log_snr = inputs((2,))
+    module = models.get("mlp", width=8, depth=1)
+    quick = jax.jit(module.init, compiler_options=platform.run_once())
+    results = [f(jax.random.key(0), x, log_snr) for f in (jax.jit(module.init), quick)]
+    assert_trees_close(*results, 1e-5)
+
+
+def test_mlp_starts_at_zero_and_answers_when_trained():
+    x, log_snr = inputs((2,))
+    module = models.get("mlp", width=16, depth=2)
+    variables = quick_jit(module.init)(jax.random.key(0), x, log_snr)
+    np.testing.assert_array_equal(module.apply(variables, x, log_snr), np.zeros((BATCH, 2)))
+    out = module.apply(random_variables(module, x, log_snr), x, log_snr)
+    assert out.shape == x.shape
+    assert np.all(np.abs(np.asarray(out)) > 0)
+
+
+@pytest.mark.parametrize("name, shape", [("unet", (8, 2)), ("mlp", (3,))])
+def test_learned_variance_doubles_the_channels(name, shape):
+    x, log_snr = inputs(shape)
+    fields = TINY if name == "unet" else {}
+    module = models.get(name, learned_variance=True, **fields)
+    out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x, log_snr)
+    assert out.shape == (*x.shape[:-1], 2 * x.shape[-1])
+
+
+@settings(max_examples=15, deadline=None)
+@given(
+    levels=st.integers(1, 3),
+    sizes=st.lists(st.integers(1, 12), min_size=1, max_size=3),
+    channels=st.integers(1, 3),
+)
+def test_a_size_is_taken_if_and_only_if_the_levels_can_halve_it(levels, sizes, channels):
+    module = unet(channel_mults=(1,) * levels)
+    x = jax.ShapeDtypeStruct((BATCH, *sizes, channels), jnp.float32)
+    noise_level = jax.ShapeDtypeStruct((BATCH,), jnp.float32)
+    multiple = 2 ** (levels - 1)
+    if all(size % multiple == 0 for size in sizes):
+        out, _ = jax.eval_shape(module.init_with_output, jax.random.key(0), x, noise_level)
+        assert out.shape == x.shape
+    else:
+        with pytest.raises(ValueError, match=f"multiple of {multiple}"):
+            jax.eval_shape(module.init, jax.random.key(0), x, noise_level)
+
+
+def test_the_refusal_names_size_levels_and_multiple():
+    x, log_snr = inputs((28, 14, 1))
+    with pytest.raises(ValueError, match=r"size 28 x 14, which 4 levels.*multiple of 8"):
+        unet(channel_mults=(1, 1, 1, 1)).init(jax.random.key(0), x, log_snr)
+
+
+def test_wrong_shapes_are_refused():
+    x, log_snr = inputs()
+    key = jax.random.key(0)
+    with pytest.raises(ValueError, match=r"a U-Net takes \(B, ..., C\)"):
+        unet().init(key, x[:, 0, 0], log_snr)
+    with pytest.raises(ValueError, match=r"an MLP takes points, \(B, D\)"):
+        models.get("mlp").init(key, x, log_snr)
+    with pytest.raises(ValueError, match=r"noise_level's shape is \(2, 1\); it must be \(2,\)"):
+        unet().init(key, x, log_snr[:, None])
+    with pytest.raises(ValueError, match=r"noise_level's shape is \(\); it must be \(2,\)"):
+        unet().init(key, x, 3.0)
+    with pytest.raises(ValueError, match=r"label's shape is \(1,\); it must be \(2,\)"):
+        unet(num_classes=3).init(key, x, log_snr, jnp.zeros(1, jnp.int32))
+    with pytest.raises(ValueError, match="num_classes is 0"):
+        unet().init(key, x, log_snr, jnp.zeros(BATCH, jnp.int32))
+
+
+@pytest.mark.parametrize("channels, width, heads", [(64, 64, 1), (128, 32, 4), (8, 64, 1)])
+def test_number_of_heads(channels, width, heads):
+    assert layers.num_heads(channels, width) == heads
+
+
+def test_a_head_width_that_does_not_divide_is_refused():
+    x, log_snr = inputs()
+    with pytest.raises(ValueError, match="head_width is 6, but attention acts on 16 channels"):
+        jax.eval_shape(unet(head_width=6).init, jax.random.key(0), x, log_snr)
+
+
+def test_attention_stands_where_asked_and_in_the_middle():
+    x, log_snr = inputs((8, 4, 1))
+
+    def attentive(**fields):
+        tree = jax.eval_shape(unet(**fields).init, jax.random.key(0), x, log_snr)["params"]
+        return sorted(name for name in tree if name.endswith("_attention"))
+
+    assert attentive(attention_resolutions=()) == ["middle_block_0_attention"]
+    assert attentive(attention_resolutions=(8,)) == [
+        "down_0_block_0_attention", "middle_block_0_attention",
+        "up_0_block_0_attention", "up_0_block_1_attention",
+    ]  # fmt: skip
+
+
+@given(channels=st.integers(1, 2048))
+def test_groups_divide_the_channels(channels):
+    groups = layers.num_groups(channels)
+    assert channels % groups == 0
+    assert 1 <= groups <= 32
+
+
+# Closed forms
+
+
+def test_sinusoidal_embedding_is_its_closed_form():
+    position = np.array([0.0, 0.5, 7.0, 123.25, 1000.0])
+    with jax.enable_x64(True):
+        got = np.asarray(embeddings.sinusoidal(jnp.asarray(position), 6))
+    assert got.dtype == np.float64
+    angle = position[:, None] / np.array([1.0, 10000 ** (1 / 3), 10000 ** (2 / 3)])
+    want = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
+    single = embeddings.sinusoidal(jnp.asarray(position, jnp.float32), 6)
+    np.testing.assert_allclose(single, want, rtol=0, atol=1e-4)
+    assert embeddings.sinusoidal(jnp.arange(3), 6).dtype == jnp.float32
+
+
+def test_log_snr_position_is_affine_and_bounded():
+    log_snr = jnp.array([-jnp.inf, -30.0, -20.0, -1.0, 0.0, 5.0, 20.0, 1e9, jnp.inf])
+    want = [100, 100, 100, 52.5, 50, 37.5, 0, 0, 0]
+    np.testing.assert_allclose(embeddings.log_snr_position(log_snr), want, rtol=1e-6)
+    slope = jax.vmap(jax.grad(embeddings.log_snr_position))(log_snr)
+    np.testing.assert_array_equal(
+        np.asarray(slope)[[0, 1, 3, 4, 5, 7, 8]], [0, 0, -2.5, -2.5, -2.5, 0, 0]
+    )
+    assert np.all(np.isfinite(np.asarray(slope)))
+    assert np.isnan(embeddings.log_snr_position(jnp.array(jnp.nan)))
+
+
+def test_the_embedding_tells_levels_apart_without_haste():
+    log_snr = jnp.linspace(-20, 20, 401)
+    waves = embeddings.sinusoidal(embeddings.log_snr_position(log_snr), 32)
+    apart = np.linalg.norm(np.asarray(waves)[:, None] - np.asarray(waves)[None], axis=-1)
+    steps = np.abs(np.subtract.outer(np.arange(401), np.arange(401)))
+    assert apart[steps == 1].min() > 0.1  # levels 0.1 apart
+    assert apart[steps >= 10].min() > 1.0  # nothing returns to where it was
+    assert apart[steps == 1].max() < 0.5
+
+
+def group_norm_reference(x, scale, bias, groups):
+    """In numpy, two passes."""
+    grouped = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
+    centred = grouped - grouped.mean((1, 3), keepdims=True)
+    normal = centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-5)
+    return normal.reshape(x.shape) * scale + bias
+
+
+def attention_reference(query, key, value):
+    out = np.empty_like(query)
+    for b, h in np.ndindex(query.shape[0], query.shape[2]):
+        logits = query[b, :, h] @ key[b, :, h].T / np.sqrt(query.shape[-1])
+        weights = np.exp(logits - logits.max(-1, keepdims=True))
+        out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ value[b, :, h]
+    return out
+
+
+GROUP_NORMS = [platform.group_norm_plain, platform.group_norm_cpu]
+ATTENTIONS = [platform.attention_plain, platform.attention_cpu]
+
+
+@pytest.mark.parametrize("group_norm", GROUP_NORMS)
+@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 3, 4, 6), (2, 2, 3, 2, 6)])
+def test_group_norm_is_its_closed_form(group_norm, shape):
+    rng = np.random.default_rng(0)
+    x, scale, bias = rng.normal(2, 3, shape), rng.normal(size=6), rng.normal(size=6)
+    with jax.enable_x64(True):
+        got = np.asarray(group_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias), 3))
+    np.testing.assert_allclose(got, group_norm_reference(x, scale, bias, 3), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("attention", ATTENTIONS)
+def test_attention_is_its_closed_form(attention):
+    rng = np.random.default_rng(0)
+    q, k, v = rng.normal(size=(3, 2, 5, 3, 4))
+    got = attention(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)))
+    np.testing.assert_allclose(got, attention_reference(q, k, v), rtol=0, atol=2e-6)
+
+
+def test_upsampling_repeats_each_entry():
+    x = jnp.arange(2 * 2 * 3 * 2).reshape(2, 2, 3, 2)
+    want = np.asarray(x)[:, [0, 0, 1, 1]][:, :, [0, 0, 1, 1, 2, 2]]
+    np.testing.assert_array_equal(layers.upsample(x), want)
+    used = {eqn.primitive.name for eqn in equations(jax.make_jaxpr(layers.upsample)(x).jaxpr)}
+    assert "gather" not in used
+
+
+# The two forms of each operation
+
+
+def values_and_derivatives(function, args, weight):
+    """f, the gradient of a weighted sum of it, and f's change along a direction."""
+
+    def total(*args):
+        return (function(*args) * weight).sum()
+
+    tangents = tuple(jnp.cos(3 * arg) for arg in args)
+    gradient = jax.grad(total, argnums=tuple(range(len(args))))(*args)
+    return function(*args), gradient, jax.jvp(function, args, tangents)[1]
+
+
+def compare_forms(forms, args, weight, rtol):
+    derive = [quick_jit(functools.partial(values_and_derivatives, form)) for form in forms]
+    assert_trees_close(*(f(args, weight) for f in derive), rtol)
+
+
+@pytest.mark.parametrize("per_example", [False, True])
+def test_both_group_norms_agree(per_example):
+    rng = np.random.default_rng(1)
+    shape = (2, 8) if per_example else (8,)
+    with jax.enable_x64(True):
+        x, weight = jnp.asarray(rng.normal(1, 2, (2, 2, 3, 4, 8)))
+        scale, bias = jnp.asarray(rng.normal(size=(2, *shape)))
+        forms = [lambda x, s, b, form=form: form(x, s, b, 2) for form in GROUP_NORMS]
+        compare_forms(forms, (x, scale, bias), weight, 1e-11)
+
+
+def test_both_attentions_agree():
+    q, k, v, weight = jax.random.normal(jax.random.key(0), (4, 2, 7, 3, 4))
+    compare_forms(ATTENTIONS, (q, k, v), weight, 3e-6)
+
+
+def test_the_backend_decides(monkeypatch):
+    assert platform.on_cpu() == (jax.default_backend() == "cpu")
+    chosen = platform.by_platform(lambda x: ("cpu", x), lambda x: ("plain", x))
+    for answer, form in ((True, "cpu"), (False, "plain")):
+        monkeypatch.setattr(platform, "on_cpu", lambda answer=answer: answer)
+        assert chosen(3) == (form, 3)
+
+
+@pytest.mark.parametrize("group_norm", GROUP_NORMS)
+def test_one_pass_variance_is_good_to_a_mean_of_100_deviations_and_always_finite(group_norm):
+    normal = np.random.default_rng(0).normal(size=(2, 64, 8)).astype(np.float32)
+    one, zero = jnp.ones(8), jnp.zeros(8)
+
+    def norm(x):
+        return group_norm(x, one, zero, 2)
+
+    x = (normal + 100).astype(np.float32)
+    want = group_norm_reference(x.astype(np.float64), 1.0, 0.0, 2)
+    np.testing.assert_allclose(norm(jnp.asarray(x)), want, rtol=0, atol=0.01)
+    for mean in (1e4, 1e6):
+        out, gradient = jax.value_and_grad(lambda x: (norm(x) ** 2).sum())(
+            jnp.asarray(normal + mean)
+        )
+        assert np.isfinite(out)
+        assert np.all(np.isfinite(np.asarray(gradient)))
+
+
+@pytest.mark.parametrize("group_norm", GROUP_NORMS)
+def test_statistics_of_bfloat16_are_taken_in_float32(group_norm):
+    x = jnp.asarray(np.random.default_rng(0).normal(10, 1, (2, 4096, 8)), jnp.bfloat16)
+    got = group_norm(x, jnp.ones(8), jnp.zeros(8), 2)
+    assert got.dtype == jnp.float32
+    want = group_norm_reference(np.asarray(x, np.float64), 1.0, 0.0, 2)
+    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3)
+
+
+# What the networks are told
+
+
+@pytest.fixture(scope="module")
+def told():
+    """A network with classes, its variables, and a jitted call."""
+    module = unet(num_classes=3)
+    x, log_snr = inputs()
+    variables = random_variables(module, x, log_snr)
+    return module, variables, quick_jit(module.apply)
+
+
+def test_the_noise_level_matters(told):
+    _, variables, apply = told
+    x, log_snr = inputs()
+    a, b = apply(variables, x, log_snr), apply(variables, x, log_snr.at[0].add(0.3))
+    assert float(jnp.abs(a[0] - b[0]).max()) > 1e-3 * float(jnp.abs(a[0]).max())
+    np.testing.assert_allclose(a[1], b[1], rtol=1e-5, atol=1e-6)  # each example has its own
+
+
+def test_no_label_is_the_null_class_and_labels_matter(told):
+    _, variables, apply = told
+    x, log_snr = inputs()
+    none = apply(variables, x, log_snr)
+    null = apply(variables, x, log_snr, jnp.full(BATCH, 3))
+    np.testing.assert_allclose(none, null, rtol=1e-6, atol=1e-6)
+    one = apply(variables, x, log_snr, jnp.array([1, 3]))
+    assert float(jnp.abs(one[0] - null[0]).max()) > 1e-3 * float(jnp.abs(null[0]).max())
+    np.testing.assert_allclose(one[1], null[1], rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("label", [-1, 4])
+def test_a_label_out_of_range_gives_nan_not_another_class(told, label):
+    _, variables, apply = told
+    x, log_snr = inputs()
+    out = np.asarray(apply(variables, x, log_snr, jnp.array([label, 0])))
+    assert np.all(np.isnan(out[0]))
+    assert np.all(np.isfinite(out[1]))
+
+
+def test_the_gradient_to_the_told_log_snr(told):
+    module, variables, _ = told
+    x, _ = inputs()
+
+    @quick_jit
+    def slope(log_snr):
+        return jax.grad(lambda level: (module.apply(variables, x, level) ** 2).sum())(log_snr)
+
+    ends = slope(jnp.array([-jnp.inf, jnp.inf]))
+    np.testing.assert_array_equal(ends, 0)
+    within = np.asarray(slope(jnp.array([-19.0, 19.0])))
+    assert np.all(np.isfinite(within))
+    assert np.all(within != 0)
+    level, h = jnp.array([-1.0, 1.0]), 0.02
+    total = quick_jit(lambda level: (module.apply(variables, x, level) ** 2).sum((1, 2, 3)))
+    np.testing.assert_allclose(
+        slope(level), (total(level + h) - total(level - h)) / (2 * h), rtol=0.02
+    )
+
+
+@pytest.mark.parametrize("embedding", ["add", "scale_shift"])
+def test_step_numbers_condition_too(embedding):
+    module = unet(conditioning="step", embedding=embedding)
+    x, _ = inputs((8, 1))
+    apply = quick_jit(module.apply)
+    variables = random_variables(module, x, jnp.zeros(BATCH))
+    a = apply(variables, x, jnp.array([10, 500]))
+    np.testing.assert_array_equal(a, apply(variables, x, jnp.array([10.0, 500.0])))
+    b = np.asarray(apply(variables, x, jnp.array([11, 501])))
+    assert np.all(np.abs(np.asarray(a) - b).max((1, 2)) > 0)
+
+
+# Transformations of the whole network
+
+
+def test_the_network_is_the_same_with_the_forms_of_either_platform(monkeypatch):
+    module = unet(channels=16, head_width=8, channel_mults=(1,), attention_resolutions=(8,))
+    x, log_snr = inputs()
+    variables = random_variables(module, x, log_snr)
+    results = []
+    for on_cpu in (True, False):
+        monkeypatch.setattr(platform, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
+
+        def loss(variables, log_snr):
+            return (module.apply(variables, x, log_snr) ** 2).mean()
+
+        results.append(quick_jit(jax.value_and_grad(loss, argnums=(0, 1)))(variables, log_snr))
+    assert_trees_close(*results, rtol=1e-4)
+
+
+def test_rematerialisation_changes_no_value_and_no_gradient():
+    x, log_snr = inputs()
+    fields = dict(dropout=0.3, channel_mults=(1,), attention_resolutions=(8,))
+    variables = random_variables(unet(**fields), x, log_snr)
+    results = []
+    for remat in (False, True):
+        module = unet(remat=remat, **fields)
+
+        def loss(variables, module=module):
+            rngs = {"dropout": jax.random.key(3)}
+            out = module.apply(variables, x, log_snr, train=True, rngs=rngs)
+            return (out**2).mean()
+
+        names = {eqn.primitive.name for eqn in equations(jax.make_jaxpr(loss)(variables).jaxpr)}
+        assert any(name in names for name in ("checkpoint", "remat2", "remat")) == remat
+        results.append(quick_jit(jax.value_and_grad(loss))(variables))
+    assert_trees_close(*results, rtol=1e-4)
+
+
+def test_dropout_acts_in_training_only():
+    x, log_snr = inputs((8, 1))
+    module = unet(dropout=0.5, channel_mults=(1,))
+    variables = random_variables(module, x, log_snr)
+
+    @functools.partial(quick_jit, static_argnums=0)
+    def call(train, key):
+        return module.apply(variables, x, log_snr, train=train, rngs={"dropout": key})
+
+    first, again, second = (call(True, jax.random.key(seed)) for seed in (0, 0, 1))
+    np.testing.assert_array_equal(first, again)
+    assert not np.allclose(first, second)
+    off = call(False, jax.random.key(0))
+    np.testing.assert_array_equal(off, call(False, jax.random.key(1)))
+    assert not np.allclose(first, off)
+    without = quick_jit(unet(dropout=0.0, channel_mults=(1,)).apply)
+    np.testing.assert_allclose(off, without(variables, x, log_snr), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("name, shape", [("unet", (8, 8, 1)), ("mlp", (2,))])
+def test_bfloat16_computes_with_float32_parameters_and_output(name, shape):
+    fields = TINY if name == "unet" else dict(width=16)
+    x, log_snr = inputs(shape)
+    wide, narrow = (models.get(name, **fields, dtype=dtype) for dtype in ("float32", "bfloat16"))
+    variables = random_variables(narrow, x, log_snr)
+    assert {leaf.dtype for leaf in jax.tree.leaves(variables)} == {jnp.dtype("float32")}
+    out = quick_jit(narrow.apply)(variables, x, log_snr)
+    assert out.dtype == jnp.float32
+    want = quick_jit(wide.apply)(variables, x, log_snr)
+    error = float(jnp.abs(out - want).max() / jnp.abs(want).max())
+    assert 0 < error < 0.05
+    found = list(equations(jax.make_jaxpr(narrow.apply)(variables, x, log_snr).jaxpr))
+    products = [e for e in found if e.primitive.name in ("dot_general", "conv_general_dilated")]
+    assert {v.aval.dtype for e in products for v in e.invars} == {jnp.dtype("bfloat16")}
+    softmax = [e for e in found if e.primitive.name == "exp"]
+    assert all(v.aval.dtype == jnp.float32 for e in softmax for v in e.invars)
+
+
+@pytest.mark.parametrize("name, shape", [("unet", (4, 1)), ("mlp", (2,))])
+def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, shape):
+    fields = dict(TINY, channel_mults=(1,)) if name == "unet" else dict(width=8)
+    module = models.get(name, **fields)
+    devices = jax.local_device_count()
+    x = jax.random.normal(jax.random.key(0), (devices, BATCH, *shape))
+    log_snr = jax.random.normal(jax.random.key(1), (devices, BATCH))
+    variables = random_variables(module, x[0], log_snr[0])
+    plain = module.apply(variables, x[0], log_snr[0])
+    close = functools.partial(
+        np.testing.assert_allclose, rtol=0, atol=1e-5 * float(jnp.abs(plain).max())
+    )
+    close(jax.jit(module.apply)(variables, x[0], log_snr[0]), plain)
+    each = quick_jit(jax.vmap(module.apply, in_axes=(None, 0, 0)))(variables, x, log_snr)
+    close(each[0], plain)
+    spread = jax.pmap(module.apply, in_axes=(None, 0, 0))(variables, x, log_snr)
+    close(np.asarray(spread), each)
+
+
+# The benchmark
+
+
+@pytest.mark.parametrize("name, parameters", [("A", 6.47e6), ("B", 1.62e6), ("C", 1.00e6)])
+def test_the_benchmark_networks_have_the_sizes_of_their_peers(name, parameters):
+    benchmark = load_benchmark()
+    got = benchmark.count_parameters(name)
+    assert abs(got - parameters) < 0.005 * parameters
+
+
+@pytest.mark.parametrize("name, parts", [("C", ("train", "forward")), ("D", ("sample",))])
+def test_the_benchmark_prints_one_line_of_json(name, parts, monkeypatch, capsys):
+    benchmark = load_benchmark()
+    network = benchmark.WORKLOADS[name]["network"]
+    tiny = dict(shape=(4, 1), fields=dict(channels=4, channel_mults=(1,), num_blocks=1))
+    monkeypatch.setitem(benchmark.NETWORKS, network, tiny)
+    monkeypatch.setattr(benchmark, "COMMON_FIELDS", {})
+    benchmark.main([f"--workload={name}", "--json", "--repeats=1"])
+    (line,) = capsys.readouterr().out.splitlines()
+    result = json.loads(line)
+    assert result["workload"] == name
+    assert result["batch"] == benchmark.WORKLOADS[name]["batch"]
+    assert result["backend"] == jax.default_backend()
+    assert result["seconds_per_step"] == result[parts[0]]["seconds_per_step"]
+    for part in parts:
+        for key in ("seconds_per_step", "compile_seconds", "peak_memory_mb"):
+            assert result[part][key] > 0
