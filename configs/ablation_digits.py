@@ -27,9 +27,9 @@ def get_config() -> ConfigDict:
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.99
     config.training.batch_size = 64
-    config.training.num_steps = 1000
+    config.training.num_steps = 800
     config.training.log_every = 100
-    config.training.checkpoint_every = 500
+    config.training.checkpoint_every = 400
     config.sampling.clip_x0 = 1.0
     config.evaluation.num_samples = 500
     config.evaluation.repeats = 16

@@ -22,7 +22,11 @@ from diffax.training import Run, parallel
 
 
 def evaluate(
-    run: Run, dataset: Dataset, names: Sequence[str] = ("bpd", "frechet"), seed: int = 0
+    run: Run,
+    dataset: Dataset,
+    names: Sequence[str] = ("bpd", "frechet"),
+    seed: int = 0,
+    samples: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The metrics of that name, each a dict of numbers and of what they depend on; JSON-able.
 
@@ -31,6 +35,7 @@ def evaluate(
       dataset: the data that the run was trained on.
       names: keys of `METRICS`.
       seed: of the noise and the samples.
+      samples: of this run, by its config.sampling and that seed; drawn if needed and left out.
 
     Raises:
       ValueError: an unknown name, or what the metric itself refuses.
@@ -43,16 +48,19 @@ def evaluate(
         "weights": f"moving average, decay {run.config.ema.decay:g}",
         "seed": seed,
     }
-    return {name: METRICS[name](run, dataset, seed) | about for name in names}
+    return {name: METRICS[name](run, dataset, seed, samples) | about for name in names}
 
 
-def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+def bits_per_dim(
+    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
+) -> dict[str, Any]:
     """The variational bound on the evaluation split, and the variance of its estimate.
 
     Each example is seen at config.evaluation.repeats noise levels. "bpd" is the mean bound, in
     bits/dim, "prior", "diffusion" and "reconstruction" its terms, "standard_error" that of "bpd"
     as an estimate for the population of images. "vlb_variance" is the variance of the diffusion
     term of one example at one time, in (bits/dim)^2: what training sees (Kingma 2021, figure 4).
+    Samples play no part.
 
     Raises:
       ValueError: a schedule with an infinite end.
@@ -92,7 +100,9 @@ def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0
     return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)
 
 
-def frechet(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+def frechet(
+    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
+) -> dict[str, Any]:
     """Fréchet distance of samples to the training split, over a classifier's features.
 
     The classifier is trained once on the data set and cached (see `diffax.metrics.get_classifier`);
@@ -105,7 +115,8 @@ def frechet(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     config = run.config
     classifier = metrics.get_classifier(dataset, seed=0)
     reference = metrics.reference_statistics(classifier, dataset.train)
-    samples = draw(run, config.evaluation.num_samples, seed)
+    if samples is None:
+        samples = draw(run, config.evaluation.num_samples, seed)
     features = metrics.features(classifier, np.asarray(samples))
     low, high = metrics.bootstrap_frechet(features, reference, seed=seed)
     floor = metrics.feature_statistics(classifier, dataset.eval.array())
@@ -125,8 +136,8 @@ def frechet(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     }
 
 
-# name -> (run, dataset, seed) -> numbers and what they depend on
-METRICS: dict[str, Callable[[Run, Dataset, int], dict[str, Any]]] = {
+# name -> (run, dataset, seed, samples) -> numbers and what they depend on
+METRICS: dict[str, Callable[[Run, Dataset, int, np.ndarray | None], dict[str, Any]]] = {
     "bpd": bits_per_dim,
     "frechet": frechet,
 }

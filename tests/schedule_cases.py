@@ -47,11 +47,8 @@ def _registered() -> dict[str, Factory]:
 
 def _with_arguments() -> dict[str, Factory]:
     return {
-        "linear(0.001, 0.01)": lambda: schedules.linear(beta_min=0.001, beta_max=0.01),
-        "quadratic(Rombach)": lambda: schedules.quadratic(beta_min=0.00085, beta_max=0.012),
         "cosine(s=0.1)": lambda: schedules.cosine(s=0.1),
         "sigmoid(0, 3, 0.3)": lambda: schedules.sigmoid(start=0.0, end=3.0, tau=0.3),
-        "linear_logsnr(13.3, -5)": lambda: schedules.linear_logsnr(13.3, -5.0),
         "cosine_logsnr(20, -20)": lambda: schedules.cosine_logsnr(20.0, -20.0),
         "sigmoid_logsnr(off centre)": lambda: schedules.sigmoid_logsnr(location=-2.0, scale=2.0),
         "laplace(off centre)": lambda: schedules.laplace(12.0, -7.0, mu=1.0, b=1.5),

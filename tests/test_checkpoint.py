@@ -1,6 +1,7 @@
 """Checkpoints: what goes in comes out, and a resumed run is the run that was never interrupted."""
 
 import json
+import threading
 
 import jax
 import jax.numpy as jnp
@@ -19,6 +20,7 @@ from diffax import config as config_lib
 from diffax import training
 from diffax.training import loop, parallel, writers
 from diffax.training.checkpoint import Checkpoints
+from diffax.training.window import Window
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -76,6 +78,29 @@ def test_what_is_saved_is_what_was_at_the_call(tmp_path):
     store.close()
 
 
+def test_the_loops_memory_may_change_while_it_is_written(tmp_path, monkeypatch):
+    """The writing is held up until the caller has changed what it handed over."""
+    changed, write = threading.Event(), json.dumps
+
+    def late(*args, **kwargs):
+        assert changed.wait(60)
+        return write(*args, **kwargs)
+
+    store = Checkpoints(tmp_path / "c", keep=1)
+    window = Window([{"step": 1, "loss": 0.5}])
+    memory = {"window": window.memory(), "metrics": {"loss": 0.5}}
+    monkeypatch.setattr(json, "dumps", late)
+    store.save(1, {"x": jnp.zeros(3)}, memory)
+    window.add(2, {"loss": jnp.zeros(())})  # an array, which JSON can't hold
+    memory["window"].append(jnp.zeros(()))
+    memory["metrics"]["loss"] = 7.0
+    changed.set()
+    store.wait()
+    _, remembered = store.restore({"x": jnp.zeros(3)}, ONE)
+    store.close()
+    assert remembered == {"window": [{"step": 1, "loss": 0.5}], "metrics": {"loss": 0.5}}
+
+
 def test_the_latest_are_kept(tmp_path):
     store = Checkpoints(tmp_path / "c", keep=2)
     for k in (1, 2, 5):
@@ -111,7 +136,8 @@ def test_it_moves_between_numbers_of_devices(tmp_path):
     value = jnp.arange(16.0)
     for written, read in ((8, 1), (1, 8)):
         store = Checkpoints(tmp_path / f"{written}", keep=1)
-        store.save(1, parallel.place_state({"x": value}, parallel.make_mesh(written)), {})
+        everywhere = parallel.replicated(parallel.make_mesh(written))
+        store.save(1, {"x": jax.device_put(value, everywhere)}, {})
         store.wait()
         sharding = parallel.replicated(parallel.make_mesh(read))
         restored, _ = store.restore({"x": value}, sharding)

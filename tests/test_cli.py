@@ -9,7 +9,7 @@ from PIL import Image
 
 from diffax import cli
 
-CONFIG = '''
+CONFIG = """
 from diffax.config import default_config
 
 
@@ -25,13 +25,14 @@ def get_config():
     config.schedule.log_snr_min = -10.0
     config.training.batch_size = 16
     config.training.num_steps = 4
+    config.parallel.num_devices = 1  # the tests have eight, which share two cores
     config.training.log_every = 2
     config.sampling.num_steps = 3
     config.evaluation.repeats = 2
     config.evaluation.num_examples = 64
     config.evaluation.num_samples = 64
     return config
-'''
+"""
 
 
 @pytest.fixture(scope="module")

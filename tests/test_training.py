@@ -344,16 +344,15 @@ def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
 # --- devices --------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("changes", [{}, LEARNED])
-def test_eight_devices_equal_one(changes):
+def test_eight_devices_equal_one():
+    """Network and schedule: the batch is the same, only the order of the sums differs."""
     results = []
-    config = small_config(**changes)
+    config = small_config(**LEARNED)
     model = config_lib.build_model(config, MIXTURE)
     for num_devices in (1, 8):
         mesh = parallel.make_mesh(num_devices)
-        whole = parallel.replicated(mesh)
         init = functools.partial(training.create_state, config, model, MIXTURE)
-        state = jax.jit(init, out_shardings=whole)()
+        state = parallel.compile_init(init, mesh)(jax.random.key(config.seed))
         step = parallel.compile_step(training.make_train_step(config, model, MIXTURE), mesh)
         for i in range(3):
             state, metrics = step(state, parallel.place_batch(batch_of(seed=i), mesh))
@@ -414,7 +413,7 @@ def test_train_on_digits(tmp_path, tmp_path_factory):
     config = small_config(
         data__name="digits", data__data_dir=str(tmp_path_factory.mktemp("tfds")),
         model__name="unet", model__width=128, model__depth=3, model__channels=8,
-        model__channel_mults=(1, 2), model__num_blocks=1, model__attention_resolutions=(4,),
+        model__channel_mults=(1,), model__num_blocks=1, model__attention_resolutions=(),
         model__class_conditional=True, model__dropout=0.1,
         training__num_steps=20, training__log_every=5, training__sample_every=20,
         training__eval_every=20, optimizer__learning_rate=3e-3, ema__decay=0.9,

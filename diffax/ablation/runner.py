@@ -129,12 +129,13 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str) -> dict[str, Any]:
     run = training.load(directory)
     dataset = data.load(config.data)
     names = ("bpd", "frechet") if metrics.is_classifiable(dataset) else ("bpd",)
-    evaluated = evaluation.evaluate(run, dataset, names)
+    samples = evaluation.draw(run, config.evaluation.num_samples)
+    evaluated = evaluation.evaluate(run, dataset, names, samples=samples)
     if config.model.conditioning == "log_snr":
         along = evaluation.bound_along(run, dataset, _log_snr_linear(run.state.schedule))
         evaluated["bpd"]["bpd_common"] = along["bpd"]
     values = {**evaluated.get("frechet", {}), **evaluated["bpd"]}
-    np.savez(directory / "samples.npz", samples=evaluation.draw(run, _SHOWN))
+    np.savez(directory / "samples.npz", samples=samples[:_SHOWN])
     return {
         "metrics": {m.key: values[m.key] for m in METRICS if m.key in values},
         "evaluation": evaluated,

@@ -27,7 +27,7 @@ from diffax.metrics.frechet import FeatureStatistics
 
 _LOG = logging.getLogger("diffax")
 # A change of any of these, or of the network, makes another classifier.
-SETTINGS = {"version": 1, "steps": 600, "batch_size": 128, "learning_rate": 2e-3, "width": 64}
+SETTINGS = {"version": 1, "steps": 400, "batch_size": 128, "learning_rate": 2e-3, "width": 64}
 
 
 class Network(nn.Module):

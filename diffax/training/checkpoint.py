@@ -8,6 +8,7 @@ A step's folder gets its name when all of it is written, so it is whole or not t
 
 from __future__ import annotations
 
+import copy
 import os
 from pathlib import Path
 from typing import Any
@@ -50,14 +51,15 @@ class Checkpoints:
         Args:
           step: a checkpoint of the same step that is there already is left as it is.
           state: any pytree of arrays and PRNG keys.
-          loop: plain data that JSON can hold.
+          loop: plain data that JSON can hold; copied, so that it may change afterwards.
         """
         if step in self._manager.all_steps():
             return
         self._manager.save(
             step,
             args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_by_path(state)), loop=ocp.args.JsonSave(loop)
+                state=ocp.args.StandardSave(_by_path(state)),
+                loop=ocp.args.JsonSave(copy.deepcopy(loop)),
             ),
         )
 

@@ -58,6 +58,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
     model = config_lib.build_model(config, info)
     batches = data.batches(dataset.train, settings.batch_size, config.seed, flip=config.data.flip)
 
+    key = jax.random.key(config.seed)
+    init = parallel.compile_init(lambda key: create_state(config, model, info, key), mesh)
     train_step = parallel.compile_step(make_train_step(config, model, info), mesh)
     evaluate = make_evaluation(config, model, info, dataset.eval, mesh)
     draw_samples = outputs.make_drawing(config, model, info, root)
@@ -65,11 +67,6 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
     with ExitStack() as stack:
         checkpoints = stack.enter_context(
             closing(Checkpoints(root / CHECKPOINTS, settings.keep_checkpoints))
-        )
-        key = jax.random.key(config.seed)
-        init = jax.jit(
-            lambda key: create_state(config, model, info, key),
-            out_shardings=parallel.replicated(mesh),
         )
         if checkpoints.steps():
             check_same_config(root, config)

@@ -38,7 +38,7 @@ class Window:
         """The entries as plain numbers; waits for the device."""
         fetched = jax.device_get(self._entries)
         self._entries = [{k: np.asarray(v).item() for k, v in entry.items()} for entry in fetched]
-        return self._entries
+        return list(self._entries)
 
     def check(self) -> None:
         """Raises NonFiniteError for the first step whose loss or gradient was not finite."""

@@ -1,0 +1,79 @@
+"""Evaluation of runs whose network is exact, so that every number is known."""
+
+import math
+
+import jax
+import numpy as np
+import pytest
+from exact import predicts, three_modes
+
+from diffax import config as config_lib
+from diffax import data, evaluation, schedules, training
+
+
+@pytest.fixture(scope="module")
+def run_and_data(tmp_path_factory):
+    config = config_lib.default_config()
+    config.data.name = "mixture2d"
+    config.model.name = "mlp"
+    config.schedule.update(name="linear_logsnr", log_snr_max=8.0, log_snr_min=-8.0)
+    config.training.update(num_steps=300, batch_size=256)
+    config.optimizer.learning_rate = 2e-3
+    config.evaluation.update(num_examples=1000, repeats=8)
+    config.sampling.num_steps = 20
+    config.parallel.num_devices = 1
+    directory = tmp_path_factory.mktemp("run")
+    training.train(config, directory)
+    return training.load(directory), data.load(config.data)
+
+
+def test_the_bound_says_what_it_depends_on_and_adds_up(run_and_data):
+    run, dataset = run_and_data
+    found = evaluation.evaluate(run, dataset, ["bpd"], seed=3)["bpd"]
+    assert found["bpd"] == pytest.approx(
+        found["prior"] + found["diffusion"] + found["reconstruction"], rel=1e-6
+    )
+    assert (found["num_examples"], found["repeats"], found["seed"]) == (1000, 8, 3)
+    assert (found["levels"], found["step"]) == (None, 300)
+    entropy = data.default_mixture().entropy() / (2 * math.log(2))
+    assert found["bpd"] > entropy - 5 * found["standard_error"]
+    assert found == evaluation.evaluate(run, dataset, ["bpd"], seed=3)["bpd"]
+
+
+def test_along_another_schedule_the_bound_agrees_and_its_variance_is_that_schedules(run_and_data):
+    run, dataset = run_and_data
+    own = evaluation.bits_per_dim(run, dataset)
+    cosine = schedules.with_endpoints(schedules.cosine(), 8.0, -8.0)
+    other = evaluation.bound_along(run, dataset, cosine)
+    error = math.sqrt((own["vlb_variance"] + other["vlb_variance"]) / 8000)
+    assert abs(own["bpd"] - other["bpd"]) < 5 * error
+    assert other["vlb_variance"] > 1.5 * own["vlb_variance"]
+
+
+def test_samples_follow_the_seed_and_the_count(run_and_data):
+    run, _ = run_and_data
+    samples = evaluation.draw(run, 130, seed=1, batch_size=50)
+    assert samples.shape == (130, 2) and np.all(np.isfinite(samples))
+    np.testing.assert_array_equal(samples, evaluation.draw(run, 130, seed=1, batch_size=50))
+    assert not np.array_equal(samples, evaluation.draw(run, 130, seed=2, batch_size=50))
+
+
+def test_loss_by_log_snr_of_the_exact_predictor(run_and_data, monkeypatch):
+    """With the exact predictor in the network's place the curve is the exact minimum."""
+    run, _ = run_and_data
+    mixture = three_modes()
+    split = data.Split(np.asarray(mixture.sample(jax.random.key(0), 4000)))
+    exact = training.state.process.by_log_snr(predicts(mixture))
+    monkeypatch.setattr(evaluation.training, "predictor", lambda *args, **kwargs: exact)
+    curve = evaluation.loss_by_log_snr(run, split, num_levels=5, num_examples=4000)
+    np.testing.assert_allclose(curve["log_snr"], [-8, -4, 0, 4, 8], atol=1e-4)
+    assert np.all(np.diff(curve["loss"]) > 0)  # the cleaner, the less the noise can be told
+    assert curve["loss"][0] < 0.01 and 0.5 < curve["loss"][-1] < 1
+
+
+def test_refusals(run_and_data):
+    run, dataset = run_and_data
+    with pytest.raises(ValueError, match="bpd, frechet"):
+        evaluation.evaluate(run, dataset, ["fid"])
+    with pytest.raises(ValueError, match="labelled"):
+        evaluation.evaluate(run, dataset, ["frechet"])

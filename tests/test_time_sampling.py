@@ -1,0 +1,121 @@
+"""Time samplers: what they draw, and that their weights keep every mean right."""
+
+import math
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats
+
+from diffax import schedules, time_sampling
+from diffax.time_sampling import TIME_SAMPLERS
+
+
+def loss_at(u):
+    """A loss that varies much with the time; its integral over u is 1/3 + 1/10."""
+    return u**2 + 0.1
+
+
+def trained(name, steps=200, batch=64):
+    """The sampler and its state after some updates."""
+    sampler = time_sampling.get(name)
+
+    def step(state, key):
+        u, _ = sampler.sample(state, key, batch)
+        return sampler.update(state, u, loss_at(u)), None
+
+    state, _ = jax.lax.scan(step, sampler.init(), jax.random.split(jax.random.key(0), steps))
+    return sampler, state
+
+
+@pytest.mark.parametrize("name", TIME_SAMPLERS)
+@pytest.mark.parametrize("learnt", [False, True])
+def test_weighted_means_are_unbiased(name, learnt):
+    sampler, state = trained(name) if learnt else (time_sampling.get(name), None)
+    state = sampler.init() if state is None else state
+    u, weight = sampler.sample(state, jax.random.key(1), 200_000)
+    assert u.shape == weight.shape == (200_000,)
+    assert 0 <= float(u.min()) and float(u.max()) <= 1
+    values = np.asarray(weight * loss_at(u), np.float64)
+    margin = 5 * values.std() / math.sqrt(len(values))
+    assert abs(values.mean() - (1 / 3 + 0.1)) < margin
+
+
+@pytest.mark.parametrize("name", ["uniform", "stratified"])
+def test_each_draw_is_uniform(name):
+    sampler = time_sampling.get(name)
+    keys = jax.random.split(jax.random.key(2), 4000)
+    first = jax.vmap(lambda key: sampler.sample(sampler.init(), key, 8)[0][0])(keys)
+    assert stats.kstest(np.asarray(first), "uniform").pvalue > 1e-3
+
+
+@pytest.mark.parametrize("batch", [1, 2, 7, 64])
+def test_stratified_draws_have_one_in_each_stratum(batch):
+    u, _ = time_sampling.stratified().sample((), jax.random.key(3), batch)
+    gaps = np.diff(np.sort(np.asarray(u, np.float64)))
+    np.testing.assert_allclose(gaps, 1 / batch, atol=1e-6)
+
+
+def test_stratified_estimates_vary_less():
+    def spread(name):
+        sampler = time_sampling.get(name)
+        keys = jax.random.split(jax.random.key(4), 500)
+        means = jax.vmap(lambda key: jnp.mean(loss_at(sampler.sample((), key, 32)[0])))(keys)
+        return float(jnp.std(means))
+
+    assert spread("stratified") < 0.2 * spread("uniform")
+
+
+def test_importance_draws_in_proportion_to_the_root_mean_square_loss():
+    """p(u) ~ sqrt(E[loss^2 | u]) (Nichol & Dhariwal 2021, eq. 18), and the loss varies less so."""
+    sampler, state = trained("importance")
+    u, weight = sampler.sample(state, jax.random.key(5), 400_000)
+    counts, _ = np.histogram(np.asarray(u), bins=100, range=(0, 1))
+    middle = (np.arange(100) + 0.5) / 100
+    expected = loss_at(middle) / loss_at(middle).sum()
+    np.testing.assert_allclose(counts / counts.sum(), expected, rtol=0.15)
+    weighted = np.asarray(weight * loss_at(u))
+    plain = np.asarray(loss_at(jax.random.uniform(jax.random.key(6), (400_000,))))
+    assert weighted.var() < 0.05 * plain.var()
+
+
+def test_importance_is_uniform_until_every_bin_is_full():
+    sampler = time_sampling.importance(bins=4, kept=2)
+    state = sampler.init()
+    for u in (0.1, 0.4, 0.6, 0.9):
+        _, weight = sampler.sample(state, jax.random.key(7), 16)
+        np.testing.assert_allclose(weight, 1.0, rtol=1e-6)
+        state = sampler.update(state, jnp.full((2,), u), jnp.full((2,), 1.0 + 9 * u))
+    _, weight = sampler.sample(state, jax.random.key(8), 1000)
+    assert float(weight.max()) > 1.5
+
+
+def test_importance_keeps_the_latest_losses_of_a_bin():
+    sampler = time_sampling.importance(bins=2, kept=3)
+    state = sampler.init()
+    for loss in (1.0, 2.0, 3.0, 4.0, 5.0):
+        state = sampler.update(state, jnp.array([0.25]), jnp.array([loss]))
+    np.testing.assert_array_equal(np.sort(state.losses[0]), [3.0, 4.0, 5.0])
+    np.testing.assert_array_equal(state.losses[1], 0.0)
+    # more in one batch than a bin holds: as many as it holds, each once
+    state = sampler.update(sampler.init(), jnp.full((5,), 0.75), jnp.arange(1.0, 6.0))
+    np.testing.assert_array_equal(np.sort(state.losses[1]), [1.0, 2.0, 3.0])
+
+
+@given(u=st.floats(0, 1, width=32), total=st.integers(1, 2000))
+def test_times_are_the_schedules_own(u, total):
+    discrete = schedules.linear_logsnr().discretize(total)
+    index = int(time_sampling.times_of(discrete, jnp.float32(u)))
+    assert 0 <= index < total
+    assert index == min(math.floor(np.float32(u) * np.float32(total)), total - 1)
+    t = float(time_sampling.times_of(schedules.cosine(), jnp.float32(u)))
+    assert 0 < t < 1 and abs(t - u) < 1e-6
+    assert math.isfinite(float(schedules.cosine().log_snr(jnp.float32(t))))
+
+
+def test_an_unknown_name_is_refused():
+    with pytest.raises(ValueError, match="stratified"):
+        time_sampling.get("uniformly")
