@@ -21,15 +21,16 @@ def get_config() -> ConfigDict:
     config.schedule.name = "cosine"
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0
-    config.objective.prediction = "v"
     config.optimizer.learning_rate = 1e-3
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.995
     config.training.batch_size = 64
-    config.training.num_steps = 1500
+    config.training.num_steps = 1000
     config.training.log_every = 100
     config.training.sample_every = 500
-    config.training.eval_every = 1500
+    config.training.eval_every = 1000
     config.training.checkpoint_every = 500
+    config.sampling.num_steps = 25
     config.sampling.clip_x0 = 1.0
+    config.evaluation.num_samples = 500
     return config

@@ -84,3 +84,12 @@ def assert_equal(a, b):
 def assert_close(a, b, **tolerance):
     assert jax.tree.structure(a) == jax.tree.structure(b)
     jax.tree.map(lambda x, y: np.testing.assert_allclose(x, y, **tolerance), a, b)
+
+
+def train_steps(config, num, batch_seed=0):
+    step, state = prepare(config)
+    metrics = []
+    for i in range(num):
+        state, measured = step(state, batch_of(seed=batch_seed + i))
+        metrics.append(jax.device_get(measured))
+    return state, metrics

@@ -7,11 +7,12 @@ the number of devices changes nothing but the order in which float32 sums are ta
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
 
 import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from diffax.models import platform
 
 DATA_AXIS = "data"
 
@@ -54,17 +55,9 @@ def place_batch(batch: dict[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array
     return jax.device_put(batch, split(mesh))
 
 
-# The first state is computed once, and most of that is compilation: on a CPU, where this is known
-# to be allowed, it goes without optimisation (a third of the time).
-_UNOPTIMISED: dict[str, dict[str, Any]] = {
-    "cpu": {"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True}
-}
-
-
 def compile_init(init: Callable, mesh: Mesh) -> Callable:
     """`init`(key) -> state under `jit`, on every device of the mesh."""
-    options = _UNOPTIMISED.get(jax.default_backend())
-    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=options)
+    return jax.jit(init, out_shardings=replicated(mesh), compiler_options=platform.run_once())
 
 
 def compile_step(step: Callable, mesh: Mesh) -> Callable:
