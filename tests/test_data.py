@@ -48,7 +48,7 @@ def test_import_is_light():
     assert "diffax.data.pipeline" in loaded
     assert not set(heavy) & set(loaded)
     ours = [m for m in loaded if m.startswith("diffax.")]
-    assert all(f"{m}.".startswith("diffax.data.") for m in ours)
+    assert all(f"{m}.".startswith(("diffax.data.", "diffax.runtime.")) for m in ours)
 
 
 def test_known_fields_are_the_defaults():

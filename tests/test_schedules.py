@@ -90,6 +90,14 @@ def double(name):
     return out
 
 
+def test_classes_with_equal_fields_are_different_structures():
+    """Or else one compiled function would serve them both."""
+    names = ("linear", "quadratic", "sigmoid_beta", "linear_logsnr", "cosine_logsnr")
+    structures = [jax.tree.structure(schedules.get(name)) for name in names]
+    assert all(a != b for i, a in enumerate(structures) for b in structures[:i])
+    assert structures[0] == jax.tree.structure(schedules.linear())
+
+
 # --- what all schedules have in common ----------------------------------------------------------
 
 

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
@@ -105,6 +105,7 @@ def test_importance_keeps_the_latest_losses_of_a_bin():
     np.testing.assert_array_equal(np.sort(state.losses[1]), [1.0, 2.0, 3.0])
 
 
+@settings(max_examples=8)
 @given(u=st.floats(0, 1, width=32), total=st.integers(1, 2000))
 def test_times_are_the_schedules_own(u, total):
     discrete = schedules.linear_logsnr().discretize(total)

@@ -26,8 +26,30 @@ def static(**kwargs: Any) -> Any:
 
 
 def pytree(cls: type) -> type:
-    """Makes `cls` a frozen dataclass and a pytree; fields declared by `static` are structure."""
-    return jax.tree_util.register_dataclass(dataclasses.dataclass(frozen=True)(cls))
+    """Makes `cls` a frozen dataclass and a pytree; fields declared by `static` are structure.
+
+    Not by `jax.tree_util.register_dataclass`: to it trees of two classes with equal static fields
+    are equal (jaxlib 0.10 and 0.11), so that a compiled function may run for linear when it is
+    called for quadratic. Here the class is part of the structure.
+    """
+    cls = dataclasses.dataclass(frozen=True)(cls)
+    fields = dataclasses.fields(cls)
+    leaves = [field.name for field in fields if "static" not in field.metadata]
+    statics = [field.name for field in fields if "static" in field.metadata]
+
+    def flatten(x: Any) -> tuple[tuple, tuple]:
+        return tuple(getattr(x, n) for n in leaves), (cls, *(getattr(x, n) for n in statics))
+
+    def flatten_with_keys(x: Any) -> tuple[tuple, tuple]:
+        children, structure = flatten(x)
+        keys = map(jax.tree_util.GetAttrKey, leaves)
+        return tuple(zip(keys, children)), structure
+
+    def unflatten(structure: tuple, children: tuple) -> Any:
+        return cls(**dict(zip(leaves, children)), **dict(zip(statics, structure[1:])))
+
+    jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
+    return cls
 
 
 def alpha_of(log_snr: jax.Array) -> jax.Array:
