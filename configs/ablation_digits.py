@@ -2,7 +2,7 @@
 
     python experiments/learned_vs_cosine.py
 
-A smaller network than configs/digits.py has, so that a run takes about a minute on one core.
+A smaller network than configs/digits.py has, so that a run takes a minute or two on one core.
 """
 
 from ml_collections import ConfigDict
@@ -27,9 +27,9 @@ def get_config() -> ConfigDict:
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.99
     config.training.batch_size = 64
-    config.training.num_steps = 800
+    config.training.num_steps = 600
     config.training.log_every = 100
-    config.training.checkpoint_every = 400
+    config.training.checkpoint_every = 300
     config.sampling.clip_x0 = 1.0
     config.evaluation.num_samples = 500
     config.evaluation.repeats = 16

@@ -149,7 +149,8 @@ def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, caps
     assert cli.main(arguments) == 0
     report = json.loads((workdir / "results.json").read_text())
     text = capsys.readouterr().out
-    assert "objective.prediction=v" in text and (workdir / "report.html").exists()
+    assert "\nv   " in text and "95% interval" in text  # a row of the table
+    assert (workdir / "report.html").exists()
     results = sorted((workdir / "runs").glob("*/*/result.json"))
     assert len(results) == 4
     times = [path.stat().st_mtime_ns for path in results]
