@@ -198,7 +198,7 @@ def test_learning_lowers_the_variance_and_leaves_the_bound(kind):
     "kind, steps, slack", [("monotone", 400, 1.7), ("piecewise_linear", 1500, 1.25)]
 )
 def test_learning_comes_near_the_least_possible_variance(kind, steps, slack):
-    """From 2.4 times the optimum that calculus gives to near it, and near its density."""
+    """From 2.4 times the optimum to near it; piecewise_linear near its density too."""
     least, levels, density = least_variance()
     schedule = followed(schedules.learned(kind=kind, **ENDS), EXACT, steps=steps)
     low, high = interval_of_variance(diffusion_terms(schedule, EXACT))
