@@ -158,8 +158,7 @@ def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np
 def loss_by_log_snr(
     run: Run, split: Split, num_levels: int = 33, num_examples: int = 512, seed: int = 0
 ) -> dict[str, list[float]]:
-    """E|eps - eps_hat|^2 per dimension at equally spaced log-SNRs; {"log_snr": [...], "loss":
-    [...]}.
+    """E|eps - eps_hat|^2 per dimension at equally spaced log-SNRs: {"log_snr": [], "loss": []}.
 
     Between the schedule's ends, infinite ones taken at 20 and -20. It compares networks trained
     under different schedules noise level by noise level. In discrete time the nearest index is

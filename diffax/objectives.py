@@ -265,7 +265,7 @@ def schedule_gradient(
       schedule: continuous, with finite ends. A fixed one has no leaves and gets none back.
       predict: predict(x_t, log_snr), x_t (batch, ..., C), log_snr (batch,). It is told the noise
         level: the gradient flows through x_t and through what it is told, both of which the
-          objective needs.
+        objective needs.
       x0: (batch, ..., C); key: PRNG key.
       prediction: "eps", "x0" or "v". num_steps, levels: see `likelihood.vlb`.
       has_aux: also return {"vlb": the mean bound, "variance": Var(L)}, in bits/dim and its square.
@@ -274,8 +274,8 @@ def schedule_gradient(
       ValueError: an unknown objective, "vlb" without num_steps, a discrete schedule or infinite
         ends.
     """
-    if objective not in _SCHEDULE_OBJECTIVES:
-        allowed = ", ".join(_SCHEDULE_OBJECTIVES)
+    if objective not in SCHEDULE_OBJECTIVES:
+        allowed = ", ".join(SCHEDULE_OBJECTIVES)
         raise ValueError(f"schedule objective={objective!r}: allowed are {allowed}")
     if schedule.num_steps is not None:
         raise ValueError("schedule_gradient needs a continuous schedule, not a discretised one")
@@ -284,7 +284,7 @@ def schedule_gradient(
     def bound(schedule, steps):
         return likelihood.vlb(key, predict, schedule, x0, steps, prediction, levels)
 
-    gradient, terms = _SCHEDULE_OBJECTIVES[objective](schedule, bound, num_steps)
+    gradient, terms = SCHEDULE_OBJECTIVES[objective](schedule, bound, num_steps)
     if not has_aux:
         return gradient
     return gradient, {"vlb": jnp.mean(terms.total), "variance": jnp.var(terms.diffusion)}
@@ -320,4 +320,4 @@ def _bound_gradient(schedule, bound, num_steps):
     return jax.grad(total, has_aux=True)(schedule)
 
 
-_SCHEDULE_OBJECTIVES: dict[str, Callable] = {"variance": _variance_gradient, "vlb": _bound_gradient}
+SCHEDULE_OBJECTIVES: dict[str, Callable] = {"variance": _variance_gradient, "vlb": _bound_gradient}

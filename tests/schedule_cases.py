@@ -41,6 +41,12 @@ def in_float64(schedule):
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), schedule)
 
 
+def table_of(levels) -> schedules.DiscreteSchedule:
+    """The discrete schedule whose steps are the levels that a sampler visits."""
+    log_snrs = levels.log_snr[::-1]
+    return schedules.from_log_snr_table(log_snrs, zero_terminal=bool(jnp.isneginf(log_snrs[-1])))
+
+
 def _registered() -> dict[str, Factory]:
     return {name: partial(schedules.get, name) for name in schedules.names()}
 

@@ -8,7 +8,7 @@ from ablation_cases import ARMS, BPD, SPEC, VARIANCE, make_results, values
 
 from diffax.ablation import statistics
 from diffax.ablation.analysis import Spec, analyse, short_name
-from diffax.ablation.numerals import p_text, ratio, signed, significant
+from diffax.ablation.numerals import p_text, ratio, signed, significant, tick
 from diffax.ablation.verdict import sentence, verdict
 
 
@@ -143,6 +143,9 @@ def test_names_that_grid_made_are_shortened():
 def test_numbers_read_well():
     assert [significant(x, 3) for x in (0.0, 1234.5, 0.012345, 3.1e-7, 2.5e9, 99.96, -1.5)] == [
         "0", "1,230", "0.0123", "3.10×10⁻⁷", "2.50×10⁹", "100", "−1.50",
+    ]  # fmt: skip
+    assert [tick(x) for x in (0.5, 4.0, 10.0, 100.0, 1000.0, 2.5e9)] == [
+        "0.5", "4", "10", "100", "1,000", "2.50×10⁹",
     ]  # fmt: skip
     assert [signed(x, 2) for x in (0.004, -0.004, 0.005001, -1.0)] == [
         "0.00",

@@ -127,7 +127,7 @@ def test_infinite_ends_are_refused_for_what_is_learned():
 NAMED = {
     "model.name": models.MODELS,
     "schedule.name": schedules.names(),
-    "schedule_learning.objective": objectives._SCHEDULE_OBJECTIVES,
+    "schedule_learning.objective": objectives.SCHEDULE_OBJECTIVES,
     "schedule_learning.optimizer": optimizers.OPTIMIZERS,
     "objective.prediction": process.PREDICTIONS,
     "objective.weighting": objectives.WEIGHTINGS,
@@ -246,8 +246,8 @@ def test_transforms_are_applied_in_the_documented_order():
 def test_learned_schedules_take_their_options_and_their_key():
     config = with_values({"schedule.name": "learned", "schedule.size": 5})
     first, second = (config_lib.build_schedule(config, key=jax.random.key(k)) for k in (1, 2))
-    assert first.shape["bias"].shape == (5,)
-    assert not np.array_equal(first.shape["bias"], second.shape["bias"])
+    assert first.shape["steepness"].shape == (5,)
+    assert not np.array_equal(first.shape["steepness"], second.shape["steepness"])
     config.schedule.learn_endpoints = True
     assert config_lib.build_schedule(config).ends.shape == (2,)
 

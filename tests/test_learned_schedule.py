@@ -42,13 +42,13 @@ def test_falls_between_its_ends_for_any_parameters(kind, seed, scale):
 
 @pytest.mark.parametrize("seed", range(8))
 def test_starts_near_linear(seed):
-    # The monotone network within 0.015 of the line, the other two on it (float32).
-    bounds = {"monotone": 0.015, "piecewise_linear": 1e-6, "polynomial": 1e-6}
+    # The monotone network within 0.03 of the line, the other two on it (float32).
+    bounds = {"monotone": 0.03, "piecewise_linear": 1e-6, "polynomial": 1e-6}
     assert set(bounds) == set(SHAPES)
     for kind, bound in bounds.items():
         share = _share(schedules.get("learned", key=jax.random.key(seed), kind=kind))
         assert np.max(np.abs(share - GRID)) < bound
-        assert np.all(np.abs(np.diff(share) * 400 - 1) < 0.35)  # the slope, too, is near 1
+        assert np.all(np.abs(np.diff(share) * 400 - 1) < 0.5)  # the slope, too, is near 1
 
 
 @kinds
@@ -111,10 +111,9 @@ def test_piecewise_linear_is_the_cumulative_softmax():
 def test_monotone_is_a_network_of_positive_weights():
     schedule = randomised(schedules.get("learned", size=5), seed=8)
     p = {name: np.asarray(value, np.float64) for name, value in schedule.shape.items()}
-    positive = {name: np.log1p(np.exp(p[name])) for name in ("slope", "inner", "outer")}
-    h = positive["slope"] * GRID
-    hidden = 1 / (1 + np.exp(-(positive["inner"] * h[:, None] + p["bias"])))
-    rise = h + (positive["outer"] * hidden).mean(-1)
+    positive = {name: np.exp(p[name]) for name in ("slope", "height", "steepness")}
+    hidden = 1 / (1 + np.exp(-positive["steepness"] * (GRID[:, None] - p["centre"])))
+    rise = positive["slope"] * GRID + (positive["height"] * hidden).mean(-1)
     expected = (rise - rise[0]) / (rise[-1] - rise[0])
     np.testing.assert_allclose(_share(schedule), expected, atol=1e-6)
 

@@ -53,8 +53,8 @@ def arguments(name):
     if schedule.num_steps is None:
         t = np.linspace(0.1, 0.9, BATCH, dtype=np.float32)
         return schedule, t, t - 0.07, x0, noise
-    # short of the last two steps, whose slope is infinite at zero terminal SNR
-    t = np.linspace(1, NUM_STEPS - 3, BATCH).astype(np.int32)
+    # short of the last step, whose slope is infinite at zero terminal SNR
+    t = np.linspace(1, NUM_STEPS - 2, BATCH).astype(np.int32)
     return schedule, t, t - 1, x0, noise
 
 

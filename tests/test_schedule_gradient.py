@@ -195,20 +195,19 @@ def test_learning_lowers_the_variance_and_leaves_the_bound(kind):
 
 
 @pytest.mark.parametrize(
-    "kind, steps, slack", [("monotone", 400, 1.7), ("piecewise_linear", 1500, 1.25)]
+    "kind, steps, rate, slack",
+    [("monotone", 400, 1e-2, 1.1), ("piecewise_linear", 1500, 3e-2, 1.2)],
 )
-def test_learning_comes_near_the_least_possible_variance(kind, steps, slack):
-    """From 2.4 times the optimum to near it; piecewise_linear near its density too."""
+def test_learning_comes_near_the_least_possible_variance(kind, steps, rate, slack):
+    """From 2.4 times the optimum to near it, and near the best density of log-SNR."""
     least, levels, density = least_variance()
-    schedule = followed(schedules.learned(kind=kind, **ENDS), EXACT, steps=steps)
+    schedule = followed(schedules.learned(kind=kind, **ENDS), EXACT, steps=steps, rate=rate)
     low, high = interval_of_variance(diffusion_terms(schedule, EXACT))
     assert low < slack * least
     assert high > 0.95 * least  # nothing beats it: the estimate of the optimum itself is noisy
-    if kind == "monotone":  # its density is free where there is hardly any error to weigh
-        return
     t = np.asarray(schedule.inverse_log_snr(jnp.asarray(levels)))
     share = np.concatenate([[0], np.cumsum((density[1:] + density[:-1]) / 2 * np.diff(levels))])
-    np.testing.assert_allclose(1 - t, share, atol=0.15)  # log-SNR-linear is 0.33 away
+    np.testing.assert_allclose(1 - t, share, atol=0.12)  # log-SNR-linear is 0.33 away
 
 
 def test_the_gradient_through_what_the_network_is_told_is_needed():

@@ -206,9 +206,10 @@ def test_is_a_pytree(name):
     assert hash(jax.tree.structure(again)) == hash(tree)
     has_parameters = "learned" in name and not name.startswith("frozen")
     assert bool(leaves) == (has_parameters or schedule.num_steps is not None)
-    if not leaves:
-        assert again == schedule
-        assert hash(again) == hash(schedule)
+    assert again == schedule
+    assert hash(again) == hash(schedule)
+    if leaves:
+        assert jax.tree.map(lambda leaf: leaf + 1, schedule) != schedule
 
 
 # --- one compilation for equal schedules --------------------------------------------------------
@@ -472,6 +473,15 @@ def test_from_betas_with_a_last_beta_of_one_ends_at_zero_snr():
     assert schedule.log_snr(2) == -np.inf
     assert schedule.alpha(2) == 0
     assert schedule.sigma(2) == 1
+
+
+def test_slope_of_a_discrete_schedule_is_infinite_at_zero_snr_alone():
+    schedule = schedules.zero_terminal_snr(schedules.linear().discretize(100))
+    log_snr, slope = schedule.log_snr_and_slope(jnp.arange(100))
+    differences = np.diff(log_snr)
+    np.testing.assert_allclose(slope[1:-2], 50 * (differences[1:-1] + differences[:-2]), rtol=1e-5)
+    np.testing.assert_allclose(slope[-2], 100 * differences[-2], rtol=1e-5)
+    assert slope[-1] == -np.inf
 
 
 @given(

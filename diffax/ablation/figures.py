@@ -28,7 +28,7 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from scipy import special
 
 from diffax.ablation.analysis import SCALES, Analysis, Metric
-from diffax.ablation.numerals import fixed, significant
+from diffax.ablation.numerals import fixed, tick
 
 INK, MUTED, RULE, PAPER = "#1d2025", "#666c74", "#d9dbde", "#fdfdfb"
 # (on white, on near-black): the first is the baseline's, the second the focus's. Any two differ by
@@ -303,6 +303,6 @@ def _scale(ax: Axes, axis: str, scale: str) -> None:
         ticks = np.outer(powers, (1, 2, 5) if decades < 2 else (1,)).ravel()
     which = getattr(ax, f"{axis}axis")
     which.set_major_locator(FixedLocator([t for t in ticks if low <= t <= high and t > 0]))
-    which.set_major_formatter(FuncFormatter(lambda v, _: significant(v, 3).rstrip("0").rstrip(".")))
+    which.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     which.set_minor_locator(NullLocator())
     which.set_minor_formatter(NullFormatter())

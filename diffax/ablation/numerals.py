@@ -31,6 +31,12 @@ def significant(x: float, digits: int) -> str:
     return f"{mantissa}×10{str(int(exponent)).translate(_SUPERSCRIPT)}".replace("-", "−")
 
 
+def tick(x: float) -> str:
+    """`x` as short as three significant digits allow: "0.5", "100"."""
+    text = significant(x, 3)
+    return text.rstrip("0").rstrip(".") if "." in text and "×" not in text else text
+
+
 def ratio(x: float, digits: int = 2) -> str:
     """A ratio: two decimals or digits, three where it is near one or above ten."""
     if 0.98 < x < 1.02:

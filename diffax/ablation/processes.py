@@ -39,10 +39,12 @@ def in_parallel(
             f"run_one must be a top-level function to run in worker processes ({error})"
         ) from error
     context = multiprocessing.get_context("spawn")
-    stop = context.Event()
+    # The workers hold one end of a pipe, and end when the other is closed: by this process, or
+    # with it. (An event has locks, which a worker that is killed may leave taken.)
+    theirs, ours = context.Pipe(duplex=False)
 
     def start_worker() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, context, initializer=_obey_parent, initargs=(stop,))
+        return ProcessPoolExecutor(1, context, initializer=_obey_parent, initargs=(theirs,))
 
     waiting, flying = deque(runs), {}
     idle = [start_worker() for _ in range(min(workers, len(runs)))]
@@ -64,23 +66,21 @@ def in_parallel(
                 idle.append(worker)
                 yield run, *outcome
     except BaseException:
-        stop.set()
+        ours.close()
         raise
     finally:
         for worker in [*idle, *(worker for worker, _ in flying.values())]:
             worker.shutdown(cancel_futures=True)
+        ours.close()
+        theirs.close()
 
 
-def _obey_parent(stop: Any) -> None:
+def _obey_parent(lifeline: connection.Connection) -> None:
     """In a worker: leaves Ctrl-C to the parent, and ends when the parent says so or is gone."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
-    parent = multiprocessing.parent_process()
 
     def watch() -> None:
-        # Not parent.is_alive(), which imports when called: while libraries import lazily in the
-        # main thread (etils does, by replacing __import__), this thread would get a stand-in.
-        while not stop.wait(timeout=0.5) and not connection.wait([parent.sentinel], timeout=0):
-            pass
+        connection.wait([lifeline])  # nothing is ever sent: it becomes ready when it is closed
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()

@@ -57,7 +57,7 @@ strong { font-weight: 650; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums lining-nums;
   font-size: .9375rem; line-height: 1.35; }
 td, thead th { text-align: right; }
-td, th { padding: .45rem 0 .45rem 2rem; vertical-align: baseline; font-weight: 400;
+td, th { padding: .45rem 0 .45rem 1.4rem; vertical-align: baseline; font-weight: 400;
   white-space: nowrap; }
 th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
   background: var(--paper); padding-right: .5rem; }

@@ -51,7 +51,7 @@ RULES: dict[str, Rule] = {
     "schedule.input_scale": _POSITIVE,
     "schedule.base_resolution": _at_least(0),
     "schedule.num_steps": _at_least(0),
-    "schedule_learning.objective": _one_of(lambda: objectives._SCHEDULE_OBJECTIVES),
+    "schedule_learning.objective": _one_of(lambda: objectives.SCHEDULE_OBJECTIVES),
     "schedule_learning.optimizer": _OPTIMIZER,
     "schedule_learning.learning_rate": _NOT_NEGATIVE,
     "schedule_learning.clip_norm": _NOT_NEGATIVE,

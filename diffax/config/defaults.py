@@ -113,7 +113,7 @@ def model_fields(name: str) -> dict[str, Any]:
 
 def schedule_keywords() -> dict[str, Any]:
     """A None of the right type for each keyword of a registered schedule, but the PRNG key."""
-    found = _placeholders(map(registry._constructor, schedules.names()))
+    found = _placeholders(map(registry.constructor, schedules.names()))
     return {name: value for name, value in found.items() if name != "key"}
 
 

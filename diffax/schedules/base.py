@@ -30,9 +30,10 @@ def pytree(cls: type) -> type:
 
     Not by `jax.tree_util.register_dataclass`: to it trees of two classes with equal static fields
     are equal (jaxlib 0.10 and 0.11), so that a compiled function may run for linear when it is
-    called for quadratic. Here the class is part of the structure.
+    called for quadratic. Here the class is part of the structure. Two are equal if structure and
+    leaves are.
     """
-    cls = dataclasses.dataclass(frozen=True)(cls)
+    cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)
     leaves = [field.name for field in fields if "static" not in field.metadata]
     statics = [field.name for field in fields if "static" in field.metadata]
@@ -48,6 +49,12 @@ def pytree(cls: type) -> type:
     def unflatten(structure: tuple, children: tuple) -> Any:
         return cls(**dict(zip(leaves, children)), **dict(zip(statics, structure[1:])))
 
+    def equal(x: Any, y: Any) -> bool:
+        same = jax.tree.structure(x) == jax.tree.structure(y)
+        return same and all(map(np.array_equal, jax.tree.leaves(x), jax.tree.leaves(y)))
+
+    cls.__eq__ = equal
+    cls.__hash__ = lambda x: hash(jax.tree.structure(x))
     jax.tree_util.register_pytree_with_keys(cls, flatten_with_keys, unflatten, flatten)
     return cls
 
@@ -217,8 +224,14 @@ class DiscreteSchedule(_Levels):
         return self.betas[_as_index(t)]
 
     def log_snr_and_slope(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """log_snr(t) and its slope in (index + 1) / T, by central differences; shape of `t`."""
+        """log_snr(t) and its slope in (index + 1) / T, by central differences; shape of `t`.
+
+        At zero SNR the slope is minus infinity; in the step before it, a backward difference.
+        """
         slopes = jnp.gradient(self.log_snrs) * self.num_steps
+        if self.zero_terminal and self.num_steps > 2:
+            backward = self.log_snrs[-2] - self.log_snrs[-3]
+            slopes = slopes.at[-2].set(backward * self.num_steps)
         return self.log_snr(t), slopes[_as_index(t)]
 
     def inverse_log_snr(self, log_snr: jax.Array) -> jax.Array:

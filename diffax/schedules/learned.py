@@ -8,6 +8,7 @@ fixed schedule. How it is trained is in `diffax.objectives.schedule_gradient`.
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -34,27 +35,22 @@ class Shape(NamedTuple):
     size: int  # the default size
 
 
-def _softplus_inverse(y: jax.Array) -> jax.Array:
-    return y + jnp.log(-jnp.expm1(-y))
-
-
 def _init_monotone(key: jax.Array, size: int) -> dict[str, jax.Array]:
-    # Sigmoids of random steepness with centres spread over [0, 1]: near linear at first, and able
-    # to steepen anywhere.
-    steepness = jax.random.uniform(key, (size,), minval=4.0, maxval=16.0)
-    centres = jnp.linspace(-0.1, 1.1, size)
+    # Sigmoids of every steepness, with centres spread over [0, 1] and a little beyond: near linear
+    # at first, and able to steepen or to flatten anywhere. They carry most of the rise, so that
+    # they can take it from where it is not wanted. Positive numbers are held as logarithms.
+    steepness = jax.random.uniform(key, (size,), minval=math.log(4.0), maxval=math.log(100.0))
     return {
-        "slope": _softplus_inverse(jnp.ones(())),
-        "inner": _softplus_inverse(steepness),
-        "bias": -steepness * centres,
-        "outer": _softplus_inverse(jnp.ones((size,))),
+        "slope": jnp.zeros(()),
+        "height": jnp.full((size,), math.log(5.0)),
+        "steepness": steepness,
+        "centre": jnp.linspace(-0.1, 1.1, size),
     }
 
 
 def _rise_monotone(p: dict[str, jax.Array], t: jax.Array) -> jax.Array:
-    h = jax.nn.softplus(p["slope"]) * t
-    hidden = jax.nn.sigmoid(jax.nn.softplus(p["inner"]) * h[..., None] + p["bias"])
-    return h + jnp.mean(jax.nn.softplus(p["outer"]) * hidden, axis=-1)
+    hidden = jax.nn.sigmoid(jnp.exp(p["steepness"]) * (t[..., None] - p["centre"]))
+    return jnp.exp(p["slope"]) * t + jnp.mean(jnp.exp(p["height"]) * hidden, axis=-1)
 
 
 def _init_piecewise(key: jax.Array, size: int) -> dict[str, jax.Array]:

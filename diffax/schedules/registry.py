@@ -32,7 +32,7 @@ def names() -> tuple[str, ...]:
 
 def keywords(name: str) -> tuple[str, ...]:
     """The keyword arguments that the constructor of `name` takes."""
-    return tuple(inspect.signature(_constructor(name)).parameters)
+    return tuple(inspect.signature(constructor(name)).parameters)
 
 
 def get(name: str, **arguments: Any) -> Schedule:
@@ -41,7 +41,6 @@ def get(name: str, **arguments: Any) -> Schedule:
     Raises:
       ValueError: an unknown name or keyword; the message lists the allowed ones.
     """
-    constructor = _constructor(name)
     allowed = keywords(name)
     for argument in arguments:
         if argument not in allowed:
@@ -49,10 +48,11 @@ def get(name: str, **arguments: Any) -> Schedule:
                 f"schedule {name!r} has no argument {argument!r}; allowed are"
                 f" {', '.join(allowed) or 'none'}"
             )
-    return constructor(**arguments)
+    return constructor(name)(**arguments)
 
 
-def _constructor(name: str) -> Callable[..., Schedule]:
+def constructor(name: str) -> Callable[..., Schedule]:
+    """The constructor of that name; ValueError, with the known names, if there is none."""
     if name not in _CONSTRUCTORS:
         near = difflib.get_close_matches(str(name), _CONSTRUCTORS, n=1)
         hint = f" (did you mean {near[0]!r}?)" if near else ""
@@ -62,7 +62,7 @@ def _constructor(name: str) -> Callable[..., Schedule]:
     return _CONSTRUCTORS[name]
 
 
-for _constructor_function in (
+for _function in (
     families.linear,
     families.quadratic,
     families.cosine,
@@ -76,4 +76,4 @@ for _constructor_function in (
     log_snr_families.edm,
     learned,
 ):
-    register(_constructor_function.__name__, _constructor_function)
+    register(_function.__name__, _function)
