@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
 
 from diffax.schedules import alpha_of, sigma_of
 
@@ -26,6 +27,11 @@ class Level(NamedTuple):
         """Noise scale."""
         return sigma_of(self.log_snr)
 
+    def of(self, x0: jax.Array, eps: jax.Array) -> jax.Array:
+        """alpha x0 + sigma eps: the state that has these parts here. From another level it is the
+        first-order step that every solver improves upon."""
+        return self.alpha * x0 + self.sigma * eps
+
 
 class Denoised(NamedTuple):
     """One network call, as every solver wants it: x_t = alpha x0 + sigma eps holds exactly."""
@@ -42,6 +48,27 @@ class Step(NamedTuple):
     now: Level
     next: Level
     denoise: Callable[[jax.Array, Level], Denoised]
+    level_at: Callable[[jax.Array], Level]  # log-SNR -> level
+
+    @property
+    def h(self) -> jax.Array:
+        """The step in half log-SNR, log(alpha / sigma); infinite where `is_inner` is false."""
+        return 0.5 * (self.next.log_snr - self.now.log_snr)
+
+    @property
+    def is_inner(self) -> jax.Array:
+        """Neither from zero SNR nor to zero noise."""
+        return jnp.isfinite(self.now.log_snr) & jnp.isfinite(self.next.log_snr)
+
+    @property
+    def eps_gain(self) -> jax.Array:
+        """sigma' - alpha' sigma / alpha, by which x' changes with eps; infinite from zero SNR."""
+        inner = -self.next.sigma * jnp.expm1(jnp.where(self.is_inner, self.h, 0.0))
+        return jnp.where(self.is_inner, inner, -jnp.exp(-0.5 * self.now.log_snr))
+
+    def between(self, share: float) -> Level:
+        """The level at this share of the way in log-SNR."""
+        return self.level_at((1 - share) * self.now.log_snr + share * self.next.log_snr)
 
 
 class Sampler(NamedTuple):
@@ -51,11 +78,13 @@ class Sampler(NamedTuple):
       solver).
     step: (x, carry, Step) -> (x at `next`, carry).
     learned_variance: whether predictions have 2 C channels, the second half for the variance.
+    visits_between: whether it evaluates the network between the levels of the grid.
     """
 
     init: Callable[[jax.Array], Any]
     step: Callable[[jax.Array, Any, Step], tuple[jax.Array, Any]]
     learned_variance: bool = False
+    visits_between: bool = False
 
 
 def no_carry(x: jax.Array) -> tuple[()]:

@@ -14,10 +14,31 @@ from diffax.samplers import grids
 from diffax.samplers.base import Denoised, Level, Sampler, Step
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
+from diffax.samplers.dpm_solver import dpm_solver
+from diffax.samplers.dpmpp_2m import dpmpp_2m, dpmpp_2m_sde
+from diffax.samplers.dpmpp_2s import dpmpp_2s
+from diffax.samplers.euler import euler
+from diffax.samplers.heun import heun
+from diffax.samplers.plms import plms
+from diffax.samplers.unipc import unipc
 from diffax.schedules import concrete_ends, ends_of
 from diffax.schedules.base import as_float
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {"ddim": ddim, "ddpm": ddpm}
+SAMPLERS: dict[str, Callable[..., Sampler]] = {
+    solver.__name__: solver
+    for solver in (
+        ddim,
+        ddpm,
+        euler,
+        heun,
+        plms,
+        dpm_solver,
+        dpmpp_2s,
+        dpmpp_2m,
+        dpmpp_2m_sde,
+        unipc,
+    )
+}
 
 
 def get(name: str, **options: object) -> Sampler:
@@ -32,7 +53,8 @@ def get(name: str, **options: object) -> Sampler:
     for option in options:
         if option not in allowed:
             raise ValueError(
-                f"sampler {name!r} has no option {option!r}; allowed are {', '.join(allowed)}"
+                f"sampler {name!r} has no option {option!r}; allowed are"
+                f" {', '.join(allowed) or 'none'}"
             )
     return SAMPLERS[name](**options)
 
@@ -96,11 +118,22 @@ def sample(
     if x.shape != shape:
         raise ValueError(f"x_init has shape {x.shape}, and shape={shape} was asked for")
     denoise = _denoiser(predict, prediction, clip_x0, solver.learned_variance)
+    if solver.visits_between and schedule.num_steps and not process.takes_log_snr(predict):
+        raise ValueError(
+            f"sampler={sampler!r} visits levels between the indices of a discrete schedule, which a"
+            " predictor told the index does not know: give one told the log-SNR (by_log_snr), or"
+            " take a multistep sampler such as 'dpmpp_2m'"
+        )
+
+    def level_at(log_snr):
+        by_time = schedule.num_steps is None and not process.takes_log_snr(predict)
+        t = schedule.inverse_log_snr(log_snr) if by_time else jnp.zeros((), levels.t.dtype)
+        return Level(t, log_snr)
 
     def body(state, inputs):
         x, carry = state
         i, now, after = inputs
-        at = Step(jax.random.fold_in(step_key, i), now, after, denoise)
+        at = Step(jax.random.fold_in(step_key, i), now, after, denoise, level_at)
         x_next, carry = solver.step(x, carry, at)
         x_next = x_next.astype(x.dtype)
         return (x_next, carry), x_next if return_trajectory else None

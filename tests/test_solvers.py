@@ -1,0 +1,208 @@
+"""The solvers of the probability-flow ODE and the stochastic one: order, cost, ends, identities."""
+
+import math
+from functools import partial
+
+import exact
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import schedule_cases
+
+import diffax
+from diffax import samplers, schedules
+from diffax.process import by_log_snr
+from diffax.schedules import alpha_of, sigma_of
+
+KEY = jax.random.key(0)
+# name -> (sampler, its options, order of convergence, network calls in N steps)
+SOLVERS = {
+    "ddim": ("ddim", {}, 1, lambda n: n),
+    "euler": ("euler", {}, 1, lambda n: n),
+    "heun": ("heun", {}, 2, lambda n: 2 * n - 1),
+    "plms": ("plms", {}, 2, lambda n: n + 1),
+    "dpm_solver-1": ("dpm_solver", dict(order=1), 1, lambda n: n),
+    "dpm_solver-2": ("dpm_solver", dict(order=2), 2, lambda n: 2 * n - 1),
+    "dpm_solver-3": ("dpm_solver", dict(order=3), 3, lambda n: 3 * n - 2),
+    "dpmpp_2s": ("dpmpp_2s", {}, 2, lambda n: 2 * n - 1),
+    "dpmpp_2m": ("dpmpp_2m", {}, 2, lambda n: n),
+    "unipc": ("unipc", {}, 3, lambda n: n),
+}
+STOCHASTIC = {
+    "ddpm": ("ddpm", {}, None, lambda n: n),
+    "ddim(eta=0.5)": ("ddim", dict(eta=0.5), None, lambda n: n),
+    "dpmpp_2m_sde": ("dpmpp_2m_sde", {}, None, lambda n: n),
+}
+ALL = {**SOLVERS, **STOCHASTIC}
+BETWEEN = ("dpm_solver-2", "dpm_solver-3", "dpmpp_2s")  # need the log-SNR in discrete time
+MEAN, VARIANCE = 1.0, 0.25
+
+
+def flow(log_snr, z):
+    """Where the exact probability flow of N(MEAN, VARIANCE) takes the path of this z."""
+    alpha, sigma = alpha_of(log_snr), sigma_of(log_snr)
+    return alpha * MEAN + jnp.sqrt(alpha**2 * VARIANCE + sigma**2) * z
+
+
+def test_every_sampler_is_tested_here():
+    assert {sampler for sampler, *_ in ALL.values()} == set(samplers.SAMPLERS)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("name", ["linear_logsnr", "cosine"])
+@exact.in_float64
+def test_order_of_convergence_to_the_exact_flow(name, solver):
+    """At the clean end, before the step to x0: the error's slope against the number of steps."""
+    sampler, options, order, _ = SOLVERS[solver]
+    schedule = schedules.with_endpoints(schedules.get(name), 6.0, -6.0)
+    predict = exact.predictor(exact.gaussian([MEAN], [[VARIANCE]], np.float64))
+    z = jnp.array([[-2.0], [0.0], [0.5], [3.0]])
+
+    def error(steps):
+        levels = samplers.visited_levels(schedule, steps, "linspace").log_snr
+        _, states = diffax.sample(
+            KEY, predict, schedule, z.shape, sampler, steps, grid="linspace",
+            x_init=flow(levels[0], z), return_trajectory=True, **options,
+        )  # fmt: skip
+        return jnp.max(jnp.abs(states[-2] - flow(levels[-1], z)))
+
+    counts = (80, 160, 320)
+    errors = np.array([jax.jit(error, static_argnums=0)(n) for n in counts])
+    slopes = np.log2(errors[:-1] / errors[1:])
+    print(f"{solver} on {name}: errors {errors}, slopes {slopes}")
+    np.testing.assert_allclose(slopes[-1], order, atol=0.15)
+
+
+@pytest.mark.parametrize("solver", ALL)
+def test_cost_in_network_calls(solver):
+    sampler, options, _, calls_in = ALL[solver]
+    calls = []
+
+    def counted(x, log_snr):
+        jax.debug.callback(lambda _: calls.append(1), log_snr)
+        return 0.5 * x
+
+    for steps in (2, 7):
+        calls.clear()
+        run = partial(diffax.sample, sampler=sampler, num_steps=steps, **options)
+        jax.jit(
+            lambda run=run: run(KEY, by_log_snr(counted), schedules.linear_logsnr(), (1, 2))
+        )().block_until_ready()
+        jax.effects_barrier()
+        assert len(calls) == calls_in(steps)
+
+
+ENDS = ["linear", "cosine", "zero_terminal_snr linear", "learned", "zero_terminal_snr learned"]
+
+
+@pytest.mark.parametrize("double", [False, True])
+@pytest.mark.parametrize("solver", ALL)
+def test_finite_at_2_and_at_1000_steps_under_every_kind_of_end(solver, double):
+    """And with the exact denoiser of N(MEAN, VARIANCE), near what it has to give.
+
+    On tables of the visited levels, so that the schedules share compiled programs.
+    """
+    sampler, options, *_ = ALL[solver]
+    with jax.enable_x64(double):
+        dtype = np.float64 if double else np.float32
+        mixture = exact.gaussian([MEAN], [[VARIANCE]], dtype)
+        z = jnp.asarray(white(400), dtype)
+
+        @partial(jax.jit, static_argnums=1)
+        def run(table, prediction):
+            predict = exact.predictor(mixture, prediction)
+            arguments = (table, z.shape, sampler, table.num_steps, prediction)
+            start = flow(table.log_snrs[-1], z)
+            return diffax.sample(KEY, predict, *arguments, x_init=start, **options)
+
+        for name in ENDS:
+            schedule = schedule_cases.CONTINUOUS[name]()
+            prediction = "v" if schedule.zero_terminal else "eps"
+            two, thousand = (
+                schedule_cases.table_of(samplers.visited_levels(schedule, n, prediction=prediction))
+                for n in (2, 1000)
+            )
+            assert np.all(np.isfinite(run(two, prediction))), name
+            x = run(thousand, prediction)
+            assert x.dtype == dtype
+            assert np.all(np.isfinite(x)), name
+            # 400 draws: four standard errors of the noise that a stochastic sampler adds
+            np.testing.assert_allclose(x.mean(), MEAN, atol=0.1 if solver in STOCHASTIC else 0.01)
+            bound = 4 / math.sqrt(2 * 400) if solver in STOCHASTIC else 0.02
+            np.testing.assert_allclose(x.std(), math.sqrt(VARIANCE), rtol=bound)
+
+
+def white(n):
+    """(n, 1) numbers of mean 0 and variance 1, exactly."""
+    z = np.random.default_rng(0).normal(size=(n, 1))
+    return (z - z.mean()) / z.std()
+
+
+@pytest.mark.parametrize("solver", STOCHASTIC)
+def test_stochastic_samplers_give_the_modes_of_a_mixture(solver):
+    """Masses within 0.03 (four standard deviations of 4,000 draws), means within 0.03, deviations
+    within a tenth."""
+    sampler, options, *_ = STOCHASTIC[solver]
+    mixture = exact.three_modes()
+    x = jax.jit(
+        lambda key: diffax.sample(
+            key,
+            exact.predictor(mixture),
+            schedules.cosine(),
+            (4000, 2),
+            sampler,
+            500,
+            grid="logsnr",
+            **options,
+        )  # fmt: skip
+    )(KEY)
+    x, means = np.asarray(x), np.asarray(mixture.means)
+    nearest = np.argmin(np.linalg.norm(x[:, None] - means, axis=-1), axis=1)
+    for k, deviation in enumerate(np.sqrt(mixture.covariances[:, 0, 0])):
+        mode = x[nearest == k]
+        assert len(mode) / len(x) == pytest.approx(float(mixture.weights[k]), abs=0.03)
+        np.testing.assert_allclose(mode.mean(0), means[k], rtol=0, atol=0.03)
+        np.testing.assert_allclose(mode.std(0), deviation, rtol=0.1)
+
+
+@pytest.mark.parametrize("solver", BETWEEN)
+def test_levels_in_between_need_the_log_snr_in_discrete_time(solver):
+    sampler, options, *_ = SOLVERS[solver]
+    schedule = schedules.linear().discretize(100)
+    with pytest.raises(ValueError, match="by_log_snr"):
+        diffax.sample(KEY, lambda x, t: x, schedule, (2, 2), sampler, 10, **options)
+    predict = exact.predictor(exact.gaussian())
+    x = diffax.sample(KEY, predict, schedule, (2, 2), sampler, 10, **options)
+    assert np.all(np.isfinite(x))
+
+
+@pytest.mark.parametrize("solver", BETWEEN)
+@exact.in_float64
+def test_a_predictor_of_continuous_time_is_told_the_time_in_between(solver):
+    sampler, options, *_ = SOLVERS[solver]
+    schedule, f = schedules.cosine(), exact.independent(0.3, 0.4)
+    by_time, by_level = (
+        diffax.sample(KEY, predict, schedule, (3, 2), sampler, 8, **options)
+        for predict in (lambda x, t: f(x, schedule.log_snr(t)), f)
+    )
+    np.testing.assert_allclose(by_time, by_level, rtol=1e-6, atol=1e-6)
+
+
+@pytest.mark.parametrize("same", ["euler", "dpm_solver-1"])
+@exact.in_float64
+def test_first_order_solvers_are_ddim(same):
+    sampler, options, *_ = SOLVERS[same]
+    arguments = (KEY, by_log_snr(exact.wrong), schedules.cosine(), (4, 2))
+    ddim = diffax.sample(*arguments, num_steps=9)
+    np.testing.assert_array_equal(
+        diffax.sample(*arguments, sampler=sampler, num_steps=9, **options), ddim
+    )
+
+
+def test_an_order_that_does_not_exist_is_refused():
+    arguments = (KEY, by_log_snr(exact.wrong), schedules.cosine(), (4, 2))
+    with pytest.raises(ValueError, match="order=4: DPM-Solver has orders 1, 2 and 3"):
+        diffax.sample(*arguments, "dpm_solver", order=4)
+    with pytest.raises(ValueError, match="'heun' has no option 'eta'; allowed are none"):
+        diffax.sample(*arguments, "heun", eta=1.0)
