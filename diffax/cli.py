@@ -47,18 +47,29 @@ def _train(args: argparse.Namespace, config: ConfigDict) -> None:
 # flag -> key of config.sampling; the flag's type is that of the key's values
 _SAMPLING_FLAGS: dict[str, tuple[str, type, str]] = {
     "steps": ("num_steps", int, "noise levels visited"),
-    "sampler": ("sampler", str, "ddim or ddpm"),
+    "sampler": (
+        "sampler",
+        str,
+        "ddim, ddpm, euler, heun, plms, dpm_solver, dpmpp_2s, dpmpp_2m, dpmpp_2m_sde or unipc",
+    ),
     "grid": ("grid", str, "which times are visited"),
+    "sampling-schedule": (
+        "schedule",
+        str,
+        "sample under this schedule, between the ends of the one trained with",
+    ),
     "eta": ("eta", float, "of ddim: 0 deterministic, 1 ancestral"),
+    "order": ("order", int, "of dpm_solver: 1, 2 or 3"),
     "variance": ("variance", str, "of ddpm: fixed_small, fixed_large or learned"),
     "clip-x0": ("clip_x0", float, "bound on every estimate of x0"),
 }
 
 
-def _add_sampling_flags(parser: argparse.ArgumentParser) -> None:
+def _add_sampling_flags(parser: argparse.ArgumentParser, **others: Any) -> None:
+    """The flags of `_SAMPLING_FLAGS`; `others`: flag -> what to add it with instead."""
     group = parser.add_argument_group("sampling (default: as in the run's config)")
     for flag, (_, kind, text) in _SAMPLING_FLAGS.items():
-        group.add_argument(f"--{flag}", type=kind, help=text)
+        group.add_argument(f"--{flag}", **others.get(flag, dict(type=kind, help=text)))
 
 
 def _sample_flags(parser: argparse.ArgumentParser) -> None:
@@ -66,7 +77,15 @@ def _sample_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--num", type=int, default=64, help="how many samples (default 64)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
     parser.add_argument("--out", help="where to write (default WORKDIR/samples/sample)")
-    _add_sampling_flags(parser)
+    text = "noise levels visited; several, as 5,10,50, draw a comparison from the same noise"
+    _add_sampling_flags(parser, steps=dict(type=_counts, metavar="N[,N...]", help=text))
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(count) for count in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must read N or N,N,...") from None
 
 
 def _sample(args: argparse.Namespace, _: None) -> None:
@@ -74,14 +93,23 @@ def _sample(args: argparse.Namespace, _: None) -> None:
 
     from diffax import evaluation, plots
 
-    run = _loaded(args)
+    counts = args.steps or [None]
     if args.num < 1:
         raise ValueError(f"--num={args.num}: at least 1 sample")
-    samples = evaluation.draw(run, args.num, args.seed)
+    samples = {
+        f"{count} steps": evaluation.draw(_loaded(args, steps=count), args.num, args.seed)
+        for count in counts
+    }
     out = Path(args.out or Path(args.workdir) / "samples" / "sample").with_suffix("")
     out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out.with_suffix(".npz"), samples=samples)
-    plots.save_png(out.with_suffix(".png"), plots.picture(samples))
+    if len(counts) == 1:
+        (single,) = samples.values()
+        np.savez(out.with_suffix(".npz"), samples=single)
+        plots.save_png(out.with_suffix(".png"), plots.picture(single))
+    else:
+        named = {f"samples_{count}": x for count, x in zip(counts, samples.values())}
+        np.savez(out.with_suffix(".npz"), **named)
+        plots.draw_comparison(samples).savefig(out.with_suffix(".png"))
     print(f"{out}.png\n{out}.npz")
 
 
@@ -213,14 +241,14 @@ def _add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help=f"directory {text}")
 
 
-def _loaded(args: argparse.Namespace) -> Any:
-    """The run in --workdir, sampled as the flags say."""
+def _loaded(args: argparse.Namespace, **others: Any) -> Any:
+    """The run in --workdir, sampled as the flags say; `others` replaces flags' values."""
     from diffax import config as config_lib
     from diffax import training
 
     run = training.load(args.workdir)
     for flag, (key, _, _) in _SAMPLING_FLAGS.items():
-        value = getattr(args, flag.replace("-", "_"))
+        value = {**vars(args), **others}[flag.replace("-", "_")]
         if value is not None:
             run.config.sampling[key] = value
     config_lib.validate(run.config)

@@ -103,6 +103,17 @@ def save_png(path, pixels: np.ndarray) -> None:
     Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, format="PNG")
 
 
+def draw_comparison(samples: Mapping[str, np.ndarray]) -> Any:
+    """A matplotlib Figure: each entry's samples as one picture under its name, side by side."""
+    figure = _figure(2.6 * len(samples), 2.9)
+    for axes, (name, x) in zip(figure.subplots(1, len(samples), squeeze=False)[0], samples.items()):
+        pixels = picture(x)
+        axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray")
+        axes.set_title(name, fontsize=10)
+        axes.set_axis_off()
+    return figure
+
+
 # --- schedules ----------------------------------------------------------------------------------
 
 _INK, _FAINT = "#0b6fa4", "#d4d4d4"

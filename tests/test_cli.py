@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffax import cli
+from diffax import cli, samplers
 
 CONFIG = """
 from diffax.config import default_config
@@ -111,6 +111,42 @@ def test_sample_writes_a_png_and_an_npz_and_depends_on_the_seed(trained, tmp_pat
         assert min(Image.open(f"{out}.png").size) >= 24
     assert not np.array_equal(drawn["a"], drawn["b"])
     assert not np.array_equal(drawn["a"], drawn["c"])
+
+
+def test_sample_draws_a_comparison_of_step_counts(trained, tmp_path, capsys):
+    arguments = ["sample", f"--workdir={trained}", "--num=4", "--sampler=dpmpp_2m"]
+    assert cli.main([*arguments, "--steps=2,6", f"--out={tmp_path}/both"]) == 0
+    assert cli.main([*arguments, "--steps=6", f"--out={tmp_path}/one"]) == 0
+    both, one = (np.load(tmp_path / f"{name}.npz") for name in ("both", "one"))
+    assert sorted(both) == ["samples_2", "samples_6"]
+    np.testing.assert_array_equal(both["samples_6"], one["samples"])
+    assert not np.array_equal(both["samples_2"], both["samples_6"])
+    assert Image.open(tmp_path / "both.png").size[0] > 500
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--steps=5,many"])
+    assert "N,N" in capsys.readouterr().err
+
+
+def test_sample_under_another_schedule(trained, tmp_path, capsys):
+    drawn = {}
+    for name in ("cosine", "linear_logsnr"):
+        arguments = ["sample", f"--workdir={trained}", "--num=4", "--sampler=ddpm"]
+        arguments += [f"--out={tmp_path}/{name}", "--steps=5"]
+        assert cli.main([*arguments, f"--sampling-schedule={name}"]) == 0
+        drawn[name] = np.load(tmp_path / f"{name}.npz")["samples"]
+    assert cli.main([*arguments, f"--out={tmp_path}/own"]) == 0
+    own = np.load(tmp_path / "own.npz")["samples"]  # cosine between the same ends
+    np.testing.assert_allclose(drawn["cosine"], own, atol=1e-4)
+    assert not np.allclose(drawn["linear_logsnr"], own, atol=1e-2)
+    assert cli.main([*arguments, "--sampling-schedule=learned"]) == 1
+    assert "untrained" in capsys.readouterr().err
+
+
+def test_help_names_every_sampler(capsys):
+    with pytest.raises(SystemExit):
+        cli.main(["sample", "--help"])
+    text = capsys.readouterr().out.split()
+    assert set(samplers.SAMPLERS) <= {word.strip(",") for word in text}
 
 
 def test_sample_refuses_what_the_sampler_does_not_take(trained, capsys):

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
@@ -64,6 +66,26 @@ def build_schedule(
             )
         schedule = schedule.discretize(section.num_steps)
     return schedule
+
+
+def build_sampling_schedule(config: ConfigDict, shape: Sequence[int]) -> AnySchedule | None:
+    """The schedule named `config.sampling.schedule`, between the ends of the one trained with.
+
+    None if none is named: then the trained one is sampled under. The ends of a schedule that learns
+    them are those that it starts from.
+
+    Raises:
+      ValueError: what `build_schedule` refuses.
+    """
+    if config.sampling.schedule is None:
+        return None
+    ends = schedules.concrete_ends(build_schedule(config, shape))
+    other = copy.deepcopy(config)
+    other.schedule.update(dict.fromkeys(schedule_keywords()), name=config.sampling.schedule)
+    other.schedule.update(input_scale=1.0, base_resolution=0, zero_terminal_snr=False)
+    if all(map(math.isfinite, ends)):
+        other.schedule.update(dict(zip(_ENDS, ends)))
+    return build_schedule(other, shape)
 
 
 def is_learned(schedule: AnySchedule) -> bool:

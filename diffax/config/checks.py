@@ -77,6 +77,7 @@ RULES: dict[str, Rule] = {
     "training.keep_checkpoints": _at_least(1),
     "sampling.sampler": _one_of(lambda: samplers.SAMPLERS),
     "sampling.num_steps": _at_least(2),
+    "sampling.schedule": _one_of(schedules.names),
     "sampling.grid": _one_of(lambda: samplers.GRIDS),
     "sampling.clip_x0": _POSITIVE,
     "sampling.num_samples": _at_least(1),
@@ -249,8 +250,24 @@ def _optimizer(config: ConfigDict, schedule: AnySchedule) -> None:
 def _sampling(config: ConfigDict, schedule: AnySchedule) -> None:
     build.build_sampler(config)
     options = build.sampling_options(config)
+    if config.sampling.schedule is not None:
+        schedule = _sampling_schedule(config, schedule)
     visit = (options["num_steps"], options["grid"], options["prediction"])
     jax.eval_shape(lambda: samplers.visited_levels(schedule, *visit))  # checks, computes nothing
+
+
+def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
+    field = f"schedule={config.sampling.schedule!r}"
+    if config.model.conditioning != "log_snr":
+        raise ValueError(
+            f"{field}: a network told the {config.model.conditioning} knows the schedule that it"
+            " was trained with alone; model.conditioning must be 'log_snr'"
+        )
+    other = build.build_sampling_schedule(config, _StandIn().shape)
+    if build.is_learned(other):
+        raise ValueError(f"{field} has parameters, which would be untrained ones: name a fixed one")
+    process.refuse_eps_at_zero_snr(other, config.objective.prediction)
+    return other
 
 
 _TOGETHER: tuple[tuple[str, Callable[[ConfigDict, AnySchedule], None]], ...] = (

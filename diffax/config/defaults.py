@@ -88,6 +88,7 @@ def default_config() -> ConfigDict:
     sampling = config.sampling = ConfigDict()
     sampling.sampler = "ddim"
     sampling.num_steps = 50
+    sampling.schedule = config_dict.placeholder(str)  # a name; None: the one trained with
     sampling.grid = "uniform"
     sampling.clip_x0 = config_dict.placeholder(float)  # bound on |x0| in every step; None: off
     sampling.update(sampler_keywords())  # the options of every sampler

@@ -34,6 +34,7 @@ def make_sampler(
     reads_variance = config_lib.build_sampler(config).learned_variance
     conditional = config.model.class_conditional
     label = jnp.arange(num_samples) % dataset.num_classes if conditional else None
+    other = config_lib.build_sampling_schedule(config, dataset.shape)
 
     def draw(state: TrainState, key: jax.Array) -> jax.Array:
         predict = predictor(
@@ -43,7 +44,8 @@ def make_sampler(
             mean_only=config.objective.learned_variance and not reads_variance,
         )
         shape = (num_samples, *dataset.shape)
-        return samplers.sample(key, predict, state.schedule, shape, **options)
+        schedule = state.schedule if other is None else other
+        return samplers.sample(key, predict, schedule, shape, **options)
 
     return draw
 
