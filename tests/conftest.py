@@ -26,9 +26,18 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
+import jax  # noqa: E402
+import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 # Derandomised: a run draws the same examples every time, so that a failure is there for
 # everybody. Compilation falls into the first example, hence no deadline.
 settings.register_profile("diffax", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("diffax")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _forget_compiled_programs():
+    """What one file compiles no other file calls, and it adds up to gigabytes."""
+    yield
+    jax.clear_caches()

@@ -172,7 +172,8 @@ def test_evaluate_says_what_each_number_depends_on(trained, capsys):
     assert "frechet" in capsys.readouterr().err
 
 
-def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, capsys):
+def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the worker
     workdir = tmp_path / "ablation"
     arguments = [
         "ablate",

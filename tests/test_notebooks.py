@@ -13,6 +13,9 @@ NOTEBOOKS = sorted((Path(__file__).parent.parent / "notebooks").glob("*.ipynb"))
 def test_notebook_runs_and_draws(path, tmp_path, monkeypatch):
     monkeypatch.setenv("DIFFAX_NOTEBOOK_STEPS", "20")
     monkeypatch.setenv("XLA_FLAGS", "")  # one device
+    monkeypatch.setenv(
+        "JAX_DISABLE_MOST_OPTIMIZATIONS", "1"
+    )  # 20 steps: compiling is the most of it
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()

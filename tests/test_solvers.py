@@ -2,7 +2,9 @@
 
 import math
 from functools import partial
+from pathlib import Path
 
+import diffusers_cases
 import exact
 import jax
 import jax.numpy as jnp
@@ -206,3 +208,12 @@ def test_an_order_that_does_not_exist_is_refused():
         diffax.sample(*arguments, "dpm_solver", order=4)
     with pytest.raises(ValueError, match="'heun' has no option 'eta'; allowed are none"):
         diffax.sample(*arguments, "heun", eta=1.0)
+
+
+@pytest.mark.parametrize("case", diffusers_cases.CASES)
+def test_agrees_with_diffusers(case):
+    """Step by step, with what experiments/against_diffusers.py wrote down."""
+    with np.load(Path(__file__).with_name("diffusers_reference.npz")) as reference:
+        log_snrs, states = reference[f"{case}: log_snr"], reference[f"{case}: states"]
+    bound = 1e-6 if case in diffusers_cases.IN_FLOAT32 else 1e-12
+    assert diffusers_cases.difference(case, log_snrs, states) < bound

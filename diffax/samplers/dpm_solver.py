@@ -48,7 +48,8 @@ def dpm_solver(order: int = 2) -> Sampler:
 
     `order` calls per step; deterministic. The levels in between are taken by log-SNR: in a discrete
     schedule that needs a predictor of the log-SNR (`by_log_snr`). From zero SNR and to zero noise,
-    where h is infinite, the step is of order 1.
+    where h is infinite, the step is of order 1. (Where the paper has an integral in u2, diffusers
+    has the midpoint rule of its second order; the order of the whole is the same.)
 
     Raises:
       ValueError: an order other than 1, 2 or 3; a discrete schedule with a predictor of the index.
