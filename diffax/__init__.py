@@ -11,6 +11,7 @@ from diffax.samplers import sample
 __version__ = "0.1.0"
 
 __all__ = [
+    "Generator",
     "ablation",
     "by_log_snr",
     "convert",
@@ -35,6 +36,8 @@ _LATER = ("ablation", "data", "metrics", "models", "training")
 
 
 def __getattr__(name: str) -> Any:
+    if name == "Generator":
+        return importlib.import_module("diffax.generator").Generator
     if name in _LATER:
         return importlib.import_module(f"diffax.{name}")
     raise AttributeError(f"module 'diffax' has no attribute {name!r}")

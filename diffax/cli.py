@@ -44,8 +44,13 @@ def _train(args: argparse.Namespace, config: ConfigDict) -> None:
 
 # --- sample -------------------------------------------------------------------------------------
 
+
+def _interval(text: str) -> tuple[float, ...]:
+    return tuple(float(end) for end in text.split(","))
+
+
 # flag -> key of config.sampling; the flag's type is that of the key's values
-_SAMPLING_FLAGS: dict[str, tuple[str, type, str]] = {
+_SAMPLING_FLAGS: dict[str, tuple[str, Callable, str]] = {
     "steps": ("num_steps", int, "noise levels visited"),
     "sampler": (
         "sampler",
@@ -62,6 +67,10 @@ _SAMPLING_FLAGS: dict[str, tuple[str, type, str]] = {
     "order": ("order", int, "of dpm_solver: 1, 2 or 3"),
     "variance": ("variance", str, "of ddpm: fixed_small, fixed_large or learned"),
     "clip-x0": ("clip_x0", float, "bound on every estimate of x0"),
+    "dynamic-threshold": ("dynamic_threshold", float, "quantile of |x0| to clip to, as 0.995"),
+    "guidance-scale": ("guidance_scale", float, "of a class-conditional network; 1 is off"),
+    "guidance-interval": ("guidance_interval", _interval, "LOW,HIGH in log-SNR, guided alone"),
+    "guidance-rescale": ("guidance_rescale", float, "share of the deviation brought back"),
 }
 
 

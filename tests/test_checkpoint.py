@@ -16,6 +16,7 @@ from small_runs import (
     small_config,
 )
 
+import diffax
 from diffax import config as config_lib
 from diffax import training
 from diffax.training import loop, parallel, writers
@@ -283,8 +284,7 @@ def test_load_needs_no_data_and_takes_any_kept_step(tmp_path, monkeypatch):
     assert_equal(plain(run.state), plain(state))
     assert run.dataset == MIXTURE
     assert int(training.load(tmp_path, step=6).state.step) == 6
-    draw = jax.jit(training.make_sampler(run.config, run.model, run.dataset, 3))
-    assert draw(run.state, jax.random.key(0)).shape == (3, 2)
+    assert diffax.Generator(run)(3).shape == (3, 2)
     with pytest.raises(FileNotFoundError, match="there are: 6, 12"):
         training.load(tmp_path, step=5)
 

@@ -50,6 +50,19 @@ def test_along_another_schedule_the_bound_agrees_and_its_variance_is_that_schedu
     assert other["vlb_variance"] > 1.5 * own["vlb_variance"]
 
 
+def test_bits_per_dim_by_the_ode(run_and_data):
+    """Near the entropy, which the exact density would reach; the bound lies above it."""
+    run, dataset = run_and_data
+    found = evaluation.evaluate(run, dataset, ["bpd_ode", "bpd_vlb"], seed=3)
+    ode, vlb = found["bpd_ode"], found["bpd_vlb"]
+    assert (ode["num_examples"], ode["num_steps"], ode["seed"]) == (1000, 100, 3)
+    # at the clean end, log-SNR 8, the density is wider than the data's: 0.05 bits/dim above it
+    entropy = data.default_mixture().entropy() / (2 * math.log(2))
+    error = math.hypot(ode["standard_error"], vlb["standard_error"])
+    assert abs(ode["bpd"] - entropy) < 0.3
+    assert ode["bpd"] < vlb["bpd"] + 4 * error
+
+
 def test_samples_follow_the_seed_and_the_count(run_and_data):
     run, _ = run_and_data
     samples = evaluation.draw(run, 130, seed=1, batch_size=50)
@@ -73,7 +86,7 @@ def test_loss_by_log_snr_of_the_exact_predictor(run_and_data, monkeypatch):
 
 def test_refusals(run_and_data):
     run, dataset = run_and_data
-    with pytest.raises(ValueError, match="bpd, frechet"):
+    with pytest.raises(ValueError, match="bpd_ode, frechet"):
         evaluation.evaluate(run, dataset, ["fid"])
     with pytest.raises(ValueError, match="labelled"):
         evaluation.evaluate(run, dataset, ["frechet"])

@@ -86,7 +86,8 @@ MAY_IMPORT = {
     "config": METHODS | {"data", "models", "metrics"},
     "runtime": set(),
     "training": PARTS,
-    "evaluation": PARTS | {"training"},
+    "generator": PARTS | {"training"},
+    "evaluation": PARTS | {"training", "generator"},
     "ablation": PARTS | {"training", "evaluation"},
     "cli": PARTS | {"training", "evaluation", "ablation"},
 }

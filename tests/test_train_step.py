@@ -19,6 +19,7 @@ from small_runs import (
     train_steps,
 )
 
+import diffax
 from diffax import config as config_lib
 from diffax import objectives, process, schedules, training
 from diffax.config import optimizers
@@ -253,8 +254,7 @@ def test_step_conditioning_trains_and_samples(num_steps):
     state, metrics = train_steps(config, 4)
     assert np.isfinite([m["loss"] for m in metrics]).all()
     model = config_lib.build_model(config, MIXTURE)
-    draw = jax.jit(training.make_sampler(config, model, MIXTURE, 5))
-    samples = draw(state, jax.random.key(0))
+    samples = diffax.Generator(training.Run(config, model, state, MIXTURE), num_devices=1)(5)
     assert samples.shape == (5, 2)
     assert np.isfinite(samples).all()
 
@@ -285,8 +285,8 @@ def test_learned_variance_trains_samples_and_evaluates():
     model = config_lib.build_model(config, info)
     for sampler, variance in (("ddim", None), ("ddpm", "learned")):
         config.sampling.sampler, config.sampling.variance = sampler, variance
-        draw = jax.jit(training.make_sampler(config, model, info, 3))
-        assert draw(state, jax.random.key(0)).shape == (3, 2)
+        generate = diffax.Generator(training.Run(config, model, state, info), num_devices=1)
+        assert generate(3).shape == (3, 2)
     terms = jax.jit(training.make_eval_step(config, model, info))(
         state, jax.random.key(0), batch_of()
     )

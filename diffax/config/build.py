@@ -152,6 +152,7 @@ def sampling_options(config: ConfigDict) -> dict[str, Any]:
         num_steps=section.num_steps,
         grid=section.grid,
         clip_x0=section.clip_x0,
+        dynamic_threshold=section.dynamic_threshold,
         prediction=config.objective.prediction,
         **_sampler_options(config),
     )

@@ -80,11 +80,18 @@ RULES: dict[str, Rule] = {
     "sampling.schedule": _one_of(schedules.names),
     "sampling.grid": _one_of(lambda: samplers.GRIDS),
     "sampling.clip_x0": _POSITIVE,
+    "sampling.dynamic_threshold": _rule(lambda value: 0 < value <= 1, "above 0 and at most 1"),
+    "sampling.guidance_scale": _NOT_NEGATIVE,
+    "sampling.guidance_interval": _rule(
+        lambda value: len(value) == 2 and value[0] < value[1], "(low, high) in log-SNR, low < high"
+    ),
+    "sampling.guidance_rescale": _SHARE,
     "sampling.num_samples": _at_least(1),
     "evaluation.batch_size": _at_least(1),
     "evaluation.num_examples": _at_least(0),
     "evaluation.repeats": _at_least(1),
     "evaluation.vlb_num_steps": _at_least(0),
+    "evaluation.ode_num_steps": _at_least(1),
     "evaluation.num_samples": _at_least(1),
     "parallel.num_devices": _at_least(0),
 }
@@ -249,11 +256,28 @@ def _optimizer(config: ConfigDict, schedule: AnySchedule) -> None:
 
 def _sampling(config: ConfigDict, schedule: AnySchedule) -> None:
     build.build_sampler(config)
+    _guidance(config)
     options = build.sampling_options(config)
     if config.sampling.schedule is not None:
         schedule = _sampling_schedule(config, schedule)
     visit = (options["num_steps"], options["grid"], options["prediction"])
     jax.eval_shape(lambda: samplers.visited_levels(schedule, *visit))  # checks, computes nothing
+
+
+def _guidance(config: ConfigDict) -> None:
+    scale, model = config.sampling.guidance_scale, config.model
+    if scale == 1:
+        return
+    needs = {
+        "model.class_conditional=True, a network that is told classes": model.class_conditional,
+        "model.label_dropout above 0 in training, so that the network knows the null class": (
+            model.label_dropout > 0
+        ),
+        "model.conditioning='log_snr'": model.conditioning == "log_snr",
+    }
+    for need, met in needs.items():
+        if not met:
+            raise ValueError(f"guidance_scale={scale:g} needs {need}")
 
 
 def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:

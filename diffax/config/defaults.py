@@ -91,6 +91,10 @@ def default_config() -> ConfigDict:
     sampling.schedule = config_dict.placeholder(str)  # a name; None: the one trained with
     sampling.grid = "uniform"
     sampling.clip_x0 = config_dict.placeholder(float)  # bound on |x0| in every step; None: off
+    sampling.dynamic_threshold = config_dict.placeholder(float)  # a share, as 0.995; None: off
+    sampling.guidance_scale = 1.0  # of a class-conditional network; 1: off
+    sampling.guidance_interval = config_dict.placeholder(tuple)  # (low, high) in log-SNR; None: all
+    sampling.guidance_rescale = 0.0  # share by which the deviation is brought back
     sampling.update(sampler_keywords())  # the options of every sampler
     sampling.num_samples = 64  # in a sample grid
 
@@ -98,6 +102,7 @@ def default_config() -> ConfigDict:
     evaluation.batch_size = 256
     evaluation.num_examples = 0  # of the evaluation split, the first so many; 0: all
     evaluation.vlb_num_steps = 0  # T of the bound; 0: continuous time
+    evaluation.ode_num_steps = 100  # of the ODE likelihood
     evaluation.num_samples = 2000  # drawn for the Fréchet distance
     evaluation.repeats = 16  # noise levels at which each example is seen for bits/dim
 

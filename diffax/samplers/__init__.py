@@ -1,5 +1,6 @@
-"""Samplers: one file per solver, the grids in `grids`, the one loop in `loop`."""
+"""Samplers: one file per solver, the grids in `grids`, guidance, the one loop in `loop`."""
 
+from diffax.samplers import guidance
 from diffax.samplers.base import Denoised, Level, Sampler, Step
 from diffax.samplers.grids import GRIDS
 from diffax.samplers.loop import SAMPLERS, get, options_of, sample, visited_levels
@@ -12,6 +13,7 @@ __all__ = [
     "Sampler",
     "Step",
     "get",
+    "guidance",
     "options_of",
     "sample",
     "visited_levels",

@@ -44,7 +44,7 @@ class Denoised(NamedTuple):
 class Step(NamedTuple):
     """One step of the loop: from level `now` to the less noisy level `next` (inf at last)."""
 
-    key: jax.Array
+    key: jax.Array  # () or (batch,); see `standard_normal`
     now: Level
     next: Level
     denoise: Callable[[jax.Array, Level], Denoised]
@@ -85,6 +85,16 @@ class Sampler(NamedTuple):
     step: Callable[[jax.Array, Any, Step], tuple[jax.Array, Any]]
     learned_variance: bool = False
     visits_between: bool = False
+
+
+def standard_normal(
+    key: jax.Array, shape: tuple[int, ...], dtype: jnp.dtype | None = None
+) -> jax.Array:
+    """Normal noise of `shape`: of one key, or of a key for each entry of the first axis."""
+    dtype = jnp.result_type(float) if dtype is None else dtype
+    if key.ndim == 0:
+        return jax.random.normal(key, shape, dtype)
+    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(key)
 
 
 def no_carry(x: jax.Array) -> tuple[()]:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from diffax.samplers.base import Sampler, Step, no_carry
+from diffax.samplers.base import Sampler, Step, no_carry, standard_normal
 
 
 def ddim(eta: float = 0.0) -> Sampler:
@@ -27,7 +27,7 @@ def ddim(eta: float = 0.0) -> Sampler:
         if eta == 0:
             return at.next.alpha * x0 + at.next.sigma * eps, carry
         c = -jnp.expm1(at.now.log_snr - at.next.log_snr)
-        z = jax.random.normal(at.key, x.shape, x.dtype)
+        z = standard_normal(at.key, x.shape, x.dtype)
         kept, fresh = jnp.sqrt(1 - eta**2 * c), eta * jnp.sqrt(c)
         return at.next.alpha * x0 + at.next.sigma * (kept * eps + fresh * z), carry
 

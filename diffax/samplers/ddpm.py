@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.process import learned_log_variance, posterior_between, transition_variance
-from diffax.samplers.base import Denoised, Sampler, Step, no_carry
+from diffax.samplers.base import Denoised, Sampler, Step, no_carry, standard_normal
 
 
 def _fixed_small(at: Step, out: Denoised, small: jax.Array) -> jax.Array:
@@ -50,6 +50,6 @@ def ddpm(variance: str = "fixed_small") -> Sampler:
         mean, small = posterior_between(out.x0, x, at.now.log_snr, at.next.log_snr)
         spread = _VARIANCES[variance](at, out, small)
         spread = jnp.where(jnp.isposinf(at.next.log_snr), 0.0, spread)
-        return mean + jnp.sqrt(spread) * jax.random.normal(at.key, x.shape, x.dtype), carry
+        return mean + jnp.sqrt(spread) * standard_normal(at.key, x.shape, x.dtype), carry
 
     return Sampler(no_carry, step, learned_variance=variance == "learned")

@@ -7,7 +7,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax.samplers.base import Denoised, Sampler, Step
+from diffax.samplers.base import Denoised, Sampler, Step, standard_normal
 
 
 class History(NamedTuple):
@@ -67,7 +67,7 @@ def dpmpp_2m_sde() -> Sampler:
         mean = at.next.alpha * d + at.next.sigma * jnp.sqrt(kept) * out.eps
         # x = alpha x0 + sigma eps, and what of alpha x0 is kept belongs to x0, not to D
         mean = mean + at.next.alpha * kept * (out.x0 - d)
-        z = jax.random.normal(at.key, x.shape, x.dtype)
+        z = standard_normal(at.key, x.shape, x.dtype)
         return mean + at.next.sigma * jnp.sqrt(-jnp.expm1(-2 * at.h)) * z, past
 
     return Sampler(_start, step)

@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from diffax import process
 from diffax.process import AnySchedule, Predict
 from diffax.samplers import grids
-from diffax.samplers.base import Denoised, Level, Sampler, Step
+from diffax.samplers.base import Denoised, Level, Sampler, Step, standard_normal
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
 from diffax.samplers.dpm_solver import dpm_solver
@@ -76,6 +76,7 @@ def sample(
     x_init: jax.Array | None = None,
     clip_x0: float | None = None,
     return_trajectory: bool = False,
+    dynamic_threshold: float | None = None,
     log_snr_max: float = 20.0,
     log_snr_min: float = -20.0,
     **options: object,
@@ -85,7 +86,8 @@ def sample(
     Pure and traceable; wrap it in `jax.jit` (with `predict` closed over) to compile it once.
 
     Args:
-      key: PRNG key, for the start and for every stochastic step.
+      key: PRNG key, for the start and for every stochastic step; or one for each example, (batch,):
+        then what is drawn for an example does not depend on the others.
       predict: predict(x_t, t) -> prediction of x_t's shape, t of shape (batch,), float in [0, 1] or
         the integer index; or `by_log_snr(f)`, which is told the log-SNR instead.
       schedule: any schedule, continuous or discrete, fixed or learned.
@@ -97,6 +99,9 @@ def sample(
       x_init: the start, at the first level; standard normal if left out.
       clip_x0: a bound on |x0|, applied to every x0 estimate before it is used.
       return_trajectory: also return the states, (steps + 1, *shape), the start first.
+      dynamic_threshold: a share such as 0.995: every x0 estimate is clipped to that quantile of its
+        own |x0| and scaled back to `clip_x0` (1 if left out), where the quantile is above it
+        (Saharia 2022, section 2.3).
       log_snr_max, log_snr_min: the range visited. Beyond it levels are clipped, so that schedules
         with infinite ends start and end at finite ones. A zero-terminal-SNR schedule is started at
         zero SNR exactly, by v and x0 prediction.
@@ -113,11 +118,12 @@ def sample(
         schedule, num_steps, grid, prediction, log_snr_max=log_snr_max, log_snr_min=log_snr_min
     )
     shape = tuple(shape)
-    start_key, step_key = jax.random.split(key)
-    x = jax.random.normal(start_key, shape) if x_init is None else as_float(x_init)
+    start_key, step_key = _split(key)
+    x = standard_normal(start_key, shape) if x_init is None else as_float(x_init)
     if x.shape != shape:
         raise ValueError(f"x_init has shape {x.shape}, and shape={shape} was asked for")
-    denoise = _denoiser(predict, prediction, clip_x0, solver.learned_variance)
+    limit = _limiter(clip_x0, dynamic_threshold)
+    denoise = _denoiser(predict, prediction, limit, solver.learned_variance)
     if solver.visits_between and schedule.num_steps and not process.takes_log_snr(predict):
         raise ValueError(
             f"sampler={sampler!r} visits levels between the indices of a discrete schedule, which a"
@@ -133,7 +139,7 @@ def sample(
     def body(state, inputs):
         x, carry = state
         i, now, after = inputs
-        at = Step(jax.random.fold_in(step_key, i), now, after, denoise, level_at)
+        at = Step(_fold_in(step_key, i), now, after, denoise, level_at)
         x_next, carry = solver.step(x, carry, at)
         x_next = x_next.astype(x.dtype)
         return (x_next, carry), x_next if return_trajectory else None
@@ -186,12 +192,50 @@ def _time_of(schedule: AnySchedule, log_snr: float) -> jax.Array:
     return schedule.inverse_log_snr(jnp.asarray(log_snr, jnp.result_type(float)))
 
 
-def _denoiser(
-    predict: Predict, prediction: str, clip_x0: float | None, learned_variance: bool
-) -> Callable[[jax.Array, Level], Denoised]:
-    """x_t, level -> Denoised: one network call, converted and clipped."""
+def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two keys of one, or of each; untyped keys (uint32) become typed ones."""
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    pairs = jax.random.split(key) if key.ndim == 0 else jax.vmap(jax.random.split)(key).T
+    return pairs[0], pairs[1]
+
+
+def _fold_in(key: jax.Array, i: jax.Array) -> jax.Array:
+    fold = jax.random.fold_in
+    return fold(key, i) if key.ndim == 0 else jax.vmap(fold, (0, None))(key, i)
+
+
+def _limiter(
+    clip_x0: float | None, dynamic_threshold: float | None
+) -> Callable[[jax.Array], jax.Array] | None:
+    """x0 -> x0 within bounds; None where none were asked for."""
     if clip_x0 is not None and not clip_x0 > 0:
         raise ValueError(f"clip_x0={clip_x0}: must be positive, or None for no clipping")
+    if dynamic_threshold is None:
+        return None if clip_x0 is None else lambda x0: jnp.clip(x0, -clip_x0, clip_x0)
+    if not 0 < dynamic_threshold <= 1:
+        raise ValueError(
+            f"dynamic_threshold={dynamic_threshold}: a share of the data's numbers, above 0 and at"
+            " most 1"
+        )
+    bound = 1.0 if clip_x0 is None else clip_x0
+
+    def limit(x0: jax.Array) -> jax.Array:
+        size = jnp.abs(x0).reshape(x0.shape[0], -1)
+        reach = jnp.maximum(jnp.quantile(size, dynamic_threshold, axis=1), bound)
+        reach = process.expand_to(reach, x0)
+        return jnp.clip(x0, -reach, reach) * (bound / reach)
+
+    return limit
+
+
+def _denoiser(
+    predict: Predict,
+    prediction: str,
+    limit: Callable[[jax.Array], jax.Array] | None,
+    learned_variance: bool,
+) -> Callable[[jax.Array, Level], Denoised]:
+    """x_t, level -> Denoised: one network call, converted and limited."""
 
     def denoise(x: jax.Array, level: Level) -> Denoised:
         batch = x.shape[:1]
@@ -199,11 +243,11 @@ def _denoiser(
         out = process.told(predict, x, t, log_snr, halves=2 if learned_variance else 1)
         out, variance = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
         x0 = process.convert(out, x, level.alpha, level.sigma, prediction, "x0")
-        if clip_x0 is None:
+        if limit is None:
             eps = process.convert(out, x, level.alpha, level.sigma, prediction, "eps")
             return Denoised(x0, eps, variance)
-        x0 = jnp.clip(x0, -clip_x0, clip_x0)
-        # eps that belongs to the clipped x0, so that x_t = alpha x0 + sigma eps still holds
+        x0 = limit(x0)
+        # eps that belongs to the limited x0, so that x_t = alpha x0 + sigma eps still holds
         return Denoised(x0, process.convert(x0, x, level.alpha, level.sigma, "x0", "eps"), variance)
 
     return denoise

@@ -7,7 +7,12 @@ For instance:
     predict = diffax.training.predictor(run.model, run.state.ema_params)
 """
 
-from diffax.training.evaluation import make_bound, make_eval_step, make_evaluation
+from diffax.training.evaluation import (
+    make_bound,
+    make_eval_step,
+    make_evaluation,
+    make_ode_bits,
+)
 from diffax.training.loop import train
 from diffax.training.outputs import make_sampler
 from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
@@ -25,6 +30,7 @@ __all__ = [
     "make_bound",
     "make_eval_step",
     "make_evaluation",
+    "make_ode_bits",
     "make_sampler",
     "make_train_step",
     "predictor",

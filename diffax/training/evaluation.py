@@ -50,13 +50,47 @@ def make_bound(
     Raises:
       ValueError: `evaluation.batch_size` is no multiple of the number of devices.
     """
-    size, repeats = config.evaluation.batch_size, config.evaluation.repeats
+    eval_step = make_eval_step(config, model, dataset)
+    return _over_split(config, eval_step, split, mesh, config.evaluation.repeats)
+
+
+def make_ode_bits(
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, split: Split, mesh: Mesh
+) -> Callable[[TrainState, int], jax.Array]:
+    """(state, seed) -> `likelihood.ode_bits_per_dim` of a split, (1, examples) float64.
+
+    With `evaluation.ode_num_steps` steps; the rest is as in `make_bound`.
+    """
+
+    def ode_bits(state: TrainState, key: jax.Array, batch: dict[str, Any]) -> jax.Array:
+        label = batch["label"] if config.model.class_conditional else None
+        mean_only = config.objective.learned_variance
+        return likelihood.ode_bits_per_dim(
+            predictor(model, state.ema_params, label, mean_only=mean_only),
+            state.schedule,
+            batch["x"],
+            key=key,
+            levels=dataset.levels,
+            prediction=config.objective.prediction,
+            num_steps=config.evaluation.ode_num_steps,
+        )
+
+    return _over_split(config, ode_bits, split, mesh, repeats=1)
+
+
+def _over_split(
+    config: ConfigDict, measure: Callable, split: Split, mesh: Mesh, repeats: int
+) -> Callable[[TrainState, int], Any]:
+    """(state, seed) -> measure(state, key, batch) of a split; arrays (repeats, examples), float64.
+
+    `measure` gives a pytree of (batch,) arrays.
+    """
+    size = config.evaluation.batch_size
     parallel.check_divides("evaluation.batch_size", size, mesh)
     num = min(config.evaluation.num_examples or len(split), len(split))
-    whole = parallel.replicated(mesh)
-    eval_step = jax.jit(make_eval_step(config, model, dataset), out_shardings=whole)
+    compiled = jax.jit(measure, out_shardings=parallel.replicated(mesh))
 
-    def bound(state: TrainState, seed: int) -> likelihood.VLB:
+    def run(state: TrainState, seed: int) -> Any:
         parts = []
         for i in range(0, num, size):
             # The last batch is filled up, so that all have one shape, and cut afterwards.
@@ -65,11 +99,12 @@ def make_bound(
             batch = parallel.place_batch({"x": split.array(indices), "label": label}, mesh)
             key = jax.random.fold_in(jax.random.key(seed), i)
             keys = [jax.random.fold_in(key, repeat) for repeat in range(repeats)]
-            parts.append([eval_step(state, key, batch) for key in keys])
-        values = np.concatenate(np.asarray(jax.device_get(parts), np.float64), axis=-1)[..., :num]
-        return likelihood.VLB(*np.moveaxis(values, 1, 0))
+            repeated = jax.device_get([compiled(state, key, batch) for key in keys])
+            parts.append(jax.tree.map(lambda *arrays: np.stack(arrays), *repeated))
+        whole = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1)[:, :num], *parts)
+        return jax.tree.map(lambda array: array.astype(np.float64), whole)
 
-    return bound
+    return run
 
 
 def make_evaluation(

@@ -9,13 +9,12 @@ from pathlib import Path
 
 import flax.linen as nn
 import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import plots, samplers
-from diffax.process import AnySchedule
+from diffax.process import AnySchedule, Predict
 from diffax.training.state import DatasetInfo, TrainState, predictor
 from diffax.training.workdir import write_text
 
@@ -23,29 +22,37 @@ CURVE_POINTS = 1025
 
 
 def make_sampler(
-    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, num_samples: int
-) -> Callable[[TrainState, jax.Array], jax.Array]:
-    """(state, key) -> samples, (num_samples, ..., C), by `config.sampling`, averaged parameters.
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo
+) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array | float], jax.Array]:
+    """(state, keys, label, scale) -> samples, (n, ..., C), by `config.sampling`, averaged weights.
 
-    The classes of a class-conditional network come in turn: sample i is of class i modulo their
-    number.
+    `keys`: (n,), one for each sample. `label`: (n,) classes, of which an unconditional network is
+    told nothing. `scale`: of the guidance, where `config.sampling.guidance_scale` is not 1.
     """
     options = config_lib.sampling_options(config)
     reads_variance = config_lib.build_sampler(config).learned_variance
-    conditional = config.model.class_conditional
-    label = jnp.arange(num_samples) % dataset.num_classes if conditional else None
+    conditional, sampling = config.model.class_conditional, config.sampling
     other = config_lib.build_sampling_schedule(config, dataset.shape)
 
-    def draw(state: TrainState, key: jax.Array) -> jax.Array:
-        predict = predictor(
-            model,
-            state.ema_params,
-            label,
-            mean_only=config.objective.learned_variance and not reads_variance,
-        )
-        shape = (num_samples, *dataset.shape)
+    def draw(
+        state: TrainState, keys: jax.Array, label: jax.Array, scale: jax.Array | float
+    ) -> jax.Array:
+        def network(label: jax.Array | None) -> Predict:
+            mean_only = config.objective.learned_variance and not reads_variance
+            return predictor(model, state.ema_params, label, mean_only=mean_only)
+
+        predict = network(label if conditional else None)
+        if sampling.guidance_scale != 1:
+            predict = samplers.guidance.classifier_free(
+                lambda x, log_snr, label: network(label)(x, log_snr),
+                label,
+                dataset.num_classes,
+                scale,
+                sampling.guidance_interval,
+                sampling.guidance_rescale,
+            )
         schedule = state.schedule if other is None else other
-        return samplers.sample(key, predict, schedule, shape, **options)
+        return samplers.sample(keys, predict, schedule, (len(keys), *dataset.shape), **options)
 
     return draw
 
@@ -57,10 +64,13 @@ def make_drawing(
 
     The noise is the same every time.
     """
-    draw = jax.jit(make_sampler(config, model, dataset, config.sampling.num_samples))
+    draw = jax.jit(make_sampler(config, model, dataset))
+    num = config.sampling.num_samples
+    keys = jax.random.split(jax.random.key(config.seed), num)
+    label = np.arange(num) % max(dataset.num_classes, 1)
 
     def drawing(state: TrainState) -> np.ndarray:
-        pixels = plots.picture(np.asarray(draw(state, jax.random.key(config.seed))))
+        pixels = plots.picture(np.asarray(draw(state, keys, label, config.sampling.guidance_scale)))
         folder = root / "samples"
         folder.mkdir(exist_ok=True)
         plots.save_png(folder / f"step_{int(state.step):06d}.png", pixels)

@@ -1,0 +1,118 @@
+"""The sampling object: what a sample depends on, what is compiled again, what is refused."""
+
+import jax
+import numpy as np
+import pytest
+from small_runs import compiled_quickly, small_config
+
+import diffax
+from diffax import config as config_lib
+from diffax import generator, training
+
+INFO = training.DatasetInfo("points", (2,), 4, None, ())
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly(tmp_path_factory):
+    with compiled_quickly(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+def make_run(**changes):
+    """A run whose network has random weights everywhere, so that every input matters."""
+    config = small_config(**{"model__class_conditional": True, **changes})
+    config_lib.validate(config)
+    model = config_lib.build_model(config, INFO)
+    state = jax.jit(lambda: training.create_state(config, model, INFO))()
+    leaves, tree = jax.tree.flatten(state.ema_params)
+    keys = jax.random.split(jax.random.key(9), len(leaves))
+    noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
+    return training.Run(config, model, state.replace(ema_params=tree.unflatten(noisy)), INFO)
+
+
+@pytest.fixture(scope="module")
+def run():
+    return make_run()
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
+def test_a_sample_does_not_depend_on_the_batches_nor_on_the_devices(run, sampler):
+    whole = diffax.Generator(run, num_devices=1)(20, seed=3, sampler=sampler)
+    assert whole.shape == (20, 2)
+    assert len(np.unique(whole)) == whole.size
+    for generate in (
+        diffax.Generator(run, batch_size=6, num_devices=1),
+        diffax.Generator(run, batch_size=5, num_devices=8),
+        diffax.Generator(run, num_devices=8),
+    ):
+        found = generate(20, seed=3, sampler=sampler)
+        np.testing.assert_allclose(found, whole, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(
+        generate(3, seed=3, sampler=sampler), whole[:3], rtol=1e-4, atol=1e-5
+    )
+    assert not np.allclose(generate(20, seed=4, sampler=sampler), whole)
+
+
+def test_what_was_compiled_is_used_again(run, monkeypatch):
+    made = []
+    original = training.make_sampler
+    monkeypatch.setattr(
+        generator.training, "make_sampler", lambda *a: made.append(a) or original(*a)
+    )
+    generate = diffax.Generator(run, num_devices=1)
+    for seed in range(2):
+        generate(4, seed=seed)
+        generate(4, seed=seed, guidance_scale=2.0)
+        generate(4, seed=seed, guidance_scale=3.5)
+        generate(4, seed=seed, num_steps=6)
+    assert len(made) == 3  # unguided, guided, six steps
+    compiled = [function._cache_size() for function in generate._compiled.values()]
+    assert compiled == [1, 1, 1]
+
+
+def test_labels_and_guidance_change_what_is_drawn(run):
+    generate = diffax.Generator(run, num_devices=1)
+    in_turn, all_ones = generate(8), generate(8, label=1)
+    np.testing.assert_allclose(all_ones[[1, 5]], in_turn[[1, 5]], rtol=1e-5)
+    assert not np.allclose(all_ones[[0, 2]], in_turn[[0, 2]], rtol=1e-3)
+    np.testing.assert_array_equal(generate(8, label=np.arange(8) % 4), in_turn)
+    guided, more = (generate(8, guidance_scale=scale) for scale in (2.0, 4.0))
+    assert not np.allclose(guided, in_turn, rtol=1e-3)
+    assert not np.allclose(guided, more, rtol=1e-3)
+    # nowhere guided: the conditional model
+    nowhere = generate(8, guidance_scale=4.0, guidance_interval=(50.0, 60.0))
+    np.testing.assert_allclose(nowhere, in_turn, rtol=1e-4, atol=1e-5)
+
+
+def test_a_workdir_is_loaded_once(tmp_path, monkeypatch):
+    training.train(small_config(), tmp_path)
+    generate = diffax.Generator(tmp_path, num_devices=1)
+    monkeypatch.setattr(training, "load", None)
+    assert generate(2).shape == (2, 2)
+
+
+@pytest.mark.parametrize(
+    ("changes", "arguments", "said"),
+    [
+        ({}, dict(steps=3), "no option 'steps'; allowed are .*num_steps"),
+        ({}, dict(num_steps="many"), "num_steps='many'"),
+        ({}, dict(sampler="euler", eta=1.0), "eta"),
+        ({}, dict(label=4), "0 to 3"),
+        ({}, dict(label=[1, 2]), "one for each of 5"),
+        ({"model__class_conditional": False}, dict(label=1), "not told classes"),
+        ({"model__class_conditional": False}, dict(guidance_scale=2.0), "class_conditional"),
+        ({"model__label_dropout": 0.0}, dict(guidance_scale=2.0), "label_dropout above 0"),
+        ({"model__conditioning": "step"}, dict(guidance_scale=2.0), "conditioning='log_snr'"),
+        ({"model__conditioning": "step"}, dict(schedule="cosine"), "must be 'log_snr'"),
+    ],
+)
+def test_refusals(changes, arguments, said):
+    with pytest.raises(ValueError, match=said):
+        diffax.Generator(make_run(**changes), num_devices=1)(5, **arguments)
+
+
+def test_no_samples_and_no_batch_are_refused(run):
+    with pytest.raises(ValueError, match="num=0"):
+        diffax.Generator(run)(0)
+    with pytest.raises(ValueError, match="batch_size=0"):
+        diffax.Generator(run, batch_size=0)
