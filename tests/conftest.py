@@ -6,6 +6,7 @@ They are environment variables, so that the processes which tests start inherit 
 import atexit
 import os
 import shutil
+import signal
 import tempfile
 
 # The tests ask for eight devices to show pmap and shard_map, on any machine. Another platform
@@ -14,6 +15,10 @@ os.environ.setdefault("JAX_PLATFORMS", "cpu")
 DEVICE_COUNT = "--xla_force_host_platform_device_count"
 if DEVICE_COUNT not in os.environ.get("XLA_FLAGS", ""):
     os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICE_COUNT}=8".strip()
+
+# A shell that starts the tests in the background has Ctrl-C ignored, which they would inherit, and
+# so would the processes that they start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 # What diffax keeps for the user (prepared data, compiled programs, classifiers) goes to a folder
 # of this run alone, which its xdist workers share: no test sees what an earlier run left behind.
@@ -34,6 +39,15 @@ from hypothesis import settings  # noqa: E402
 # everybody. Compilation falls into the first example, hence no deadline.
 settings.register_profile("diffax", derandomize=True, deadline=None, max_examples=25)
 settings.load_profile("diffax")
+
+
+@pytest.fixture(scope="module")
+def hasty_compiler():
+    """For files that compile much and compute little; slower where much is computed."""
+    before = jax.config.values["jax_disable_most_optimizations"]
+    jax.config.update("jax_disable_most_optimizations", True)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="module", autouse=True)

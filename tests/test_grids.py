@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from diffax import samplers, schedules
 from diffax.samplers import GRIDS
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 OF_LEVELS = ("logsnr", "karras")
 OF_TIMES = tuple(name for name in GRIDS if name not in OF_LEVELS)
 

@@ -10,6 +10,8 @@ import diffax
 from diffax import process, schedules
 from diffax.samplers import guidance
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 KEY = jax.random.key(0)
 MEANS = np.array([[-1.0, 0.5], [1.0, -0.5]])  # of the two classes; class 2 is the null class
 SPREAD = 0.3 * np.eye(2)
@@ -33,7 +35,7 @@ def network(prediction="eps"):
         outs = jnp.stack([f(x, log_snr) for f in all_])
         return outs[label, jnp.arange(len(x))]
 
-    return predict
+    return jax.jit(predict)
 
 
 LABEL = jnp.array([0, 1, 1, 0])

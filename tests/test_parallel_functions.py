@@ -10,6 +10,8 @@ from schedule_cases import NUM_STEPS, REPRESENTATIVE
 
 import diffax
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 BATCH = 16
 DEVICES = 8
 representative = pytest.mark.parametrize("name", REPRESENTATIVE)

@@ -13,6 +13,8 @@ from schedule_cases import CONTINUOUS, DISCRETE
 import diffax
 from diffax import process, schedules
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 discrete = pytest.mark.parametrize("name", DISCRETE)
 KINDS = ("eps", "x0", "v", "score")
 

@@ -16,6 +16,8 @@ from diffax import samplers, schedules
 from diffax.process import by_log_snr
 from diffax.schedules import alpha_of, sigma_of
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 KEY = jax.random.key(0)
 CASES = {**schedule_cases.CONTINUOUS, **schedule_cases.DISCRETE}
 PREDICT = exact.predictor(exact.gaussian())

@@ -17,6 +17,8 @@ from diffax import samplers, schedules
 from diffax.process import by_log_snr
 from diffax.schedules import alpha_of, sigma_of
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 KEY = jax.random.key(0)
 # name -> (sampler, its options, order of convergence, network calls in N steps)
 SOLVERS = {
@@ -95,7 +97,8 @@ def test_cost_in_network_calls(solver):
         assert len(calls) == calls_in(steps)
 
 
-ENDS = ["linear", "cosine", "zero_terminal_snr linear", "learned", "zero_terminal_snr learned"]
+# Those at zero SNR last: in float64 they alone run here, the others do in the tests of the order.
+ENDS = ["linear", "cosine", "learned", "zero_terminal_snr linear", "zero_terminal_snr learned"]
 
 
 @pytest.mark.parametrize("double", [False, True])
@@ -118,7 +121,7 @@ def test_finite_at_2_and_at_1000_steps_under_every_kind_of_end(solver, double):
             start = flow(table.log_snrs[-1], z)
             return diffax.sample(KEY, predict, *arguments, x_init=start, **options)
 
-        for name in ENDS:
+        for name in ENDS[3:] if double else ENDS:
             schedule = schedule_cases.CONTINUOUS[name]()
             prediction = "v" if schedule.zero_terminal else "eps"
             two, thousand = (
