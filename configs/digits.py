@@ -25,11 +25,11 @@ def get_config() -> ConfigDict:
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.995
     config.training.batch_size = 64
-    config.training.num_steps = 1000
+    config.training.num_steps = 700
     config.training.log_every = 100
-    config.training.sample_every = 500
-    config.training.eval_every = 1000
-    config.training.checkpoint_every = 500
+    config.training.sample_every = 350
+    config.training.eval_every = 700
+    config.training.checkpoint_every = 350
     config.sampling.num_steps = 25
     config.sampling.clip_x0 = 1.0
     config.evaluation.num_samples = 500

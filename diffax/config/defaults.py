@@ -102,7 +102,7 @@ def default_config() -> ConfigDict:
     evaluation.batch_size = 256
     evaluation.num_examples = 0  # of the evaluation split, the first so many; 0: all
     evaluation.vlb_num_steps = 0  # T of the bound; 0: continuous time
-    evaluation.ode_num_steps = 100  # of the ODE likelihood
+    evaluation.ode_num_steps = 50  # of the ODE likelihood
     evaluation.num_samples = 2000  # drawn for the Fréchet distance
     evaluation.repeats = 16  # noise levels at which each example is seen for bits/dim
 
