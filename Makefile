@@ -40,7 +40,8 @@ ablation: .venv/.made  ## learned schedule against the fixed ones on digits; wri
 	.venv/bin/python experiments/learned_vs_cosine.py $(ARGS)
 
 test: lint  ## ruff, then the whole test suite on the CPU
-	JAX_PLATFORMS=cpu .venv-test/bin/python -m pytest -n $(JOBS) --dist loadfile $(ARGS)
+	JAX_PLATFORMS=cpu .venv-test/bin/python -m pytest -n $(JOBS) --dist loadfile \
+	  --no-loadscope-reorder $(ARGS)
 
 lint: .venv-test/.made  ## ruff alone
 	.venv-test/bin/ruff check .

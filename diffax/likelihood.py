@@ -47,7 +47,7 @@ def vlb(
                   = T E_i[expm1(log_snr(s_i) - log_snr(t_i)) e] / 2    with T steps (eq. 14)
         reconstruction = -E[log p(x0 | x at the clean end)]
 
-    The clean end's decoder is p(x0 | z) proportional to q(z | x0) (eq. 30): over the `levels`
+    The clean end's decoder is p(x0 | z) proportional to q(z | x0): over the `levels`
     values of quantised data, or a Gaussian density for real data. Times are drawn stratified over
     the batch.
 

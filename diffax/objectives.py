@@ -253,7 +253,7 @@ def schedule_gradient(
 
     "variance": E[L^2], L the continuous-time diffusion term of one example at one time, bits/dim.
     Its mean does not depend on the shape between fixed ends, so the gradient is that of the
-    variance (Kingma 2021, section 5.3 and supplement I). Endpoints, if learned, get the gradient of
+    variance (Kingma 2021, section 5 and its supplement). Endpoints, if learned, get the gradient of
     the bound itself instead.
 
     "vlb": the bound with `num_steps` steps, for every parameter: in discrete time it depends on the

@@ -92,7 +92,7 @@ def q_posterior(
 def posterior_between(
     x0: jax.Array, x_t: jax.Array, log_snr_t: jax.Array, log_snr_s: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """`q_posterior` between two noise levels, log_snr_s >= log_snr_t (Kingma 2021, eq. 25).
+    """`q_posterior` between two noise levels, log_snr_s >= log_snr_t (Kingma 2021, supplement A).
 
     With c = 1 - exp(log_snr_t - log_snr_s): mean = alpha_s c x0 + (alpha_t / alpha_s)
     (sigma_s / sigma_t)^2 x_t and variance = sigma_s^2 c. Right at log_snr_s = inf (mean x0,

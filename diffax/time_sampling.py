@@ -56,7 +56,7 @@ def uniform() -> TimeSampler:
 def stratified() -> TimeSampler:
     """u_i = (u_0 + i / batch) mod 1, in random order: each uniform, together evenly spread.
 
-    The low-discrepancy sampler of Kingma 2021, section 5 and supplement I; weight 1.
+    The low-discrepancy sampler of Kingma 2021, section 5 and its supplement; weight 1.
     """
 
     def sample(state, key, batch):

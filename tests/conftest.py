@@ -41,6 +41,15 @@ settings.register_profile("diffax", derandomize=True, deadline=None, max_example
 settings.load_profile("diffax")
 
 
+# Files that take longest with fewest tests: begun last, one of them would keep one process busy
+# while the others are done. (xdist gives out files in this order by --no-loadscope-reorder.)
+SLOWEST = ("test_cli.py", "test_notebooks.py", "test_train_step.py", "test_schedule_gradient.py")
+
+
+def pytest_collection_modifyitems(items):
+    items.sort(key=lambda item: item.path.name not in SLOWEST)
+
+
 @pytest.fixture(scope="module")
 def hasty_compiler():
     """For files that compile much and compute little; slower where much is computed."""

@@ -11,6 +11,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 import numpy as np
+import pytest
 
 from diffax import schedules
 
@@ -39,6 +40,16 @@ def randomised(schedule: schedules.Schedule, seed: int = 0, scale: float = 1.0):
 def in_float64(schedule):
     """The same schedule with its arrays, if any, in float64; inside `jax.enable_x64(True)`."""
     return jax.tree.map(lambda leaf: leaf.astype(jnp.float64), schedule)
+
+
+def check_refusal(action: Callable, words: list[str]) -> None:
+    """`action` raises ValueError with one line that holds each of the words."""
+    with pytest.raises(ValueError) as caught:
+        action()
+    message = str(caught.value)
+    assert "\n" not in message
+    for word in words:
+        assert word in message, message
 
 
 def table_of(levels) -> schedules.DiscreteSchedule:

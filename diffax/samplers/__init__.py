@@ -2,7 +2,9 @@
 
 from diffax.samplers import guidance
 from diffax.samplers.base import Denoised, Level, Sampler, Step
+from diffax.samplers.editing import interpolate, invert, sdedit
 from diffax.samplers.grids import GRIDS
+from diffax.samplers.inpainting import inpaint
 from diffax.samplers.loop import SAMPLERS, get, options_of, sample, visited_levels
 
 __all__ = [
@@ -14,7 +16,11 @@ __all__ = [
     "Step",
     "get",
     "guidance",
+    "inpaint",
+    "interpolate",
+    "invert",
     "options_of",
     "sample",
+    "sdedit",
     "visited_levels",
 ]

@@ -134,13 +134,17 @@ GRIDS: dict[str, Callable[[Range, int], Level]] = {
 }
 
 
-def levels(over: Range, grid: str | Sequence[float] | jax.Array, num_steps: int) -> Level:
+def levels(over: Range, grid: str | Sequence[float] | jax.Array | Level, num_steps: int) -> Level:
     """The levels of a named grid, or at the given times, checked; fields of shape (steps,).
+
+    Given levels are taken as they are.
 
     Raises:
       ValueError: fewer than 2 steps, more than a discrete schedule has, an unknown name, or given
         times that don't decrease strictly or lie outside the schedule.
     """
+    if isinstance(grid, Level):
+        return grid
     if not isinstance(grid, str):
         return over.at(_explicit(over, grid))
     if grid not in GRIDS:

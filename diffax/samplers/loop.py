@@ -95,7 +95,8 @@ def sample(
       sampler: a name in `SAMPLERS`; its docstring tells the calls per step. `options` go to it.
       num_steps: levels visited, at least 2; in a discrete schedule at most T.
       prediction: "eps", "x0" or "v".
-      grid: a name in `grids.GRIDS`, or the times themselves, strictly decreasing.
+      grid: a name in `grids.GRIDS`, or the times themselves, strictly decreasing, or the levels, as
+        `visited_levels` gives them.
       x_init: the start, at the first level; standard normal if left out.
       clip_x0: a bound on |x0|, applied to every x0 estimate before it is used.
       return_trajectory: also return the states, (steps + 1, *shape), the start first.
@@ -122,8 +123,9 @@ def sample(
     x = standard_normal(start_key, shape) if x_init is None else as_float(x_init)
     if x.shape != shape:
         raise ValueError(f"x_init has shape {x.shape}, and shape={shape} was asked for")
-    limit = _limiter(clip_x0, dynamic_threshold)
-    denoise = _denoiser(predict, prediction, limit, solver.learned_variance)
+    denoise = make_denoiser(
+        predict, prediction, clip_x0, dynamic_threshold, solver.learned_variance
+    )
     if solver.visits_between and schedule.num_steps and not process.takes_log_snr(predict):
         raise ValueError(
             f"sampler={sampler!r} visits levels between the indices of a discrete schedule, which a"
@@ -229,13 +231,15 @@ def _limiter(
     return limit
 
 
-def _denoiser(
+def make_denoiser(
     predict: Predict,
     prediction: str,
-    limit: Callable[[jax.Array], jax.Array] | None,
-    learned_variance: bool,
+    clip_x0: float | None = None,
+    dynamic_threshold: float | None = None,
+    learned_variance: bool = False,
 ) -> Callable[[jax.Array, Level], Denoised]:
-    """x_t, level -> Denoised: one network call, converted and limited."""
+    """x_t, level -> Denoised: one network call, converted and limited; arguments as in `sample`."""
+    limit = _limiter(clip_x0, dynamic_threshold)
 
     def denoise(x: jax.Array, level: Level) -> Denoised:
         batch = x.shape[:1]

@@ -131,7 +131,7 @@ def learned(
 
     Args:
       key: PRNG key, for kind="monotone"; None is jax.random.key(0).
-      kind: "monotone", a positive-weight network of one hidden layer (Kingma 2021, supplement H);
+      kind: "monotone", a positive-weight network of one hidden layer (Kingma 2021, supplement);
         "piecewise_linear", softmax increments; "polynomial", of degree 5 with derivative
         (a t^2 + b t + c)^2 (Sahoo 2024).
       log_snr_max, log_snr_min: the endpoints, or where they start from if they are learned.

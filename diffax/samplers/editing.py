@@ -1,0 +1,112 @@
+"""Editing: start from a noised image, find the noise of an image, pass between two of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+from diffax import process
+from diffax.process import AnySchedule, Predict
+from diffax.samplers.base import Level, standard_normal
+from diffax.samplers.loop import sample, visited_levels
+
+
+def sdedit(
+    key: jax.Array,
+    predict: Predict,
+    schedule: AnySchedule,
+    x: jax.Array,
+    strength: float,
+    num_steps: int = 50,
+    prediction: str = "eps",
+    grid: str | Sequence[float] | jax.Array = "uniform",
+    **options: object,
+) -> jax.Array:
+    """SDEdit (Meng 2022, algorithm 1): noise x up to a level, then sample from there.
+
+    Of the `num_steps` levels of the grid the last `strength` share is visited, so 1 forgets x but
+    for its trace at the noisiest level, and a small share keeps all but details.
+
+    Args:
+      key: PRNG key; x: (batch, ..., C), what is edited.
+      strength: above 0 and at most 1.
+      predict, schedule, num_steps, prediction, grid, options: as in `sample`.
+
+    Raises:
+      ValueError: a strength outside its range, or what `sample` refuses.
+    """
+    if not 0 < strength <= 1:
+        raise ValueError(f"strength={strength}: must be above 0 and at most 1")
+    levels = visited_levels(schedule, num_steps, grid, prediction)
+    kept = max(1, round(strength * len(levels.t)))
+    levels = Level(levels.t[-kept:], levels.log_snr[-kept:])
+    noise_key, sample_key = jax.random.split(key)
+    noised = process.q_sample_at(x, levels.log_snr[0], standard_normal(noise_key, x.shape, x.dtype))
+    return sample(
+        sample_key, predict, schedule, x.shape, num_steps=kept, prediction=prediction,
+        grid=levels, x_init=noised, **options,
+    )  # fmt: skip
+
+
+def invert(
+    predict: Predict,
+    schedule: AnySchedule,
+    x0: jax.Array,
+    num_steps: int = 50,
+    prediction: str = "eps",
+    grid: str | Sequence[float] | jax.Array = "uniform",
+) -> jax.Array:
+    """DDIM run backwards (Song 2021, section 4.3): the start from which `sample` gives x0 again.
+
+    x' = alpha' x0_hat + sigma' eps_hat from each level of the grid to the next noisier one, the
+    network called at the cleaner. `sample` with sampler="ddim", the same grid and `x_init` the
+    result then gives x0 back but for an error of order 1 / num_steps.
+
+    Args:
+      x0: (batch, ..., C); the others as in `sample`.
+
+    Raises:
+      ValueError: what `sample` refuses; a schedule that starts at zero SNR, where x_t says nothing.
+    """
+    levels = visited_levels(schedule, num_steps, grid, prediction)
+    if schedule.zero_terminal:
+        raise ValueError("at zero SNR x_t holds nothing of x0: invert under a finite end")
+    levels = jax.tree.map(lambda a: a[::-1], levels)
+
+    def parts(x: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
+        t, log_snr = (jnp.broadcast_to(value, x.shape[:1]) for value in level)
+        out = process.told(predict, x, t, log_snr)
+        x0, eps = (
+            process.convert(out, x, level.alpha, level.sigma, prediction, target)
+            for target in ("x0", "eps")
+        )
+        return x0, eps
+
+    def body(x: jax.Array, pair: tuple[Level, Level]) -> tuple[jax.Array, None]:
+        now, noisier = pair
+        return noisier.of(*parts(x, now)).astype(x.dtype), None
+
+    first = Level(levels.t[0], levels.log_snr[0])
+    start = first.of(x0, parts(x0, first)[1])
+    pairs = (jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels))
+    return jax.lax.scan(body, start, pairs)[0]
+
+
+def interpolate(a: jax.Array, b: jax.Array, shares: Sequence[float] | jax.Array) -> jax.Array:
+    """Between two starts, along the great circle (Song 2021, section 5.3; Shoemake 1985).
+
+        sin((1 - s) w) / sin w a + sin(s w) / sin w b,  w the angle between them
+
+    Args:
+      a, b: (...), starts of `sample` or results of `invert`; shares: (n,), 0 is a and 1 is b.
+
+    Returns:
+      (n, ...).
+    """
+    flat_a, flat_b = jnp.ravel(a), jnp.ravel(b)
+    cosine = jnp.vdot(flat_a, flat_b) / (jnp.linalg.norm(flat_a) * jnp.linalg.norm(flat_b))
+    angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))  # keeps sin w away from 0
+    shares = process.expand_to(jnp.asarray(shares, a.dtype), a[None])
+    return (jnp.sin((1 - shares) * angle) * a + jnp.sin(shares * angle) * b) / jnp.sin(angle)

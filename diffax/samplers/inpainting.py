@@ -1,0 +1,95 @@
+"""Inpainting: a part of the data is given, the rest is sampled to fit it (RePaint)."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import process
+from diffax.process import AnySchedule, Predict
+from diffax.samplers.base import Level, Step, standard_normal
+from diffax.samplers.ddpm import ddpm
+from diffax.samplers.loop import make_denoiser, visited_levels
+
+
+def inpaint(
+    key: jax.Array,
+    predict: Predict,
+    schedule: AnySchedule,
+    known: jax.Array,
+    mask: jax.Array,
+    num_steps: int = 50,
+    jump_length: int = 10,
+    num_resamples: int = 10,
+    prediction: str = "eps",
+    grid: str | Sequence[float] | jax.Array = "uniform",
+    clip_x0: float | None = None,
+    dynamic_threshold: float | None = None,
+) -> jax.Array:
+    """RePaint (Lugmayr 2022, algorithm 1): ancestral sampling whose known part is put in anew.
+
+    After each step what is known, noised to its level, replaces what was sampled there. Every
+    `jump_length` steps the chain goes back as many levels by adding noise, `num_resamples` - 1
+    times, so that the two parts come to agree. One call per step down: about num_steps *
+    num_resamples in all; stochastic.
+
+    Args:
+      key: PRNG key.
+      known: (batch, ..., C); mask: broadcasts to it, 1 where it is known, 0 where it is sampled.
+      num_resamples: how often each stretch is gone through; 1: no jumps.
+      The others are as in `sample`.
+
+    Raises:
+      ValueError: a jump or a count below 1, or what `sample` refuses.
+    """
+    for name, value in (("jump_length", jump_length), ("num_resamples", num_resamples)):
+        if int(value) != value or value < 1:
+            raise ValueError(f"{name}={value}: must be a whole number of at least 1")
+    levels = visited_levels(schedule, num_steps, grid, prediction)
+    num = levels.t.shape[0]
+    whole = Level(
+        jnp.append(levels.t, jnp.zeros((), levels.t.dtype)), jnp.append(levels.log_snr, jnp.inf)
+    )
+    denoise = make_denoiser(predict, prediction, clip_x0, dynamic_threshold)
+    down = ddpm().step
+    start_key, step_key = jax.random.split(key)
+    x = standard_normal(start_key, known.shape, known.dtype)
+
+    def body(x: jax.Array, move: tuple[jax.Array, jax.Array, jax.Array]):
+        i, source, target = move
+        own_key, known_key = jax.random.split(jax.random.fold_in(step_key, i))
+        now, after = (jax.tree.map(lambda a, k=k: a[k], whole) for k in (source, target))
+
+        def denoised() -> jax.Array:
+            given = process.q_sample_at(
+                known, after.log_snr, standard_normal(known_key, x.shape, x.dtype)
+            )
+            sampled, _ = down(x, (), Step(own_key, now, after, denoise, None))
+            return mask * given + (1 - mask) * sampled
+
+        def noised() -> jax.Array:
+            beta = process.transition_variance(after.log_snr, now.log_snr)
+            noise = standard_normal(own_key, x.shape, x.dtype)
+            return jnp.sqrt(1 - beta) * x + jnp.sqrt(beta) * noise
+
+        return jax.lax.cond(target > source, denoised, noised), None
+
+    moves = _moves(num, jump_length, num_resamples)
+    return jax.lax.scan(body, x, (jnp.arange(len(moves)), moves[:, 0], moves[:, 1]))[0]
+
+
+def _moves(num: int, jump_length: int, num_resamples: int) -> np.ndarray:
+    """(from, to) for every move between levels 0, the noisiest, to `num`, x0: (moves, 2)."""
+    moves, at = [], 0
+    left = dict.fromkeys(range(jump_length, num, jump_length), num_resamples - 1)
+    while at < num:
+        moves.append((at, at + 1))
+        at += 1
+        if left.get(at, 0) > 0:
+            left[at] -= 1
+            moves += [(i, i - 1) for i in range(at, at - jump_length, -1)]
+            at -= jump_length
+    return np.array(moves)
