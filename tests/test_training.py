@@ -205,3 +205,19 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
     assert int(training.load(tmp_path / "run").state.step) == 6
     state, _ = training.train(config, tmp_path / "run")
     assert_equal(state.params, expected.params)
+
+
+# --- what TensorBoard reads ---------------------------------------------------------------------
+
+
+def test_tensorboard_gets_the_metrics_and_the_samples(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator")
+    config = small_config(training__tensorboard=True, training__sample_every=12)
+    training.train(config, tmp_path)
+    (events,) = tmp_path.rglob("events.out.tfevents.*")
+    read = accumulator.EventAccumulator(str(events), size_guidance={"tensors": 0}).Reload()
+    lines = writers.read_json_lines(tmp_path / "metrics.jsonl")
+    tensor = pytest.importorskip("tensorboard.util.tensor_util")
+    values = {e.step: float(tensor.make_ndarray(e.tensor_proto)) for e in read.Tensors("loss")}
+    assert values == pytest.approx({line["step"]: line["loss"] for line in lines})
+    assert "samples" in read.Tags()["tensors"]
