@@ -37,9 +37,15 @@ def equal_endpoints(name: str) -> tuple[float, float]:
 
 
 def papers_endpoints(name: str) -> tuple[float, float]:
-    """Each paper's: of its T = 1000 betas, or 13.3 and -5 in log-SNR (Kingma 2021)."""
+    """Each paper's: of its T = 1000 betas, or 13.3 and -5 in log-SNR (Kingma 2021).
+
+    Of linear as far as its continuous form goes, which ends 0.07 before its betas do.
+    """
     if name in ("linear", "cosine"):
-        return schedules.concrete_ends(schedules.get(name).discretize(1000))
+        schedule = schedules.get(name)
+        first, last = schedules.concrete_ends(schedule.discretize(1000))
+        most, least = schedules.concrete_ends(schedule)
+        return min(first, most), max(last, least)
     return 13.3, -5.0
 
 
