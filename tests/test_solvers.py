@@ -205,6 +205,16 @@ def test_first_order_solvers_are_ddim(same):
     )
 
 
+@exact.in_float64
+def test_without_history_the_stochastic_multistep_solver_is_ancestral():
+    """Two steps have none to use: they are those of `ddpm` with the small variance."""
+    arguments = (KEY, by_log_snr(exact.wrong), schedules.linear_logsnr(), (4, 2))
+    two, ancestral = (diffax.sample(*arguments, name, 2) for name in ("dpmpp_2m_sde", "ddpm"))
+    np.testing.assert_allclose(two, ancestral, rtol=1e-10)
+    three, ancestral = (diffax.sample(*arguments, name, 3) for name in ("dpmpp_2m_sde", "ddpm"))
+    assert not np.allclose(three, ancestral, rtol=1e-3)
+
+
 def test_an_order_that_does_not_exist_is_refused():
     arguments = (KEY, by_log_snr(exact.wrong), schedules.cosine(), (4, 2))
     with pytest.raises(ValueError, match="order=4: DPM-Solver has orders 1, 2 and 3"):

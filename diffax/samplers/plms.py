@@ -40,8 +40,8 @@ def plms() -> Sampler:
 
     Its first three steps have the lower orders that their history allows, the very first a
     pseudo-improved Euler step, which averages eps here and at the end of a `ddim` step. One call
-    per step, two in the first: N + 1 in all; deterministic. The weights are of order 4 for levels
-    at which sigma / alpha is equally spaced; on other grids, equal steps in t among them, order 2.
+    per step, two in the first: N + 1 in all; deterministic. Order 2 on equal steps in t: for those
+    the weights are made, but the transfer's variable, sigma / alpha, does not go in equal steps.
     From zero SNR the step is `ddim`'s, and does not enter the history.
     """
 
