@@ -125,6 +125,10 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str) -> dict[str, Any]:
     """Trains and evaluates one run; `text` is the common config as JSON. See `analyse`."""
     runtime.start(f"{arm.name}, seed {seed}: ")
     config = arm_config(config_lib.from_json(text), arm, seed)
+    for name in ("eval_every", "sample_every"):
+        # What would be done at the end only is done below.
+        if config.training[name] >= config.training.num_steps:
+            config.training[name] = 0
     training.train(config, directory)
     run = training.load(directory)
     dataset = data.load(config.data)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -85,12 +86,16 @@ def _over_split(
 
     `measure` gives a pytree of (batch,) arrays.
     """
-    size = config.evaluation.batch_size
-    parallel.check_divides("evaluation.batch_size", size, mesh)
+    largest = config.evaluation.batch_size
+    parallel.check_divides("evaluation.batch_size", largest, mesh)
     num = min(config.evaluation.num_examples or len(split), len(split))
+    # As many batches as it takes, of equal size: little is left to fill up.
+    size = math.ceil(num / math.ceil(num / largest) / mesh.size) * mesh.size
     compiled = jax.jit(measure, out_shardings=parallel.replicated(mesh))
 
     def run(state: TrainState, seed: int) -> Any:
+        # As in training, so that a program which is in the compilation cache is found there.
+        state = jax.device_put(state, parallel.replicated(mesh))
         parts = []
         for i in range(0, num, size):
             # The last batch is filled up, so that all have one shape, and cut afterwards.
