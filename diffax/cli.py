@@ -83,11 +83,40 @@ def _add_sampling_flags(parser: argparse.ArgumentParser, **others: Any) -> None:
 
 def _sample_flags(parser: argparse.ArgumentParser) -> None:
     _add_workdir(parser, "of a trained run")
-    parser.add_argument("--num", type=int, default=64, help="how many samples (default 64)")
+    parser.add_argument("--num", type=int, help="how many (default 64; of an edit 16)")
     parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--label", type=int, help="the class of all (default: in turn)")
     parser.add_argument("--out", help="where to write (default WORKDIR/samples/sample)")
     text = "noise levels visited; several, as 5,10,50, draw a comparison from the same noise"
     _add_sampling_flags(parser, steps=dict(type=_counts, metavar="N[,N...]", help=text))
+    group = parser.add_argument_group("editing of given data")
+    group.add_argument(
+        "--edit",
+        choices=("sdedit", "inpaint", "invert", "interpolate"),
+        help="noise it and sample from there; draw a part anew; find the noise DDIM turns into it;"
+        " pass from one example to another",
+    )
+    group.add_argument(
+        "--input",
+        nargs="+",
+        metavar="FILE",
+        help="images, or .npz with an array of samples (default: from the evaluation split)",
+    )
+    for flag, (kind, text) in _EDIT_FLAGS.items():
+        group.add_argument(f"--{flag}", type=kind, help=text)
+
+
+_EDIT_FLAGS: dict[str, tuple[Callable, str]] = {
+    "strength": (float, "of sdedit: share of the levels gone back, above 0 to 1 (default 0.5)"),
+    "mask": (
+        str,
+        "of inpaint: what is drawn anew, left, right, top, bottom or centre, or an image's light"
+        " part (default centre)",
+    ),
+    "jump-length": (int, "of inpaint: levels in a jump back (default 10)"),
+    "num-resamples": (int, "of inpaint: passes through each stretch (default 10)"),
+    "frames": (int, "of interpolate: examples from first to last (default 8)"),
+}
 
 
 def _counts(text: str) -> list[int]:
@@ -100,26 +129,27 @@ def _counts(text: str) -> list[int]:
 def _sample(args: argparse.Namespace, _: None) -> None:
     import numpy as np
 
-    from diffax import evaluation, plots
+    from diffax import edits, plots
+    from diffax.generator import Generator
 
-    counts = args.steps or [None]
-    if args.num < 1:
-        raise ValueError(f"--num={args.num}: at least 1 sample")
-    samples = {
-        f"{count} steps": evaluation.draw(_loaded(args, steps=count), args.num, args.seed)
-        for count in counts
-    }
-    out = Path(args.out or Path(args.workdir) / "samples" / "sample").with_suffix("")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    if len(counts) == 1:
-        (single,) = samples.values()
-        np.savez(out.with_suffix(".npz"), samples=single)
-        plots.save_png(out.with_suffix(".png"), plots.picture(single))
+    generate = Generator(args.workdir)
+    names = [flag.replace("-", "_") for flag in _EDIT_FLAGS]
+    flags = {name: vars(args)[name] for name in names if vars(args)[name] is not None}
+    options = _given_options(args) | {"seed": args.seed, "label": args.label}
+    if args.edit:
+        result = edits.edit(generate, args.edit, args.input, args.num, args.steps, flags, options)
     else:
-        named = {f"samples_{count}": x for count, x in zip(counts, samples.values())}
-        np.savez(out.with_suffix(".npz"), **named)
-        plots.draw_comparison(samples).savefig(out.with_suffix(".png"))
-    print(f"{out}.png\n{out}.npz")
+        edits.check_flags(None, flags | {"input": args.input})
+        result = edits.draw(generate, args.num, args.steps, options)
+    out = Path(args.out or Path(args.workdir) / "samples" / (args.edit or "sample"))
+    out = out.with_suffix("")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out.with_suffix(".npz"), **result.arrays)
+    if len(result.drawn) == 1:
+        plots.save_png(out.with_suffix(".png"), plots.picture(*result.drawn.values()))
+    else:
+        plots.draw_comparison(result.drawn).savefig(out.with_suffix(".png"))
+    print(f"{result.said}{out}.png\n{out}.npz")
 
 
 # --- evaluate -----------------------------------------------------------------------------------
@@ -250,16 +280,23 @@ def _add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help=f"directory {text}")
 
 
-def _loaded(args: argparse.Namespace, **others: Any) -> Any:
-    """The run in --workdir, sampled as the flags say; `others` replaces flags' values."""
+def _given_options(args: argparse.Namespace) -> dict[str, Any]:
+    """Keys of config.sampling with the values of the flags that were given, all but the steps."""
+    found = {
+        key: vars(args)[flag.replace("-", "_")] for flag, (key, _, _) in _SAMPLING_FLAGS.items()
+    }
+    return {k: v for k, v in found.items() if v is not None and k != "num_steps"}
+
+
+def _loaded(args: argparse.Namespace) -> Any:
+    """The run in --workdir, sampled as the flags say."""
     from diffax import config as config_lib
     from diffax import training
 
     run = training.load(args.workdir)
-    for flag, (key, _, _) in _SAMPLING_FLAGS.items():
-        value = {**vars(args), **others}[flag.replace("-", "_")]
-        if value is not None:
-            run.config.sampling[key] = value
+    run.config.sampling.update(_given_options(args))
+    if args.steps is not None:
+        run.config.sampling.num_steps = args.steps
     config_lib.validate(run.config)
     return run
 

@@ -105,7 +105,8 @@ def save_png(path, pixels: np.ndarray) -> None:
 
 def draw_comparison(samples: Mapping[str, np.ndarray]) -> Any:
     """A matplotlib Figure: each entry's samples as one picture under its name, side by side."""
-    figure = _figure(2.6 * len(samples), 2.9)
+    width = min(2.6, 16 / len(samples))
+    figure = _figure(width * len(samples), width + 0.3)
     for axes, (name, x) in zip(figure.subplots(1, len(samples), squeeze=False)[0], samples.items()):
         pixels = picture(x)
         axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray")

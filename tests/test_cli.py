@@ -127,6 +127,54 @@ def test_sample_draws_a_comparison_of_step_counts(trained, tmp_path, capsys):
     assert "N,N" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("edit", "flags", "name", "num"),
+    [
+        ("sdedit", ["--strength=0.3", "--steps=4"], "edited", 16),
+        ("inpaint", ["--mask=left", "--jump-length=2", "--num-resamples=2"], "inpainted", 16),
+        ("invert", ["--steps=5"], "reconstruction", 16),
+        ("interpolate", ["--frames=3", "--steps=5"], "interpolated", 3),
+    ],
+)
+def test_sample_edits_given_data(edit, flags, name, num, trained, tmp_path, capsys):
+    arguments = ["sample", f"--workdir={trained}", f"--edit={edit}", f"--out={tmp_path}/x"]
+    assert cli.main([*arguments, *flags]) == 0
+    arrays = np.load(tmp_path / "x.npz")
+    assert arrays[name].shape == (num, 8, 8, 1)
+    assert arrays["given"].shape == (2 if edit == "interpolate" else 16, 8, 8, 1)
+    assert Image.open(tmp_path / "x.png").size[0] > 400
+    if edit == "invert":
+        said = f"mean {arrays['error'].mean():.3g},"
+        assert said in capsys.readouterr().out
+
+
+def test_what_was_drawn_is_edited(trained, tmp_path):
+    arguments = ["sample", f"--workdir={trained}", "--steps=4", "--clip-x0=1"]
+    assert cli.main([*arguments, "--num=3", f"--out={tmp_path}/drawn"]) == 0
+    edit = ["--edit=sdedit", f"--input={tmp_path}/drawn.npz", f"--out={tmp_path}/edited"]
+    assert cli.main([*arguments, *edit]) == 0
+    given = np.load(tmp_path / "edited.npz")["given"]
+    np.testing.assert_array_equal(given, np.load(tmp_path / "drawn.npz")["samples"])
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--strength=0.3"], "--strength=0.3: only with --edit=sdedit"),
+        (["--input=a.png"], "--input=['a.png']: only with --edit=sdedit or inpaint"),
+        (["--edit=invert", "--mask=left"], "--mask=left: only with --edit=inpaint"),
+        (["--edit=invert", "--steps=2,3"], "--steps=2,3: one count"),
+        (["--edit=inpaint", "--input=a.png"], "--input=a.png: no such file"),
+        (["--edit=interpolate", "--num=3"], "between two examples, and 3 are given"),
+        (["--label=1"], "label=1: this network is not told classes"),
+    ],
+)
+def test_edits_on_the_command_line_refuse(flags, said, trained, tmp_path, capsys):
+    assert cli.main(["sample", f"--workdir={trained}", f"--out={tmp_path}/x", *flags]) == 1
+    assert said in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
 def test_sample_under_another_schedule(trained, tmp_path, capsys):
     drawn = {}
     for name in ("cosine", "linear_logsnr"):

@@ -50,6 +50,13 @@ def test_inversion_is_undone_by_ddim_with_an_error_of_order_one():
         again = diffax.sample(KEY, predict, SCHEDULE, x0.shape, num_steps=steps, x_init=start)
         return jnp.max(jnp.abs(again - x0)), start
 
+    # the same through `reconstruct`, example by example
+    start = samplers.invert(predict, SCHEDULE, x0, 50)
+    again, each = samplers.reconstruct(predict, SCHEDULE, start, x0, 50)
+    assert again.shape == x0.shape and each.shape == (50,)
+    np.testing.assert_allclose(each, np.sqrt(np.mean((again - x0) ** 2, axis=1)), rtol=1e-6)
+    np.testing.assert_allclose(jnp.max(jnp.abs(again - x0)), error(50)[0], rtol=1e-6)
+
     errors = []
     for steps in (50, 100, 200):
         value, start = jax.jit(error, static_argnums=0)(steps)
@@ -103,6 +110,24 @@ def test_inpainting_samples_the_conditional_of_a_gaussian():
     # without going back the two parts agree less: that is what the jumps are for
     once = np.asarray(run(1))
     assert abs(once[:, 1].mean() - mean) > 2 * abs(x[:, 1].mean() - mean)
+
+
+@pytest.mark.parametrize(
+    "edit",
+    [
+        lambda key, predict, x: samplers.sdedit(key, predict, SCHEDULE, x, 0.6, 5, sampler="ddpm"),
+        lambda key, predict, x: samplers.inpaint(
+            key, predict, SCHEDULE, x, jnp.array([1.0, 0.0]), 6, 2, 2
+        ),
+    ],
+    ids=["sdedit", "inpaint"],
+)
+def test_with_a_key_of_its_own_an_example_does_not_depend_on_the_others(edit):
+    predict = predictor(gaussian())
+    x, keys = gaussian().sample(KEY, 6), jax.random.split(jax.random.key(5), 6)
+    whole, part = edit(keys, predict, x), edit(keys[2:4], predict, x[2:4])
+    np.testing.assert_allclose(whole[2:4], part, rtol=1e-5, atol=1e-6)
+    assert not np.allclose(whole[2:4], edit(keys[:2], predict, x[2:4]), rtol=1e-3)
 
 
 def test_the_moves_of_repaint():

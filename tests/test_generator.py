@@ -91,6 +91,71 @@ def test_a_workdir_is_loaded_once(tmp_path, monkeypatch):
     assert generate(2).shape == (2, 2)
 
 
+GIVEN = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
+EDITS = {
+    "from_start": lambda generate, x: generate.from_start(x, label=1),
+    "sdedit": lambda generate, x: generate.sdedit(x, 0.7, label=1, sampler="ddpm"),
+    "inpaint": lambda generate, x: generate.inpaint(
+        x, [1.0, 0.0], label=1, jump_length=2, num_resamples=2
+    ),
+    "invert": lambda generate, x: generate.invert(x, label=1).reconstruction,
+}
+
+
+@pytest.mark.parametrize("name", EDITS)
+def test_an_edit_does_not_depend_on_the_batches_nor_on_the_devices(run, name):
+    whole = EDITS[name](diffax.Generator(run, num_devices=1), GIVEN)
+    assert whole.shape == GIVEN.shape and np.isfinite(whole).all()
+    for generate in (
+        diffax.Generator(run, batch_size=2, num_devices=1),
+        diffax.Generator(run, num_devices=8),
+    ):
+        np.testing.assert_allclose(EDITS[name](generate, GIVEN), whole, rtol=1e-3, atol=1e-4)
+
+
+def test_edits_do_what_they_say(run):
+    generate = diffax.Generator(run, num_devices=1)
+    known = generate.inpaint(GIVEN, [1.0, 0.0], label=1)
+    np.testing.assert_allclose(known[:, 0], GIVEN[:, 0], atol=1e-5)
+    assert np.abs(known[:, 1] - GIVEN[:, 1]).max() > 1e-2
+    # from its start DDIM gives the reconstruction, and the ends of an interpolation are those
+    found = generate.invert(GIVEN, label=1)
+    again = generate.from_start(found.start, label=1, sampler="ddim", clip_x0=None)
+    np.testing.assert_allclose(again, found.reconstruction, rtol=1e-4, atol=1e-5)
+    error = np.sqrt(np.mean((found.reconstruction - GIVEN) ** 2, axis=1))
+    np.testing.assert_allclose(found.error, error, rtol=1e-4)
+    between = generate.interpolate(GIVEN[0], GIVEN[1], [0.0, 0.5, 1.0], label=1)
+    np.testing.assert_allclose(between[[0, 2]], found.reconstruction[:2], rtol=1e-3, atol=1e-4)
+
+
+def test_edits_work_on_a_run_that_samples_with_its_learned_variance():
+    changes = {
+        "objective__learned_variance": True,
+        "schedule__num_steps": 12,
+        "sampling__sampler": "ddpm",
+    }
+    run = make_run(**changes, sampling__variance="learned")
+    generate = diffax.Generator(run, num_devices=1)
+    for name, edit in EDITS.items():
+        assert name == "from_start" or np.isfinite(edit(generate, GIVEN)).all()
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda g: g.invert(GIVEN, label=1, sampler="heun"), "invert takes no sampler"),
+        (lambda g: g.invert(GIVEN, label=1, clip_x0=1.0), "invert takes no clip_x0"),
+        (lambda g: g.inpaint(GIVEN, 1.0, label=1, eta=1.0), "inpaint takes no eta"),
+        (lambda g: g.inpaint(GIVEN, 1.0), "told classes"),
+        (lambda g: g.sdedit(GIVEN[:, :1], 0.5, label=1), r"\(5, 1\): this run's is \(n, 2,"),
+        (lambda g: g.sdedit(GIVEN, 1.5, label=1), "strength=1.5"),
+    ],
+)
+def test_edits_refuse(run, call, said):
+    with pytest.raises(ValueError, match=said):
+        call(diffax.Generator(run, num_devices=1))
+
+
 @pytest.mark.parametrize(
     ("changes", "arguments", "said"),
     [

@@ -88,8 +88,9 @@ MAY_IMPORT = {
     "training": PARTS,
     "generator": PARTS | {"training"},
     "evaluation": PARTS | {"training", "generator"},
+    "edits": PARTS | {"generator"},
     "ablation": PARTS | {"training", "evaluation"},
-    "cli": PARTS | {"training", "evaluation", "ablation"},
+    "cli": PARTS | {"training", "evaluation", "generator", "edits", "ablation"},
 }
 
 

@@ -2,7 +2,7 @@
 
 from diffax.samplers import guidance
 from diffax.samplers.base import Denoised, Level, Sampler, Step
-from diffax.samplers.editing import interpolate, invert, sdedit
+from diffax.samplers.editing import interpolate, invert, reconstruct, sdedit
 from diffax.samplers.grids import GRIDS
 from diffax.samplers.inpainting import inpaint
 from diffax.samplers.loop import SAMPLERS, get, options_of, sample, visited_levels
@@ -20,6 +20,7 @@ __all__ = [
     "interpolate",
     "invert",
     "options_of",
+    "reconstruct",
     "sample",
     "sdedit",
     "visited_levels",

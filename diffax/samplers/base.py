@@ -97,6 +97,20 @@ def standard_normal(
     return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(key)
 
 
+def split_key(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two keys of one, or of each of (batch,); untyped keys (uint32) become typed ones."""
+    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
+        key = jax.random.wrap_key_data(key)
+    pairs = jax.random.split(key) if key.ndim == 0 else jax.vmap(jax.random.split)(key).T
+    return pairs[0], pairs[1]
+
+
+def fold_in(key: jax.Array, i: jax.Array) -> jax.Array:
+    """`jax.random.fold_in` of a key, or of each of (batch,)."""
+    fold = jax.random.fold_in
+    return fold(key, i) if key.ndim == 0 else jax.vmap(fold, (0, None))(key, i)
+
+
 def no_carry(x: jax.Array) -> tuple[()]:
     """The `init` of a solver without history."""
     del x

@@ -9,7 +9,7 @@ import jax.numpy as jnp
 
 from diffax import process
 from diffax.process import AnySchedule, Predict
-from diffax.samplers.base import Level, standard_normal
+from diffax.samplers.base import Level, split_key, standard_normal
 from diffax.samplers.loop import sample, visited_levels
 
 
@@ -30,7 +30,7 @@ def sdedit(
     for its trace at the noisiest level, and a small share keeps all but details.
 
     Args:
-      key: PRNG key; x: (batch, ..., C), what is edited.
+      key: PRNG key, or one for each example; x: (batch, ..., C), what is edited.
       strength: above 0 and at most 1.
       predict, schedule, num_steps, prediction, grid, options: as in `sample`.
 
@@ -42,7 +42,7 @@ def sdedit(
     levels = visited_levels(schedule, num_steps, grid, prediction)
     kept = max(1, round(strength * len(levels.t)))
     levels = Level(levels.t[-kept:], levels.log_snr[-kept:])
-    noise_key, sample_key = jax.random.split(key)
+    noise_key, sample_key = split_key(key)
     noised = process.q_sample_at(x, levels.log_snr[0], standard_normal(noise_key, x.shape, x.dtype))
     return sample(
         sample_key, predict, schedule, x.shape, num_steps=kept, prediction=prediction,
@@ -92,6 +92,33 @@ def invert(
     start = first.of(x0, parts(x0, first)[1])
     pairs = (jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels))
     return jax.lax.scan(body, start, pairs)[0]
+
+
+def reconstruct(
+    predict: Predict,
+    schedule: AnySchedule,
+    start: jax.Array,
+    x0: jax.Array,
+    num_steps: int = 50,
+    prediction: str = "eps",
+    grid: str | Sequence[float] | jax.Array = "uniform",
+) -> tuple[jax.Array, jax.Array]:
+    """DDIM from a result of `invert`, and how far it ends from x0.
+
+    No estimate is clipped: what is clipped can't be undone.
+
+    Args:
+      start, x0: (batch, ..., C), the result and the argument of `invert`; the others as there.
+
+    Returns:
+      What is sampled, and sqrt(mean((sampled - x0)^2)) of each example, (batch,).
+    """
+    key = jax.random.key(0)  # DDIM draws nothing
+    again = sample(
+        key, predict, schedule, x0.shape, num_steps=num_steps, prediction=prediction,
+        grid=grid, x_init=start,
+    )  # fmt: skip
+    return again, jnp.sqrt(jnp.mean((again - x0) ** 2, axis=tuple(range(1, x0.ndim))))
 
 
 def interpolate(a: jax.Array, b: jax.Array, shares: Sequence[float] | jax.Array) -> jax.Array:

@@ -10,7 +10,7 @@ import numpy as np
 
 from diffax import process
 from diffax.process import AnySchedule, Predict
-from diffax.samplers.base import Level, Step, standard_normal
+from diffax.samplers.base import Level, Step, fold_in, split_key, standard_normal
 from diffax.samplers.ddpm import ddpm
 from diffax.samplers.loop import make_denoiser, visited_levels
 
@@ -37,7 +37,7 @@ def inpaint(
     num_resamples in all; stochastic.
 
     Args:
-      key: PRNG key.
+      key: PRNG key, or one for each example, as in `sample`.
       known: (batch, ..., C); mask: broadcasts to it, 1 where it is known, 0 where it is sampled.
       num_resamples: how often each stretch is gone through; 1: no jumps.
       The others are as in `sample`.
@@ -55,12 +55,12 @@ def inpaint(
     )
     denoise = make_denoiser(predict, prediction, clip_x0, dynamic_threshold)
     down = ddpm().step
-    start_key, step_key = jax.random.split(key)
+    start_key, step_key = split_key(key)
     x = standard_normal(start_key, known.shape, known.dtype)
 
     def body(x: jax.Array, move: tuple[jax.Array, jax.Array, jax.Array]):
         i, source, target = move
-        own_key, known_key = jax.random.split(jax.random.fold_in(step_key, i))
+        own_key, known_key = split_key(fold_in(step_key, i))
         now, after = (jax.tree.map(lambda a, k=k: a[k], whole) for k in (source, target))
 
         def denoised() -> jax.Array:

@@ -11,7 +11,15 @@ import jax.numpy as jnp
 from diffax import process
 from diffax.process import AnySchedule, Predict
 from diffax.samplers import grids
-from diffax.samplers.base import Denoised, Level, Sampler, Step, standard_normal
+from diffax.samplers.base import (
+    Denoised,
+    Level,
+    Sampler,
+    Step,
+    fold_in,
+    split_key,
+    standard_normal,
+)
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
 from diffax.samplers.dpm_solver import dpm_solver
@@ -119,7 +127,7 @@ def sample(
         schedule, num_steps, grid, prediction, log_snr_max=log_snr_max, log_snr_min=log_snr_min
     )
     shape = tuple(shape)
-    start_key, step_key = _split(key)
+    start_key, step_key = split_key(key)
     x = standard_normal(start_key, shape) if x_init is None else as_float(x_init)
     if x.shape != shape:
         raise ValueError(f"x_init has shape {x.shape}, and shape={shape} was asked for")
@@ -141,7 +149,7 @@ def sample(
     def body(state, inputs):
         x, carry = state
         i, now, after = inputs
-        at = Step(_fold_in(step_key, i), now, after, denoise, level_at)
+        at = Step(fold_in(step_key, i), now, after, denoise, level_at)
         x_next, carry = solver.step(x, carry, at)
         x_next = x_next.astype(x.dtype)
         return (x_next, carry), x_next if return_trajectory else None
@@ -192,19 +200,6 @@ def _time_of(schedule: AnySchedule, log_snr: float) -> jax.Array:
     if schedule.num_steps is not None:
         return jnp.zeros(())
     return schedule.inverse_log_snr(jnp.asarray(log_snr, jnp.result_type(float)))
-
-
-def _split(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two keys of one, or of each; untyped keys (uint32) become typed ones."""
-    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    pairs = jax.random.split(key) if key.ndim == 0 else jax.vmap(jax.random.split)(key).T
-    return pairs[0], pairs[1]
-
-
-def _fold_in(key: jax.Array, i: jax.Array) -> jax.Array:
-    fold = jax.random.fold_in
-    return fold(key, i) if key.ndim == 0 else jax.vmap(fold, (0, None))(key, i)
 
 
 def _limiter(

@@ -6,6 +6,7 @@ import json
 import math
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -22,12 +23,17 @@ CURVE_POINTS = 1025
 
 
 def make_sampler(
-    config: ConfigDict, model: nn.Module, dataset: DatasetInfo
-) -> Callable[[TrainState, jax.Array, jax.Array, jax.Array | float], jax.Array]:
-    """(state, keys, label, scale) -> samples, (n, ..., C), by `config.sampling`, averaged weights.
+    config: ConfigDict,
+    model: nn.Module,
+    dataset: DatasetInfo,
+    operation: Callable = samplers.sample,
+) -> Callable[..., Any]:
+    """(state, keys, label, scale, *given) -> samples, (n, ..., C), by `config.sampling`.
 
-    `keys`: (n,), one for each sample. `label`: (n,) classes, of which an unconditional network is
-    told nothing. `scale`: of the guidance, where `config.sampling.guidance_scale` is not 1.
+    By the averaged weights. `keys`: (n,), one for each sample. `label`: (n,) classes, of which an
+    unconditional network is told nothing. `scale`: of the guidance, where
+    `config.sampling.guidance_scale` is not 1. `operation`: (keys, predict, schedule, shape, *given,
+    **options) -> what is drawn; the options are those of `samplers.sample`.
     """
     options = config_lib.sampling_options(config)
     reads_variance = config_lib.build_sampler(config).learned_variance
@@ -35,8 +41,12 @@ def make_sampler(
     other = config_lib.build_sampling_schedule(config, dataset.shape)
 
     def draw(
-        state: TrainState, keys: jax.Array, label: jax.Array, scale: jax.Array | float
-    ) -> jax.Array:
+        state: TrainState,
+        keys: jax.Array,
+        label: jax.Array,
+        scale: jax.Array | float,
+        *given: jax.Array,
+    ) -> Any:
         def network(label: jax.Array | None) -> Predict:
             mean_only = config.objective.learned_variance and not reads_variance
             return predictor(model, state.ema_params, label, mean_only=mean_only)
@@ -52,7 +62,7 @@ def make_sampler(
                 sampling.guidance_rescale,
             )
         schedule = state.schedule if other is None else other
-        return samplers.sample(keys, predict, schedule, (len(keys), *dataset.shape), **options)
+        return operation(keys, predict, schedule, (len(keys), *dataset.shape), *given, **options)
 
     return draw
 

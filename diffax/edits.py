@@ -1,0 +1,244 @@
+"""What `diffax sample` draws: samples, or data that a trained run changes, beside the result."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffax import data
+from diffax.data import images
+from diffax.generator import Generator
+
+
+class Drawn(NamedTuple):
+    """What was sampled.
+
+    Attributes:
+      arrays: name -> (n, ..., C), to be kept; data that was edited is "given".
+      drawn: title -> (n, ..., C), to be drawn side by side.
+      said: a line on the outcome; "" if there is nothing to say.
+    """
+
+    arrays: Mapping[str, np.ndarray]
+    drawn: Mapping[str, np.ndarray]
+    said: str = ""
+
+
+class Edit(NamedTuple):
+    """An edit.
+
+    Attributes:
+      run: (generate, x, **flags, **sampling options) -> Drawn.
+      flags: those that it alone reads.
+      num: how many examples it takes if it isn't told.
+      options: of sampling, in place of the run's own.
+    """
+
+    run: Callable[..., Drawn]
+    flags: tuple[str, ...] = ()
+    num: int = 16
+    options: Mapping[str, Any] = {}
+
+
+def _sdedit(generate: Generator, x: np.ndarray, strength: float = 0.5, **common: Any) -> Drawn:
+    result = generate.sdedit(x, strength, **common)
+    return Drawn({"given": x, "edited": result}, {"given": x, f"strength {strength:g}": result})
+
+
+def _inpaint(
+    generate: Generator,
+    x: np.ndarray,
+    mask: str = "centre",
+    jump_length: int = 10,
+    num_resamples: int = 10,
+    **common: Any,
+) -> Drawn:
+    known = 1 - anew(mask, x.shape[1:])
+    resampling = {"jump_length": jump_length, "num_resamples": num_resamples}
+    result = generate.inpaint(x, known, **resampling, **common)
+    return Drawn(
+        {"given": x, "known": known, "inpainted": result},
+        {"given": x, "known": x * known, "inpainted": result},
+    )
+
+
+def _invert(generate: Generator, x: np.ndarray, seed: int = 0, **common: Any) -> Drawn:
+    del seed  # DDIM draws nothing
+    found = generate.invert(x, **common)
+    low, high = found.error.min(), found.error.max()
+    return Drawn(
+        {"given": x, **found._asdict()},
+        {"given": x, "start": found.start / 2, "reconstruction": found.reconstruction},
+        f"reconstruction error (root mean square, data in [-1, 1]): mean {found.error.mean():.3g},"
+        f" {low:.3g} to {high:.3g} over {len(x)} examples\n",
+    )
+
+
+def _interpolate(
+    generate: Generator, x: np.ndarray, frames: int = 8, seed: int = 0, **common: Any
+) -> Drawn:
+    del seed
+    if len(x) != 2:
+        raise ValueError(f"--edit=interpolate: between two examples, and {len(x)} are given")
+    shares = np.linspace(0, 1, frames)
+    result = generate.interpolate(x[0], x[1], shares, **common)
+    drawn = {f"{share:.2f}": frame[None] for share, frame in zip(shares, result)}
+    return Drawn({"given": x, "interpolated": result}, drawn)
+
+
+# The error of inversion falls as 1 / steps, and is several times as small on this grid as over t.
+_FINE = {"num_steps": 100, "grid": "logsnr"}
+EDITS: dict[str, Edit] = {
+    "sdedit": Edit(_sdedit, ("strength",)),
+    "inpaint": Edit(_inpaint, ("mask", "jump_length", "num_resamples")),
+    "invert": Edit(_invert, options=_FINE),
+    "interpolate": Edit(_interpolate, ("frames",), 2, _FINE),
+}
+
+
+def edit(
+    generate: Generator,
+    name: str,
+    paths: Sequence[str] | None,
+    num: int | None,
+    counts: Sequence[int] | None,
+    flags: Mapping[str, Any],
+    options: Mapping[str, Any],
+) -> Drawn:
+    """The edit of that name, of files or of `num` examples of the run's evaluation split.
+
+    Args:
+      paths: see `read`; None for the evaluation split.
+      num, counts: how many examples, and a list of one step count; None for the edit's own.
+      flags: the edit's own settings; options: of `Generator`.
+
+    Raises:
+      ValueError: a flag of another edit, several step counts, or what the edit itself refuses.
+    """
+    check_flags(name, flags)
+    chosen = EDITS[name]
+    if counts and len(counts) > 1:
+        raise ValueError(f"--steps={','.join(map(str, counts))}: one count with --edit")
+    x, label = examples(generate.run, paths, chosen.num if num is None else num)
+    options = {**chosen.options, **options}
+    options |= {"num_steps": counts[0]} if counts else {}
+    if options["label"] is None:
+        options["label"] = label
+    return chosen.run(generate, x, **flags, **options)
+
+
+def draw(
+    generate: Generator,
+    num: int | None,
+    counts: Sequence[int] | None,
+    options: Mapping[str, Any],
+) -> Drawn:
+    """`num` samples (64) with each of the step counts (the run's own), from the same noise."""
+    num = 64 if num is None else num
+    counts = counts or [generate.run.config.sampling.num_steps]
+    drawn = {f"{n} steps": generate(num, num_steps=n, **options) for n in counts}
+    if len(drawn) == 1:
+        return Drawn({"samples": drawn[f"{counts[0]} steps"]}, drawn)
+    return Drawn({f"samples_{n}": x for n, x in zip(counts, drawn.values())}, drawn)
+
+
+def check_flags(name: str | None, given: Mapping[str, Any]) -> None:
+    """Raises ValueError for a flag that the edit of that name (None: no edit) does not read."""
+    for flag, value in given.items():
+        owners = [owner for owner, edit in EDITS.items() if flag in ("input", *edit.flags)]
+        if value is not None and name not in owners:
+            raise ValueError(
+                f"--{flag.replace('_', '-')}={value}: only with --edit={' or '.join(owners)}"
+            )
+
+
+def read(paths: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
+    """Examples of `shape` in [-1, 1] from image files, resized and cropped, or from .npz files.
+
+    Of an .npz the array "samples" is read, in [-1, 1], as `diffax sample` writes it, or else its
+    only array.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a file that can't be read, or data of another shape; names the file.
+    """
+    return np.concatenate([_read_file(Path(path), shape) for path in paths])
+
+
+def _read_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"--input={path}: no such file")
+    if path.suffix.lower() != ".npz":
+        return _read_image(path, shape)[None].astype(np.float32) / 127.5 - 1
+    with np.load(path) as content:
+        names = content.files
+        if "samples" not in names and len(names) != 1:
+            raise ValueError(f"--input={path}: holds {', '.join(names)}; name one of them samples")
+        name = "samples" if "samples" in names else names[0]
+        x = np.asarray(content[name], np.float32)
+    if x.shape[1:] != shape or not np.isfinite(x).all() or np.abs(x).max() > 2:
+        raise ValueError(
+            f"--input={path}: {name!r} has shape {x.shape}; wanted are finite numbers in [-1, 1] of"
+            f" shape (n, {str(shape)[1:]}"
+        )
+    return x
+
+
+def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if len(shape) != 3 or shape[0] != shape[1] or shape[2] not in images.MODES:
+        raise ValueError(f"{path}: an image can't become data of shape {shape}; give an .npz")
+    try:
+        return images.decode(path, shape[2], shape[0])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path} is not a readable image ({error})") from error
+
+
+# region -> (axis, counted from the channels, where it begins and ends as shares of that axis)
+_REGIONS: dict[str, tuple[tuple[int, float, float], ...]] = {
+    "left": ((-2, 0.0, 0.5),),
+    "right": ((-2, 0.5, 1.0),),
+    "top": ((-3, 0.0, 0.5),),
+    "bottom": ((-3, 0.5, 1.0),),
+    "centre": ((-2, 0.25, 0.75), (-3, 0.25, 0.75)),
+}
+
+
+def anew(mask: str, shape: tuple[int, ...]) -> np.ndarray:
+    """1 where data of `shape`, (..., C), are to be drawn anew: a region's name or an image's path.
+
+    Of an image the part that is lighter than half grey counts. A signal, (L, C), has the regions
+    left, right and centre.
+
+    Raises:
+      ValueError: no such region in data of that shape, or an unreadable image.
+    """
+    if mask not in _REGIONS and not Path(mask).is_file():
+        raise ValueError(f"--mask={mask}: {', '.join(_REGIONS)}, or an image file")
+    if mask not in _REGIONS:
+        light = _read_image(Path(mask), (*shape[:2], 1)) > 127
+        return np.broadcast_to(light, shape).astype(np.float32)
+    sides = [side for side in _REGIONS[mask] if -side[0] <= len(shape)]
+    if not sides:
+        raise ValueError(f"--mask={mask}: data of shape {shape} have no such part")
+    result = np.zeros(shape, np.float32)
+    index = [slice(None)] * len(shape)
+    for axis, begin, end in sides:
+        index[axis] = slice(round(begin * shape[axis]), round(end * shape[axis]))
+    result[tuple(index)] = 1
+    return result
+
+
+def examples(run: Any, paths: Sequence[str] | None, num: int) -> tuple[np.ndarray, Any]:
+    """(x, label) of files, or of the first `num` of the run's evaluation split.
+
+    label is None for files, whose classes are not known, and if the network is not told classes.
+    """
+    if paths:
+        return read(paths, run.dataset.shape), None
+    split = data.load(run.config.data).eval
+    indices = np.arange(min(num, len(split)))
+    known = run.config.model.class_conditional
+    return split.array(indices), split.label[indices] if known else None
