@@ -4,8 +4,9 @@
     taskset -c 0 python experiments/benchmark.py --workload=B --repeats=9
 
 Workloads A, B and C time a training step (eps-MSE, Adam) and a forward pass of one U-Net each; D
-times DDIM sampling with B's network, 50 steps in one scan, and gives seconds per step of the 50.
-Times are medians over repeats after a first run: wall-clock seconds, and the CPU seconds of the
+times DDIM sampling with B's network, 50 steps in one scan, and gives seconds per step of the 50 and
+their ratio to a forward pass alone, timed in turn with it: 1 if no time passes between the steps.
+Times are medians over runs after a first one: wall-clock seconds, and the CPU seconds of the
 whole process, which mean more on a shared machine. On a CPU, peak memory is the process's own so
 far (the forward pass comes first, compilation included), on an accelerator the device's.
 """
@@ -71,25 +72,41 @@ def peak_memory_mb() -> float:
     return stats.get("peak_bytes_in_use", process) / 1e6
 
 
-def measure(step: Callable, state, repeats: int, steps_per_call: int = 1) -> dict:
-    """Compiles `step`, a map from a state to the next, and times it; the state is donated."""
-    begin = time.perf_counter()
-    compiled = jax.jit(step, donate_argnums=0).lower(state).compile()
-    compile_seconds = time.perf_counter() - begin
-    state = jax.block_until_ready(compiled(state))
-    wall, cpu = [], []
-    for _ in range(repeats):
-        begin, begin_cpu = time.perf_counter(), time.process_time()
-        state = jax.block_until_ready(compiled(state))
-        wall.append((time.perf_counter() - begin) / steps_per_call)
-        cpu.append((time.process_time() - begin_cpu) / steps_per_call)
-    return dict(
-        seconds_per_step=statistics.median(wall),
-        cpu_seconds_per_step=statistics.median(cpu),
-        compile_seconds=compile_seconds,
-        peak_memory_mb=peak_memory_mb(),
-        repeats=repeats,
-    )
+class Program:
+    """A map from a state to the next, compiled, and the times it took; the state is donated."""
+
+    def __init__(self, step: Callable, state, steps_per_call: int = 1) -> None:
+        begin = time.perf_counter()
+        self._compiled = jax.jit(step, donate_argnums=0).lower(state).compile()
+        self._compile_seconds = time.perf_counter() - begin
+        self._state = jax.block_until_ready(self._compiled(state))
+        self._steps = steps_per_call
+        self._wall, self._cpu = [], []
+
+    def run(self, times: int) -> None:
+        """Runs and times it."""
+        for _ in range(times):
+            begin, begin_cpu = time.perf_counter(), time.process_time()
+            self._state = jax.block_until_ready(self._compiled(self._state))
+            self._wall.append((time.perf_counter() - begin) / self._steps)
+            self._cpu.append((time.process_time() - begin_cpu) / self._steps)
+
+    def figures(self) -> dict:
+        """Medians over all runs."""
+        return dict(
+            seconds_per_step=statistics.median(self._wall),
+            cpu_seconds_per_step=statistics.median(self._cpu),
+            compile_seconds=self._compile_seconds,
+            peak_memory_mb=peak_memory_mb(),
+            repeats=len(self._wall),
+        )
+
+
+def measure(step: Callable, state, repeats: int) -> dict:
+    """The figures of a program that has run `repeats` times."""
+    program = Program(step, state)
+    program.run(repeats)
+    return program.figures()
 
 
 def train_and_forward(network: str, batch: int, dtype: str, repeats: int) -> dict:
@@ -137,10 +154,23 @@ def ddim(network: str, batch: int, dtype: str, repeats: int, num_steps: int = 50
             num_steps=num_steps,
         )  # fmt: skip
 
+    def forward(state):
+        variables, x = state
+        return variables, module.apply(variables, x, jnp.zeros(batch))
+
     draw = jax.jit(partial(init, module, shape), compiler_options=platform.run_once())
-    state = (draw(jax.random.key(0)), jnp.zeros((batch, *shape)))
-    result = measure(sample, state, repeats, steps_per_call=num_steps)
-    return dict(sample=dict(result, num_steps=num_steps))
+    x = jnp.zeros((batch, *shape))
+    sampling = Program(sample, (draw(jax.random.key(0)), x), num_steps)
+    alone = Program(forward, (draw(jax.random.key(0)), jnp.copy(x)))
+    alone.run(5)
+    for _ in range(repeats):
+        sampling.run(1)
+        alone.run(5)
+    figures, call = sampling.figures(), alone.figures()
+    ratio = figures["cpu_seconds_per_step"] / call["cpu_seconds_per_step"]
+    wall_ratio = figures["seconds_per_step"] / call["seconds_per_step"]
+    ratios = dict(ratio_to_forward=wall_ratio, cpu_ratio_to_forward=ratio)
+    return dict(sample=dict(figures, **ratios, num_steps=num_steps), forward=call)
 
 
 # What each workload runs, and the part whose figures stand at the top of its report.

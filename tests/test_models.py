@@ -578,7 +578,7 @@ def test_the_benchmark_networks_have_the_sizes_of_their_peers(name, parameters):
     assert abs(got - parameters) < 0.005 * parameters
 
 
-@pytest.mark.parametrize("name, parts", [("C", ("train", "forward")), ("D", ("sample",))])
+@pytest.mark.parametrize("name, parts", [("C", ("train", "forward")), ("D", ("sample", "forward"))])
 def test_the_benchmark_prints_one_line_of_json(name, parts, monkeypatch, capsys):
     benchmark = load_benchmark()
     network = benchmark.WORKLOADS[name]["network"]

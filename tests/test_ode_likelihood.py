@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from exact import gaussian, in_float64, independent, predictor, three_modes
+from scipy import stats
 
 from diffax import likelihood, schedules
 from diffax.process import by_log_snr
@@ -69,6 +70,12 @@ def test_hutchinson_is_unbiased():
     spread = np.asarray(found.std(0))
     assert np.all(spread > 1e-3)  # the covariance's off-diagonal shows
     assert np.all(np.abs(found.mean(0) - exact) < 5 * spread / math.sqrt(4000))
+    # Student's 95% interval of 20 draws holds the truth that often: 400 times, within four
+    # standard deviations of such a share
+    draws = np.asarray(found).reshape(200, 20, 2)
+    error = draws.std(axis=1, ddof=1) / math.sqrt(20)
+    held = np.abs(draws.mean(axis=1) - exact) < stats.t.ppf(0.975, 19) * error
+    assert abs(held.mean() - 0.95) < 4 * math.sqrt(0.95 * 0.05 / held.size)
 
 
 def test_the_schedule_matters_by_its_ends_alone():
