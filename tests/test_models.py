@@ -1,9 +1,6 @@
-"""diffax.models: shapes, closed forms, what the networks are told, the forms by platform."""
+"""diffax.models: fields, shapes, what the networks are told, transformations of the whole."""
 
 import functools
-import importlib.util
-import json
-from pathlib import Path
 
 import hypothesis.strategies as st
 import jax
@@ -11,64 +8,19 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from hypothesis import given, settings
+from networks import (
+    BATCH,
+    TINY,
+    assert_trees_close,
+    equations,
+    inputs,
+    quick_jit,
+    random_variables,
+    unet,
+)
 
 from diffax import models
-from diffax.models import embeddings, layers, platform
-
-TINY = dict(channels=8, channel_mults=(1, 2), num_blocks=1, attention_resolutions=(4,))
-BATCH = 2
-
-# Most of the time here is compilation, and what runs is tiny.
-quick_jit = functools.partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
-
-
-def unet(**fields):
-    return models.get("unet", **{**TINY, **fields})
-
-
-def inputs(shape=(8, 8, 1), seed=0):
-    """x of BATCH examples and two distinct log-SNRs."""
-    x = jax.random.normal(jax.random.key(seed), (BATCH, *shape))
-    return x, jnp.array([-3.0, 2.0])
-
-
-def random_variables(module, x, noise_level, seed=1):
-    """Variables of the module with no zeros among them: what a trained network is like."""
-    shapes = jax.eval_shape(module.init, jax.random.key(0), x, noise_level)
-    rng = np.random.default_rng(seed)
-    fill = {True: lambda s: 1 + 0.1 * rng.normal(size=s), False: lambda s: 0.2 * rng.normal(size=s)}
-    return jax.tree_util.tree_map_with_path(
-        lambda path, leaf: jnp.asarray(fill[path[-1].key == "scale"](leaf.shape), leaf.dtype),
-        shapes,
-    )
-
-
-def assert_trees_close(a, b, rtol):
-    """Leaf by leaf, within rtol of the leaf's largest entry."""
-    assert jax.tree.structure(a) == jax.tree.structure(b)
-    for one, other in zip(jax.tree.leaves(a), jax.tree.leaves(b)):
-        np.testing.assert_allclose(
-            one, other, rtol=0, atol=rtol * float(jnp.abs(one).max()) + 1e-30
-        )
-
-
-def equations(jaxpr):
-    """All equations of a jaxpr, those of inner jaxprs included."""
-    for eqn in jaxpr.eqns:
-        yield eqn
-        for value in eqn.params.values():
-            inner = getattr(value, "jaxpr", value)
-            if hasattr(inner, "eqns"):
-                yield from equations(inner)
-
-
-def load_benchmark():
-    path = Path(__file__).parents[1] / "experiments" / "benchmark.py"
-    spec = importlib.util.spec_from_file_location("benchmark", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
-
+from diffax.models import layers, platform
 
 # Names, fields, values
 
@@ -250,158 +202,6 @@ def test_groups_divide_the_channels(channels):
     assert 1 <= groups <= 32
 
 
-# Closed forms
-
-
-def test_sinusoidal_embedding_is_its_closed_form():
-    position = np.array([0.0, 0.5, 7.0, 123.25, 1000.0])
-    with jax.enable_x64(True):
-        got = np.asarray(embeddings.sinusoidal(jnp.asarray(position), 6))
-    assert got.dtype == np.float64
-    angle = position[:, None] / np.array([1.0, 10000 ** (1 / 3), 10000 ** (2 / 3)])
-    want = np.concatenate([np.sin(angle), np.cos(angle)], axis=1)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-12)
-    single = embeddings.sinusoidal(jnp.asarray(position, jnp.float32), 6)
-    np.testing.assert_allclose(single, want, rtol=0, atol=1e-4)
-    assert embeddings.sinusoidal(jnp.arange(3), 6).dtype == jnp.float32
-
-
-def test_log_snr_position_is_affine_and_bounded():
-    log_snr = jnp.array([-jnp.inf, -30.0, -20.0, -1.0, 0.0, 5.0, 20.0, 1e9, jnp.inf])
-    want = [100, 100, 100, 52.5, 50, 37.5, 0, 0, 0]
-    np.testing.assert_allclose(embeddings.log_snr_position(log_snr), want, rtol=1e-6)
-    slope = jax.vmap(jax.grad(embeddings.log_snr_position))(log_snr)
-    np.testing.assert_array_equal(
-        np.asarray(slope)[[0, 1, 3, 4, 5, 7, 8]], [0, 0, -2.5, -2.5, -2.5, 0, 0]
-    )
-    assert np.all(np.isfinite(np.asarray(slope)))
-    assert np.isnan(embeddings.log_snr_position(jnp.array(jnp.nan)))
-
-
-def test_the_embedding_tells_levels_apart_without_haste():
-    log_snr = jnp.linspace(-20, 20, 401)
-    waves = embeddings.sinusoidal(embeddings.log_snr_position(log_snr), 32)
-    apart = np.linalg.norm(np.asarray(waves)[:, None] - np.asarray(waves)[None], axis=-1)
-    steps = np.abs(np.subtract.outer(np.arange(401), np.arange(401)))
-    assert apart[steps == 1].min() > 0.1  # levels 0.1 apart
-    assert apart[steps >= 10].min() > 1.0  # nothing returns to where it was
-    assert apart[steps == 1].max() < 0.5
-
-
-def group_norm_reference(x, scale, bias, groups):
-    """In numpy, two passes."""
-    grouped = x.reshape(x.shape[0], -1, groups, x.shape[-1] // groups)
-    centred = grouped - grouped.mean((1, 3), keepdims=True)
-    normal = centred / np.sqrt((centred**2).mean((1, 3), keepdims=True) + 1e-5)
-    return normal.reshape(x.shape) * scale + bias
-
-
-def attention_reference(query, key, value):
-    out = np.empty_like(query)
-    for b, h in np.ndindex(query.shape[0], query.shape[2]):
-        logits = query[b, :, h] @ key[b, :, h].T / np.sqrt(query.shape[-1])
-        weights = np.exp(logits - logits.max(-1, keepdims=True))
-        out[b, :, h] = weights / weights.sum(-1, keepdims=True) @ value[b, :, h]
-    return out
-
-
-GROUP_NORMS = [platform.group_norm_plain, platform.group_norm_cpu]
-ATTENTIONS = [platform.attention_plain, platform.attention_cpu]
-
-
-@pytest.mark.parametrize("group_norm", GROUP_NORMS)
-@pytest.mark.parametrize("shape", [(2, 5, 6), (2, 3, 4, 6), (2, 2, 3, 2, 6)])
-def test_group_norm_is_its_closed_form(group_norm, shape):
-    rng = np.random.default_rng(0)
-    x, scale, bias = rng.normal(2, 3, shape), rng.normal(size=6), rng.normal(size=6)
-    with jax.enable_x64(True):
-        got = np.asarray(group_norm(jnp.asarray(x), jnp.asarray(scale), jnp.asarray(bias), 3))
-    np.testing.assert_allclose(got, group_norm_reference(x, scale, bias, 3), rtol=0, atol=1e-12)
-
-
-@pytest.mark.parametrize("attention", ATTENTIONS)
-def test_attention_is_its_closed_form(attention):
-    rng = np.random.default_rng(0)
-    q, k, v = rng.normal(size=(3, 2, 5, 3, 4))
-    got = attention(*(jnp.asarray(a, jnp.float32) for a in (q, k, v)))
-    np.testing.assert_allclose(got, attention_reference(q, k, v), rtol=0, atol=2e-6)
-
-
-def test_upsampling_repeats_each_entry():
-    x = jnp.arange(2 * 2 * 3 * 2).reshape(2, 2, 3, 2)
-    want = np.asarray(x)[:, [0, 0, 1, 1]][:, :, [0, 0, 1, 1, 2, 2]]
-    np.testing.assert_array_equal(layers.upsample(x), want)
-    used = {eqn.primitive.name for eqn in equations(jax.make_jaxpr(layers.upsample)(x).jaxpr)}
-    assert "gather" not in used
-
-
-# The two forms of each operation
-
-
-def values_and_derivatives(function, args, weight):
-    """f, the gradient of a weighted sum of it, and f's change along a direction."""
-
-    def total(*args):
-        return (function(*args) * weight).sum()
-
-    tangents = tuple(jnp.cos(3 * arg) for arg in args)
-    gradient = jax.grad(total, argnums=tuple(range(len(args))))(*args)
-    return function(*args), gradient, jax.jvp(function, args, tangents)[1]
-
-
-def compare_forms(forms, args, weight, rtol):
-    derive = [quick_jit(functools.partial(values_and_derivatives, form)) for form in forms]
-    assert_trees_close(*(f(args, weight) for f in derive), rtol)
-
-
-@pytest.mark.parametrize("per_example", [False, True])
-def test_both_group_norms_agree(per_example):
-    rng = np.random.default_rng(1)
-    shape = (2, 8) if per_example else (8,)
-    with jax.enable_x64(True):
-        x, weight = jnp.asarray(rng.normal(1, 2, (2, 2, 3, 4, 8)))
-        scale, bias = jnp.asarray(rng.normal(size=(2, *shape)))
-        forms = [lambda x, s, b, form=form: form(x, s, b, 2) for form in GROUP_NORMS]
-        compare_forms(forms, (x, scale, bias), weight, 1e-11)
-
-
-def test_both_attentions_agree():
-    q, k, v, weight = jax.random.normal(jax.random.key(0), (4, 2, 7, 3, 4))
-    compare_forms(ATTENTIONS, (q, k, v), weight, 3e-6)
-
-
-def test_the_backend_decides(monkeypatch):
-    assert platform.on_cpu() == (jax.default_backend() == "cpu")
-    chosen = platform.by_platform(lambda x: ("cpu", x), lambda x: ("plain", x))
-    for answer, form in ((True, "cpu"), (False, "plain")):
-        monkeypatch.setattr(platform, "on_cpu", lambda answer=answer: answer)
-        assert chosen(3) == (form, 3)
-
-
-@pytest.mark.parametrize("group_norm", GROUP_NORMS)
-def test_one_pass_variance_is_accurate_however_large_the_mean(group_norm):
-    normal = np.random.default_rng(0).normal(size=(2, 64, 8))
-    one, zero = jnp.ones(8), jnp.zeros(8)
-    for mean in (10, 1000, 30000):  # in deviations
-        x = (normal + mean).astype(np.float32)
-        want = group_norm_reference(x.astype(np.float64), 1.0, 0.0, 2)
-        got = group_norm(jnp.asarray(x), one, zero, 2)
-        np.testing.assert_allclose(got, want, rtol=0, atol=1e-5)
-    flat = jnp.full((2, 64, 8), 1e6)
-    out, gradient = jax.value_and_grad(lambda x: group_norm(x, one, zero, 2).sum())(flat)
-    assert np.isfinite(out)
-    assert np.all(np.isfinite(gradient))
-
-
-@pytest.mark.parametrize("group_norm", GROUP_NORMS)
-def test_statistics_of_bfloat16_are_taken_in_float32(group_norm):
-    x = jnp.asarray(np.random.default_rng(0).normal(10, 1, (2, 4096, 8)), jnp.bfloat16)
-    got = group_norm(x, jnp.ones(8), jnp.zeros(8), 2)
-    assert got.dtype == jnp.float32
-    want = group_norm_reference(np.asarray(x, np.float64), 1.0, 0.0, 2)
-    np.testing.assert_allclose(got, want, rtol=0, atol=1e-3)
-
-
 # What the networks are told
 
 
@@ -566,32 +366,3 @@ def test_jit_vmap_and_pmap_agree_with_the_plain_call(name, shape):
     close(each[0], plain)
     spread = jax.pmap(module.apply, in_axes=(None, 0, 0))(variables, x, log_snr)
     close(np.asarray(spread), each)
-
-
-# The benchmark
-
-
-@pytest.mark.parametrize("name, parameters", [("A", 6.47e6), ("B", 1.62e6), ("C", 1.00e6)])
-def test_the_benchmark_networks_have_the_sizes_of_their_peers(name, parameters):
-    benchmark = load_benchmark()
-    got = benchmark.count_parameters(name)
-    assert abs(got - parameters) < 0.005 * parameters
-
-
-@pytest.mark.parametrize("name, parts", [("C", ("train", "forward")), ("D", ("sample", "forward"))])
-def test_the_benchmark_prints_one_line_of_json(name, parts, monkeypatch, capsys):
-    benchmark = load_benchmark()
-    network = benchmark.WORKLOADS[name]["network"]
-    tiny = dict(shape=(4, 1), fields=dict(channels=4, channel_mults=(1,), num_blocks=1))
-    monkeypatch.setitem(benchmark.NETWORKS, network, tiny)
-    monkeypatch.setattr(benchmark, "COMMON_FIELDS", {})
-    benchmark.main([f"--workload={name}", "--json", "--repeats=1"])
-    (line,) = capsys.readouterr().out.splitlines()
-    result = json.loads(line)
-    assert result["workload"] == name
-    assert result["batch"] == benchmark.WORKLOADS[name]["batch"]
-    assert result["backend"] == jax.default_backend()
-    assert result["seconds_per_step"] == result[parts[0]]["seconds_per_step"]
-    for part in parts:
-        for key in ("seconds_per_step", "compile_seconds", "peak_memory_mb"):
-            assert result[part][key] > 0

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import schedule_cases
+from sampling_cases import CASES, HALF, KEY, draw
 
 import diffax
 from diffax import samplers, schedules
@@ -18,19 +19,7 @@ from diffax.schedules import alpha_of, sigma_of
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
-KEY = jax.random.key(0)
-CASES = {**schedule_cases.CONTINUOUS, **schedule_cases.DISCRETE}
 PREDICT = exact.predictor(exact.gaussian())
-HALF = by_log_snr(lambda x, log_snr: 0.5 * x)  # where any predictor will do
-
-
-def draw(schedule, shape=(4, 2), predict=HALF, key=KEY, x_init=None, **options):
-    """`sample`, compiled, with the schedule and the start as arguments."""
-
-    def run(key, schedule, x_init):
-        return diffax.sample(key, predict, schedule, shape, x_init=x_init, **options)
-
-    return jax.jit(run)(key, schedule, x_init)
 
 
 def noises(key, steps, shape):
@@ -330,124 +319,6 @@ def test_infinite_ends_are_clipped_to_the_range_asked_for():
     np.testing.assert_allclose(levels.log_snr[jnp.array([0, -1])], [-4, 7], atol=0.01)
     levels = samplers.visited_levels(schedules.cosine(), 50, prediction="v", log_snr_min=-np.inf)
     assert levels.log_snr[0] == -jnp.inf
-
-
-# --- what `sample` takes and gives --------------------------------------------------------------
-
-
-def test_clipping_bounds_x0_and_keeps_eps_consistent():
-    """Two steps by hand: eps is read anew from the clipped x0, so that x_t is still their sum."""
-    schedule, bound = schedules.linear_logsnr(), 0.5
-    start = jnp.array([[2.0, -0.1], [0.3, 1.0]])
-    thrice = by_log_snr(lambda x, log_snr: 3 * x)
-    options = dict(num_steps=2, prediction="x0", clip_x0=bound, return_trajectory=True)
-    _, states = draw(schedule, start.shape, thrice, x_init=start, **options)
-    first, second = samplers.visited_levels(schedule, 2).log_snr
-    x0 = np.clip(3 * np.asarray(start), -bound, bound)
-    eps = (start - alpha_of(first) * x0) / sigma_of(first)
-    middle = alpha_of(second) * x0 + sigma_of(second) * eps
-    np.testing.assert_allclose(states[1], middle, rtol=1e-5)
-    np.testing.assert_allclose(states[2], np.clip(3 * middle, -bound, bound), rtol=1e-5)
-    with pytest.raises(ValueError, match="clip_x0=-1"):
-        draw(schedule, clip_x0=-1)
-
-
-@pytest.mark.parametrize("sampler", ["ddim", "ddpm"])
-def test_trajectory_begins_at_the_start_and_ends_at_the_result(sampler):
-    start, schedule = jnp.arange(8.0).reshape(4, 2), schedules.cosine()
-    options = dict(sampler=sampler, num_steps=7, x_init=start)
-    x, states = draw(schedule, return_trajectory=True, **options)
-    assert states.shape == (8, 4, 2)
-    np.testing.assert_array_equal(states[0], start)
-    np.testing.assert_array_equal(states[-1], x)
-    np.testing.assert_allclose(x, draw(schedule, **options), rtol=1e-6)
-    with pytest.raises(ValueError, match=r"x_init has shape \(3, 2\), and shape=\(4, 2\)"):
-        draw(schedule, x_init=start[:3])
-
-
-def test_whole_number_start_is_not_truncated():
-    start = np.ones((4, 2), int)
-    x = draw(schedules.cosine(), num_steps=7, x_init=start)
-    same = draw(schedules.cosine(), num_steps=7, x_init=start.astype(np.float32))
-    np.testing.assert_array_equal(x, same)
-
-
-def test_images_are_sampled_like_vectors():
-    """A predictor that treats every number alike gives the same numbers in any arrangement."""
-    flat, image = (
-        draw(
-            schedules.cosine(),
-            shape,
-            exact.independent(0.3, 0.4),
-            num_steps=9,
-            x_init=jnp.linspace(-2, 2, 24).reshape(shape),
-        )
-        for shape in ((24, 1), (2, 3, 4, 1))
-    )
-    np.testing.assert_allclose(flat.ravel(), image.ravel(), rtol=1e-5)
-
-
-@pytest.mark.parametrize("name", ["cosine", "learned(monotone, learned ends)", "discrete linear"])
-def test_predictors_are_told_the_time_or_the_level(name):
-    """One value per example: t as the schedule counts it, or by `by_log_snr` the log-SNR."""
-    schedule, told = schedule_cases.REPRESENTATIVE[name](), []
-
-    def by_time(x, t):
-        told.append(t)
-        return exact.independent(0.3, 0.4)(x, schedule.log_snr(t))
-
-    by_level = draw(schedule, predict=exact.independent(0.3, 0.4), num_steps=6)
-    np.testing.assert_allclose(
-        draw(schedule, predict=by_time, num_steps=6), by_level, rtol=2e-3, atol=2e-4
-    )
-    assert told[0].shape == (4,)
-    assert told[0].dtype == (jnp.float32 if schedule.num_steps is None else jnp.int32)
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        (dict(sampler="euler2"), "sampler='euler2': allowed are ddim, ddpm"),
-        (dict(eta=2.0), "eta=2.0"),
-        (dict(sampler="ddim", variance="fixed_small"), "no option 'variance'; allowed are eta"),
-        (dict(sampler="ddpm", variance="none"), "variance='none': allowed are fixed_small"),
-        (dict(grid="cubic"), "grid='cubic': allowed are uniform, trailing"),
-        (dict(prediction="score"), "prediction='score': allowed are eps, x0, v"),
-    ],
-)
-def test_unknown_names_and_options_are_refused(options, message):
-    with pytest.raises(ValueError, match=message):
-        draw(schedules.cosine(), **options)
-
-
-@pytest.mark.parametrize("steps", [1, 0, -3, 2.5])
-@pytest.mark.parametrize("discrete", [False, True])
-def test_step_counts_that_do_not_fit_are_refused(steps, discrete):
-    schedule = schedules.cosine()
-    schedule = schedule.discretize(20) if discrete else schedule
-    allowed = "2 to 20" if discrete else "2 or more"
-    with pytest.raises(ValueError, match=f"num_steps={steps}: allowed .*{allowed}"):
-        diffax.sample(KEY, PREDICT, schedule, (4, 2), num_steps=steps)
-
-
-def test_more_steps_than_a_discrete_schedule_has_are_refused():
-    with pytest.raises(ValueError, match="num_steps=21: allowed .* 2 to 20"):
-        diffax.sample(KEY, PREDICT, schedules.cosine().discretize(20), (4, 2), num_steps=21)
-
-
-@pytest.mark.parametrize(
-    ("options", "channels", "message"),
-    [
-        ({}, 4, r"gave shape \(4, 4\), and \(4, 2\) is needed"),
-        ({}, 1, r"gave shape \(4, 1\), and \(4, 2\) is needed"),
-        (dict(sampler="ddpm", variance="learned"), 2, r"\(4, 4\) is needed \(mean and variance\)"),
-    ],
-)
-def test_predictions_of_the_wrong_shape_are_refused(options, channels, message):
-    with pytest.raises(ValueError, match=message):
-        diffax.sample(
-            KEY, lambda x, t: jnp.zeros((4, channels)), schedules.cosine(), (4, 2), **options
-        )
 
 
 # --- under transformations ----------------------------------------------------------------------
