@@ -2,8 +2,8 @@
 
     diffax train --config=configs/fashion_mnist.py --workdir=/tmp/fashion_mnist
 
-Expect the loss to fall quickly at first and recognisable clothes in samples/ later. No time has
-been measured; take a GPU, or on a CPU fewer steps: --config.training.num_steps=2000.
+Expect the loss to fall quickly at first and recognisable clothes in samples/ later. Take a GPU, or
+on a CPU fewer steps: --config.training.num_steps=2000.
 """
 
 from ml_collections import ConfigDict

@@ -12,9 +12,10 @@ import tempfile
 # The tests ask for eight devices to show pmap and shard_map, on any machine. Another platform
 # can be named from outside.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-DEVICE_COUNT = "--xla_force_host_platform_device_count"
-if DEVICE_COUNT not in os.environ.get("XLA_FLAGS", ""):
-    os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {DEVICE_COUNT}=8".strip()
+# Each process of the tests has a core of its own: threads within an operation would only contend.
+for flag in ("--xla_force_host_platform_device_count=8", "--xla_cpu_multi_thread_eigen=false"):
+    if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
+        os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()
 
 # A shell that starts the tests in the background has Ctrl-C ignored, which they would inherit, and
 # so would the processes that they start.

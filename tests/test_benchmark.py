@@ -43,3 +43,5 @@ def test_the_benchmark_prints_one_line_of_json(name, parts, monkeypatch, capsys)
     for part in parts:
         for key in ("seconds_per_step", "compile_seconds", "peak_memory_mb"):
             assert result[part][key] > 0
+    if name == "D":
+        assert result["sample"]["ratio_to_forward"] > 0
