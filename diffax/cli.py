@@ -49,6 +49,12 @@ def _interval(text: str) -> tuple[float, ...]:
     return tuple(float(end) for end in text.split(","))
 
 
+def _true_or_false(text: str) -> bool:
+    if text.lower() not in ("true", "false"):
+        raise ValueError(text)
+    return text.lower() == "true"
+
+
 # flag -> key of config.sampling; the flag's type is that of the key's values
 _SAMPLING_FLAGS: dict[str, tuple[str, Callable, str]] = {
     "steps": ("num_steps", int, "noise levels visited"),
@@ -68,6 +74,11 @@ _SAMPLING_FLAGS: dict[str, tuple[str, Callable, str]] = {
     "variance": ("variance", str, "of ddpm: fixed_small, fixed_large or learned"),
     "clip-x0": ("clip_x0", float, "bound on every estimate of x0"),
     "dynamic-threshold": ("dynamic_threshold", float, "quantile of |x0| to clip to, as 0.995"),
+    "low-order-finish": (
+        "low_order_finish",
+        _true_or_false,
+        "true: the last step goes to x0, with order 1; false: to the clean end, with full order",
+    ),
     "guidance-scale": ("guidance_scale", float, "of a class-conditional network; 1 is off"),
     "guidance-interval": ("guidance_interval", _interval, "LOW,HIGH in log-SNR, guided alone"),
     "guidance-rescale": ("guidance_rescale", float, "share of the deviation brought back"),
@@ -236,13 +247,7 @@ def _section(config: ConfigDict, key: str) -> ConfigDict:
     return config
 
 
-def _read_bool(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
-
-
-_READERS: dict[type, Callable[[str], Any]] = {bool: _read_bool}
+_READERS: dict[type, Callable[[str], Any]] = {bool: _true_or_false}
 
 
 # --- schedules ----------------------------------------------------------------------------------

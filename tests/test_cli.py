@@ -102,6 +102,7 @@ def test_sample_writes_a_png_and_an_npz_and_depends_on_the_seed(trained, tmp_pat
         "a": ["--seed=0"],
         "b": ["--seed=1"],
         "c": ["--seed=0", "--steps=5", "--sampler=ddpm"],
+        "d": ["--seed=0", "--low-order-finish=false"],
     }.items():
         out = tmp_path / name
         arguments = ["sample", f"--workdir={trained}", "--num=9", f"--out={out}", *flags]
@@ -111,6 +112,7 @@ def test_sample_writes_a_png_and_an_npz_and_depends_on_the_seed(trained, tmp_pat
         assert min(Image.open(f"{out}.png").size) >= 24
     assert not np.array_equal(drawn["a"], drawn["b"])
     assert not np.array_equal(drawn["a"], drawn["c"])
+    assert not np.array_equal(drawn["a"], drawn["d"])
 
 
 def test_sample_draws_a_comparison_of_step_counts(trained, tmp_path, capsys):

@@ -78,6 +78,45 @@ def test_order_of_convergence_to_the_exact_flow(name, solver):
     np.testing.assert_allclose(slopes[-1], order, atol=0.15)
 
 
+@pytest.mark.parametrize("solver", ["ddim", "heun", "dpm_solver-2", "dpmpp_2m", "dpm_solver-3"])
+@exact.in_float64
+def test_without_a_low_order_finish_the_last_step_has_the_order_too(solver):
+    sampler, options, order, _ = SOLVERS[solver]
+    schedule = schedules.with_endpoints(schedules.cosine(), 6.0, -6.0)
+    predict = exact.predictor(exact.gaussian([MEAN], [[VARIANCE]], np.float64))
+    z = jnp.array([[-2.0], [0.0], [0.5], [3.0]])
+
+    def error(steps):
+        x = diffax.sample(
+            KEY, predict, schedule, z.shape, sampler, steps, x_init=flow(-6.0, z),
+            low_order_finish=False, **options,
+        )  # fmt: skip
+        return jnp.max(jnp.abs(x - flow(6.0, z)))
+
+    errors = np.array([jax.jit(error, static_argnums=0)(n) for n in (160, 320)])
+    np.testing.assert_allclose(np.log2(errors[0] / errors[1]), order, atol=0.2)
+
+
+@pytest.mark.parametrize("solver", ALL)
+@pytest.mark.parametrize("steps", [None, 10])
+def test_a_grid_that_ends_at_the_clean_end_makes_no_step_there(solver, steps):
+    sampler, options, *_ = ALL[solver]
+    schedule = schedules.linear_logsnr(6.0, -6.0)
+    schedule = schedule.discretize(steps) if steps else schedule
+
+    def run(low_order_finish):
+        return diffax.sample(
+            KEY, exact.independent(0.3, 0.4), schedule, (3, 2), sampler, 5, grid="linspace",
+            return_trajectory=True, low_order_finish=low_order_finish, **options,
+        )  # fmt: skip
+
+    x, states = jax.jit(run, static_argnums=0)(False)
+    _, before = jax.jit(run, static_argnums=0)(True)
+    np.testing.assert_array_equal(x, states[-1])
+    np.testing.assert_array_equal(states[-1], states[-2])
+    np.testing.assert_allclose(states[:-1], before[:-1], rtol=1e-5, atol=1e-6)
+
+
 @pytest.mark.parametrize("solver", ALL)
 def test_cost_in_network_calls(solver):
     sampler, options, _, calls_in = ALL[solver]

@@ -153,6 +153,7 @@ def sampling_options(config: ConfigDict) -> dict[str, Any]:
         grid=section.grid,
         clip_x0=section.clip_x0,
         dynamic_threshold=section.dynamic_threshold,
+        low_order_finish=section.low_order_finish,
         prediction=config.objective.prediction,
         **_sampler_options(config),
     )

@@ -92,6 +92,7 @@ def default_config() -> ConfigDict:
     sampling.grid = "uniform"
     sampling.clip_x0 = config_dict.placeholder(float)  # bound on |x0| in every step; None: off
     sampling.dynamic_threshold = config_dict.placeholder(float)  # a share, as 0.995; None: off
+    sampling.low_order_finish = True  # the last step goes to x0; False: to the clean end
     sampling.guidance_scale = 1.0  # of a class-conditional network; 1: off
     sampling.guidance_interval = config_dict.placeholder(tuple)  # (low, high) in log-SNR; None: all
     sampling.guidance_rescale = 0.0  # share by which the deviation is brought back

@@ -1,6 +1,6 @@
 """Grids: the levels that a sampler visits, each defined on t and on the index, in one function.
 
-A grid gives `num_steps` levels, the noisiest first; after the last, the sampler goes to x0. In
+A grid gives `num_steps` levels, the noisiest first; after the last the sampler goes to x0. In
 continuous time their times lie between `noisy` and `clean`, the ends of the visited range (1 and 0
 unless log-SNR is clipped); in discrete time they are indices among T - 1 .. 0. Grids given in
 log-SNR keep it exact, though float32 times near an end may not tell two of its levels apart.

@@ -87,6 +87,7 @@ def sample(
     dynamic_threshold: float | None = None,
     log_snr_max: float = 20.0,
     log_snr_min: float = -20.0,
+    low_order_finish: bool = True,
     **options: object,
 ) -> jax.Array | tuple[jax.Array, jax.Array]:
     """Draws x0 by integrating the reverse process over `num_steps` noise levels, the last to x0.
@@ -114,6 +115,9 @@ def sample(
       log_snr_max, log_snr_min: the range visited. Beyond it levels are clipped, so that schedules
         with infinite ends start and end at finite ones. A zero-terminal-SNR schedule is started at
         zero SNR exactly, by v and x0 prediction.
+      low_order_finish: the last step goes to x0, which every solver does with order 1, as is
+        advised at few steps (Lu 2022b). If False it goes to the clean end of the range with the
+        solver's own order, and the noise of that level stays in.
 
     Returns:
       x0 of `shape`, or (x0, trajectory).
@@ -123,9 +127,11 @@ def sample(
         eps-prediction where zero SNR is visited.
     """
     solver = get(sampler, **options)
-    levels = visited_levels(
-        schedule, num_steps, grid, prediction, log_snr_max=log_snr_max, log_snr_min=log_snr_min
-    )
+    over = _range(schedule, prediction, log_snr_max, log_snr_min)
+    levels = grids.levels(over, grid, num_steps)
+    end = Level(jnp.zeros_like(levels.t[:1]), jnp.full_like(levels.log_snr[:1], jnp.inf))
+    if not low_order_finish:
+        end = over.at(jnp.reshape(over.clean, (1,)).astype(levels.t.dtype))
     shape = tuple(shape)
     start_key, step_key = split_key(key)
     x = standard_normal(start_key, shape) if x_init is None else as_float(x_init)
@@ -152,13 +158,12 @@ def sample(
         at = Step(fold_in(step_key, i), now, after, denoise, level_at)
         x_next, carry = solver.step(x, carry, at)
         x_next = x_next.astype(x.dtype)
+        if not low_order_finish:  # a grid may have reached the clean end before
+            x_next = jnp.where(now.log_snr < after.log_snr, x_next, x)
         return (x_next, carry), x_next if return_trajectory else None
 
     n = levels.t.shape[0]
-    after = Level(
-        jnp.concatenate([levels.t[1:], jnp.zeros_like(levels.t[:1])]),
-        jnp.concatenate([levels.log_snr[1:], jnp.full_like(levels.log_snr[:1], jnp.inf)]),
-    )
+    after = jax.tree.map(lambda a, last: jnp.concatenate([a[1:], last]), levels, end)
     (result, _), states = jax.lax.scan(body, (x, solver.init(x)), (jnp.arange(n), levels, after))
     if not return_trajectory:
         return result
@@ -174,6 +179,13 @@ def visited_levels(
     log_snr_min: float = -20.0,
 ) -> Level:
     """The levels that `sample` visits, noisiest first; fields of shape (steps,). See `sample`."""
+    return grids.levels(_range(schedule, prediction, log_snr_max, log_snr_min), grid, num_steps)
+
+
+def _range(
+    schedule: AnySchedule, prediction: str, log_snr_max: float, log_snr_min: float
+) -> grids.Range:
+    """What a grid is laid over; refuses what can't be sampled."""
     process.refuse_eps_at_zero_snr(schedule, prediction)
     ends = concrete_ends(schedule)
     if prediction == "eps" and log_snr_min == -jnp.inf and ends is not None and ends[1] == -jnp.inf:
@@ -183,7 +195,7 @@ def visited_levels(
         )
     lowest = -jnp.inf if schedule.zero_terminal else log_snr_min
     first, last = (jnp.asarray(end, jnp.result_type(float)) for end in ends_of(schedule))
-    over = grids.Range(
+    return grids.Range(
         schedule,
         noisy=jnp.where(last >= lowest, 1.0, _time_of(schedule, max(lowest, -1e30))),
         clean=jnp.where(first <= log_snr_max, 0.0, _time_of(schedule, min(log_snr_max, 1e30))),
@@ -192,7 +204,6 @@ def visited_levels(
         lowest=lowest,
         highest=log_snr_max,
     )
-    return grids.levels(over, grid, num_steps)
 
 
 def _time_of(schedule: AnySchedule, log_snr: float) -> jax.Array:
