@@ -361,7 +361,8 @@ def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 1 for a user's error, 130 if interrupted."""
+    """Runs a command; returns the exit status: 0, 1 for a user's error, 130 if interrupted, 143 if
+    terminated (SIGTERM) after what was reached is saved."""
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     command = COMMANDS[args.command]
@@ -378,7 +379,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return 1
     except KeyboardInterrupt as stop:
         print(f"diffax {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
-        return 130
+        return getattr(stop, "exit_status", 130)
     return 0
 
 

@@ -174,34 +174,39 @@ def test_an_unwritable_workdir_is_refused(tmp_path):
 
 
 class Interrupting:
-    """Batches that come with a Ctrl-C at the sixth."""
+    """Batches that come with a signal at the sixth."""
 
-    def __init__(self, iterator):
-        self.iterator, self.count = iterator, 0
+    def __init__(self, iterator, number):
+        self.iterator, self.number, self.count = iterator, number, 0
 
     @classmethod
-    def wrapping(cls, batches):
-        return lambda *args, **kwargs: cls(batches(*args, **kwargs))
+    def wrapping(cls, batches, number):
+        return lambda *args, **kwargs: cls(batches(*args, **kwargs), number)
 
     def __next__(self):
         self.count += 1
         if self.count == 6:
-            signal.raise_signal(signal.SIGINT)
+            signal.raise_signal(self.number)
         return next(self.iterator)
 
     def get_state(self):
         return self.iterator.get_state()
 
 
-def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path, monkeypatch):
+@pytest.mark.parametrize(
+    ("number", "default", "status"),
+    [(signal.SIGINT, signal.default_int_handler, 130), (signal.SIGTERM, signal.SIG_DFL, 143)],
+)
+def test_a_signal_saves_and_says_how_to_go_on(number, default, status, tmp_path, monkeypatch):
     """The interrupted and resumed run ends where an undisturbed one does."""
     config = small_config()
     expected, _ = training.train(config, tmp_path / "undisturbed")
-    monkeypatch.setattr(loop.data, "batches", Interrupting.wrapping(data.batches))
-    with pytest.raises(KeyboardInterrupt, match="after step 6, which is saved"):
+    monkeypatch.setattr(loop.data, "batches", Interrupting.wrapping(data.batches, number))
+    with pytest.raises(KeyboardInterrupt, match="after step 6, which is saved") as stop:
         training.train(config, tmp_path / "run")
     monkeypatch.undo()
-    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert stop.value.exit_status == status
+    assert signal.getsignal(number) is default
     assert int(training.load(tmp_path / "run").state.step) == 6
     state, _ = training.train(config, tmp_path / "run")
     assert_equal(state.params, expected.params)

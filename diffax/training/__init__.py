@@ -13,6 +13,7 @@ from diffax.training.evaluation import (
     make_evaluation,
     make_ode_bits,
 )
+from diffax.training.interrupt import Interrupted
 from diffax.training.loop import train
 from diffax.training.outputs import make_sampler
 from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
@@ -22,6 +23,7 @@ from diffax.training.workdir import Run, load
 
 __all__ = [
     "DatasetInfo",
+    "Interrupted",
     "NonFiniteError",
     "Run",
     "TrainState",

@@ -16,7 +16,7 @@ from diffax import data
 from diffax.training import outputs, parallel, writers
 from diffax.training.checkpoint import Checkpoints
 from diffax.training.evaluation import make_evaluation
-from diffax.training.interrupt import Interruption
+from diffax.training.interrupt import Interrupted, Interruption
 from diffax.training.state import DatasetInfo, TrainState, create_state
 from diffax.training.step import make_train_step
 from diffax.training.window import NonFiniteError, Window
@@ -44,7 +44,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
       ValueError: the config can't be run, the workdir holds another run, or the data is wrong; in
         one sentence, before any work.
       NonFiniteError: the loss or a gradient was not finite; the last good checkpoint is kept.
-      KeyboardInterrupt: Ctrl-C was pressed; a checkpoint was saved first.
+      Interrupted: (a KeyboardInterrupt) Ctrl-C or SIGTERM came; a checkpoint was saved first.
     """
     config_lib.validate(config)
     settings = config.training
@@ -106,7 +106,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
             if is_due(step, settings.sample_every, last):
                 writer.write_images(step, {"samples": draw_samples(state)})
                 outputs.write_schedule(root, state)
-            if last or stop.requested or is_due(step, settings.checkpoint_every, last):
+            if last or stop.number or is_due(step, settings.checkpoint_every, last):
                 check_finite(window, checkpoints)
                 memory = {
                     "data": batches.get_state(),
@@ -114,11 +114,12 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
                     "metrics": latest,
                 }
                 checkpoints.save(step, state, memory)
-            if stop.requested and not last:
+            if stop.number and not last:
                 checkpoints.wait()
-                raise KeyboardInterrupt(
-                    f"interrupted after step {step}, which is saved in {root}: the same call (or"
-                    " command) goes on from there"
+                raise Interrupted(
+                    f"stopped after step {step}, which is saved in {root}: the same call (or"
+                    " command) goes on from there",
+                    stop.number,
                 )
         outputs.write_schedule(root, state)
     return state, latest
