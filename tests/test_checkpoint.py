@@ -1,6 +1,8 @@
 """Checkpoints: what goes in comes out, and a resumed run is the run that was never interrupted."""
 
 import json
+import logging
+import shutil
 import threading
 
 import jax
@@ -130,6 +132,59 @@ def test_other_arrays_are_refused_by_name(tmp_path):
         with pytest.raises(ValueError, match=words):
             store.restore(like, ONE)
     store.close()
+
+
+DAMAGES = {
+    "no loop": lambda step: (step / "loop" / "metadata").unlink(),
+    "half a loop": lambda step: cut(step / "loop" / "metadata"),
+    "no arrays' names": lambda step: (step / "state" / "_METADATA").unlink(),
+    "half the names": lambda step: cut(step / "state" / "_METADATA"),
+    "no arrays": lambda step: shutil.rmtree(step / "state" / "ocdbt.process_0"),
+    "half the arrays": lambda step: [cut(p) for p in (step / "state").rglob("d/*")],
+}
+
+
+def cut(path):
+    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+
+
+@pytest.mark.parametrize("damage", DAMAGES)
+def test_a_damaged_one_is_named_and_the_one_before_is_used(damage, tmp_path, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)  # so that caplog sees it
+    like = {"a": jnp.zeros(1000)}
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2, 3):
+        checkpoints.save(step, {"a": jnp.arange(1000.0) * step}, {"at": step})
+    checkpoints.close()
+    DAMAGES[damage](tmp_path / "3")
+    with pytest.raises(ValueError, match="step 3 in .* can't be read"):
+        Checkpoints(tmp_path, read_only=True).restore(like, ONE, 3)
+    for read_only in (True, False):
+        checkpoints = Checkpoints(tmp_path, keep=3, read_only=read_only)
+        caplog.clear()
+        state, loop = checkpoints.restore(like, ONE)
+        np.testing.assert_array_equal(state["a"], jnp.arange(1000.0) * 2)
+        assert loop == {"at": 2}
+        assert "step 3 is damaged" in caplog.text and "step 2 is used" in caplog.text
+    # put aside, so that the step can be saved again
+    assert (tmp_path / "damaged-3").is_dir() and checkpoints.steps() == [1, 2]
+    checkpoints.save(3, {"a": jnp.arange(1000.0)}, {"at": 3})
+    checkpoints.wait()
+    assert checkpoints.restore(like, ONE)[1] == {"at": 3}
+    checkpoints.close()
+
+
+def test_where_none_can_be_read_all_stay(tmp_path):
+    like = {"a": jnp.zeros(10)}
+    checkpoints = Checkpoints(tmp_path, keep=3)
+    for step in (1, 2):
+        checkpoints.save(step, like, {})
+        checkpoints.wait()
+        (tmp_path / str(step) / "loop" / "metadata").unlink()
+    with pytest.raises(ValueError, match="step 2 in .* can't be read, nor is there another"):
+        checkpoints.restore(like, ONE)
+    assert checkpoints.steps() == [1, 2]
+    checkpoints.close()
 
 
 def test_it_moves_between_numbers_of_devices(tmp_path):
@@ -305,51 +360,3 @@ def test_a_run_on_eight_devices_is_read_on_one(tmp_path):
     run = training.load(tmp_path)
     assert len(run.state.step.sharding.device_set) == 1
     assert_equal(plain(run.state), plain(state))
-
-
-# --- writers --------------------------------------------------------------------------------
-
-
-def test_json_lines_hold_one_object_per_step(tmp_path):
-    writer = writers.JsonLines(tmp_path / "m.jsonl")
-    writer.write_scalars(10, {"loss": 0.1, "bad": float("nan"), "worse": float("inf")})
-    writer.write_scalars(20, {"loss": np.float32(0.5)})
-    writer.close()
-    lines = (tmp_path / "m.jsonl").read_text().splitlines()
-    assert [json.loads(line) for line in lines] == [
-        {"step": 10, "loss": 0.1, "bad": None, "worse": None},
-        {"step": 20, "loss": 0.5},
-    ]
-
-
-def test_json_lines_go_on_after_the_last_step(tmp_path):
-    """Later lines and a line that was cut off are removed; the rest stays byte by byte."""
-    path = tmp_path / "m.jsonl"
-    kept = '{"step": 1, "loss": 1.0}\n{"step": 2, "loss": 0.1}\n'
-    path.write_text(kept + '{"step": 3, "loss": 0.2}\n{"step": 4, "lo')
-    writer = writers.JsonLines(path, last_step=2)
-    writer.write_scalars(3, {"loss": 0.25})
-    writer.close()
-    assert path.read_text() == kept + '{"step": 3, "loss": 0.25}\n'
-
-
-def test_damaged_json_lines_are_named(tmp_path):
-    path = tmp_path / "m.jsonl"
-    path.write_text('{"step": 1}\nnot json\n{"step": 2}\n')
-    with pytest.raises(ValueError, match=r"m.jsonl is damaged .*delete it"):
-        writers.JsonLines(path)
-
-
-def test_log_lines_tell_speed_and_time_left(caplog, monkeypatch):
-    clock = iter([0.0, 50.0])
-    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
-    with caplog.at_level("INFO", logger="diffax"):
-        writers.LogLines(300).write_scalars(100, {"loss": 0.12345})
-    assert caplog.messages == ["step 100/300  2 steps/s  0:01:40 left  loss 0.1235"]
-
-
-def test_tensorboard_without_tensorflow_is_refused(tmp_path, monkeypatch):
-    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
-    with pytest.raises(ValueError, match="TensorFlow, which writes those files, is not installed"):
-        training.train(small_config(training__tensorboard=True), tmp_path)
-    writers.check_tensorboard(False)

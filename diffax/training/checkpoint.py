@@ -9,6 +9,7 @@ A step's folder gets its name when all of it is written, so it is whole or not t
 from __future__ import annotations
 
 import copy
+import logging
 import os
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,12 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from orbax.checkpoint.checkpoint_managers import LatestN
+
+_LOG = logging.getLogger("diffax")
+
+
+class OtherArraysError(ValueError):
+    """A checkpoint holds other arrays than are wanted."""
 
 
 class Checkpoints:
@@ -30,6 +37,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, keep: int = 1, read_only: bool = False):
         self.directory = Path(directory).absolute()
+        self._read_only = read_only
         options = ocp.CheckpointManagerOptions(
             preservation_policy=LatestN(keep),
             create=not read_only,
@@ -66,7 +74,10 @@ class Checkpoints:
     def restore(
         self, like: Any, sharding: jax.sharding.Sharding, step: int | None = None
     ) -> tuple[Any, dict[str, Any]]:
-        """The state and the loop's data of a step, the latest if left out.
+        """The state and the loop's data of a step, the latest readable one if left out.
+
+        A damaged one that is passed over is named in a warning and, unless `read_only`, put aside
+        as "damaged-<step>", so that its step can be saved again.
 
         Args:
           like: a tree of the state's structure, of arrays or `jax.ShapeDtypeStruct`.
@@ -74,13 +85,12 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no checkpoint, or none of that step.
-          ValueError: it holds other arrays than `like`.
+          ValueError: it holds other arrays than `like`, or there is none that can be read.
         """
         steps = self.steps()
         if not steps:
             raise FileNotFoundError(f"there is no checkpoint in {self.directory}")
-        step = steps[-1] if step is None else step
-        if step not in steps:
+        if step is not None and step not in steps:
             there = ", ".join(map(str, steps))
             raise FileNotFoundError(
                 f"there is no checkpoint of step {step} in {self.directory}; there are: {there}"
@@ -89,22 +99,60 @@ class Checkpoints:
             path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
             for path, leaf in jax.eval_shape(_by_path, like).items()
         }
-        self._check_same_arrays(step, wanted)
+        candidates = steps[::-1] if step is None else [step]
+        damaged: dict[int, Exception] = {}
+        for candidate in candidates:
+            try:
+                by_path, loop = self._read(candidate, wanted)
+            except OtherArraysError:
+                raise
+            except Exception as error:  # orbax has no one kind for what it can't read
+                damaged[candidate] = error
+            else:
+                self._put_aside(damaged, candidate)
+                return _from_paths(by_path, like), loop
+        latest, error = next(iter(damaged.items()))
+        raise ValueError(
+            f"the checkpoint of step {latest} in {self.directory} can't be read, nor is there"
+            f" another that can: {error}"
+        ) from error
+
+    def _put_aside(self, damaged: dict[int, Exception], used: int) -> None:
+        for step, error in damaged.items():
+            place = self.directory / str(step)
+            if not self._read_only:
+                place = place.rename(self.directory / f"damaged-{step}")
+            _LOG.warning(
+                "the checkpoint of step %d is damaged (%s; now %s): the one of step %d is used",
+                step,
+                str(error).partition("\n")[0][:200],
+                place,
+                used,
+            )
+        if damaged and not self._read_only:
+            self._manager.reload()
+
+    def _read(
+        self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
+    ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
+        there = {p: tuple(m.shape) for p, m in self._manager.item_metadata(step).state.items()}
+        self._check_same_arrays(step, there, wanted)
         restored = self._manager.restore(
             step,
             args=ocp.args.Composite(
                 state=ocp.args.StandardRestore(wanted), loop=ocp.args.JsonRestore()
             ),
         )
-        return _from_paths(restored.state, like), restored.loop
+        return restored.state, restored.loop
 
-    def _check_same_arrays(self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]) -> None:
-        there = {p: tuple(m.shape) for p, m in self._manager.item_metadata(step).state.items()}
+    def _check_same_arrays(
+        self, step: int, there: dict[str, tuple], wanted: dict[str, jax.ShapeDtypeStruct]
+    ) -> None:
         needed = {path: leaf.shape for path, leaf in wanted.items()}
         for path in sorted(needed.keys() | there.keys()):
             found, expected = there.get(path, "none"), needed.get(path, "none")
             if found != expected:
-                raise ValueError(
+                raise OtherArraysError(
                     f"the checkpoint of step {step} in {self.directory} is of another model or"
                     f" config: {path} has shape {found} there, and {expected} is needed"
                 )
