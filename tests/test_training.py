@@ -28,6 +28,26 @@ def _compiled_quickly(tmp_path_factory):
         yield
 
 
+class Interrupting:
+    """Batches that come with a signal at the sixth."""
+
+    def __init__(self, iterator, number):
+        self.iterator, self.number, self.count = iterator, number, 0
+
+    @classmethod
+    def wrapping(cls, batches, number):
+        return lambda *args, **kwargs: cls(batches(*args, **kwargs), number)
+
+    def __next__(self):
+        self.count += 1
+        if self.count == 6:
+            signal.raise_signal(self.number)
+        return next(self.iterator)
+
+    def get_state(self):
+        return self.iterator.get_state()
+
+
 # --- non-finite steps -----------------------------------------------------------------------
 
 
@@ -40,16 +60,65 @@ def test_window_names_the_first_bad_step_and_quantity():
     assert (caught.value.step, caught.value.quantity) == (4, "gradient norm")
 
 
+def entry(step, loss):
+    return {"step": step, "loss": loss, "grad_norm": 1.0, "worst_log_snr": -float(step)}
+
+
+def test_so_many_steps_in_a_row_may_be_skipped_over_windows_too():
+    window = Window(most_skipped=2)
+    for step, loss in enumerate([1.0, np.nan, 3.0, np.nan, np.nan], 1):
+        window.add(step, entry(step, loss))
+    window.check()
+    assert window.take_mean() == {"loss": 2.0, "grad_norm": 1.0, "skipped_steps": 3}
+    memory = window.memory()
+    for loss in (np.inf, 5.0):
+        window = Window(memory, most_skipped=2)  # as after a resumption
+        window.add(6, entry(6, loss))
+        if np.isfinite(loss):
+            window.check()
+            assert window.take_mean() == {"loss": 5.0, "grad_norm": 1.0}
+            assert window.memory() == []
+        else:
+            with pytest.raises(NonFiniteError, match="nan in step 4, .* -4; 3 steps in a row"):
+                window.check()
+    window = Window(memory, most_skipped=2)
+    window.check()
+    with pytest.raises(NonFiniteError, match="2 steps in a row"):
+        window.check(last=True)
+
+
+class Spoiling(Interrupting):
+    """Batches of which the sixth is not finite."""
+
+    def __next__(self):
+        self.count += 1
+        batch = next(self.iterator)
+        return {**batch, "x": batch["x"] * np.nan} if self.count == 6 else batch
+
+
+def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
+    monkeypatch.setattr(loop.data, "batches", Spoiling.wrapping(data.batches, None))
+    state, metrics = training.train(small_config(), tmp_path)
+    assert int(state.step) == 12 and np.isfinite(metrics["loss"])
+    lines = writers.read_json_lines(tmp_path / "metrics.jsonl")
+    assert [line.get("skipped_steps") for line in lines] == [None, 1, None]
+    assert all(np.isfinite(line["loss"]) for line in lines)
+
+
 def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
     """A learning rate of 1e30 ruins the network in one step; the next one shows it."""
     config = small_config(
-        optimizer__learning_rate=1e30, optimizer__warmup_steps=0, training__checkpoint_every=1
+        optimizer__learning_rate=1e30,
+        optimizer__warmup_steps=0,
+        training__checkpoint_every=1,
+        training__max_skipped=0,
     )
     with pytest.raises(NonFiniteError) as caught:
         training.train(config, tmp_path)
     assert (caught.value.step, caught.value.quantity) == (2, "loss")
     assert "the checkpoint of step 1 in" in str(caught.value)
     assert "learning_rate" in str(caught.value)
+    assert -6 <= caught.value.log_snr <= 6
     assert int(training.load(tmp_path).state.step) == 1
     assert writers.read_json_lines(tmp_path / "metrics.jsonl") == []
 
@@ -171,26 +240,6 @@ def test_an_unwritable_workdir_is_refused(tmp_path):
     (tmp_path / "file").write_text("in the way")
     with pytest.raises(ValueError, match="workdir .*file.* can't be written to"):
         training.train(small_config(), tmp_path / "file" / "run")
-
-
-class Interrupting:
-    """Batches that come with a signal at the sixth."""
-
-    def __init__(self, iterator, number):
-        self.iterator, self.number, self.count = iterator, number, 0
-
-    @classmethod
-    def wrapping(cls, batches, number):
-        return lambda *args, **kwargs: cls(batches(*args, **kwargs), number)
-
-    def __next__(self):
-        self.count += 1
-        if self.count == 6:
-            signal.raise_signal(self.number)
-        return next(self.iterator)
-
-    def get_state(self):
-        return self.iterator.get_state()
 
 
 @pytest.mark.parametrize(

@@ -75,6 +75,7 @@ RULES: dict[str, Rule] = {
     "training.sample_every": _at_least(0),
     "training.checkpoint_every": _at_least(0),
     "training.keep_checkpoints": _at_least(1),
+    "training.max_skipped": _at_least(0),
     "sampling.sampler": _one_of(lambda: samplers.SAMPLERS),
     "sampling.num_steps": _at_least(2),
     "sampling.schedule": _one_of(schedules.names),

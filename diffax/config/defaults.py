@@ -82,6 +82,7 @@ def default_config() -> ConfigDict:
     training.sample_every = 0  # steps between sample grids; 0: never
     training.checkpoint_every = 1000  # steps; there is always one at the end; 0: only there
     training.keep_checkpoints = 2  # the latest so many
+    training.max_skipped = 10  # steps in a row whose loss or gradient is not finite; more: an error
     training.tensorboard = False  # also write TensorBoard files; needs TensorFlow
     training.allow_config_change = False  # resume although the config is not the one of before
 

@@ -38,12 +38,14 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
     Returns:
       The last state (`state.schedule` is the schedule as trained), and the metrics last logged:
       "loss", "loss_variance", "grad_norm", "learning_rate", averages over the latest
-      training.log_every steps; "schedule_..." if it is learned; "eval_..." if evaluated.
+      training.log_every steps; "schedule_..." if it is learned; "eval_..." if evaluated;
+      "skipped_steps" if any were.
 
     Raises:
       ValueError: the config can't be run, the workdir holds another run, or the data is wrong; in
         one sentence, before any work.
-      NonFiniteError: the loss or a gradient was not finite; the last good checkpoint is kept.
+      NonFiniteError: the loss or a gradient was not finite in more than training.max_skipped steps
+        in a row, or in the last; the last checkpoint before is kept.
       Interrupted: (a KeyboardInterrupt) Ctrl-C or SIGTERM came; a checkpoint was saved first.
     """
     config_lib.validate(config)
@@ -81,7 +83,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
         write_text(root / "dataset.json", info.to_json())
 
         done = int(state.step)
-        window, latest = Window(memory["window"]), dict(memory["metrics"])
+        window, latest = Window(memory["window"], settings.max_skipped), dict(memory["metrics"])
         writer = stack.enter_context(
             closing(writers.create(root, settings.num_steps, done, settings.tensorboard))
         )
@@ -96,7 +98,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
 
             scalars = {}
             if last or step % settings.log_every == 0:
-                check_finite(window, checkpoints)
+                check_finite(window, checkpoints, last)
                 scalars.update(window.take_mean())
             if is_due(step, settings.eval_every, last):
                 scalars.update(evaluate(state))
@@ -107,7 +109,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
                 writer.write_images(step, {"samples": draw_samples(state)})
                 outputs.write_schedule(root, state)
             if last or stop.number or is_due(step, settings.checkpoint_every, last):
-                check_finite(window, checkpoints)
+                check_finite(window, checkpoints, last)
                 memory = {
                     "data": batches.get_state(),
                     "window": window.memory(),
@@ -130,10 +132,10 @@ def is_due(step: int, every: int, last: bool) -> bool:
     return every > 0 and (last or step % every == 0)
 
 
-def check_finite(window: Window, checkpoints: Checkpoints) -> None:
-    """Raises NonFiniteError, saying what is kept, if a step in the window was not finite."""
+def check_finite(window: Window, checkpoints: Checkpoints, last: bool) -> None:
+    """Raises NonFiniteError, saying what is kept, if too many steps in a row were not finite."""
     try:
-        window.check()
+        window.check(last)
     except NonFiniteError as error:
         checkpoints.wait()
         steps = checkpoints.steps()
@@ -146,6 +148,8 @@ def check_finite(window: Window, checkpoints: Checkpoints) -> None:
             error.step,
             error.quantity,
             error.value,
+            error.log_snr,
+            error.skipped,
             f"; {kept}. A lower optimizer.learning_rate or clip_norm, or more warmup_steps, usually"
             " helps",
         ) from None

@@ -38,7 +38,8 @@ def make_train_step(
     other. Where the loss or a gradient is not finite, the step is counted but nothing is updated.
 
     Metrics: "loss"; "loss_variance", over the batch; "grad_norm", before clipping; "learning_rate";
-    and for a learned schedule "schedule_updated" (1 or 0) and, in steps that update it (0 else),
+    "worst_log_snr", of the example with the largest loss, or with one that is not finite; and for
+    a learned schedule "schedule_updated" (1 or 0) and, in steps that update it (0 else),
     "schedule_vlb" and "schedule_vlb_variance" (bits/dim and its square, of one example at one
     time), "schedule_grad_norm" and "schedule_grad_variance" (the trace of the covariance of the
     batch's gradient).
@@ -56,7 +57,7 @@ def make_train_step(
         u, weight = times.sample(state.time_sampler_state, keys["times"], x0.shape[0])
 
         def loss_of(params):
-            losses, _ = objectives.training_loss(
+            losses, aux = objectives.training_loss(
                 keys["noise"],
                 predictor(model, params, label, train=True, rngs={"dropout": keys["dropout"]}),
                 state.schedule,
@@ -67,9 +68,9 @@ def make_train_step(
                 learned_variance=objective.learned_variance,
                 hybrid_weight=objective.hybrid_weight,
             )
-            return jnp.mean(weight * losses), losses
+            return jnp.mean(weight * losses), (losses, aux["log_snr"])
 
-        (loss, losses), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        (loss, (losses, log_snr)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = moving_average(state.ema_params, params, config.ema.decay, state.step)
@@ -81,6 +82,7 @@ def make_train_step(
             "loss_variance": jnp.var(weight * losses),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
+            "worst_log_snr": log_snr[jnp.argmax(jnp.nan_to_num(losses, nan=jnp.inf))],
             **schedule_metrics,
         }
         updated = dict(

@@ -38,6 +38,7 @@ MAY_CHANGE = (
     "training.checkpoint_every",
     "training.eval_every",
     "training.keep_checkpoints",
+    "training.max_skipped",
     "training.log_every",
     "training.num_steps",
     "training.sample_every",
