@@ -1,11 +1,16 @@
-"""The main experiment's arms are configs that can be run, at every choice of endpoints."""
+"""The main experiment's arms can be run; sampler_quality counts, reads and reuses rightly."""
 
 import importlib.util
 from pathlib import Path
 
+import jax
+import numpy as np
 import pytest
+from small_runs import small_config
 
+import diffax
 from diffax import config as config_lib
+from diffax import samplers
 from diffax.ablation import runner
 
 ROOT = Path(__file__).parents[1]
@@ -19,6 +24,8 @@ def load(path):
 
 
 EXPERIMENT = load(ROOT / "experiments" / "learned_vs_cosine.py")
+QUALITY = load(ROOT / "experiments" / "sampler_quality.py")
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
 
 @pytest.mark.parametrize("endpoints", EXPERIMENT.ENDPOINTS)
@@ -30,3 +37,91 @@ def test_every_arm_can_be_run(endpoints):
         config_lib.validate(runner.arm_config(config, arm, seed=0))
     spec = EXPERIMENT.make_spec("command", endpoints, config)
     assert "600 steps" in spec.method and "simple loss" in spec.question
+
+
+def test_every_sampler_has_a_curve():
+    assert {options["sampling.sampler"] for options in QUALITY.CURVES.values()} == {
+        *samplers.SAMPLERS
+    }
+
+
+@pytest.mark.parametrize("curve", QUALITY.CURVES)
+def test_network_calls_are_those_that_a_compiled_program_makes(curve):
+    """As many as fit into nine: with one step more it would be more than nine."""
+    config = small_config(schedule__name="linear_logsnr")
+    cost = QUALITY.cost_of(config, curve)
+    arm, claimed = QUALITY.make_points({curve: cost}, [9])[curve, 9]
+    options = config_lib.sampling_options(runner.arm_config(config, arm, seed=0))
+    calls = []
+
+    def counted(x, log_snr):
+        jax.debug.callback(lambda _: calls.append(1), log_snr)
+        return 0.5 * x
+
+    def made(num_steps):
+        calls.clear()
+        given = options | {"num_steps": num_steps}
+        predict, schedule = diffax.by_log_snr(counted), diffax.schedules.linear_logsnr()
+        run = jax.jit(lambda key: diffax.sample(key, predict, schedule, (1, 2), **given))
+        run(jax.random.key(0)).block_until_ready()
+        jax.effects_barrier()
+        return len(calls)
+
+    steps = options["num_steps"]
+    assert made(steps) == claimed <= 9 < made(steps + 1)
+
+
+@pytest.mark.parametrize(
+    ("ratios", "said"),
+    [
+        ([0.50, 0.52, 0.48], "0.50 times the distance of ddim in 50 calls"),
+        ([0.50, 0.52, 0.48], ": better."),
+        ([0.99, 1.00, 1.01], ": as good, within the margin."),
+        ([1.04, 1.05, 1.06], ": worse, but within the margin."),
+        ([1.08, 1.10, 1.12], ": worse, and whether within the margin can't be told."),
+        ([1.40, 1.50, 1.60], ": worse, by more than the margin."),
+        ([0.50, 1.00, 2.00], ": whether it is as good can't be told."),
+        ([0.90, 1.00, 1.10], ": whether it is as good can't be told."),
+    ],
+)
+def test_sentences_follow_from_the_intervals(ratios, said):
+    few, many = ("dpmpp_2m", 20), ("ddim", 50)
+    distances = np.array([3.0, 4.0, 5.0])
+    measured = {few: distances * ratios, many: distances}
+    assert said in QUALITY.sentence(few, many, measured, floor=0.5, margin=1.1)
+
+
+def test_an_interval_is_over_networks_and_of_one_network_over_batches():
+    np.testing.assert_allclose(QUALITY.units([[1.0, 4.0], [2.0, 8.0]]), [2.0, 4.0])
+    np.testing.assert_allclose(QUALITY.units([[1.0, 4.0]]), [1.0, 4.0])
+
+
+def test_results_are_reused_and_those_of_another_setting_refused(tmp_path, monkeypatch, capsys):
+    """One small network, two samplers; a distance that needs no classifier."""
+    drawn, draw = [], QUALITY.evaluation.draw
+    monkeypatch.setattr(QUALITY.evaluation, "draw", lambda *a: drawn.append(a) or draw(*a))
+    monkeypatch.setattr(
+        QUALITY.evaluation, "frechet", lambda *a: {"frechet": float(np.square(a[-1]).mean())}
+    )
+    monkeypatch.setattr(QUALITY.runtime, "start", lambda: None)
+    for name, value in dict(FURTHER={}, CANDIDATES=[("plms", 5)], REFERENCES=[("ddim", 5)]).items():
+        monkeypatch.setattr(QUALITY, name, value)
+    config = tmp_path / "config.py"
+    config.write_text(
+        "from small_runs import small_config\n"
+        "get_config = lambda: small_config(schedule__name='linear_logsnr')\n"
+    )
+    arguments = ["--config", config, "--workdir", tmp_path, "--seeds=1", "--batches=2"]
+    arguments = [*map(str, arguments), "--samplers=ddim,plms", "--counts=5"]
+
+    def printed(*more):
+        QUALITY.main([*arguments, *more])
+        return capsys.readouterr().out
+
+    first = printed("--num-samples=8")
+    assert "plms in 5 calls has" in first and "sampling is covered, training is not" in first
+    assert {path.suffix for path in tmp_path.glob("sampler_quality.*")} == {".json", ".md", ".png"}
+    assert len(drawn) == 2
+    assert printed("--num-samples=8") == first and len(drawn) == 2
+    with pytest.raises(ValueError, match="evaluation.num_samples was 8, is 9"):
+        printed("--num-samples=9")
