@@ -217,7 +217,8 @@ def test_fixed_schedules_cost_nothing():
     config = small_config(schedule__num_steps=10)
     state, metrics = train_steps(config, 1)
     assert state.schedule_opt_state == ()
-    assert set(metrics[0]) == {"loss", "loss_variance", "grad_norm", "learning_rate"}
+    common = {"loss", "loss_variance", "grad_norm", "learning_rate", "worst_log_snr"}
+    assert set(metrics[0]) == common
     assert_equal(state.schedule, config_lib.build_schedule(config))
 
 
