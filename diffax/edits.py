@@ -125,7 +125,7 @@ def edit(
     x, label = examples(generate.run, paths, chosen.num if num is None else num)
     options = {**chosen.options, **options}
     options |= {"num_steps": counts[0]} if counts else {}
-    if options["label"] is None:
+    if options.get("label") is None:
         options["label"] = label
     return chosen.run(generate, x, **flags, **options)
 
@@ -138,7 +138,7 @@ def draw(
 ) -> Drawn:
     """`num` samples (64) with each of the step counts (the run's own), from the same noise."""
     num = 64 if num is None else num
-    counts = counts or [generate.run.config.sampling.num_steps]
+    counts = list(dict.fromkeys(counts or [generate.run.config.sampling.num_steps]))
     drawn = {f"{n} steps": generate(num, num_steps=n, **options) for n in counts}
     if len(drawn) == 1:
         return Drawn({"samples": drawn[f"{counts[0]} steps"]}, drawn)

@@ -116,16 +116,19 @@ class Generator:
         a: np.ndarray,
         b: np.ndarray,
         shares: Sequence[float],
-        label: int | None = None,
+        label: int | Sequence[int] | None = None,
         **options: Any,
     ) -> np.ndarray:
         """From a to b, (..., C) each, by way of their starts: (len(shares), ..., C).
 
         Both are inverted, the starts lie on the great circle between theirs
-        (`samplers.interpolate`), and DDIM samples from them without clipping.
+        (`samplers.interpolate`), and DDIM samples from them without clipping. `label`: the class of
+        both, or that of a and that of b, of which each frame is told the nearer one's.
         """
         start = self.invert(np.stack([a, b]), label, **options).start
         between = np.asarray(interpolate(start[0], start[1], shares))
+        if label is not None:
+            label = np.broadcast_to(label, 2)[(np.asarray(shares) > 0.5).astype(int)]
         return self._edit("from_inversion", {}, (between,), 0, label, options)
 
     def _edit(

@@ -16,6 +16,12 @@ def test_the_command_line_offers_every_edit_and_every_flag_of_one():
     assert flags == {flag.replace("-", "_") for flag in cli._EDIT_FLAGS}
 
 
+def test_step_counts_that_come_twice_are_drawn_once():
+    drawn = edits.draw(lambda num, num_steps: np.full(num, num_steps), 3, [5, 5, 2], {})
+    assert {name: x[0] for name, x in drawn.arrays.items()} == {"samples_5": 5, "samples_2": 2}
+    assert list(drawn.drawn) == ["5 steps", "2 steps"]
+
+
 @pytest.mark.parametrize(
     ("name", "shape", "anew"),
     [

@@ -126,6 +126,11 @@ def test_edits_do_what_they_say(run):
     np.testing.assert_allclose(found.error, error, rtol=1e-4)
     between = generate.interpolate(GIVEN[0], GIVEN[1], [0.0, 0.5, 1.0], label=1)
     np.testing.assert_allclose(between[[0, 2]], found.reconstruction[:2], rtol=1e-3, atol=1e-4)
+    ends = generate.interpolate(GIVEN[0], GIVEN[1], [0.0, 0.5, 1.0], label=(0, 1))
+    np.testing.assert_allclose(ends[2], between[2], rtol=1e-3, atol=1e-4)
+    one = generate.invert(GIVEN[:1], label=0).reconstruction[0]
+    np.testing.assert_allclose(ends[0], one, rtol=1e-3, atol=1e-4)
+    assert not np.allclose(ends[0], between[0], rtol=1e-2)
 
 
 def test_edits_work_on_a_run_that_samples_with_its_learned_variance():
