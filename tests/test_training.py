@@ -197,6 +197,23 @@ def test_train_on_digits(tmp_path, tmp_path_factory):
     assert np.mean(terms.total) == pytest.approx(metrics["eval_vlb"], rel=1e-6)
 
 
+def test_the_bound_is_taken_over_batches_of_equal_size(monkeypatch):
+    """100 examples in at most 64 at a time: two of 50, and none filled up to 64."""
+    config, sizes = small_config(), []
+    dataset = data.load(config.data)
+    info = training.DatasetInfo.of(dataset)
+    model = config_lib.build_model(config, info)
+    place = parallel.place_batch
+    monkeypatch.setattr(
+        parallel,
+        "place_batch",
+        lambda batch, mesh: sizes.append(len(batch["x"])) or place(batch, mesh),
+    )
+    bound = training.make_bound(config, model, info, dataset.eval, parallel.make_mesh(1))
+    terms = bound(training.create_state(config, model, info), 0)
+    assert sizes == [50, 50] and terms.total.shape[1] == 100
+
+
 def test_the_bound_does_not_depend_on_the_batch_size():
     """A last batch that is filled up counts only its own examples."""
     config = small_config(evaluation__num_examples=10, evaluation__batch_size=10)
