@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -29,14 +29,31 @@ class VLB(NamedTuple):
         return self.prior + self.diffusion + self.reconstruction
 
 
+class Draws(NamedTuple):
+    """The random numbers of one estimate of the bound."""
+
+    u: jax.Array  # (batch,), in [0, 1): where in time
+    noise: jax.Array  # (batch, ..., C), at that time
+    clean_noise: jax.Array  # (batch, ..., C), at the clean end
+
+
+def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Draws:
+    """What `vlb` draws for data of that shape, (batch, ..., C): times stratified over the batch."""
+    time_key, noise_key, clean_key = jax.random.split(key, 3)
+    u, _ = stratified().sample((), time_key, shape[0])
+    noise, clean = (jax.random.normal(k, shape, dtype) for k in (noise_key, clean_key))
+    return Draws(u, noise, clean)
+
+
 def vlb(
-    key: jax.Array,
+    key: jax.Array | None,
     predict: Predict,
     schedule: AnySchedule,
     x0: jax.Array,
     num_steps: int | None = None,
     prediction: str = "eps",
     levels: int | None = 256,
+    draws: Draws | None = None,
 ) -> VLB:
     """An unbiased estimate, by one noise level per example, of the variational bound (Kingma 2021).
 
@@ -63,6 +80,7 @@ def vlb(
         own.
       prediction: "eps", "x0" or "v".
       levels: 256 for 8-bit data, None for real-valued data (the bound is then on a density).
+      draws: take these random numbers and need no key.
 
     Raises:
       ValueError: an infinite end (names `with_endpoints`), an unknown prediction, or a num_steps
@@ -70,13 +88,10 @@ def vlb(
     """
     process.check_prediction(prediction)
     require_finite_ends(schedule, "vlb")
-    time_key, noise_key, clean_key = jax.random.split(key, 3)
-    u, _ = stratified().sample((), time_key, x0.shape[0])
+    u, noise, clean_noise = draw(key, x0.shape, x0.dtype) if draws is None else draws
     t, log_snr_t, weight = _transition(schedule, u, num_steps)
-    noise = jax.random.normal(noise_key, x0.shape, x0.dtype)
     error = eps_error(predict, x0, noise, t, log_snr_t, prediction)
     log_snr_clean, log_snr_noisy = ends_of(schedule)
-    clean_noise = jax.random.normal(clean_key, x0.shape, x0.dtype)
     nats = VLB(
         prior=prior_term(x0, log_snr_noisy),
         diffusion=0.5 * weight * error,

@@ -80,7 +80,7 @@ WEIGHTINGS: dict[str, Weighting] = {
 
 
 def training_loss(
-    key: jax.Array,
+    key: jax.Array | None,
     predict: Predict,
     schedule: AnySchedule,
     x0: jax.Array,
@@ -90,6 +90,7 @@ def training_loss(
     weighting: str | Weighting = "simple",
     learned_variance: bool = False,
     hybrid_weight: float = 1e-3,
+    noise: jax.Array | None = None,
 ) -> tuple[jax.Array, dict[str, jax.Array]]:
     """w(log_snr) mean |target - predict(x_t)|^2, per example; x_t = alpha x0 + sigma eps.
 
@@ -105,6 +106,7 @@ def training_loss(
       t: (batch,), the schedule's times.
       prediction: "eps", "x0" or "v".
       weighting: a name in `WEIGHTINGS` or a function like those.
+      noise: take this as eps, like x0, and need no key.
 
     Returns:
       losses, (batch,), and a dict of (batch,) arrays: "log_snr", "mse" (unweighted), and
@@ -124,7 +126,8 @@ def training_loss(
     _refuse_infinite_weight(schedule, prediction, weighting)
     schedule = jax.lax.stop_gradient(schedule)
     log_snr, slope = schedule.log_snr_and_slope(t)
-    noise = jax.random.normal(key, x0.shape, x0.dtype)
+    if noise is None:
+        noise = jax.random.normal(key, x0.shape, x0.dtype)
     x_t = process.q_sample_at(x0, log_snr, noise)
     out = process.told(predict, x_t, t, log_snr, halves=2 if learned_variance else 1)
     out, fraction = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
@@ -242,12 +245,13 @@ def schedule_gradient(
     schedule: Schedule,
     predict: Predict,
     x0: jax.Array,
-    key: jax.Array,
+    key: jax.Array | None,
     objective: str = "variance",
     prediction: str = "eps",
     num_steps: int | None = None,
     levels: int | None = 256,
     has_aux: bool = False,
+    draws: likelihood.Draws | None = None,
 ) -> Any:
     """The gradient that a learned schedule descends; a pytree like the schedule.
 
@@ -268,7 +272,8 @@ def schedule_gradient(
         objective needs.
       x0: (batch, ..., C); key: PRNG key.
       prediction: "eps", "x0" or "v". num_steps, levels: see `likelihood.vlb`.
-      has_aux: also return {"vlb": the mean bound, "variance": Var(L)}, in bits/dim and its square.
+      has_aux: also return the bound's terms, `likelihood.VLB`, whose `diffusion` is L.
+      draws: take these random numbers, of `likelihood.draw`, and need no key.
 
     Raises:
       ValueError: an unknown objective, "vlb" without num_steps, a discrete schedule or infinite
@@ -282,12 +287,10 @@ def schedule_gradient(
     predict = process.by_log_snr(predict)
 
     def bound(schedule, steps):
-        return likelihood.vlb(key, predict, schedule, x0, steps, prediction, levels)
+        return likelihood.vlb(key, predict, schedule, x0, steps, prediction, levels, draws)
 
     gradient, terms = SCHEDULE_OBJECTIVES[objective](schedule, bound, num_steps)
-    if not has_aux:
-        return gradient
-    return gradient, {"vlb": jnp.mean(terms.total), "variance": jnp.var(terms.diffusion)}
+    return (gradient, terms) if has_aux else gradient
 
 
 def _variance_gradient(schedule, bound, num_steps):

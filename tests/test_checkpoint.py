@@ -94,7 +94,7 @@ def test_the_loops_memory_may_change_while_it_is_written(tmp_path, monkeypatch):
     memory = {"window": window.memory(), "metrics": {"loss": 0.5}}
     monkeypatch.setattr(json, "dumps", late)
     store.save(1, {"x": jnp.zeros(3)}, memory)
-    window.add(2, {"loss": jnp.zeros(())})  # an array, which JSON can't hold
+    window.add(2, {"loss": jnp.zeros(1)})  # an array, which JSON can't hold
     memory["window"].append(jnp.zeros(()))
     memory["metrics"]["loss"] = 7.0
     changed.set()
@@ -187,21 +187,6 @@ def test_where_none_can_be_read_all_stay(tmp_path):
     checkpoints.close()
 
 
-def test_it_moves_between_numbers_of_devices(tmp_path):
-    """Written from eight devices, read on one, and the other way."""
-    value = jnp.arange(16.0)
-    for written, read in ((8, 1), (1, 8)):
-        store = Checkpoints(tmp_path / f"{written}", keep=1)
-        everywhere = parallel.replicated(parallel.make_mesh(written))
-        store.save(1, {"x": jax.device_put(value, everywhere)}, {})
-        store.wait()
-        sharding = parallel.replicated(parallel.make_mesh(read))
-        restored, _ = store.restore({"x": value}, sharding)
-        store.close()
-        assert len(restored["x"].sharding.device_set) == read
-        np.testing.assert_array_equal(restored["x"], value)
-
-
 # --- resuming -------------------------------------------------------------------------------
 
 
@@ -213,16 +198,16 @@ def cut_after(monkeypatch, steps):
     """Lets a run make so many steps, then cuts it off."""
     compile_step = parallel.compile_step
 
-    def compile_limited(step, mesh):
-        compiled, made = compile_step(step, mesh), []
+    def compile_limited(*args):
+        compiled, made = compile_step(*args), []
 
-        def limited(state, batch):
+        def limited(state, batches):
             if len(made) == steps:
                 raise PowerCut
             made.append(None)
-            return compiled(state, batch)
+            return compiled.step(state, batches)
 
-        return limited
+        return compiled._replace(step=limited)
 
     monkeypatch.setattr(loop.parallel, "compile_step", compile_limited)
 

@@ -1,7 +1,5 @@
 """The training step: what it updates, what it keeps apart, and what the network is told."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,7 +21,6 @@ import diffax
 from diffax import config as config_lib
 from diffax import objectives, process, schedules, training
 from diffax.config import optimizers
-from diffax.training import parallel
 from diffax.training.step import moving_average
 from diffax.training.window import Window
 
@@ -201,7 +198,7 @@ def test_schedule_is_updated_every_so_many_steps():
         new, metrics = step(state, batch_of(seed=i))
         leaves = zip(jax.tree.leaves(state.schedule), jax.tree.leaves(new.schedule))
         changed.append(any(not np.array_equal(a, b) for a, b in leaves))
-        window.add(i, metrics)
+        window.add(i, jax.tree.map(lambda value: value[None], metrics))
         state = new
     assert changed == [True, False, False, True, False, False]
     entries = window.memory()
@@ -294,7 +291,7 @@ def test_learned_variance_trains_samples_and_evaluates():
     assert terms.total.shape == (32,)
 
 
-# --- non-finite steps and devices ---------------------------------------------------------------
+# --- non-finite steps ---------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("changes", [{}, LEARNED])
@@ -306,27 +303,3 @@ def test_a_bad_step_is_counted_but_changes_nothing(changes):
     assert np.isnan(metrics["loss"])
     assert int(new.step) == 1
     assert_equal(new.replace(step=0, key=0), state.replace(step=0, key=0))
-
-
-def test_eight_devices_equal_one():
-    """Network and schedule: the batch is the same, only the order of the sums differs."""
-    results = []
-    config = small_config(**LEARNED)
-    model = config_lib.build_model(config, MIXTURE)
-    for num_devices in (1, 8):
-        mesh = parallel.make_mesh(num_devices)
-        init = functools.partial(training.create_state, config, model, MIXTURE)
-        state = parallel.compile_init(init, mesh)(jax.random.key(config.seed))
-        step = parallel.compile_step(training.make_train_step(config, model, MIXTURE), mesh)
-        for i in range(3):
-            state, metrics = step(state, parallel.place_batch(batch_of(seed=i), mesh))
-        assert len(state.params["first"]["kernel"].sharding.device_set) == num_devices
-        results.append(jax.device_get((state.replace(key=()), metrics)))
-    assert_close(*results, rtol=1e-5, atol=1e-5)
-
-
-def test_meshes_that_cannot_be_are_refused():
-    with pytest.raises(ValueError, match="num_devices is 9, but there are 8 devices"):
-        parallel.make_mesh(9)
-    with pytest.raises(ValueError, match=r"training.batch_size is 12; it must be a multiple of 8"):
-        parallel.check_divides("training.batch_size", 12, parallel.make_mesh())

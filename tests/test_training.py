@@ -29,7 +29,7 @@ def _compiled_quickly(tmp_path_factory):
 
 
 class Interrupting:
-    """Batches that come with a signal at the sixth."""
+    """Batches that come with a signal at the sixth, which is fetched before the fourth step."""
 
     def __init__(self, iterator, number):
         self.iterator, self.number, self.count = iterator, number, 0
@@ -53,15 +53,14 @@ class Interrupting:
 
 def test_window_names_the_first_bad_step_and_quantity():
     window = Window([{"step": 3, "loss": 1.0, "grad_norm": 1.0}])
-    window.add(4, {"loss": jnp.float32(1.0), "grad_norm": jnp.float32(np.inf)})
-    window.add(5, {"loss": jnp.float32(np.nan), "grad_norm": jnp.float32(1.0)})
+    window.add(4, {"loss": jnp.array([1.0, np.nan]), "grad_norm": jnp.array([np.inf, 1.0])})
     with pytest.raises(NonFiniteError, match="gradient norm is inf in step 4") as caught:
         window.check()
     assert (caught.value.step, caught.value.quantity) == (4, "gradient norm")
 
 
 def entry(step, loss):
-    return {"step": step, "loss": loss, "grad_norm": 1.0, "worst_log_snr": -float(step)}
+    return {"loss": [loss], "grad_norm": [1.0], "worst_log_snr": [-float(step)]}
 
 
 def test_so_many_steps_in_a_row_may_be_skipped_over_windows_too():
@@ -268,7 +267,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, default, status, tmp_path,
     config = small_config()
     expected, _ = training.train(config, tmp_path / "undisturbed")
     monkeypatch.setattr(loop.data, "batches", Interrupting.wrapping(data.batches, number))
-    with pytest.raises(KeyboardInterrupt, match="after step 6, which is saved") as stop:
+    with pytest.raises(KeyboardInterrupt, match="after step 4, which is saved") as stop:
         training.train(config, tmp_path / "run")
     monkeypatch.undo()
     assert stop.value.exit_status == status

@@ -69,7 +69,9 @@ RULES: dict[str, Rule] = {
     "optimizer.weight_decay": _NOT_NEGATIVE,
     "ema.decay": _BELOW_ONE,
     "training.batch_size": _at_least(1),
+    "training.grad_accumulation": _at_least(1),
     "training.num_steps": _at_least(1),
+    "training.steps_per_call": _at_least(1),
     "training.log_every": _at_least(1),
     "training.eval_every": _at_least(0),
     "training.sample_every": _at_least(0),
@@ -95,6 +97,7 @@ RULES: dict[str, Rule] = {
     "evaluation.ode_num_steps": _at_least(1),
     "evaluation.num_samples": _at_least(1),
     "parallel.num_devices": _at_least(0),
+    "parallel.fsdp": _at_least(1),
 }
 
 
@@ -233,11 +236,6 @@ def _objective(config: ConfigDict, schedule: AnySchedule) -> None:
 
 def _schedule_learning(config: ConfigDict, schedule: AnySchedule) -> None:
     section = config.schedule_learning
-    if config.training.batch_size % 2 and build.is_learned(schedule):
-        raise ValueError(
-            f"training.batch_size is {config.training.batch_size}; a learned schedule needs an even"
-            " one, since the variance of its gradient is measured between two halves"
-        )
     if section.objective == "vlb" and section.num_steps < 1:
         raise ValueError(
             f"objective='vlb' with num_steps={section.num_steps}: in continuous time the VLB does"

@@ -76,7 +76,9 @@ def default_config() -> ConfigDict:
 
     training = config.training = ConfigDict()
     training.batch_size = 128  # over all devices
+    training.grad_accumulation = 1  # micro-batches to a batch, one after the other: saves memory
     training.num_steps = 10_000
+    training.steps_per_call = 1  # steps in one call of the device; more help where steps are short
     training.log_every = 100  # steps over which the logged metrics are averages
     training.eval_every = 0  # steps between likelihoods on the evaluation split; 0: never
     training.sample_every = 0  # steps between sample grids; 0: never
@@ -109,7 +111,10 @@ def default_config() -> ConfigDict:
     evaluation.repeats = 16  # noise levels at which each example is seen for bits/dim
 
     config.parallel = ConfigDict()
+    config.parallel.mode = "mesh"  # jit over a mesh; or "pmap", whole copies of the state
     config.parallel.num_devices = 0  # the first so many; 0: all
+    config.parallel.fsdp = 1  # devices over which each parameter is split, in mode "mesh"
+    config.parallel.multihost = config_dict.placeholder(bool)  # None: if the job has several
     return config
 
 

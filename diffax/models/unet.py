@@ -34,6 +34,7 @@ class UNet(nn.Module):
       dtype: "float32" or "bfloat16", of the computation; parameters, norm statistics, softmax and
         output are float32.
       remat: recompute each block in the backward pass, which saves memory for time.
+      remat_levels: of these levels only, 0 the first, where most memory is; () for all.
       learned_variance: give 2 C channels, the second half of which is for the reverse variance.
 
     Raises:
@@ -51,6 +52,7 @@ class UNet(nn.Module):
     embedding: str = "scale_shift"
     dtype: str = "float32"
     remat: bool = False
+    remat_levels: Sequence[int] = ()
     learned_variance: bool = False
 
     def __post_init__(self):
@@ -61,6 +63,13 @@ class UNet(nn.Module):
             rule = f"a sequence of at least {least} positive integers"
             check(fits and len(value) >= least, field, value, rule)
             setattr(self, field, tuple(value))
+        levels = self.remat_levels
+        fits = isinstance(levels, list | tuple) and all(
+            is_whole(level, 0) and level < len(self.channel_mults) for level in levels
+        )
+        rule = f"a sequence of levels, 0 to {len(self.channel_mults) - 1}"
+        check(fits, "remat_levels", levels, rule)
+        self.remat_levels = tuple(levels)
         for field in ("num_blocks", "head_width"):
             value = getattr(self, field)
             check(is_whole(value, 1), field, value, "a positive integer")
@@ -105,8 +114,6 @@ class UNet(nn.Module):
         self.check_sizes(x.shape)
         layers.check_told(x, noise_level, label, self.num_classes)
         dtype, spatial = layers.DTYPES[self.dtype], x.ndim - 2
-        ResBlock = nn.remat(layers.ResBlock, static_argnums=3) if self.remat else layers.ResBlock
-        Attention = nn.remat(layers.Attention) if self.remat else layers.Attention
 
         emb = Conditioning(
             self.channels,
@@ -117,8 +124,12 @@ class UNet(nn.Module):
             name="noise_embedding",
         )(noise_level, label)
 
-        def block(h: jax.Array, channels: int, attend: bool, name: str) -> jax.Array:
-            h = ResBlock(channels, self.dropout, self.embedding, dtype, name=name)(h, emb, train)
+        def block(h: jax.Array, level: int, attend: bool, name: str) -> jax.Array:
+            ResBlock, Attention = layers.ResBlock, layers.Attention
+            if self.remat and level in (self.remat_levels or range(len(widths))):
+                ResBlock, Attention = nn.remat(ResBlock, static_argnums=3), nn.remat(Attention)
+            fields = (widths[level], self.dropout, self.embedding, dtype)
+            h = ResBlock(*fields, name=name)(h, emb, train)
             return Attention(self.head_width, dtype, name=f"{name}_attention")(h) if attend else h
 
         def attends(h: jax.Array) -> bool:
@@ -127,22 +138,23 @@ class UNet(nn.Module):
         widths = [self.channels * mult for mult in self.channel_mults]
         h = layers.conv(self.channels, spatial, dtype, "first")(x.astype(dtype))
         skips = [h]
-        for level, width in enumerate(widths):
+        for level in range(len(widths)):
             if level > 0:
                 down = layers.conv(widths[level - 1], spatial, dtype, f"down_{level}", strides=2)
                 h = down(h)
                 skips.append(h)
             for i in range(self.num_blocks):
-                h = block(h, width, attends(h), f"down_{level}_block_{i}")
+                h = block(h, level, attends(h), f"down_{level}_block_{i}")
                 skips.append(h)
 
-        h = block(h, widths[-1], True, "middle_block_0")
-        h = block(h, widths[-1], False, "middle_block_1")
+        last_level = len(widths) - 1
+        h = block(h, last_level, True, "middle_block_0")
+        h = block(h, last_level, False, "middle_block_1")
 
         for level, width in reversed(list(enumerate(widths))):
             for i in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, width, attends(h), f"up_{level}_block_{i}")
+                h = block(h, level, attends(h), f"up_{level}_block_{i}")
             if level > 0:
                 h = layers.conv(width, spatial, dtype, f"up_{level}")(layers.upsample(h))
 

@@ -72,7 +72,7 @@ class Checkpoints:
         )
 
     def restore(
-        self, like: Any, sharding: jax.sharding.Sharding, step: int | None = None
+        self, like: Any, sharding: Any, step: int | None = None
     ) -> tuple[Any, dict[str, Any]]:
         """The state and the loop's data of a step, the latest readable one if left out.
 
@@ -81,7 +81,8 @@ class Checkpoints:
 
         Args:
           like: a tree of the state's structure, of arrays or `jax.ShapeDtypeStruct`.
-          sharding: where the arrays go; it need not be where they were when saved.
+          sharding: where the arrays go, one for all or a tree of them like the state; it need not
+            be where they were when saved.
 
         Raises:
           FileNotFoundError: there is no checkpoint, or none of that step.
@@ -95,8 +96,11 @@ class Checkpoints:
             raise FileNotFoundError(
                 f"there is no checkpoint of step {step} in {self.directory}; there are: {there}"
             )
+        if isinstance(sharding, jax.sharding.Sharding):
+            sharding = jax.tree.map(lambda _: sharding, like)
+        places = dict(_paths(sharding))
         wanted = {
-            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding)
+            path: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=places[path])
             for path, leaf in jax.eval_shape(_by_path, like).items()
         }
         candidates = steps[::-1] if step is None else [step]
@@ -170,23 +174,21 @@ def _is_key(leaf: Any) -> bool:
     return jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key)
 
 
+def _paths(tree: Any) -> list[tuple[str, Any]]:
+    """The leaves, each with its path in the tree."""
+    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
+    return [(jax.tree_util.keystr(p, simple=True, separator="."), leaf) for p, leaf in leaves]
+
+
 def _by_path(tree: Any) -> dict[str, jax.Array]:
     """The leaves by their path in the tree, PRNG keys as the integers that they consist of."""
-    leaves, _ = jax.tree_util.tree_flatten_with_path(tree)
     return {
-        jax.tree_util.keystr(path, simple=True, separator="."): (
-            jax.random.key_data(leaf) if _is_key(leaf) else leaf
-        )
-        for path, leaf in leaves
+        path: jax.random.key_data(leaf) if _is_key(leaf) else leaf for path, leaf in _paths(tree)
     }
 
 
 def _from_paths(by_path: dict[str, jax.Array], like: Any) -> Any:
-    leaves, tree = jax.tree_util.tree_flatten_with_path(like)
-    return tree.unflatten(
-        jax.random.wrap_key_data(array) if _is_key(leaf) else array
-        for array, (_, leaf) in zip(
-            (by_path[jax.tree_util.keystr(p, simple=True, separator=".")] for p, _ in leaves),
-            leaves,
-        )
+    return jax.tree.structure(like).unflatten(
+        jax.random.wrap_key_data(by_path[path]) if _is_key(leaf) else by_path[path]
+        for path, leaf in _paths(like)
     )

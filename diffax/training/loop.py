@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import logging
 import os
 from contextlib import ExitStack, closing
@@ -9,11 +10,12 @@ from pathlib import Path
 
 import jax
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data
-from diffax.training import outputs, parallel, writers
+from diffax.training import feed, hosts, outputs, parallel, writers
 from diffax.training.checkpoint import Checkpoints
 from diffax.training.evaluation import make_evaluation
 from diffax.training.interrupt import Interrupted, Interruption
@@ -48,23 +50,34 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
         in a row, or in the last; the last checkpoint before is kept.
       Interrupted: (a KeyboardInterrupt) Ctrl-C or SIGTERM came; a checkpoint was saved first.
     """
+    hosts.join(config.parallel.multihost)
     config_lib.validate(config)
     settings = config.training
-    mesh = parallel.make_mesh(config.parallel.num_devices)
-    parallel.check_divides("training.batch_size", settings.batch_size, mesh)
+    mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
     root = Path(workdir).absolute()
     check_writable(root)
     writers.check_tensorboard(settings.tensorboard)
     dataset = data.load(config.data)
     info = DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)
-    batches = data.batches(dataset.train, settings.batch_size, config.seed, flip=config.data.flip)
+    batches = data.batches(
+        dataset.train,
+        settings.batch_size,
+        config.seed,
+        flip=config.data.flip,
+        shard_index=jax.process_index(),
+        shard_count=jax.process_count(),
+    )
 
     key = jax.random.key(config.seed)
-    init = parallel.compile_init(lambda key: create_state(config, model, info, key), mesh)
-    train_step = parallel.compile_step(make_train_step(config, model, info), mesh)
+    create = functools.partial(create_state, config, model, info)
+    like = jax.eval_shape(create, key)
+    check_batch_size(config, mesh, like)
+    init = parallel.compile_init(create, mesh, like)
+    make_step = functools.partial(make_train_step, config, model, info)
+    compiled = parallel.compile_step(make_step, mesh, like, config.parallel.mode)
     evaluate = make_evaluation(config, model, info, dataset.eval, mesh)
-    draw_samples = outputs.make_drawing(config, model, info, root)
+    draw_samples = outputs.make_drawing(config, model, info, root, mesh)
 
     with ExitStack() as stack:
         checkpoints = stack.enter_context(
@@ -72,15 +85,15 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
         )
         if checkpoints.steps():
             check_same_config(root, config)
-            like = jax.eval_shape(init, key)
-            state, memory = checkpoints.restore(like, parallel.replicated(mesh))
+            state, memory = checkpoints.restore(like, parallel.state_sharding(like, mesh))
             batches.set_state(memory["data"])
             _LOG.info("resuming at step %d of %d", state.step, settings.num_steps)
         else:
             state, memory = init(key), {"window": [], "metrics": {}}
             _LOG.info("%s parameters", f"{parameter_overview.count_parameters(state.params):,}")
-        write_text(root / "config.json", config_lib.to_json(config))
-        write_text(root / "dataset.json", info.to_json())
+        if hosts.is_first():
+            write_text(root / "config.json", config_lib.to_json(config))
+            write_text(root / "dataset.json", info.to_json())
 
         done = int(state.step)
         window, latest = Window(memory["window"], settings.max_skipped), dict(memory["metrics"])
@@ -91,37 +104,44 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
         if done == 0:
             outputs.write_schedule(root, state)
 
-        for step in range(done + 1, settings.num_steps + 1):
-            state, metrics = train_step(state, parallel.place_batch(next(batches), mesh))
-            window.add(step, metrics)
-            last = step == settings.num_steps
+        sizes = feed.sizes(done, settings.num_steps, settings.steps_per_call)
+        supply = feed.Feed(batches, compiled.place, sizes)
+        for count, several in supply:
+            state, metrics = compiled.step(state, several)
+            window.add(done + 1, metrics)
+            done += count
+            last = done == settings.num_steps
+            due = functools.partial(is_due, done, last=last)
+            number = hosts.agreed(
+                stop.number, due(settings.log_every) or due(settings.checkpoint_every)
+            )
 
             scalars = {}
-            if last or step % settings.log_every == 0:
+            if due(settings.log_every):
                 check_finite(window, checkpoints, last)
                 scalars.update(window.take_mean())
-            if is_due(step, settings.eval_every, last):
+            if due(settings.eval_every):
                 scalars.update(evaluate(state))
             if scalars:
-                writer.write_scalars(step, scalars)
+                writer.write_scalars(done, scalars)
                 latest.update(scalars)
-            if is_due(step, settings.sample_every, last):
-                writer.write_images(step, {"samples": draw_samples(state)})
+            if due(settings.sample_every):
+                writer.write_images(done, {"samples": draw_samples(state)})
                 outputs.write_schedule(root, state)
-            if last or stop.number or is_due(step, settings.checkpoint_every, last):
+            if last or number or due(settings.checkpoint_every):
                 check_finite(window, checkpoints, last)
                 memory = {
-                    "data": batches.get_state(),
+                    "data": supply.get_state(),
                     "window": window.memory(),
                     "metrics": latest,
                 }
-                checkpoints.save(step, state, memory)
-            if stop.number and not last:
+                checkpoints.save(done, state, memory)
+            if number and not last:
                 checkpoints.wait()
                 raise Interrupted(
-                    f"stopped after step {step}, which is saved in {root}: the same call (or"
+                    f"stopped after step {done}, which is saved in {root}: the same call (or"
                     " command) goes on from there",
-                    stop.number,
+                    number,
                 )
         outputs.write_schedule(root, state)
     return state, latest
@@ -130,6 +150,16 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
 def is_due(step: int, every: int, last: bool) -> bool:
     """Whether something happens after this step: each `every` steps (0: never), and at the end."""
     return every > 0 and (last or step % every == 0)
+
+
+def check_batch_size(config: ConfigDict, mesh: Mesh, state: TrainState) -> None:
+    """Raises ValueError, naming the key, if the batch can't be split as the config asks for."""
+    halves = 2 if config_lib.is_learned(state.schedule) else 1
+    times = {
+        "config.training.grad_accumulation": config.training.grad_accumulation,
+        "the halves of a batch between which a learned schedule's gradient is compared": halves,
+    }
+    parallel.check_divides("training.batch_size", config.training.batch_size, mesh, times)
 
 
 def check_finite(window: Window, checkpoints: Checkpoints, last: bool) -> None:

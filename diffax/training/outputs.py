@@ -11,11 +11,13 @@ from typing import Any
 import flax.linen as nn
 import jax
 import numpy as np
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import plots, samplers
 from diffax.process import AnySchedule, Predict
+from diffax.training import hosts, parallel
 from diffax.training.state import DatasetInfo, TrainState, predictor
 from diffax.training.workdir import write_text
 
@@ -68,22 +70,27 @@ def make_sampler(
 
 
 def make_drawing(
-    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, root: Path
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, root: Path, mesh: Mesh
 ) -> Callable[[TrainState], np.ndarray]:
     """state -> a picture of samples, (1, height, width, 1 or 3) uint8, also put in root/samples.
 
     The noise is the same every time.
     """
-    draw = jax.jit(make_sampler(config, model, dataset))
-    num = config.sampling.num_samples
-    keys = jax.random.split(jax.random.key(config.seed), num)
+    sampler, num = make_sampler(config, model, dataset), config.sampling.num_samples
     label = np.arange(num) % max(dataset.num_classes, 1)
 
+    def sample(state: TrainState) -> jax.Array:
+        keys = jax.random.split(jax.random.key(config.seed), num)
+        return sampler(state, keys, label, config.sampling.guidance_scale)
+
+    draw = jax.jit(sample, out_shardings=parallel.replicated(mesh))
+
     def drawing(state: TrainState) -> np.ndarray:
-        pixels = plots.picture(np.asarray(draw(state, keys, label, config.sampling.guidance_scale)))
-        folder = root / "samples"
-        folder.mkdir(exist_ok=True)
-        plots.save_png(folder / f"step_{int(state.step):06d}.png", pixels)
+        pixels = plots.picture(np.asarray(draw(state)))
+        if hosts.is_first():
+            folder = root / "samples"
+            folder.mkdir(exist_ok=True)
+            plots.save_png(folder / f"step_{int(state.step):06d}.png", pixels)
         return pixels[None]
 
     return drawing
@@ -110,4 +117,5 @@ def write_schedule(root: Path, state: TrainState) -> None:
         log_snr = schedule.log_snrs
     values = [value if math.isfinite(value) else None for value in np.asarray(log_snr).tolist()]
     path = root / "schedule" / f"step_{int(state.step):06d}.json"
-    write_text(path, json.dumps({"t": t.tolist(), "log_snr": values}))
+    if hosts.is_first():
+        write_text(path, json.dumps({"t": t.tolist(), "log_snr": values}))

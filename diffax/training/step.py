@@ -12,7 +12,8 @@ import optax
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import objectives, time_sampling
+from diffax import likelihood, objectives, time_sampling
+from diffax.training.spread import HERE, Spread, over_micro_batches
 from diffax.training.state import DatasetInfo, TrainState, predictor
 
 Batch = dict[str, Any]
@@ -28,14 +29,15 @@ MUST_BE_FINITE = {
 
 
 def make_train_step(
-    config: ConfigDict, model: nn.Module, dataset: DatasetInfo
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, spread: Spread = HERE
 ) -> Callable[[TrainState, Batch], tuple[TrainState, Metrics]]:
-    """The training step of a config; pure, to be compiled by `jit`.
+    """The training step of a config; pure, to be compiled by `jit`, or by `pmap` with its `spread`.
 
     A batch has "x", (batch, ..., C) float32, and "label", (batch,) int32 or None. The network
     descends the mean of weight * loss at times drawn by the time sampler; a learned schedule then
     descends its own objective, with the network held fixed. Gradients flow from neither into the
-    other. Where the loss or a gradient is not finite, the step is counted but nothing is updated.
+    other. Both are averaged over `training.grad_accumulation` micro-batches. Where the loss or a
+    gradient is not finite, the step is counted but nothing is updated.
 
     Metrics: "loss"; "loss_variance", over the batch; "grad_norm", before clipping; "learning_rate";
     "worst_log_snr", of the example with the largest loss, or with one that is not finite; and for
@@ -47,42 +49,58 @@ def make_train_step(
     optimizer = config_lib.build_optimizer(config)
     learning_rate = config_lib.learning_rate_at(config)
     times = time_sampling.get(config.objective.time_sampling)
-    objective = config.objective
-    update_schedule = _make_schedule_update(config, model, dataset)
+    objective, micro_batches = config.objective, config.training.grad_accumulation
+    update_schedule = _make_schedule_update(config, model, dataset, spread)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
         names = ("times", "noise", "dropout", "label", "schedule")
         keys = dict(zip(names, jax.random.split(jax.random.fold_in(state.key, state.step), 5)))
-        x0, label = batch["x"], _told_label(config, dataset, batch, keys["label"])
-        u, weight = times.sample(state.time_sampler_state, keys["times"], x0.shape[0])
+        x0 = batch["x"]
+        num = x0.shape[0] * spread.size
+        u, weight = times.sample(state.time_sampler_state, keys["times"], num)
+        noise = jax.random.normal(keys["noise"], (num, *x0.shape[1:]), x0.dtype)
+        label = _told_label(config, dataset, batch, keys["label"], spread)
+        mine = spread.mine({"u": u, "weight": weight, "noise": noise})
 
-        def loss_of(params):
+        def loss_of(params: Any, rows: Batch, dropout: jax.Array) -> tuple[jax.Array, Batch]:
             losses, aux = objectives.training_loss(
-                keys["noise"],
-                predictor(model, params, label, train=True, rngs={"dropout": keys["dropout"]}),
+                None,
+                predictor(model, params, rows["label"], train=True, rngs={"dropout": dropout}),
                 state.schedule,
-                x0,
-                time_sampling.times_of(state.schedule, u),
+                rows["x0"],
+                time_sampling.times_of(state.schedule, rows["u"]),
                 prediction=objective.prediction,
                 weighting=objective.weighting,
                 learned_variance=objective.learned_variance,
                 hybrid_weight=objective.hybrid_weight,
+                noise=rows["noise"],
             )
-            return jnp.mean(weight * losses), (losses, aux["log_snr"])
+            each = {"loss": losses, "weighted": rows["weight"] * losses, "log_snr": aux["log_snr"]}
+            return jnp.mean(each["weighted"]), each
 
-        (loss, (losses, log_snr)), grads = jax.value_and_grad(loss_of, has_aux=True)(state.params)
+        def loss_and_gradient(rows: Batch, number: jax.Array | int) -> tuple[Any, Batch]:
+            part = spread.index() * micro_batches + number
+            dropout = jax.random.fold_in(keys["dropout"], part)
+            value = jax.value_and_grad(loss_of, has_aux=True)
+            (loss, each), gradient = value(state.params, rows, dropout)
+            return (loss, gradient), each
+
+        rows = {"x0": x0, "label": label, **mine}
+        means, each = over_micro_batches(loss_and_gradient, rows, micro_batches)
+        (loss, grads), each = spread.mean(means), spread.join(each)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = moving_average(state.ema_params, params, config.ema.decay, state.step)
         schedule, schedule_opt_state, schedule_metrics = update_schedule(
             state, x0, label, keys["schedule"]
         )
+        worst = jnp.argmax(jnp.nan_to_num(each["loss"], nan=jnp.inf))
         metrics = {
             "loss": loss,
-            "loss_variance": jnp.var(weight * losses),
+            "loss_variance": jnp.var(each["weighted"]),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
-            "worst_log_snr": log_snr[jnp.argmax(jnp.nan_to_num(losses, nan=jnp.inf))],
+            "worst_log_snr": each["log_snr"][worst],
             **schedule_metrics,
         }
         updated = dict(
@@ -91,7 +109,7 @@ def make_train_step(
             opt_state=opt_state,
             schedule=schedule,
             schedule_opt_state=schedule_opt_state,
-            time_sampler_state=times.update(state.time_sampler_state, u, losses),
+            time_sampler_state=times.update(state.time_sampler_state, u, each["loss"]),
         )
         before = {name: getattr(state, name) for name in updated}
         finite = [jnp.isfinite(metrics[name]) for name in MUST_BE_FINITE if name in metrics]
@@ -112,52 +130,70 @@ def moving_average(average: Any, params: Any, decay: float, step: jax.Array) -> 
 
 
 def _told_label(
-    config: ConfigDict, dataset: DatasetInfo, batch: Batch, key: jax.Array
+    config: ConfigDict, dataset: DatasetInfo, batch: Batch, key: jax.Array, spread: Spread
 ) -> jax.Array | None:
     """The labels that the network is told: the null class for a share of them; None without."""
     if not config.model.class_conditional:
         return None
-    dropped = jax.random.bernoulli(key, config.model.label_dropout, batch["label"].shape)
-    return jnp.where(dropped, dataset.num_classes, batch["label"])
+    label = batch["label"]
+    dropped = jax.random.bernoulli(key, config.model.label_dropout, (len(label) * spread.size,))
+    return jnp.where(spread.mine(dropped), dataset.num_classes, label)
 
 
-def _make_schedule_update(config: ConfigDict, model: nn.Module, dataset: DatasetInfo) -> Callable:
+def _make_schedule_update(
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, spread: Spread
+) -> Callable:
     """(state, x0, label, key) -> schedule, its optimiser's state, metrics."""
     section = config.schedule_learning
     optimizer = config_lib.build_schedule_optimizer(config)
     mean_only = config.objective.learned_variance
 
-    def gradient_of_half(schedule, params, x0, label, key):
-        return objectives.schedule_gradient(
-            schedule,
-            predictor(model, params, label, mean_only=mean_only),
-            x0,
-            key,
-            objective=section.objective,
-            prediction=config.objective.prediction,
-            num_steps=section.num_steps or None,
-            levels=dataset.levels,
-            has_aux=True,
-        )
+    def gradients(spread, whole, rows):
+        """The gradient of each half, (2,) first, and the terms, (pairs, 2), of all rows."""
+        schedule, params = whole
 
-    def measured_gradient(schedule, params, x0, label, key):
+        def gradient_of_half(half):
+            return objectives.schedule_gradient(
+                schedule,
+                predictor(model, params, half["label"], mean_only=mean_only),
+                half["x0"],
+                None,
+                objective=section.objective,
+                prediction=config.objective.prediction,
+                num_steps=section.num_steps or None,
+                levels=dataset.levels,
+                has_aux=True,
+                draws=half["draws"],
+            )
+
+        def of_both(rows, number):
+            del number
+            return jax.vmap(gradient_of_half, in_axes=1, out_axes=(0, 1))(rows)
+
+        halves, terms = over_micro_batches(of_both, rows, config.training.grad_accumulation)
+        return spread.mean(halves), spread.join(terms)
+
+    def measured_gradient(state, x0, label, key):
         # Every other example makes up a half; how far the halves' gradients lie apart tells the
-        # variance of their mean, and with this split the batch stays where it is on its devices.
-        halves = jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[1:]), (x0, label))
-        per_half = jax.vmap(gradient_of_half, in_axes=(None, None, 1, 1, 0))
-        gradients, aux = per_half(schedule, params, *halves, jax.random.split(key))
-        mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), gradients)
-        apart = jax.tree.map(lambda g: 0.5 * (g[0] - g[1]), gradients)
+        # variance of their mean.
+        pairs = jax.tree.map(lambda a: a.reshape(-1, 2, *a.shape[1:]), {"x0": x0, "label": label})
+        shape = (len(x0) * spread.size // 2, *x0.shape[1:])
+        draw = jax.vmap(lambda key: likelihood.draw(key, shape, x0.dtype), out_axes=1)
+        rows = {**pairs, "draws": spread.mine(draw(jax.random.split(key)))}
+        # Device by device, since XLA would move the batch about to join the halves' axis with it.
+        halves, terms = spread.by_device(gradients, (state.schedule, state.params), rows)
+        mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), halves)
+        apart = jax.tree.map(lambda g: 0.5 * (g[0] - g[1]), halves)
         return mean, {
             "schedule_updated": jnp.ones(()),
-            "schedule_vlb": jnp.mean(aux["vlb"]),
-            "schedule_vlb_variance": jnp.mean(aux["variance"]),
+            "schedule_vlb": jnp.mean(terms.total),
+            "schedule_vlb_variance": jnp.mean(jnp.var(terms.diffusion, axis=0)),
             "schedule_grad_norm": optax.tree.norm(mean),
             "schedule_grad_variance": optax.tree.norm(apart) ** 2,
         }
 
     def update(state, x0, label, key):
-        gradient, metrics = measured_gradient(state.schedule, state.params, x0, label, key)
+        gradient, metrics = measured_gradient(state, x0, label, key)
         updates, opt_state = optimizer.update(gradient, state.schedule_opt_state)
         return optax.apply_updates(state.schedule, updates), opt_state, metrics
 

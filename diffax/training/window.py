@@ -41,17 +41,21 @@ class Window:
     """
 
     def __init__(self, remembered: Sequence[Mapping[str, float]] = (), most_skipped: int = 0):
-        self._entries: list[Mapping[str, Any]] = list(remembered)
+        self._entries: list[Mapping[str, float]] = list(remembered)
+        self._calls: list[tuple[int, Mapping[str, Any]]] = []  # not fetched yet
         self._most_skipped = most_skipped
 
-    def add(self, step: int, metrics: Mapping[str, jax.Array]) -> None:
-        """Takes the metrics of a step without waiting for them."""
-        self._entries.append({"step": step, **metrics})
+    def add(self, first_step: int, metrics: Mapping[str, jax.Array]) -> None:
+        """Takes the metrics of some steps, each (steps,), without waiting for them."""
+        self._calls.append((first_step, metrics))
 
     def memory(self) -> list[dict[str, float]]:
         """The entries as plain numbers; waits for the device."""
-        fetched = jax.device_get(self._entries)
-        self._entries = [{k: np.asarray(v).item() for k, v in entry.items()} for entry in fetched]
+        for first, metrics in jax.device_get(self._calls):
+            columns = {name: np.asarray(values).tolist() for name, values in metrics.items()}
+            for i, values in enumerate(zip(*columns.values(), strict=True)):
+                self._entries.append({"step": first + i, **dict(zip(columns, values))})
+        self._calls = []
         return list(self._entries)
 
     def check(self, last: bool = False) -> None:

@@ -37,11 +37,13 @@ MAY_CHANGE = (
     "training.allow_config_change",
     "training.checkpoint_every",
     "training.eval_every",
+    "training.grad_accumulation",
     "training.keep_checkpoints",
     "training.max_skipped",
     "training.log_every",
     "training.num_steps",
     "training.sample_every",
+    "training.steps_per_call",
     "training.tensorboard",
 )
 

@@ -19,6 +19,8 @@ from typing import Protocol
 
 import numpy as np
 
+from diffax.training import hosts
+
 _LOG = logging.getLogger("diffax")
 
 
@@ -149,8 +151,13 @@ def check_tensorboard(wanted: bool) -> None:
 def create(
     workdir: str | os.PathLike, num_steps: int, last_step: int = 0, tensorboard: bool = False
 ) -> MetricWriter:
-    """Writers to workdir/metrics.jsonl, to the log and, if asked for, to workdir/tensorboard."""
+    """Writers to workdir/metrics.jsonl, to the log and, if asked for, to workdir/tensorboard.
+
+    Of several processes only the first writes.
+    """
     check_tensorboard(tensorboard)
+    if not hosts.is_first():
+        return Several(())
     writers = [
         JsonLines(Path(workdir) / "metrics.jsonl", last_step),
         LogLines(num_steps, last_step),

@@ -1,0 +1,96 @@
+"""Several processes as one job, through `jax.distributed`.
+
+Each process sees its own devices and reads its own piece of every batch; all run the same program.
+Only the first writes metrics, configs and pictures; all write checkpoints.
+"""
+
+from __future__ import annotations
+
+import glob
+import importlib.util
+import os
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+# A process that is not heard of for so long is taken for dead, and the others end with an error.
+HEARTBEAT_SECONDS = 60
+# So long the others wait for each other at the end, where one has failed too.
+SHUTDOWN_SECONDS = 60
+
+
+def _of_environment(name: str) -> int | None:
+    text = os.environ.get(name)
+    if text is not None and not text.isdecimal():
+        raise ValueError(f"the environment's {name} is {text!r}; it must be a whole number")
+    return None if text is None else int(text)
+
+
+def _by_jax() -> bool:
+    return (_of_environment("JAX_NUM_PROCESSES") or 1) > 1
+
+
+def _by_slurm() -> bool:
+    # A script of `sbatch` sees the job's variables too, but the step's only `srun` sets.
+    told = "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ
+    return told and (_of_environment("SLURM_NTASKS") or 1) > 1
+
+
+def _by_tpu() -> bool:
+    names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
+    if any("," in os.environ.get(name, "") for name in names):
+        return True
+    # On a TPU's virtual machine jax.distributed asks the cloud, and may find that it is alone.
+    chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
+    wanted = os.environ.get("JAX_PLATFORMS", "tpu")
+    return bool(chips) and "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
+
+
+DETECTIONS = {"JAX_NUM_PROCESSES": _by_jax, "SLURM": _by_slurm, "TPU": _by_tpu}
+
+
+def join(multihost: bool | None = None) -> None:
+    """Makes this process one of its job's, once; nothing may have used a device before.
+
+    JAX_COORDINATOR_ADDRESS (host:port of process 0), JAX_NUM_PROCESSES and JAX_PROCESS_ID say who
+    the others are; without them `jax.distributed` finds out on TPU, SLURM, Open MPI and Kubernetes.
+
+    Args:
+      multihost: whether there are others; None: if one of `DETECTIONS` finds that there are.
+
+    Raises:
+      ValueError: the others can't be found out or reached, or a device was used already.
+    """
+    if multihost is None:
+        multihost = any(detect() for detect in DETECTIONS.values())
+    if not multihost or jax.distributed.is_initialized():
+        return
+    try:
+        jax.distributed.initialize(
+            num_processes=_of_environment("JAX_NUM_PROCESSES"),
+            process_id=_of_environment("JAX_PROCESS_ID"),
+            heartbeat_timeout_seconds=HEARTBEAT_SECONDS,
+            shutdown_timeout_seconds=SHUTDOWN_SECONDS,
+        )
+    except (ValueError, RuntimeError) as error:
+        raise ValueError(
+            f"config.parallel.multihost: this process could not join the others ({error}); set"
+            " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or set it to False"
+        ) from error
+
+
+def is_first() -> bool:
+    """Whether this process is the one that writes what all know."""
+    return jax.process_index() == 0
+
+
+def agreed(number: int, ask: bool) -> int:
+    """The largest number that a process gives, the same in all; 0 unless it is time to `ask`.
+
+    To ask waits for the devices, so it is done now and then only, by all at once. A process alone
+    needn't ask.
+    """
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number)))) if ask else 0

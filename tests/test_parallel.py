@@ -1,0 +1,264 @@
+"""Devices: every mode gives one device's numbers, and a state moves from one to any other."""
+
+import functools
+import json
+
+import jax
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from jax.sharding import PartitionSpec
+from small_runs import (
+    LEARNED,
+    MIXTURE,
+    assert_close,
+    assert_equal,
+    batch_of,
+    compiled_quickly,
+    small_config,
+)
+
+from diffax import config as config_lib
+from diffax import data, training
+from diffax.training import feed, parallel, writers
+from diffax.training.checkpoint import Checkpoints
+
+# Every kind of state that depends on other examples than its own: a learned schedule, the
+# histories of an importance sampler, stratified times.
+CHANGES = dict(
+    **LEARNED,
+    schedule__kind="piecewise_linear",
+    objective__time_sampling="importance",
+    model__width=32,
+)
+STEPS = 4
+
+ONE = dict(num_devices=1)
+LAYOUTS = {
+    "data": dict(num_devices=8),
+    "fsdp": dict(num_devices=8, fsdp=8),
+    "both": dict(num_devices=8, fsdp=4),
+    "pmap": dict(num_devices=8, mode="pmap"),
+}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly(tmp_path_factory):
+    with compiled_quickly(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _small_arrays_are_split_too(monkeypatch):
+    monkeypatch.setattr(parallel, "LEAST_SPLIT", 64)
+
+
+def config_of(layout, **changes):
+    where = {f"parallel__{key}": value for key, value in layout.items()}
+    return small_config(**CHANGES, **where, **changes)
+
+
+def begin(config):
+    """The first state of a config where it belongs, and the compiled steps."""
+    model = config_lib.build_model(config, MIXTURE)
+    create = functools.partial(training.create_state, config, model, MIXTURE)
+    key = jax.random.key(config.seed)
+    like = jax.eval_shape(create, key)
+    mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
+    make_step = functools.partial(training.make_train_step, config, model, MIXTURE)
+    compiled = parallel.compile_step(make_step, mesh, like, config.parallel.mode)
+    return parallel.compile_init(create, mesh, like)(key), compiled
+
+
+def after_steps(config, num=STEPS):
+    """The state after so many steps, and each step's metrics."""
+    state, compiled = begin(config)
+    per_call, metrics = config.training.steps_per_call, []
+    for first in range(0, num, per_call):
+        batches = [batch_of(seed=first + i) for i in range(per_call)]
+        stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *batches)
+        state, measured = compiled.step(state, compiled.place(stacked))
+        metrics.append(jax.device_get(measured))  # waits: eight devices share the cores here
+    return state, jax.tree.map(lambda *values: np.concatenate(values), *metrics)
+
+
+def plain(state):
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+@functools.cache
+def one_device():
+    state, metrics = after_steps(config_of(ONE))
+    return plain(state), metrics
+
+
+# --- the numbers ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layout, per_call, micro_batches",
+    [
+        (LAYOUTS["data"], 1, 1),
+        (LAYOUTS["both"], 2, 1),
+        (LAYOUTS["fsdp"], 1, 2),
+        (LAYOUTS["pmap"], 1, 1),
+        (dict(num_devices=4, mode="pmap"), 2, 4),
+    ],
+)
+def test_every_layout_gives_the_numbers_of_one_device(layout, per_call, micro_batches):
+    """The batch and its noise are the same; only the order of float32 sums differs."""
+    changes = dict(training__steps_per_call=per_call, training__grad_accumulation=micro_batches)
+    state, metrics = after_steps(config_of(layout, **changes))
+    assert len(state.params["first"]["kernel"].sharding.device_set) == layout["num_devices"]
+    expected_state, expected_metrics = one_device()
+    assert_close(plain(state), expected_state, rtol=1e-5, atol=1e-5)
+    assert_close(metrics, expected_metrics, rtol=1e-5, atol=1e-5)
+
+
+# --- where arrays lie -----------------------------------------------------------------------
+
+
+def test_large_arrays_are_split_over_fsdp_and_whole_along_data():
+    """Before and after a step: parameters, their average and the optimiser's moments."""
+    state, compiled = begin(config_of(LAYOUTS["both"]))
+    assert splits(state) >= 8
+    batch = {key: value[None] for key, value in batch_of().items()}
+    state, _ = compiled.step(state, compiled.place(batch))
+    assert splits(state) >= 8
+
+
+def splits(state):
+    """Counts the arrays that four devices share, and finds that these are the right ones."""
+    adam, num = state.opt_state[1][0], 0
+    for leaf in jax.tree.leaves((state.params, state.ema_params, adam.mu, adam.nu)):
+        ways = 4 if leaf.size >= 64 and any(n % 4 == 0 for n in leaf.shape) else 1
+        assert {shard.data.size for shard in leaf.addressable_shards} == {leaf.size // ways}
+        num += ways > 1
+    return num
+
+
+@pytest.mark.parametrize(
+    "shape, expected",
+    [
+        ((3, 3, 64, 128), (None, None, None, "fsdp")),
+        ((3, 3, 128, 64), (None, None, "fsdp")),
+        ((64, 64), (None, "fsdp")),  # of two as long, the last
+        ((63, 64), (None, "fsdp")),
+        ((4, 15), ()),  # small
+        ((1001, 1001), ()),  # nothing that four devices could share
+        ((), ()),
+    ],
+)
+def test_the_rule_on_shapes(shape, expected):
+    mesh = parallel.make_mesh(8, 4)
+    leaf = jax.ShapeDtypeStruct(shape, np.float32)
+    sharding = parallel.state_sharding({"x": leaf}, mesh)["x"]
+    assert sharding.spec == PartitionSpec(*expected)
+    assert parallel.state_sharding(leaf, parallel.make_mesh(8)).spec == PartitionSpec()
+
+
+def test_a_state_moves_from_every_layout_to_every_other(tmp_path):
+    """Bit by bit, through a checkpoint; and it lies there as if it had begun there."""
+    configs = {name: config_of(layout) for name, layout in {**LAYOUTS, "one": ONE}.items()}
+    begun = {name: begin(config)[0] for name, config in configs.items()}
+    expected = plain(after_steps(configs["both"], 2)[0])
+    for written, like in begun.items():
+        where = jax.tree.map(lambda leaf: leaf.sharding, like)
+        store = Checkpoints(tmp_path / written)
+        placed = jax.tree.map(
+            jax.device_put, expected.replace(key=jax.random.wrap_key_data(expected.key)), where
+        )
+        store.save(2, placed, {})
+        store.wait()
+        for other in begun.values():
+            there = jax.tree.map(lambda leaf: leaf.sharding, other)
+            restored, _ = store.restore(jax.eval_shape(lambda: expected), there)
+            assert_equal(jax.device_get(restored), expected)
+            assert jax.tree.leaves(jax.tree.map(lambda leaf: leaf.sharding, restored)) == (
+                jax.tree.leaves(there)
+            )
+        store.close()
+
+
+def test_a_run_goes_on_in_another_layout(tmp_path):
+    """Four steps in each, one workdir: the run that one device makes."""
+    whole, _ = training.train(config_of(ONE), tmp_path / "whole")
+    for i, layout in enumerate([LAYOUTS["both"], LAYOUTS["pmap"], ONE]):
+        config = config_of(layout, training__num_steps=4 * (i + 1))
+        state, _ = training.train(config, tmp_path / "moving")
+    assert_close(plain(state), plain(whole), rtol=2e-5, atol=2e-5)
+    for a, b in zip(lines(tmp_path / "moving"), lines(tmp_path / "whole"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def lines(workdir):
+    return writers.read_json_lines(workdir / "metrics.jsonl")
+
+
+# --- several steps in a call ----------------------------------------------------------------
+
+
+@given(done=st.integers(0, 50), num_steps=st.integers(0, 60), per_call=st.integers(1, 12))
+def test_calls_end_at_multiples_and_at_the_end(done, num_steps, per_call):
+    ends = list(np.cumsum([done, *feed.sizes(done, num_steps, per_call)]))[1:]
+    assert ends[-1:] == ([num_steps] if num_steps > done else [])
+    assert all(end % per_call == 0 for end in ends[:-1])
+    assert all(0 < b - a <= per_call for a, b in zip([done, *ends], ends))
+
+
+def test_several_steps_in_a_call_make_the_same_log(tmp_path):
+    """Also where neither the log nor the checkpoints come at multiples of a call's steps."""
+    common = dict(training__num_steps=11, training__checkpoint_every=6, training__log_every=4)
+    training.train(small_config(**common), tmp_path / "one")
+    training.train(small_config(**common, training__steps_per_call=2), tmp_path / "two")
+    for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+    assert training.load(tmp_path / "two", step=6).state.step == 6
+
+
+def test_a_feed_remembers_what_was_handed_out():
+    """Its state is that of the batches behind those that lie ready ahead of them."""
+    split = data.load(small_config().data).train
+    batches = data.batches(split, 8, seed=0)
+    supply = feed.Feed(batches, lambda stacked: stacked, feed.sizes(0, 7, 3), ahead=2)
+    seen = []
+    for size, stacked in supply:
+        seen.append(stacked["x"])
+        assert len(stacked["x"]) == size
+        after = data.batches(split, 8, seed=0)
+        after.set_state(json.loads(json.dumps(supply.get_state())))
+        reference = data.batches(split, 8, seed=0)
+        for _ in range(sum(map(len, seen))):
+            last = next(reference)
+        np.testing.assert_array_equal(seen[-1][-1], last["x"])
+        np.testing.assert_array_equal(next(after)["x"], next(reference)["x"])
+    assert [len(x) for x in seen] == [3, 3, 1]
+
+
+# --- what can't be --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    "layout, changes, words",
+    [
+        (dict(num_devices=9), {}, "num_devices is 9, but there are 8 devices"),
+        (dict(num_devices=8, fsdp=3), {}, "fsdp is 3; it must divide the number of devices, 8"),
+        (dict(num_devices=8, fsdp=2, mode="pmap"), {}, "fsdp is 2, but in mode 'pmap'"),
+        (dict(mode="pjit"), {}, "mode is 'pjit'; it must be one of mesh, pmap"),
+        (
+            dict(num_devices=8),
+            dict(training__batch_size=24),
+            r"batch_size is 24; it must be a multiple of 16: 8, the number of devices .* times 2",
+        ),
+        (
+            dict(num_devices=2),
+            dict(training__grad_accumulation=3),
+            r"batch_size is 32; it must be a multiple of 12: 2, .* times 3, config.*accumulation",
+        ),
+    ],
+)
+def test_what_cannot_be_is_refused(layout, changes, words, tmp_path):
+    with pytest.raises(ValueError, match=words):
+        training.train(config_of(layout, **changes), tmp_path)
+    assert not (tmp_path / "config.json").exists()
