@@ -272,7 +272,7 @@ def test_a_signal_saves_and_says_how_to_go_on(number, default, status, tmp_path,
     monkeypatch.undo()
     assert stop.value.exit_status == status
     assert signal.getsignal(number) is default
-    assert int(training.load(tmp_path / "run").state.step) == 6
+    assert int(training.load(tmp_path / "run").state.step) == 4
     state, _ = training.train(config, tmp_path / "run")
     assert_equal(state.params, expected.params)
 

@@ -7,6 +7,7 @@ For instance:
     predict = diffax.training.predictor(run.model, run.state.ema_params)
 """
 
+from diffax.training import hosts
 from diffax.training.evaluation import (
     make_bound,
     make_eval_step,
@@ -28,6 +29,7 @@ __all__ = [
     "Run",
     "TrainState",
     "create_state",
+    "hosts",
     "load",
     "make_bound",
     "make_eval_step",

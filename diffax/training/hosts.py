@@ -75,8 +75,9 @@ def join(multihost: bool | None = None) -> None:
         )
     except (ValueError, RuntimeError) as error:
         raise ValueError(
-            f"config.parallel.multihost: this process could not join the others ({error}); set"
-            " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or set it to False"
+            f"this process could not join the others of its job ({error}); the environment's"
+            " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are, and"
+            " config.parallel.multihost=False that there are none"
         ) from error
 
 
