@@ -17,7 +17,7 @@ from diffax import config as config_lib
 from diffax import plots, samplers
 from diffax.process import AnySchedule, Predict
 from diffax.training.state import DatasetInfo, TrainState, predictor
-from diffax.training.workdir import write_text
+from diffax.training.workdir import replacing, write_text
 
 CURVE_POINTS = 1025
 
@@ -81,9 +81,8 @@ def make_drawing(
 
     def drawing(state: TrainState) -> np.ndarray:
         pixels = plots.picture(np.asarray(draw(state, keys, label, config.sampling.guidance_scale)))
-        folder = root / "samples"
-        folder.mkdir(exist_ok=True)
-        plots.save_png(folder / f"step_{int(state.step):06d}.png", pixels)
+        with replacing(root / "samples" / f"step_{int(state.step):06d}.png") as partial:
+            plots.save_png(partial, pixels)
         return pixels[None]
 
     return drawing
