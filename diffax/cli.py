@@ -374,7 +374,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = read_config(args.config, rest) if command.takes_config else None
         command.run(args, config)
-    except (ValueError, FileNotFoundError) as error:
+    except (ValueError, OSError) as error:
         print(f"diffax {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

@@ -30,7 +30,9 @@ def start(label: str = "") -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"%(asctime)s {label}%(message)s", "%H:%M:%S"))
     logger.handlers[:] = [handler]
-    # Through it orbax warns of what it is asked for, such as to read only.
-    logging.getLogger("absl").setLevel(logging.ERROR)
+    # Through them orbax warns of what it is asked for, such as to read only, and prints tracebacks
+    # of errors that it raises as well.
+    for name in ("absl", "asyncio"):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
     jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "jax"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

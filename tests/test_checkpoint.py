@@ -1,8 +1,6 @@
 """Checkpoints: what goes in comes out, and a resumed run is the run that was never interrupted."""
 
 import json
-import logging
-import shutil
 import threading
 
 import jax
@@ -86,7 +84,8 @@ def test_the_loops_memory_may_change_while_it_is_written(tmp_path, monkeypatch):
     changed, write = threading.Event(), json.dumps
 
     def late(*args, **kwargs):
-        assert changed.wait(60)
+        if threading.current_thread() is not threading.main_thread():
+            assert changed.wait(60)
         return write(*args, **kwargs)
 
     store = Checkpoints(tmp_path / "c", keep=1)
@@ -134,57 +133,19 @@ def test_other_arrays_are_refused_by_name(tmp_path):
     store.close()
 
 
-DAMAGES = {
-    "no loop": lambda step: (step / "loop" / "metadata").unlink(),
-    "half a loop": lambda step: cut(step / "loop" / "metadata"),
-    "no arrays' names": lambda step: (step / "state" / "_METADATA").unlink(),
-    "half the names": lambda step: cut(step / "state" / "_METADATA"),
-    "no arrays": lambda step: shutil.rmtree(step / "state" / "ocdbt.process_0"),
-    "half the arrays": lambda step: [cut(p) for p in (step / "state").rglob("d/*")],
-}
-
-
-def cut(path):
-    path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
-
-
-@pytest.mark.parametrize("damage", DAMAGES)
-def test_a_damaged_one_is_named_and_the_one_before_is_used(damage, tmp_path, caplog, monkeypatch):
-    monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)  # so that caplog sees it
-    like = {"a": jnp.zeros(1000)}
-    checkpoints = Checkpoints(tmp_path, keep=3)
-    for step in (1, 2, 3):
-        checkpoints.save(step, {"a": jnp.arange(1000.0) * step}, {"at": step})
-    checkpoints.close()
-    DAMAGES[damage](tmp_path / "3")
-    with pytest.raises(ValueError, match="step 3 in .* can't be read"):
-        Checkpoints(tmp_path, read_only=True).restore(like, ONE, 3)
-    for read_only in (True, False):
-        checkpoints = Checkpoints(tmp_path, keep=3, read_only=read_only)
-        caplog.clear()
-        state, loop = checkpoints.restore(like, ONE)
-        np.testing.assert_array_equal(state["a"], jnp.arange(1000.0) * 2)
-        assert loop == {"at": 2}
-        assert "step 3 is damaged" in caplog.text and "step 2 is used" in caplog.text
-    # put aside, so that the step can be saved again
-    assert (tmp_path / "damaged-3").is_dir() and checkpoints.steps() == [1, 2]
-    checkpoints.save(3, {"a": jnp.arange(1000.0)}, {"at": 3})
-    checkpoints.wait()
-    assert checkpoints.restore(like, ONE)[1] == {"at": 3}
-    checkpoints.close()
-
-
-def test_where_none_can_be_read_all_stay(tmp_path):
-    like = {"a": jnp.zeros(10)}
-    checkpoints = Checkpoints(tmp_path, keep=3)
-    for step in (1, 2):
-        checkpoints.save(step, like, {})
+def test_other_precisions_are_read_and_converted(tmp_path):
+    """A checksum is of what was saved: another dtype that is wanted is no damage."""
+    value = np.linspace(0, 1, 10)
+    with jax.enable_x64(True):
+        checkpoints = Checkpoints(tmp_path)
+        checkpoints.save(1, {"a": jnp.asarray(value)}, {})
         checkpoints.wait()
-        (tmp_path / str(step) / "loop" / "metadata").unlink()
-    with pytest.raises(ValueError, match="step 2 in .* can't be read, nor is there another"):
-        checkpoints.restore(like, ONE)
-    assert checkpoints.steps() == [1, 2]
+        for dtype in (jnp.float64, jnp.float32, jnp.bfloat16):
+            state, _ = checkpoints.restore({"a": jnp.zeros(10, dtype)}, ONE)
+            np.testing.assert_array_equal(state["a"], value.astype(dtype))
+    state, _ = checkpoints.restore({"a": jnp.zeros(10)}, ONE)
     checkpoints.close()
+    np.testing.assert_array_equal(state["a"], value.astype(np.float32))
 
 
 # --- resuming -------------------------------------------------------------------------------

@@ -88,6 +88,22 @@ def test_a_wrong_override_is_one_sentence_and_leaves_nothing(
     assert not workdir.exists()
 
 
+def test_a_changed_config_is_refused_with_the_difference(trained, config_file, capsys):
+    command = ["train", f"--config={config_file}", f"--workdir={trained}"]
+    assert cli.main([*command, "--config.optimizer.learning_rate=0.5"]) == 1
+    said = capsys.readouterr().err
+    assert "holds a run with another config: optimizer.learning_rate was 0.0003 and is 0.5" in said
+    assert said.count("\n") == 1
+
+
+def test_what_cannot_be_written_is_one_sentence(tmp_path, capsys):
+    (tmp_path / "file").write_text("in the way")
+    assert cli.main(["schedules", "--names=linear", f"--out={tmp_path / 'file'}"]) == 1
+    said = capsys.readouterr().err
+    assert said.startswith("diffax schedules: ") and str(tmp_path / "file") in said
+    assert said.count("\n") == 1
+
+
 def test_unknown_flag_and_missing_config_are_refused(config_file, tmp_path, capsys):
     with pytest.raises(SystemExit):
         cli.main(["sample", f"--workdir={tmp_path}", "--stepz=3"])

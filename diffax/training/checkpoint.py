@@ -2,28 +2,42 @@
 
     workdir/checkpoints/<step>/state    every array of the `TrainState`, by its path in the tree
     workdir/checkpoints/<step>/loop     JSON: the data iterator's state and what the loop remembers
+    workdir/checkpoints/<step>/checksums    JSON: of both, so that a flipped bit is found
 
 A step's folder gets its name when all of it is written, so it is whole or not there.
 """
 
 from __future__ import annotations
 
+import contextlib
 import copy
+import json
 import logging
 import os
+import re
+import shutil
+import zlib
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
+from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import LatestN
+
+from diffax.training.checksum import checksums
 
 _LOG = logging.getLogger("diffax")
 
 
 class OtherArraysError(ValueError):
     """A checkpoint holds other arrays than are wanted."""
+
+
+class NotSavedError(OSError):
+    """A checkpoint could not be written; those before it are left as they are."""
 
 
 class Checkpoints:
@@ -44,7 +58,11 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        handlers = dict(state=ocp.StandardCheckpointHandler(), loop=ocp.JsonCheckpointHandler())
+        handlers = dict(
+            state=ocp.StandardCheckpointHandler(),
+            loop=ocp.JsonCheckpointHandler(),
+            checksums=ocp.JsonCheckpointHandler(),
+        )
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
@@ -60,16 +78,23 @@ class Checkpoints:
           step: a checkpoint of the same step that is there already is left as it is.
           state: any pytree of arrays and PRNG keys.
           loop: plain data that JSON can hold; copied, so that it may change afterwards.
+
+        Raises:
+          NotSavedError: the checkpoint before this one could not be written.
         """
         if step in self._manager.all_steps():
             return
-        self._manager.save(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardSave(_by_path(state)),
-                loop=ocp.args.JsonSave(copy.deepcopy(loop)),
-            ),
-        )
+        arrays = _by_path(state)
+        sums = _sums(arrays, loop)
+        with _writing():
+            self._manager.save(
+                step,
+                args=ocp.args.Composite(
+                    state=ocp.args.StandardSave(arrays),
+                    loop=ocp.args.JsonSave(copy.deepcopy(loop)),
+                    checksums=ocp.args.JsonSave(sums),
+                ),
+            )
 
     def restore(
         self, like: Any, sharding: Any, step: int | None = None
@@ -123,31 +148,45 @@ class Checkpoints:
 
     def _put_aside(self, damaged: dict[int, Exception], used: int) -> None:
         for step, error in damaged.items():
-            place = self.directory / str(step)
-            if not self._read_only:
-                place = place.rename(self.directory / f"damaged-{step}")
+            place = self.directory / (str(step) if self._read_only else f"damaged-{step}")
+            # One of the hosts does it for all.
+            if not self._read_only and jax.process_index() == 0:
+                shutil.rmtree(place, ignore_errors=True)  # of an earlier time
+                (self.directory / str(step)).rename(place)
             _LOG.warning(
                 "the checkpoint of step %d is damaged (%s; now %s): the one of step %d is used",
                 step,
-                str(error).partition("\n")[0][:200],
+                _first_line(error),
                 place,
                 used,
             )
         if damaged and not self._read_only:
+            multihost_utils.sync_global_devices("damaged checkpoints are put aside")
             self._manager.reload()
 
     def _read(
         self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-        there = {p: tuple(m.shape) for p, m in self._manager.item_metadata(step).state.items()}
+        saved = self._manager.item_metadata(step).state
+        items = {"loop": ocp.args.JsonRestore()}
+        # Checkpoints made before there were checksums are taken as they are.
+        if checked := (self.directory / str(step) / "checksums").exists():
+            items["checksums"] = ocp.args.JsonRestore()
+        texts = self._manager.restore(step, args=ocp.args.Composite(**items))
+        there = {path: tuple(meta.shape) for path, meta in saved.items()}
+        if checked and texts.checksums["shapes"] != _text_checksum(there):
+            raise ValueError("the arrays' names or shapes are not those that were saved")
         self._check_same_arrays(step, there, wanted)
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                state=ocp.args.StandardRestore(wanted), loop=ocp.args.JsonRestore()
-            ),
-        )
-        return restored.state, restored.loop
+        # Restored as another dtype, they would have other checksums.
+        as_saved = {path: leaf.update(dtype=saved[path].dtype) for path, leaf in wanted.items()}
+        state = self._manager.restore(
+            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(as_saved))
+        ).state
+        if checked:
+            # All but 64 bits where JAX has only 32.
+            same = {path: leaf for path, leaf in state.items() if leaf.dtype == saved[path].dtype}
+            _check_sums(_sums(same, texts.loop), texts.checksums)
+        return {path: state[path].astype(leaf.dtype) for path, leaf in wanted.items()}, texts.loop
 
     def _check_same_arrays(
         self, step: int, there: dict[str, tuple], wanted: dict[str, jax.ShapeDtypeStruct]
@@ -162,12 +201,56 @@ class Checkpoints:
                 )
 
     def wait(self) -> None:
-        """Returns when all is written; raises what went wrong in the background."""
-        self._manager.wait_until_finished()
+        """Returns when all is written; raises NotSavedError if it went wrong in the background."""
+        with _writing():
+            self._manager.wait_until_finished()
 
     def close(self) -> None:
-        """Waits, and ends."""
-        self._manager.close()
+        """Waits as `wait` does, and ends."""
+        with _writing():
+            self._manager.close()
+
+
+def kept(directory: Path) -> str:
+    """Words that say which checkpoint in a directory is the latest whole one."""
+    steps = ocp.utils.checkpoint_steps(directory)
+    if not steps:
+        return "no checkpoint was made before it"
+    return f"the checkpoint of step {max(steps)} in {directory} is kept"
+
+
+@contextlib.contextmanager
+def _writing() -> Iterator[None]:
+    try:
+        yield
+    except Exception as error:  # orbax has no one kind for what it can't write
+        number = re.search(r"os_error_code='(\d+)'", str(error))  # how tensorstore tells it
+        reason = os.strerror(int(number[1])) if number else getattr(error, "strerror", None)
+        raise NotSavedError(f"a checkpoint: {reason or _first_line(error)}") from error
+
+
+def _first_line(error: Exception) -> str:
+    return str(error).partition("\n")[0][:200]
+
+
+def _sums(arrays: Mapping[str, jax.Array], loop: dict[str, Any]) -> dict[str, Any]:
+    """The checksums of a checkpoint, as they are saved in it."""
+    return {
+        "shapes": _text_checksum({path: leaf.shape for path, leaf in arrays.items()}),
+        "loop": _text_checksum(loop),
+        "arrays": checksums(arrays),
+    }
+
+
+def _check_sums(found: dict[str, Any], saved: dict[str, Any]) -> None:
+    wrong = [path for path, value in found["arrays"].items() if value != saved["arrays"][path]]
+    wrong += ["loop"] * (found["loop"] != saved["loop"])
+    if wrong:
+        raise ValueError(f"{wrong[0]} has another checksum than when it was saved")
+
+
+def _text_checksum(data: Any) -> int:
+    return zlib.crc32(json.dumps(data, sort_keys=True).encode())
 
 
 def _is_key(leaf: Any) -> bool:

@@ -16,13 +16,19 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data
 from diffax.training import feed, hosts, outputs, parallel, writers
-from diffax.training.checkpoint import Checkpoints
+from diffax.training.checkpoint import Checkpoints, kept
 from diffax.training.evaluation import make_evaluation
 from diffax.training.interrupt import Interrupted, Interruption
 from diffax.training.state import DatasetInfo, TrainState, create_state
 from diffax.training.step import make_train_step
 from diffax.training.window import NonFiniteError, Window
-from diffax.training.workdir import CHECKPOINTS, check_same_config, check_writable, write_text
+from diffax.training.workdir import (
+    CHECKPOINTS,
+    check_same_config,
+    check_writable,
+    saying_what_is_kept,
+    write_text,
+)
 
 _LOG = logging.getLogger("diffax")
 
@@ -48,6 +54,9 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
         one sentence, before any work.
       NonFiniteError: the loss or a gradient was not finite in more than training.max_skipped steps
         in a row, or in the last; the last checkpoint before is kept.
+      OSError: the workdir can't be written to any more, its disk being full for instance; the
+        message says which checkpoint is kept. (Of a checkpoint, which is written in the
+        background, it comes with the next one or at the end.)
       Interrupted: (a KeyboardInterrupt) Ctrl-C or SIGTERM came; a checkpoint was saved first.
     """
     hosts.join(config.parallel.multihost)
@@ -80,6 +89,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
     draw_samples = outputs.make_drawing(config, model, info, root, mesh)
 
     with ExitStack() as stack:
+        stack.enter_context(saying_what_is_kept(root))
         checkpoints = stack.enter_context(
             closing(Checkpoints(root / CHECKPOINTS, settings.keep_checkpoints))
         )
@@ -168,18 +178,12 @@ def check_finite(window: Window, checkpoints: Checkpoints, last: bool) -> None:
         window.check(last)
     except NonFiniteError as error:
         checkpoints.wait()
-        steps = checkpoints.steps()
-        kept = (
-            f"the checkpoint of step {steps[-1]} in {checkpoints.directory} is kept"
-            if steps
-            else "no checkpoint was made before it"
-        )
         raise NonFiniteError(
             error.step,
             error.quantity,
             error.value,
             error.log_snr,
             error.skipped,
-            f"; {kept}. A lower optimizer.learning_rate or clip_norm, or more warmup_steps, usually"
-            " helps",
+            f"; {kept(checkpoints.directory)}. A lower optimizer.learning_rate or clip_norm, or"
+            " more warmup_steps, usually helps",
         ) from None

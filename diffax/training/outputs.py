@@ -19,7 +19,7 @@ from diffax import plots, samplers
 from diffax.process import AnySchedule, Predict
 from diffax.training import hosts, parallel
 from diffax.training.state import DatasetInfo, TrainState, predictor
-from diffax.training.workdir import write_text
+from diffax.training.workdir import replacing, write_text
 
 CURVE_POINTS = 1025
 
@@ -88,9 +88,8 @@ def make_drawing(
     def drawing(state: TrainState) -> np.ndarray:
         pixels = plots.picture(np.asarray(draw(state)))
         if hosts.is_first():
-            folder = root / "samples"
-            folder.mkdir(exist_ok=True)
-            plots.save_png(folder / f"step_{int(state.step):06d}.png", pixels)
+            with replacing(root / "samples" / f"step_{int(state.step):06d}.png") as partial:
+                plots.save_png(partial, pixels)
         return pixels[None]
 
     return drawing

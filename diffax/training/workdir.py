@@ -12,8 +12,10 @@ The files:
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 from typing import NamedTuple
 
@@ -22,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax.training.checkpoint import Checkpoints
+from diffax.training.checkpoint import Checkpoints, kept
 from diffax.training.state import DatasetInfo, TrainState, create_state
 
 CHECKPOINTS = "checkpoints"
@@ -48,12 +50,20 @@ MAY_CHANGE = (
 )
 
 
-def write_text(path: Path, text: str) -> None:
-    """Writes a file so that a reader sees all of it or what was there before."""
+@contextlib.contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Another path to write to, which takes the place of `path` at the end: a reader sees all of
+    the new file or what was there before, also if the process is killed."""
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f".{path.name}.partial")
-    partial.write_text(text, encoding="utf-8")
+    yield partial
     os.replace(partial, path)
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file as `replacing` does."""
+    with replacing(path) as partial:
+        partial.write_text(text, encoding="utf-8")
 
 
 def check_writable(workdir: Path) -> None:
@@ -64,6 +74,20 @@ def check_writable(workdir: Path) -> None:
             pass
     except OSError as error:
         raise ValueError(f"workdir {workdir} can't be written to ({error})") from None
+
+
+@contextlib.contextmanager
+def saying_what_is_kept(workdir: Path) -> Iterator[None]:
+    """An error of the disk is raised again as an OSError that is a sentence: which workdir, what
+    the system says, and which checkpoint is kept."""
+    try:
+        yield
+    except OSError as error:
+        raise OSError(
+            f"workdir {workdir} can't be written to ({error.strerror or error});"
+            f" {kept(workdir / CHECKPOINTS)}, and once there is a remedy the same call (or command)"
+            " goes on"
+        ) from error
 
 
 def check_same_config(workdir: Path, config: ConfigDict) -> None:

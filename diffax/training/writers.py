@@ -20,6 +20,7 @@ from typing import Protocol
 import numpy as np
 
 from diffax.training import hosts
+from diffax.training.workdir import write_text
 
 _LOG = logging.getLogger("diffax")
 
@@ -50,9 +51,7 @@ class JsonLines:
     def __init__(self, path: str | os.PathLike, last_step: int = 0):
         self._path = Path(path)
         kept = [line for line in read_json_lines(self._path) if line["step"] <= last_step]
-        partial = self._path.with_name(f".{self._path.name}.partial")
-        partial.write_text("".join(json.dumps(line) + "\n" for line in kept), encoding="utf-8")
-        os.replace(partial, self._path)
+        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
         self._file = open(self._path, "a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
