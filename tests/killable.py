@@ -1,14 +1,17 @@
-"""A program that trains in processes which may be killed.
+"""Runs in processes that may be killed: a program that forks them, and its client in the tests.
 
-It imports everything once and forks for each run, since the imports take longer than a short run.
-Each line of its input asks for one, [config as JSON, workdir]; it answers with the process's id,
-and when that has ended with its status. What `train` returns is put beside the workdir.
+The program imports everything once and forks for each run, since the imports take longer than a
+short run. Each line of its input asks for one, [config as JSON, workdir, an environment for each of
+its processes]; it answers with the processes' ids, and when all have ended with their statuses.
+What `train` returns is put beside the workdir.
 """
 
 import gc
 import json
 import os
+import subprocess
 import sys
+import time
 import traceback
 from pathlib import Path
 
@@ -21,28 +24,78 @@ from diffax.data import mixture2d, pipeline  # noqa: F401 - imported before the 
 
 def run(config: str, workdir: str) -> int:
     """Trains in this process; returns its exit status."""
+    training.hosts.HEARTBEAT_SECONDS = 5  # a test needn't wait longer
     try:
         _, metrics = training.train(config_lib.from_json(config), workdir)
     except Exception:
         traceback.print_exc()
         return 1
-    Path(workdir).with_suffix(".returned").write_text(json.dumps(metrics))
+    if training.hosts.is_first():
+        Path(workdir).with_suffix(".returned").write_text(json.dumps(metrics))
     return 0
 
 
-def main(compiled: str) -> None:
-    """Serves until its input ends. JAX's devices are first touched in the forked processes."""
+def serve(compiled: str) -> None:
+    """Forks until its input ends. JAX's devices are first touched in the forked processes."""
     gc.freeze()  # so that the processes share what was imported
     with compiled_quickly(compiled):
         for line in sys.stdin:
-            pid = os.fork()
-            if pid == 0:
-                status = run(*json.loads(line))
-                sys.stderr.flush()
-                os._exit(status)
-            print(pid, flush=True)
-            print(os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]), flush=True)
+            config, workdir, environments = json.loads(line)
+            pids = []
+            for environment in environments:
+                pids.append(os.fork())
+                if pids[-1] == 0:
+                    os.dup2(2, 1)  # the answers are this program's alone: Gloo prints too
+                    os.environ |= environment
+                    status = run(config, workdir)
+                    sys.stderr.flush()
+                    os._exit(status)
+            print(json.dumps(pids), flush=True)
+            waited = [os.waitpid(pid, 0)[1] for pid in pids]
+            print(json.dumps([os.waitstatus_to_exitcode(status) for status in waited]), flush=True)
+
+
+class Killable:
+    """The program, as the tests see it; programs that JAX compiles are kept in `compiled`."""
+
+    def __init__(self, compiled):
+        self._program = subprocess.Popen(
+            # JAX warns of every fork, but here it has no threads yet.
+            [sys.executable, "-W", "ignore", __file__, compiled],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def start(self, config, workdir, environments=({},)):
+        """Begins to train, a process for each environment; returns their ids."""
+        request = json.dumps([config_lib.to_json(config), str(workdir), environments])
+        print(request, file=self._program.stdin, flush=True)
+        return json.loads(self._program.stdout.readline())
+
+    def wait(self):
+        """The exit statuses of what was started last, negative for a signal."""
+        return json.loads(self._program.stdout.readline())
+
+    def close(self):
+        self._program.communicate()
+
+
+def on_disk(workdir):
+    """The steps of whole checkpoints, and those whose writing was begun."""
+    folder = workdir / "checkpoints"
+    names = os.listdir(folder) if folder.exists() else []
+    whole = {int(name) for name in names if name.isdigit()}
+    return whole, {int(name.partition(".")[0]) for name in names if "tmp" in name}
+
+
+def wait_until(condition, seconds=60):
+    """Looks again and again, without a pause long enough to miss the writing of a checkpoint."""
+    end = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < end
+        time.sleep(1e-3)
 
 
 if __name__ == "__main__":
-    main(sys.argv[1])
+    serve(sys.argv[1])

@@ -2,53 +2,23 @@
 
 import contextlib
 import functools
-import json
 import os
 import resource
 import signal
-import subprocess
-import sys
 import time
-from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from killable import Killable, on_disk, wait_until
 from small_runs import LEARNED, assert_equal, compiled_quickly, small_config
 
-from diffax import config as config_lib
 from diffax import training
 from diffax.data import batches
 from diffax.training import loop
 from diffax.training.feed import Feed
 
 # --- killed at any moment -------------------------------------------------------------------
-
-
-class Killable:
-    """The program `killable.py`, which trains in one process after another."""
-
-    def __init__(self, compiled):
-        self._program = subprocess.Popen(
-            # JAX warns of every fork, but here it has no threads yet.
-            [sys.executable, "-W", "ignore", Path(__file__).with_name("killable.py"), compiled],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-
-    def start(self, config, workdir):
-        """Begins to train; returns the process's id."""
-        request = json.dumps([config_lib.to_json(config), str(workdir)])
-        print(request, file=self._program.stdin, flush=True)
-        return int(self._program.stdout.readline())
-
-    def wait(self):
-        """The exit status of what was started last, negative for a signal."""
-        return int(self._program.stdout.readline())
-
-    def close(self):
-        self._program.communicate()
 
 
 @pytest.fixture(scope="module")
@@ -61,22 +31,6 @@ def killable(compiled):
     program = Killable(compiled)
     yield program
     program.close()
-
-
-def on_disk(workdir):
-    """The steps of whole checkpoints, and those whose writing was begun."""
-    folder = workdir / "checkpoints"
-    names = os.listdir(folder) if folder.exists() else []
-    whole = {int(name) for name in names if name.isdigit()}
-    return whole, {int(name.partition(".")[0]) for name in names if "tmp" in name}
-
-
-def wait_until(condition, seconds=60):
-    """Looks again and again, without a pause long enough to miss the writing of a checkpoint."""
-    end = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < end
-        time.sleep(1e-3)
 
 
 def kill_often(killable, config, workdir, kills, rng):
@@ -92,7 +46,7 @@ def kill_often(killable, config, workdir, kills, rng):
         def another(newest=newest):
             return max(on_disk(workdir)[0], default=0) > newest
 
-        pid = killable.start(config, workdir)
+        (pid,) = killable.start(config, workdir)
         if kill % 2 == 0:
             end = time.monotonic() + rng.uniform(0, 0.3 + kill / 20)  # the first comes early
             wait_until(lambda end=end, another=another: time.monotonic() > end or another())
@@ -104,7 +58,7 @@ def kill_often(killable, config, workdir, kills, rng):
             wait_until(another)
             time.sleep(rng.uniform(0, 0.02))
         os.kill(pid, signal.SIGKILL)
-        assert killable.wait() == -signal.SIGKILL
+        assert killable.wait() == [-signal.SIGKILL]
         found.append(on_disk(workdir))
     return found
 
@@ -128,14 +82,14 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_nothing_had_happened(killable,
         training__checkpoint_every=2, training__log_every=3, training__sample_every=16,
     )  # fmt: skip
     killable.start(config, tmp_path / "whole")
-    assert killable.wait() == 0
+    assert killable.wait() == [0]
     found = kill_often(killable, config, tmp_path / "killed", kills, np.random.default_rng(0))
     # The moments were of many kinds: before the first checkpoint, while one was written, later.
     assert not found[0][0]
     assert sum(bool(begun) for _, begun in found) >= 2
     assert len({max(whole, default=0) for whole, _ in found}) > 5
     killable.start(config, tmp_path / "killed")
-    assert killable.wait() == 0
+    assert killable.wait() == [0]
 
     assert files(tmp_path / "killed") == files(tmp_path / "whole")
     returned = [(tmp_path / f"{name}.returned").read_text() for name in ("killed", "whole")]

@@ -1,0 +1,170 @@
+"""Several processes on one machine, which find each other as those of several hosts do."""
+
+import os
+import signal
+import socket
+import time
+
+import jax
+import numpy as np
+import pytest
+from killable import Killable, on_disk, wait_until
+from small_runs import LEARNED, assert_close, assert_equal, compiled_quickly, small_config
+
+from diffax import training
+from diffax.training import hosts, writers
+
+# --- two real processes -----------------------------------------------------------------------
+
+
+def two_processes():
+    """The environments of two processes with two devices each."""
+    with socket.socket() as probe:
+        probe.bind(("localhost", 0))
+        port = probe.getsockname()[1]
+    common = {
+        "JAX_COORDINATOR_ADDRESS": f"localhost:{port}",
+        "JAX_NUM_PROCESSES": "2",
+        "XLA_FLAGS": os.environ["XLA_FLAGS"].replace("device_count=8", "device_count=2"),
+    }
+    return [{**common, "JAX_PROCESS_ID": str(i)} for i in range(2)]
+
+
+def config_of(**changes):
+    return small_config(
+        **LEARNED,
+        schedule__kind="piecewise_linear",
+        training__checkpoint_every=4,
+        training__sample_every=12,
+        training__eval_every=12,
+        evaluation__num_examples=64,  # a batch that needs no filling up on any number of devices
+        **changes,
+    )
+
+
+def plain(workdir):
+    state = training.load(workdir).state
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+def lines(workdir):
+    return writers.read_json_lines(workdir / "metrics.jsonl")
+
+
+def everything(workdir):
+    """The state, and every file but those of the checkpoints, which hold times."""
+    paths = [path for path in workdir.rglob("*") if path.is_file()]
+    rest = [path for path in paths if "checkpoints" not in path.parts]
+    return plain(workdir), {path.relative_to(workdir): path.read_bytes() for path in rest}
+
+
+@pytest.fixture(scope="module")
+def killable(tmp_path_factory):
+    program = Killable(tmp_path_factory.mktemp("compiled"))
+    yield program
+    program.close()
+
+
+@pytest.fixture(scope="module")
+def one_process(tmp_path_factory):
+    """The run on one device, in this process."""
+    workdir = tmp_path_factory.mktemp("one") / "run"
+    with compiled_quickly(tmp_path_factory.mktemp("compiled")):
+        training.train(config_of(), workdir)
+    return workdir
+
+
+SPLIT = config_of(parallel__num_devices=0, parallel__fsdp=2)
+
+
+@pytest.fixture(scope="module")
+def together(killable, tmp_path_factory):
+    """The run of two processes, undisturbed."""
+    workdir = tmp_path_factory.mktemp("two") / "run"
+    killable.start(SPLIT, workdir, two_processes())
+    assert killable.wait() == [0, 0]
+    return workdir
+
+
+def assert_same_run(workdir, expected):
+    """The numbers of one run are those of another, but for the order of float32 sums."""
+    assert_close(plain(workdir), plain(expected), rtol=1e-5, atol=1e-5)
+    for a, b in zip(lines(workdir), lines(expected), strict=True):
+        assert a == pytest.approx(b, rel=1e-4)
+
+
+def test_two_processes_make_the_run_of_one(together, one_process):
+    """The same global batches in the same order, each process reading its half."""
+    assert_same_run(together, one_process)
+    names = [{p.name for p in (w / "samples").iterdir()} for w in (together, one_process)]
+    assert names[0] == names[1] == {"step_000012.png"}
+
+
+def test_pmap_over_two_processes_too(killable, one_process, tmp_path):
+    config = config_of(parallel__num_devices=0, parallel__mode="pmap")
+    killable.start(config, tmp_path / "run", two_processes())
+    assert killable.wait() == [0, 0]
+    assert_same_run(tmp_path / "run", one_process)
+
+
+def test_a_killed_process_ends_the_job_which_goes_on_exactly(killable, together, tmp_path):
+    """The other process ends by itself, with an error; started again, both end as undisturbed."""
+    workdir = tmp_path / "run"
+    pids = killable.start(SPLIT, workdir, two_processes())
+    wait_until(lambda: 4 in on_disk(workdir)[0])
+    os.kill(pids[1], signal.SIGKILL)
+    begin = time.monotonic()
+    first, second = killable.wait()
+    assert first != 0 and second == -signal.SIGKILL
+    assert time.monotonic() - begin < 60
+    assert max(on_disk(workdir)[0]) < 12
+    killable.start(SPLIT, workdir, two_processes())
+    assert killable.wait() == [0, 0]
+    found, expected = everything(workdir), everything(together)
+    assert_equal(found[0], expected[0])
+    assert found[1] == expected[1]
+
+
+# --- who the others are -----------------------------------------------------------------------
+
+VARIABLES = (
+    "JAX_NUM_PROCESSES", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_NTASKS",
+    "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES",
+)  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    "environment, found",
+    [
+        ({}, None),
+        ({"JAX_NUM_PROCESSES": "1"}, None),
+        ({"JAX_NUM_PROCESSES": "2"}, "JAX_NUM_PROCESSES"),
+        ({"SLURM_NTASKS": "4"}, None),  # in the script of sbatch, not in a step of srun
+        ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n[0-3]"}, "SLURM"),
+        ({"SLURM_NTASKS": "1", "SLURM_PROCID": "0", "SLURM_STEP_NODELIST": "n0"}, None),
+        ({"TPU_WORKER_HOSTNAMES": "a,b"}, "TPU"),
+        ({"TPU_WORKER_HOSTNAMES": "localhost"}, None),
+    ],
+)
+def test_other_processes_are_detected(environment, found, monkeypatch):
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    for name, value in environment.items():
+        monkeypatch.setenv(name, value)
+    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: [])
+    assert [name for name, detect in hosts.DETECTIONS.items() if detect()] == [found][: bool(found)]
+
+
+def test_joining_is_refused_where_it_cannot_be(monkeypatch):
+    """JAX's devices are in use here already; and a number that is none is named."""
+    np.asarray(jax.devices())
+    with pytest.raises(ValueError, match="could not join the others .* before any JAX calls"):
+        hosts.join(True)
+    monkeypatch.setenv("JAX_NUM_PROCESSES", "two")
+    with pytest.raises(ValueError, match="JAX_NUM_PROCESSES is 'two'; it must be a whole number"):
+        hosts.join()
+
+
+def test_a_process_alone_does_not_ask():
+    assert hosts.is_first()
+    assert [hosts.agreed(15, ask=ask) for ask in (True, False)] == [15, 15]
