@@ -28,7 +28,7 @@ from diffax.training.checkpoint import Checkpoints
 # histories of an importance sampler, stratified times.
 CHANGES = dict(
     **LEARNED,
-    schedule__kind="piecewise_linear",
+    schedule__kind="polynomial",
     objective__time_sampling="importance",
     model__width=32,
 )
