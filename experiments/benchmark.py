@@ -283,7 +283,7 @@ def against(
             for part in workload["parts"]
         }
         about = dict(describe(name, dtype), peer=peer, peer_parameters=theirs.about["parameters"])
-        return dict(about, **parts, **ours.about["versions"], **theirs.about["versions"])
+        return about | parts | ours.about["versions"] | theirs.about["versions"]
 
 
 def main(argv: list[str] | None = None) -> None:

@@ -1,14 +1,14 @@
-"""Convolutions and matrix products of a network, in forms that want fewer operations on one CPU core.
+"""Convolutions and matrix products of the networks, in forms of fewer operations for a CPU.
 
-XLA's convolution runs near the core's peak, so a faster one must multiply less: by minimal filtering
-(Winograd), and by not convolving entries that upsampling repeats. Both are made of ordinary JAX
-operations: every transformation of JAX works on them. They have the signatures of the functions that
-`flax.linen.Conv` and `Dense` call, so that names and shapes of parameters are flax's own.
+XLA's convolution runs near a core's peak there, so a faster one must multiply less: by minimal
+filtering (Winograd), and by not convolving what upsampling repeats. The plain forms, which other
+platforms get, agree with them in value and in derivatives of any order and mode. flax's own layers
+call `conv`, `upsampled_conv` and `product`: names and shapes of parameters are theirs.
 """
 
 import itertools
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +17,11 @@ from jax.interpreters import ad, batching, mlir
 
 from diffax.models import platform
 
-# Minimal filtering F(4, 3) (Winograd 1980; Lavin & Gray 2016, section 4.3): four outputs of a filter
-# of three from six inputs, y = OUTPUT [(FILTER k) * (INPUT x)], by 6 multiplications instead of 12.
+Bilinear = Callable[[jax.Array, jax.Array], jax.Array]
+
+# Minimal filtering F(4, 3) (Winograd 1980; Lavin & Gray 2016, section 4.3), along the width: four
+# outputs of a filter of three from six inputs, y = OUTPUT [(FILTER k) * (INPUT x)], by 6
+# multiplications instead of 12.
 INPUT = (
     (4, 0, -5, 0, 1, 0),
     (0, -4, -4, 1, 1, 0),
@@ -41,8 +44,7 @@ TILE = len(OUTPUT)
 # Below this many multiply-adds what is saved is lost on the transforms, and not worth compiling.
 LEAST_WORK = 1e8
 LEAST_CHANNELS = 16
-# The weight gradient gains only where the input's transform is small beside the product: from so
-# many input channels on.
+# The weight gradient gains from so many input channels on, or where there are more than outputs.
 LEAST_CHANNELS_OF_GRADIENT = 96
 # What goes through at once: entries of the input, and tiles in the weight gradient.
 ENTRIES_OF_CHUNK = 2**18
@@ -50,7 +52,7 @@ TILES_OF_CHUNK = 128
 
 
 def alone() -> bool:
-    """Whether this is a CPU, with one device: chunks of a batch that devices share cost transfers."""
+    """Whether JAX has one device, a CPU: chunks of a batch that devices share cost transfers."""
     return platform.on_cpu() and jax.device_count() == 1
 
 
@@ -80,18 +82,16 @@ def _from_tiles(products: Sequence[jax.Array]) -> jax.Array:
     return outputs.reshape(batch, height, TILE * tiles, channels)
 
 
-def _convolve(x: jax.Array, kernel: jax.Array, padding="SAME", **kwargs) -> jax.Array:
-    """(B, ..., C) with (..., C, D), channels last."""
-    letters = "".join(chr(ord("a") + i) for i in range(x.ndim - 2))
-    layout = (f"N{letters}C", f"{letters}IO", f"N{letters}C")
-    strides = kwargs.pop("strides", (1,) * (x.ndim - 2))
-    return jax.lax.conv_general_dilated(
-        x, kernel, strides, padding, dimension_numbers=layout, **kwargs
-    )
+def _convolve(x: jax.Array, kernel: jax.Array, padding="SAME") -> jax.Array:
+    """(B, ..., C) with (..., C, D): a convolution of stride 1, in XLA's own form."""
+    axes = "".join(chr(ord("a") + i) for i in range(x.ndim - 2))
+    layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
+    strides = (1,) * (x.ndim - 2)
+    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
 
 
 def _chunks(per_image: int, least: int, *arrays: jax.Array) -> list[jax.Array]:
-    """The arrays with their batch axis split in two: chunks of images of at least `least` in all."""
+    """The arrays with the batch axis split into chunks, of at least `least` if the batch has it."""
     batch, chunk = arrays[0].shape[0], 1
     while chunk * per_image < least and batch % (2 * chunk) == 0:
         chunk *= 2
@@ -101,8 +101,8 @@ def _chunks(per_image: int, least: int, *arrays: jax.Array) -> list[jax.Array]:
 def _winograd(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A 3x3 convolution as six 3x1 convolutions of a quarter of the width.
 
-    Chunks of the batch go through one by one. What is at work stays in the cache then, and XLA can't
-    fuse what computes x into all six transforms, to be repeated in each.
+    Chunks of the batch go through one by one. What is at work stays in the cache then, and XLA
+    can't fuse what computes x into all six transforms, to be repeated in each.
     """
     kernels = combine(FILTER, [kernel[:, i : i + 1] for i in range(3)])
 
@@ -157,11 +157,13 @@ def _plain_kernel_gradient(x: jax.Array, g: jax.Array) -> jax.Array:
     return jax.linear_transpose(lambda kernel: _convolve(x, kernel), kernel)(g)[0]
 
 
-def bilinear(name, plain, fast, input_gradient, kernel_gradient):
+def bilinear(
+    name: str, plain: Bilinear, fast: Bilinear, input_gradient: Bilinear, kernel_gradient: Bilinear
+) -> Bilinear:
     """plain(x, kernel), computed by `fast`, with gradients of its own: a primitive.
 
-    A `jax.custom_vjp` would do, but forbids forward mode. Here the derivative along (dx, dkernel) is
-    f(dx, kernel) + f(x, dkernel), and the two gradients are what the transposes of these compute.
+    A `jax.custom_vjp` would do, but forbids forward mode. Here the derivative along (dx, dkernel)
+    is f(dx, kernel) + f(x, dkernel), and the two gradients are the transposes of these.
 
     Args:
       name: what the primitive is called in a jaxpr.
@@ -201,8 +203,12 @@ def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 
     Half the multiplications of the plain form; rounding errors are about three times as large.
     """
-    wide = x.shape[-1] >= LEAST_CHANNELS_OF_GRADIENT
+    channels, features = kernel.shape[2:]
+    wide = channels > features or channels >= LEAST_CHANNELS_OF_GRADIENT
     return (_conv_wide if wide else _conv_narrow)(x, kernel)
+
+
+DILATIONS = ("lhs_dilation", "rhs_dilation")
 
 
 def _suits(x: jax.Array, kernel: jax.Array, strides: Sequence[int], padding) -> bool:
@@ -229,9 +235,6 @@ def conv(x: jax.Array, kernel: jax.Array, strides, padding, **kwargs) -> jax.Arr
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
 
 
-DILATIONS = ("lhs_dilation", "rhs_dilation")
-
-
 def upsample(x: jax.Array) -> jax.Array:
     """Doubles every spatial axis of (B, ..., C) by repeating each entry (nearest neighbour)."""
     for axis in range(1, x.ndim - 1):
@@ -249,8 +252,8 @@ def _halves(kernel: jax.Array, axis: int) -> list[jax.Array]:
 def upsampled_conv_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A padded convolution of `upsample`d x with a kernel of 3: 2^d convolutions with kernels of 2.
 
-    x is (B, ..., C) with d spatial axes, the result (B, ..., D) with each of them doubled. By 4/9 of
-    the multiplications for images.
+    x is (B, ..., C) with d spatial axes, the result (B, ..., D) with each of them doubled. For
+    images that takes 4/9 of the multiplications.
     """
     spatial = range(x.ndim - 2)
     kernels = {(): kernel}
