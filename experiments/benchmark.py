@@ -19,6 +19,7 @@ It needs `pip install ".[bench]"`, here or, by --peer-python, in an environment 
 
 import argparse
 import json
+import shutil
 import statistics
 import sys
 import time
@@ -265,12 +266,15 @@ def against(
 
     Raises:
       RuntimeError: the peer can't run; the sentence says why.
-      ValueError: the networks differ in size.
+      ValueError: the networks differ in size, or `python` is no program.
     """
     here, workload = Path(__file__).resolve().parent, WORKLOADS[name]
+    python = python or sys.executable
+    if shutil.which(python) is None:
+        raise ValueError(f"--peer-python is {python!r}; it must be a program that can be run")
     task = json.dumps(peer_task(name, dtype, max(pairing.cores(), default=None)))
     commands = dict(
-        theirs=[python or sys.executable, str(here / PEERS[peer]), task],
+        theirs=[python, str(here / PEERS[peer]), task],
         ours=[sys.executable, str(here / "benchmark.py"), f"--serve={task}"],
     )
     with (
@@ -301,6 +305,8 @@ def main(argv: list[str] | None = None) -> None:
     options = parser.parse_args(argv)
     if options.repeats is not None and options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; it must be at least 1")
+    if options.peer_python and options.against is None:
+        parser.error(f"--peer-python is {options.peer_python!r}, which only --against uses")
     if options.serve is not None:
         pairing.pin(options.serve["core"])  # before JAX looks how many cores there are
         pairing.serve(partial(start, options.serve))

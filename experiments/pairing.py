@@ -95,6 +95,7 @@ class Child:
             raise RuntimeError(f"{self._name} ended with status {status}, without an answer")
         answer = json.loads(line)
         if "error" in answer:
+            self.close()
             raise RuntimeError(answer["error"])
         return answer
 

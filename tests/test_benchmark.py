@@ -162,6 +162,19 @@ def test_networks_of_different_size_are_not_compared(stubs, capsys):
     assert "1000 parameters and theirs 1011; they must agree within 1%" in capsys.readouterr().err
 
 
+def test_a_peer_python_is_a_program_and_has_a_use(capsys):
+    benchmark = load_benchmark()
+    arguments = ["--workload=C", "--peer-python=/no/python"]
+    for more, status, message in (
+        (["--against=diffusers"], 1, "'/no/python'; it must be a program that can be run"),
+        ([], 2, "'/no/python', which only --against uses"),
+    ):
+        with pytest.raises(SystemExit) as stopped:
+            benchmark.main(arguments + more)
+        assert stopped.value.code == status
+        assert message in capsys.readouterr().err
+
+
 def test_a_missing_library_is_one_sentence_with_the_command():
     """Isolated from what is installed (-S), no Python has these libraries."""
     task = json.dumps(dict(core=None))
