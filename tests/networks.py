@@ -53,3 +53,22 @@ def equations(jaxpr):
             inner = getattr(value, "jaxpr", value)
             if hasattr(inner, "eqns"):
                 yield from equations(inner)
+
+
+def values_and_derivatives(function, args, weight):
+    """f, a weighted sum's gradient, f's change along a direction, the sum's change's gradient."""
+
+    def total(*args):
+        return (function(*args) * weight).sum()
+
+    def change(*args):
+        return jax.jvp(total, args, tuple(jnp.cos(3 * arg) for arg in args))[1]
+
+    gradient = functools.partial(jax.grad, argnums=tuple(range(len(args))))
+    along = jax.jvp(function, args, tuple(jnp.cos(3 * arg) for arg in args))[1]
+    return function(*args), gradient(total)(*args), along, gradient(change)(*args)
+
+
+def compare_forms(forms, args, weight, rtol):
+    derive = [quick_jit(functools.partial(values_and_derivatives, form)) for form in forms]
+    assert_trees_close(*(f(args, weight) for f in derive), rtol)

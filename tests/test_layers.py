@@ -1,14 +1,12 @@
 """Embeddings, normalisation, attention: closed forms, and that both platforms' forms agree."""
 
-import functools
-
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from networks import assert_trees_close, equations, quick_jit
+from networks import compare_forms, equations
 
-from diffax.models import embeddings, layers, platform
+from diffax.models import embeddings, platform, platform_conv
 
 # Closed forms
 
@@ -90,28 +88,14 @@ def test_attention_is_its_closed_form(attention):
 def test_upsampling_repeats_each_entry():
     x = jnp.arange(2 * 2 * 3 * 2).reshape(2, 2, 3, 2)
     want = np.asarray(x)[:, [0, 0, 1, 1]][:, :, [0, 0, 1, 1, 2, 2]]
-    np.testing.assert_array_equal(layers.upsample(x), want)
-    used = {eqn.primitive.name for eqn in equations(jax.make_jaxpr(layers.upsample)(x).jaxpr)}
+    np.testing.assert_array_equal(platform_conv.upsample(x), want)
+    used = {
+        eqn.primitive.name for eqn in equations(jax.make_jaxpr(platform_conv.upsample)(x).jaxpr)
+    }
     assert "gather" not in used
 
 
 # The two forms of each operation
-
-
-def values_and_derivatives(function, args, weight):
-    """f, the gradient of a weighted sum of it, and f's change along a direction."""
-
-    def total(*args):
-        return (function(*args) * weight).sum()
-
-    tangents = tuple(jnp.cos(3 * arg) for arg in args)
-    gradient = jax.grad(total, argnums=tuple(range(len(args))))(*args)
-    return function(*args), gradient, jax.jvp(function, args, tangents)[1]
-
-
-def compare_forms(forms, args, weight, rtol):
-    derive = [quick_jit(functools.partial(values_and_derivatives, form)) for form in forms]
-    assert_trees_close(*(f(args, weight) for f in derive), rtol)
 
 
 @pytest.mark.parametrize("per_example", [False, True])
@@ -128,6 +112,13 @@ def test_both_group_norms_agree(per_example):
 def test_both_attentions_agree():
     q, k, v, weight = jax.random.normal(jax.random.key(0), (4, 2, 7, 3, 4))
     compare_forms(ATTENTIONS, (q, k, v), weight, 3e-6)
+
+
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_both_silus_agree(dtype):
+    x = jnp.array([-1e4, -90.0, -20.0, -1.0, 0.0, 0.5, 3.0, 100.0, 1e4], dtype)
+    rtol = 1e-6 if dtype == jnp.float32 else 0.01
+    compare_forms([platform.silu_plain, platform.silu_cpu], (x,), jnp.ones(x.shape, dtype), rtol)
 
 
 def test_the_backend_decides(monkeypatch):

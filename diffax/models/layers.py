@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffax.models import embeddings, platform
+from diffax.models import embeddings, platform, platform_conv
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -70,14 +70,20 @@ def num_groups(channels: int) -> int:
 
 def conv(features: int, spatial: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Conv:
     """A padded convolution with a kernel of 3 along each of `spatial` axes."""
+    kwargs.setdefault("conv_general_dilated", platform_conv.conv)
     return nn.Conv(features, (3,) * spatial, dtype=dtype, name=name, **kwargs)
 
 
-def upsample(x: jax.Array) -> jax.Array:
-    """Doubles every spatial axis of (B, ..., C) by repeating each entry (nearest neighbour)."""
-    for axis in range(1, x.ndim - 1):
-        x = jnp.repeat(x, 2, axis=axis)  # by a number, this is a broadcast and a reshape
-    return x
+def upsampling_conv(features: int, spatial: int, dtype: jnp.dtype, name: str) -> nn.Conv:
+    """`conv` of what is first doubled along every axis by repeating each entry."""
+    doubled = platform_conv.upsampled_conv
+    return conv(features, spatial, dtype, name, conv_general_dilated=doubled)
+
+
+def dense(features: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Dense:
+    """A linear layer on the channels of (B, ..., C)."""
+    product = platform_conv.product
+    return nn.Dense(features, dtype=dtype, name=name, dot_general=product, **kwargs)
 
 
 class GroupNorm(nn.Module):
@@ -125,15 +131,15 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         spatial = x.ndim - 2
         width, tell = EMBEDDINGS[self.embedding]
-        signal = nn.Dense(width * self.channels, dtype=self.dtype, name="embed")(nn.silu(emb))
-        h = nn.silu(GroupNorm(name="norm_0")(x))
+        signal = nn.Dense(width * self.channels, dtype=self.dtype, name="embed")(platform.silu(emb))
+        h = platform.silu(GroupNorm(name="norm_0")(x))
         h = conv(self.channels, spatial, self.dtype, "conv_0")(h)
-        h = nn.silu(tell(GroupNorm(name="norm_1"), h, signal))
+        h = platform.silu(tell(GroupNorm(name="norm_1"), h, signal))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(self.channels, spatial, self.dtype, "conv_1", kernel_init=nn.initializers.zeros)(h)
         if x.shape[-1] != self.channels:
             # A 1x1 convolution; as a matrix product its gradient is three times as fast on a CPU.
-            x = nn.Dense(self.channels, dtype=self.dtype, name="skip")(x)
+            x = dense(self.channels, self.dtype, "skip")(x)
         return x + h
 
 
@@ -148,10 +154,9 @@ class Attention(nn.Module):
         batch, channels = x.shape[0], x.shape[-1]
         heads = num_heads(channels, self.head_width)
         h = GroupNorm(name="norm")(x).reshape(batch, -1, channels)
-        qkv = nn.Dense(3 * channels, dtype=self.dtype, name="qkv")(h)
+        qkv = dense(3 * channels, self.dtype, "qkv")(h)
         qkv = qkv.reshape(batch, -1, 3, heads, channels // heads)
         h = platform.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
-        out = nn.Dense(
-            channels, dtype=self.dtype, kernel_init=nn.initializers.zeros, name="project"
-        )
+        zeros = nn.initializers.zeros
+        out = dense(channels, self.dtype, "project", kernel_init=zeros)
         return x + out(h.reshape(x.shape))

@@ -7,7 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffax.models import layers
+from diffax.models import layers, platform
 from diffax.models.embeddings import Conditioning
 from diffax.models.layers import check, is_whole
 
@@ -156,9 +156,9 @@ class UNet(nn.Module):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
                 h = block(h, level, attends(h), f"up_{level}_block_{i}")
             if level > 0:
-                h = layers.conv(width, spatial, dtype, f"up_{level}")(layers.upsample(h))
+                h = layers.upsampling_conv(width, spatial, dtype, f"up_{level}")(h)
 
-        h = nn.silu(layers.GroupNorm(name="last_norm")(h))
+        h = platform.silu(layers.GroupNorm(name="last_norm")(h))
         features = x.shape[-1] * (2 if self.learned_variance else 1)
         last = layers.conv(features, spatial, dtype, "last", kernel_init=nn.initializers.zeros)
         return last(h).astype(jnp.float32)
