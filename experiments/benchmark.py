@@ -9,7 +9,9 @@ times DDIM sampling with B's network, 50 steps in one scan, and gives seconds pe
 their ratio to a forward pass alone, timed in turn with it: 1 if no time passes between the steps.
 Times are medians over runs after a first one: wall-clock seconds, and the CPU seconds of the
 whole process, which mean more on a shared machine. On a CPU, peak memory is the process's own so
-far (the forward pass comes first, compilation included), on an accelerator the device's.
+far (the forward pass comes first, compilation included), on an accelerator the device's. Beside a
+training step stands the input pipeline alone: its images per second, and its time for a batch as a
+share of the step's, below 1 if it keeps up.
 
 With --against=diffusers every part is run in turn with the same of diffusers (PyTorch): same
 architecture, number of parameters (within 1%), batch, precision and optimizer, one core, a process
@@ -18,6 +20,7 @@ It needs `pip install ".[bench]"`, here or, by --peer-python, in an environment 
 """
 
 import argparse
+import itertools
 import json
 import shutil
 import statistics
@@ -31,11 +34,13 @@ import flax
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 import pairing
 
-from diffax import models
+from diffax import data, models
 from diffax.models import layers, platform
+from diffax.training import feed
 
 # Structure and parameter counts are those of diffusers' UNet2DModel (6.47M, 1.62M, 1.00M).
 NETWORKS = {
@@ -167,12 +172,57 @@ def ddim(*task) -> Program:
     return Program(step, (variables, x), NUM_STEPS)
 
 
-PARTS = dict(forward=forward, train=train, sample=ddim)
+class Input:
+    """The input pipeline alone, to batches on the device, as training reads it; the times it took.
 
-# What each workload runs, how often in a turn; the part whose figures stand at the top of its
-# report; and the ratios of parts to others.
-STEPS = dict(parts=dict(forward=1, train=1), headline="train", ratios={})
-SAMPLING = dict(parts=dict(sample=1, forward=5), headline="sample", ratios=dict(sample="forward"))
+    From 8-bit images in memory; a step is a batch.
+    """
+
+    def __init__(self, network: str, batch: int, dtype: str) -> None:
+        del dtype  # batches are float32
+        shape = NETWORKS[network]["shape"]
+        values = np.random.default_rng(0).integers(0, 256, (50 * batch, *shape), np.uint8)
+        batches = data.batches(data.Split(values, np.zeros(len(values), np.int32)), batch, seed=0)
+        place = partial(jax.tree.map, jax.device_put)
+        self._feed = feed.Feed(batches, place, itertools.repeat(1))
+        self._batch, self._wall, self._cpu = batch, [], []
+        self.run()  # fills the buffers
+        self._wall, self._cpu = [], []
+
+    def run(self, times: int = 100) -> None:
+        """Takes so many batches, and times them."""
+        begin, begin_cpu = time.perf_counter(), time.process_time()
+        for _, batch in itertools.islice(self._feed, times):
+            jax.block_until_ready(batch)
+        self._wall.append((time.perf_counter() - begin) / times)
+        self._cpu.append((time.process_time() - begin_cpu) / times)
+
+    def figures(self) -> dict:
+        """Medians over all runs."""
+        seconds = statistics.median(self._wall)
+        return dict(
+            seconds_per_step=seconds,
+            cpu_seconds_per_step=statistics.median(self._cpu),
+            images_per_second=self._batch / seconds,
+        )
+
+
+PARTS = dict(forward=forward, train=train, sample=ddim, input=Input)
+
+# What each workload runs, how often in a turn; of these, what a peer runs too; the part whose
+# figures stand at the top of its report; and the ratios of parts to others.
+STEPS = dict(
+    parts=dict(forward=1, train=1, input=1),
+    shared=("forward", "train"),
+    headline="train",
+    ratios=dict(input="train"),
+)
+SAMPLING = dict(
+    parts=dict(sample=1, forward=5),
+    shared=("sample", "forward"),
+    headline="sample",
+    ratios=dict(sample="forward"),
+)
 WORKLOADS = {
     "A": dict(network="A", batch=16, repeats=5, **STEPS),
     "B": dict(network="B", batch=16, repeats=9, **STEPS),
@@ -247,7 +297,7 @@ def start(task: dict) -> tuple[dict, dict[str, Callable]]:
     """This program as a child of `pairing`."""
     workload = WORKLOADS[task["workload"]]
     given = workload["network"], workload["batch"], task["dtype"]
-    parts = {part: lambda part=part: PARTS[part](*given).run for part in workload["parts"]}
+    parts = {part: lambda part=part: PARTS[part](*given).run for part in workload["shared"]}
     return dict(parameters=count_parameters(given[0]), versions=versions()), parts
 
 
@@ -284,7 +334,7 @@ def against(
         check_parameters(ours.about["parameters"], theirs.about["parameters"])
         parts = {
             part: pairing.in_turn(ours, theirs, part, repeats or workload["repeats"])
-            for part in workload["parts"]
+            for part in workload["shared"]
         }
         about = dict(describe(name, dtype), peer=peer, peer_parameters=theirs.about["parameters"])
         return about | parts | ours.about["versions"] | theirs.about["versions"]

@@ -11,6 +11,8 @@ import pytest
 
 EXPERIMENTS = Path(__file__).parents[1] / "experiments"
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 
 def load(name):
     """A module beside the benchmark, as a run of it imports it."""
@@ -52,8 +54,11 @@ def test_the_benchmark_prints_one_line_of_json(name, parts, monkeypatch, capsys)
     for part in parts:
         for key in ("seconds_per_step", "compile_seconds", "peak_memory_mb"):
             assert result[part][key] > 0
-    if name == "D":
-        assert result["sample"]["ratio_to_forward"] > 0
+    ratio = {"C": ("input", "ratio_to_train"), "D": ("sample", "ratio_to_forward")}[name]
+    assert result[ratio[0]][ratio[1]] > 0
+    if name == "C":
+        each = result["input"]["seconds_per_step"]
+        assert result["input"]["images_per_second"] == pytest.approx(result["batch"] / each)
 
 
 # In turn with a peer
@@ -149,7 +154,7 @@ def test_the_benchmark_prints_ratios_to_its_peer(stubs, capsys):
     assert [result["workload"] for result in results] == ["A", "B", "C", "D"]
     for result in results:
         assert result["peer_parameters"] == 1005 and result["stub"] == "1.0"
-        for part in benchmark.WORKLOADS[result["workload"]]["parts"]:
+        for part in benchmark.WORKLOADS[result["workload"]]["shared"]:
             assert result[part]["cpu_ratio"] == result[part]["wall_ratio"] == 1.0
             assert result[part]["repeats"] == 2
 

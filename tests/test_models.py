@@ -311,6 +311,24 @@ def test_rematerialisation_changes_no_value_and_no_gradient():
     assert_trees_close(*results, rtol=1e-4)
 
 
+def test_rematerialisation_of_some_levels():
+    """Level 0 has blocks on the way down and up, level 1 also the middle ones and attention."""
+    x, log_snr = inputs()
+    variables = jax.eval_shape(unet().init, jax.random.key(0), x, log_snr)
+
+    def recomputed(**fields):
+        jaxpr = jax.make_jaxpr(unet(**fields).apply)(variables, x, log_snr).jaxpr
+        names = [eqn.primitive.name for eqn in equations(jaxpr)]
+        return sum(name in ("checkpoint", "remat2", "remat") for name in names)
+
+    first, second = (recomputed(remat=True, remat_levels=(level,)) for level in (0, 1))
+    assert 0 < first < second
+    assert recomputed(remat=True) == recomputed(remat=True, remat_levels=(0, 1)) == first + second
+    assert recomputed(remat_levels=(0,)) == 0
+    with pytest.raises(ValueError, match=r"remat_levels is \(2,\); it must be .* levels, 0 to 1"):
+        unet(remat=True, remat_levels=(2,))
+
+
 def test_dropout_acts_in_training_only():
     x, log_snr = inputs((8, 1))
     module = unet(dropout=0.5, channel_mults=(1,))

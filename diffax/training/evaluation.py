@@ -45,9 +45,9 @@ def make_bound(
     """(state, seed) -> the bound's terms on a split, each (repeats, examples) float64 in bits/dim.
 
     The examples are the first `evaluation.num_examples` (0: all); each is seen at
-    `evaluation.repeats` noise levels. The noise depends on the seed alone (and on the batches' size,
-    which is rounded up where the devices don't divide it), so that two states, or two runs, are
-    compared under the same noise.
+    `evaluation.repeats` noise levels. The noise depends on the seed alone (and on the size of the
+    batches, which is rounded up where the devices don't divide it), so that two states, or two
+    runs, are compared under the same noise.
 
     Raises:
       ValueError: `evaluation.batch_size` is no multiple of the number of devices.
