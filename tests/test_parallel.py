@@ -21,7 +21,7 @@ from small_runs import (
 
 from diffax import config as config_lib
 from diffax import data, training
-from diffax.training import feed, parallel, writers
+from diffax.training import feed, loop, parallel, writers
 from diffax.training.checkpoint import Checkpoints
 
 # Every kind of state that depends on other examples than its own: a learned schedule, the
@@ -208,13 +208,22 @@ def test_calls_end_at_multiples_and_at_the_end(done, num_steps, per_call):
 
 
 def test_several_steps_in_a_call_make_the_same_log(tmp_path):
-    """Also where neither the log nor the checkpoints come at multiples of a call's steps."""
     common = dict(training__num_steps=11, training__checkpoint_every=6, training__log_every=4)
     training.train(small_config(**common), tmp_path / "one")
     training.train(small_config(**common, training__steps_per_call=2), tmp_path / "two")
     for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
     assert training.load(tmp_path / "two", step=6).state.step == 6
+
+
+@pytest.mark.parametrize(
+    "per_call, every, expected",
+    [(1, 5, [5, 10, 11]), (2, 5, [6, 10, 11]), (4, 5, [8, 11]), (4, 1, [4, 8, 11]), (4, 0, [])],
+)
+def test_what_is_due_within_a_call_comes_after_it(per_call, every, expected):
+    ends = list(np.cumsum([0, *feed.sizes(0, 11, per_call)]))
+    found = [b for a, b in zip(ends, ends[1:]) if loop.is_due(a, b, every, last=b == 11)]
+    assert found == expected
 
 
 def test_a_feed_remembers_what_was_handed_out():

@@ -121,7 +121,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
             window.add(done + 1, metrics)
             done += count
             last = done == settings.num_steps
-            due = functools.partial(is_due, done, last=last)
+            due = functools.partial(is_due, done - count, done, last=last)
             number = hosts.agreed(
                 stop.number, due(settings.log_every) or due(settings.checkpoint_every)
             )
@@ -157,9 +157,10 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
     return state, latest
 
 
-def is_due(step: int, every: int, last: bool) -> bool:
-    """Whether something happens after this step: each `every` steps (0: never), and at the end."""
-    return every > 0 and (last or step % every == 0)
+def is_due(before: int, step: int, every: int, last: bool) -> bool:
+    """Whether something happens after a call that went from step `before` to `step`: where it
+    reached a multiple of `every` (0: never), and at the end."""
+    return every > 0 and (last or step // every > before // every)
 
 
 def check_batch_size(config: ConfigDict, mesh: Mesh, state: TrainState) -> None:
