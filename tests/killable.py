@@ -20,17 +20,19 @@ from small_runs import compiled_quickly
 from diffax import config as config_lib
 from diffax import training
 from diffax.data import mixture2d, pipeline  # noqa: F401 - imported before the fork
+from diffax.training import hosts, parallel
 
 
 def run(config: str, workdir: str) -> int:
     """Trains in this process; returns its exit status."""
-    training.hosts.HEARTBEAT_SECONDS = 5  # a test needn't wait longer
+    hosts.HEARTBEAT_SECONDS = 5  # a test needn't wait longer
+    parallel.LEAST_SPLIT = 64  # so that small networks are split too
     try:
         _, metrics = training.train(config_lib.from_json(config), workdir)
     except Exception:
         traceback.print_exc()
         return 1
-    if training.hosts.is_first():
+    if hosts.is_first():
         Path(workdir).with_suffix(".returned").write_text(json.dumps(metrics))
     return 0
 

@@ -41,7 +41,7 @@ def config_of(**changes):
 
 
 LOOKED_AT = dict(training__sample_every=12, training__eval_every=12)
-SPLIT = config_of(parallel__num_devices=0, parallel__fsdp=2, **LOOKED_AT)
+SPLIT = config_of(parallel__num_devices=0, parallel__fsdp=4, **LOOKED_AT)
 
 
 def plain(workdir):
@@ -98,6 +98,13 @@ def test_two_processes_make_the_run_of_one(together, one_process):
     assert lines(together)[-1].keys() == lines(one_process)[-1].keys() >= {"loss", "eval_vlb"}
     names = [{p.name for p in (w / "samples").iterdir()} for w in (together, one_process)]
     assert names[0] == names[1] == {"step_000012.png"}
+
+
+def test_each_process_writes_its_part_of_a_checkpoint(together):
+    """Large arrays are split over the devices of both."""
+    for process in range(2):
+        folder = together / "checkpoints" / "12" / "state" / f"ocdbt.process_{process}" / "d"
+        assert sum(path.stat().st_size for path in folder.iterdir()) > 4000
 
 
 def test_pmap_over_two_processes_too(killable, one_process, tmp_path):
