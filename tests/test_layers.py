@@ -117,7 +117,7 @@ def test_both_attentions_agree():
 @pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
 def test_both_silus_agree(dtype):
     x = jnp.array([-1e4, -90.0, -20.0, -1.0, 0.0, 0.5, 3.0, 100.0, 1e4], dtype)
-    rtol = 1e-6 if dtype == jnp.float32 else 0.01
+    rtol = 3e-6 if dtype == jnp.float32 else 0.01
     compare_forms([platform.silu_plain, platform.silu_cpu], (x,), jnp.ones(x.shape, dtype), rtol)
 
 

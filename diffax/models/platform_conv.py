@@ -52,8 +52,13 @@ TILES_OF_CHUNK = 128
 
 
 def alone() -> bool:
-    """Whether JAX has one device, a CPU: chunks of a batch that devices share cost transfers."""
-    return platform.on_cpu() and jax.device_count() == 1
+    """Whether JAX has one device, a CPU, and is not inside a `jax.shard_map` or under a mesh.
+
+    Chunks of a batch that devices share would cost transfers; and the primitives below know nothing
+    of mesh axes, along which their arguments may vary.
+    """
+    one = platform.on_cpu() and jax.device_count() == 1
+    return one and jax.sharding.get_abstract_mesh().empty
 
 
 def combine(matrix: Sequence[Sequence[float]], parts: Sequence[jax.Array]) -> list[jax.Array]:
@@ -310,6 +315,6 @@ product_cpu = bilinear(
 
 def product(x: jax.Array, kernel: jax.Array, dimension_numbers, **kwargs) -> jax.Array:
     """`jax.lax.dot_general`, as flax calls it for a dense layer: (..., C) with (C, D)."""
-    if platform.on_cpu() and x.ndim > 2:
+    if alone() and x.ndim > 2:
         return product_cpu(x, kernel)
     return jax.lax.dot_general(x, kernel, dimension_numbers, **kwargs)
