@@ -6,11 +6,14 @@ its processes]; it answers with the processes' ids, and when all have ended with
 What `train` returns is put beside the workdir.
 """
 
+import contextlib
 import gc
 import json
 import os
+import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 from pathlib import Path
@@ -73,11 +76,22 @@ class Killable:
         """Begins to train, a process for each environment; returns their ids."""
         request = json.dumps([config_lib.to_json(config), str(workdir), environments])
         print(request, file=self._program.stdin, flush=True)
-        return json.loads(self._program.stdout.readline())
+        self._pids = json.loads(self._program.stdout.readline())
+        return self._pids
 
-    def wait(self):
-        """The exit statuses of what was started last, negative for a signal."""
-        return json.loads(self._program.stdout.readline())
+    def wait(self, seconds=120):
+        """The exit statuses of what was started last, negative for a signal: of a process that
+        takes longer, SIGKILL."""
+        timer = threading.Timer(seconds, self._kill)
+        timer.start()
+        statuses = json.loads(self._program.stdout.readline())
+        timer.cancel()
+        return statuses
+
+    def _kill(self):
+        for pid in self._pids:
+            with contextlib.suppress(ProcessLookupError):  # it has ended
+                os.kill(pid, signal.SIGKILL)
 
     def close(self):
         self._program.communicate()

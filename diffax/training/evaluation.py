@@ -106,7 +106,8 @@ def _over_split(
             batch = parallel.place_batch({"x": split.array(indices), "label": label}, mesh)
             key = jax.random.fold_in(jax.random.key(seed), i)
             keys = [jax.random.fold_in(key, repeat) for repeat in range(repeats)]
-            repeated = jax.device_get([compiled(state, key, batch) for key in keys])
+            # One ends before the next begins, since the CPUs of several hosts keep no order.
+            repeated = [jax.device_get(compiled(state, key, batch)) for key in keys]
             parts.append(jax.tree.map(lambda *arrays: np.stack(arrays), *repeated))
         whole = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1)[:, :num], *parts)
         return jax.tree.map(lambda array: array.astype(np.float64), whole)
