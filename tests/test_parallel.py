@@ -261,9 +261,9 @@ def test_a_feed_remembers_what_was_handed_out():
             r"batch_size is 24; it must be a multiple of 16: 8, the number of devices .* times 2",
         ),
         (
-            dict(num_devices=2),
-            dict(training__grad_accumulation=3),
-            r"batch_size is 32; it must be a multiple of 12: 2, .* times 3, config.*accumulation",
+            dict(num_devices=4),
+            dict(training__grad_accumulation=8),
+            r"batch_size is 32; it must be a multiple of 64: 4, .* times 8, config.*accumulation",
         ),
     ],
 )

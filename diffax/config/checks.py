@@ -235,7 +235,13 @@ def _objective(config: ConfigDict, schedule: AnySchedule) -> None:
 
 
 def _schedule_learning(config: ConfigDict, schedule: AnySchedule) -> None:
-    section = config.schedule_learning
+    section, training = config.schedule_learning, config.training
+    if build.is_learned(schedule) and training.batch_size % (2 * training.grad_accumulation):
+        raise ValueError(
+            f"training.batch_size is {training.batch_size}; a learned schedule needs an even number"
+            f" in each of the {training.grad_accumulation} micro-batches (grad_accumulation), since"
+            " the variance of its gradient is measured between two halves"
+        )
     if section.objective == "vlb" and section.num_steps < 1:
         raise ValueError(
             f"objective='vlb' with num_steps={section.num_steps}: in continuous time the VLB does"
