@@ -200,6 +200,8 @@ def write(
     largest = max(max(row["parameters"], row["losses"]) for row in apart)
     verdict = "NOT within" if too_far(apart, about["tolerance"]) else "within"
     versions = ", ".join(f"{name} {about[name]}" for name in ("jax", "jaxlib", "flax", "optax"))
+    # What the first round compiled, later ones find in the cache.
+    compiling = "without" if about["rounds"] > 1 else "and"
     lines = [
         "# What growth costs",
         "",
@@ -213,14 +215,14 @@ def write(
         f" {base['batch']}, float32, Adam; one thing grows at a time. The step is the one of"
         " `diffax train`, compiled with the default optimisation, on one device.",
         "",
-        f"Times are medians over {about['rounds']} rounds of {about['times']} steps, each round in"
-        " a process of its own, the rounds interleaved over the points; compilation is of the first"
+        f"Times are medians over {about['rounds']} x {about['times']} steps, each round in a"
+        " process of its own, the rounds interleaved over the points; compilation is of the first"
         " round alone. The machine is shared and the times are noisy: read ratios between"
         " neighbouring points, and CPU time before wall clock. A power of 1 is growth in"
         " proportion, of CPU time; of an image, to its number of pixels. A step's memory is what"
         " the compiler plans for it: state, batch and temporaries. A process's is the most that it"
-        " ever held, Python, JAX and checkpoints included, without compilation; on an accelerator"
-        " the device's. A checkpoint holds the parameters, their average and both moments of Adam;"
+        f" ever held, Python, JAX and checkpoints included, {compiling} compilation; on an"
+        " accelerator the device's. A checkpoint holds the parameters, their average and both moments of Adam;"
         " its time ends when all is written. The first save of a process also compiles the"
         " checksums.",
     ]

@@ -297,12 +297,3 @@ def test_load_says_when_there_is_nothing(tmp_path):
     (tmp_path / "dataset.json").write_text(MIXTURE.to_json())
     with pytest.raises(FileNotFoundError, match="there is no checkpoint in"):
         training.load(tmp_path)
-
-
-def test_a_run_on_eight_devices_is_read_on_one(tmp_path):
-    config = small_config(parallel__num_devices=8)
-    state, _ = training.train(config, tmp_path)
-    assert len(state.step.sharding.device_set) == 8
-    run = training.load(tmp_path)
-    assert len(run.state.step.sharding.device_set) == 1
-    assert_equal(plain(run.state), plain(state))

@@ -187,6 +187,10 @@ def test_a_run_goes_on_in_another_layout(tmp_path):
     for i, layout in enumerate([LAYOUTS["both"], LAYOUTS["pmap"], ONE]):
         config = config_of(layout, training__num_steps=4 * (i + 1))
         state, _ = training.train(config, tmp_path / "moving")
+        assert len(state.step.sharding.device_set) == layout["num_devices"]
+        loaded = training.load(tmp_path / "moving").state
+        assert len(loaded.step.sharding.device_set) == 1
+        assert_equal(plain(loaded), plain(state))
     assert_close(plain(state), plain(whole), rtol=2e-5, atol=2e-5)
     for a, b in zip(lines(tmp_path / "moving"), lines(tmp_path / "whole"), strict=True):
         assert a == pytest.approx(b, rel=1e-4)
@@ -208,7 +212,7 @@ def test_calls_end_at_multiples_and_at_the_end(done, num_steps, per_call):
 
 
 def test_several_steps_in_a_call_make_the_same_log(tmp_path):
-    common = dict(training__num_steps=11, training__checkpoint_every=6, training__log_every=4)
+    common = dict(training__num_steps=12, training__checkpoint_every=6, training__log_every=4)
     training.train(small_config(**common), tmp_path / "one")
     training.train(small_config(**common, training__steps_per_call=2), tmp_path / "two")
     for a, b in zip(lines(tmp_path / "one"), lines(tmp_path / "two"), strict=True):
