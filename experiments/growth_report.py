@@ -223,8 +223,8 @@ def write(
         " the compiler plans for it: state, batch and temporaries. A process's is the most that it"
         f" ever held, Python, JAX and checkpoints included, {compiling} compilation; on an"
         " accelerator the device's. A checkpoint holds the parameters, their average and both"
-        " moments of Adam; its time ends when all is written. The first save of a process also compiles the"
-        " checksums.",
+        " moments of Adam; its time ends when all is written. The first save of a process also"
+        " compiles the checksums.",
     ]
     for axis, values in grown.items():
         lines += ["", f"## {AXES[axis][0].capitalize()}", ""]
