@@ -1,9 +1,11 @@
 """Several processes on one machine, which find each other as those of several hosts do."""
 
+import io
 import os
 import signal
 import socket
 import time
+import urllib.error
 
 import jax
 import numpy as np
@@ -136,7 +138,7 @@ def test_a_killed_process_ends_the_job_which_goes_on_exactly(killable, together,
 
 VARIABLES = (
     "JAX_NUM_PROCESSES", "SLURM_PROCID", "SLURM_STEP_NODELIST", "SLURM_NTASKS",
-    "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES",
+    "TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES", "TPU_SKIP_MDS_QUERY",
 )  # fmt: skip
 
 
@@ -160,6 +162,30 @@ def test_other_processes_are_detected(environment, found, monkeypatch):
         monkeypatch.setenv(name, value)
     monkeypatch.setattr(hosts.glob, "glob", lambda pattern: [])
     assert [name for name, detect in hosts.DETECTIONS.items() if detect()] == [found][: bool(found)]
+
+
+@pytest.mark.parametrize(
+    "chips, answer, found",
+    [
+        (["/dev/accel0"], b"a:1:10.0.0.1,b:2:10.0.0.2", True),
+        (["/dev/vfio/0"], b"10.0.0.1", False),  # a slice of one host
+        (["/dev/accel0"], None, False),  # not in that cloud
+        ([], b"10.0.0.1,10.0.0.2", False),  # in it, but without a TPU
+    ],
+)
+def test_a_tpu_slice_is_detected_by_what_the_cloud_says(chips, answer, found, monkeypatch):
+    def ask(request, timeout):
+        assert request.full_url.startswith("http://metadata.google.internal/")
+        assert request.headers == {"Metadata-flavor": "Google"}
+        if answer is None:
+            raise urllib.error.URLError("no such host")
+        return io.BytesIO(answer)
+
+    for name in VARIABLES:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setattr(hosts.glob, "glob", lambda pattern: [p for p in chips if p[:8] in pattern])
+    monkeypatch.setattr(hosts.urllib.request, "urlopen", ask)
+    assert hosts.DETECTIONS["TPU"]() is found
 
 
 def test_joining_is_refused_where_it_cannot_be(monkeypatch):

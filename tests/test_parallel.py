@@ -2,6 +2,7 @@
 
 import functools
 import json
+import types
 
 import jax
 import numpy as np
@@ -275,3 +276,12 @@ def test_what_cannot_be_is_refused(layout, changes, words, tmp_path):
     with pytest.raises(ValueError, match=words):
         training.train(config_of(layout, **changes), tmp_path)
     assert not (tmp_path / "config.json").exists()
+
+
+def test_every_process_has_as_many_devices(monkeypatch):
+    fakes = [types.SimpleNamespace(process_index=i // 2, id=i) for i in range(4)]
+    monkeypatch.setattr(parallel.jax, "devices", lambda: fakes)
+    monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
+    for num in (2, 3):  # none in the second, or one
+        with pytest.raises(ValueError, match=f"num_devices is {num}, which is not the same number"):
+            parallel.make_mesh(num)

@@ -7,8 +7,8 @@ Only the first writes metrics, configs and pictures; all write checkpoints.
 from __future__ import annotations
 
 import glob
-import importlib.util
 import os
+import urllib.request
 
 import jax
 import numpy as np
@@ -39,12 +39,23 @@ def _by_slurm() -> bool:
 
 def _by_tpu() -> bool:
     names = ("TPU_PROCESS_ADDRESSES", "TPU_WORKER_HOSTNAMES")
-    if any("," in os.environ.get(name, "") for name in names):
-        return True
-    # On a TPU's virtual machine jax.distributed asks the cloud, and may find that it is alone.
+    return any("," in os.environ.get(name, "") for name in names) or "," in _cloud_workers()
+
+
+def _cloud_workers() -> str:
+    """The hosts of a TPU slice, separated by commas, as Google Cloud tells its virtual machines;
+    "" where there is no TPU or no such cloud, as on Colab."""
     chips = glob.glob("/dev/accel*") + glob.glob("/dev/vfio/[0-9]*")
-    wanted = os.environ.get("JAX_PLATFORMS", "tpu")
-    return bool(chips) and "tpu" in wanted and importlib.util.find_spec("libtpu") is not None
+    if not chips or "TPU_SKIP_MDS_QUERY" in os.environ:
+        return ""
+    server = os.environ.get("GCE_METADATA_IP", "metadata.google.internal")
+    place = f"http://{server}/computeMetadata/v1/instance/attributes/worker-network-endpoints"
+    request = urllib.request.Request(place, headers={"Metadata-Flavor": "Google"})
+    try:
+        with urllib.request.urlopen(request, timeout=5) as answer:
+            return answer.read().decode()
+    except OSError:  # nobody there, or nothing known
+        return ""
 
 
 DETECTIONS = {"JAX_NUM_PROCESSES": _by_jax, "SLURM": _by_slurm, "TPU": _by_tpu}

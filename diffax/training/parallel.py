@@ -10,6 +10,7 @@ On several hosts, each process has its devices in the mesh and its contiguous pi
 
 from __future__ import annotations
 
+import collections
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -45,10 +46,11 @@ def make_mesh(num_devices: int = 0, fsdp: int = 1) -> Mesh:
         raise ValueError(
             f"config.parallel.fsdp is {fsdp}; it must divide the number of devices, {len(chosen)}"
         )
-    if len({device.process_index for device in chosen}) < jax.process_count():
+    counts = collections.Counter(device.process_index for device in chosen)
+    if len(counts) < jax.process_count() or len(set(counts.values())) > 1:
         raise ValueError(
-            f"config.parallel.num_devices is {num_devices}, which leaves some of the"
-            f" {jax.process_count()} processes without a device; 0 takes all {len(devices)}"
+            f"config.parallel.num_devices is {num_devices}, which is not the same number in each of"
+            f" the {jax.process_count()} processes; 0 takes all {len(devices)}"
         )
     return Mesh(np.asarray(chosen).reshape(-1, fsdp), AXES)
 
