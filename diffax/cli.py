@@ -170,7 +170,9 @@ def _sample(args: argparse.Namespace, _: None) -> None:
 def _evaluate_flags(parser: argparse.ArgumentParser) -> None:
     _add_workdir(parser, "of a trained run; results go to WORKDIR/evaluation.json")
     parser.add_argument(
-        "--metrics", default="bpd,frechet", help="comma-separated (default bpd,frechet)"
+        "--metrics",
+        default="bpd,frechet",
+        help="comma-separated, of bpd, bpd_ode, frechet, kid, prdc, swd (default bpd,frechet)",
     )
     parser.add_argument("--seed", type=int, default=0, help="of noise and samples (default 0)")
     _add_sampling_flags(parser)

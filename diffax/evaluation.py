@@ -44,6 +44,10 @@ def evaluate(
     for name in names:
         if name not in METRICS:
             raise ValueError(f"metrics={name!r}: allowed are {', '.join(METRICS)}")
+    if samples is None and OF_SAMPLES.intersection(names):
+        if OF_FEATURES.intersection(names):
+            metrics.get_classifier(dataset, seed=0)  # refuses, if it does, before they are drawn
+        samples = draw(run, run.config.evaluation.num_samples, seed)
     about = {
         "step": int(run.state.step),
         "weights": f"moving average, decay {run.config.ema.decay:g}",
@@ -137,12 +141,8 @@ def frechet(
     Raises:
       ValueError: data without labels, or data that are no images.
     """
-    config = run.config
-    classifier = metrics.get_classifier(dataset, seed=0)
+    classifier, features, samples = _features(run, dataset, seed, samples)
     reference = metrics.reference_statistics(classifier, dataset.train)
-    if samples is None:
-        samples = draw(run, config.evaluation.num_samples, seed)
-    features = metrics.features(classifier, np.asarray(samples))
     low, high = metrics.bootstrap_frechet(features, reference, seed=seed)
     floor = metrics.feature_statistics(classifier, dataset.eval.array())
     return {
@@ -150,14 +150,112 @@ def frechet(
         "low": low,
         "high": high,
         "floor": metrics.frechet_distance(floor, reference),
-        "num_samples": len(samples),
+        **_about_features(classifier),
+        **_about_samples(run, dataset, samples),
+    }
+
+
+def kernel_distance(
+    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
+) -> dict[str, Any]:
+    """KID of samples to the training split, over a classifier's features.
+
+    By `metrics.kernel_distance`, of the samples and as many training examples; "floor" is that of
+    the evaluation split to these.
+
+    Raises:
+      ValueError: data without labels, or data that are no images.
+    """
+    classifier, features, samples = _features(run, dataset, seed, samples)
+    reference = _as_many(classifier, dataset.train, samples)
+    floor = _as_many(classifier, dataset.eval, samples)
+    blocks = min(20, len(features) // 2, len(reference) // 2, len(floor) // 2)
+    found = metrics.kernel_distance(features, reference, blocks=blocks)
+    return {
+        "kid": found.value,
+        "standard_error": found.standard_error,
+        "floor": metrics.kernel_distance(floor, reference, blocks=blocks).value,
+        **_about_features(classifier),
+        **_about_samples(run, dataset, samples, len(reference)),
+    }
+
+
+def prdc(
+    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None, k: int = 5
+) -> dict[str, Any]:
+    """Precision, recall, density and coverage over a classifier's features: `metrics.prdc`.
+
+    Of the samples and as many training examples, since the four depend on the numbers.
+
+    Raises:
+      ValueError: data without labels, or data that are no images.
+    """
+    classifier, features, samples = _features(run, dataset, seed, samples)
+    reference = _as_many(classifier, dataset.train, samples)
+    num = len(reference)
+    return {
+        **metrics.prdc(features[:num], reference, k)._asdict(),
+        "neighbours": k,
+        **_about_features(classifier),
+        **_about_samples(run, dataset, samples[:num], num),
+    }
+
+
+def sliced_wasserstein(
+    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
+) -> dict[str, Any]:
+    """Of samples to the training split, on the data's own values: `metrics.sliced_wasserstein`.
+
+    "floor" is that of the evaluation split to the training split. Any data will do.
+    """
+    samples = _samples(run, seed, samples)
+    train = dataset.train.array()
+    return {
+        "swd": metrics.sliced_wasserstein(samples, train, seed=seed),
+        "floor": metrics.sliced_wasserstein(dataset.eval.array(), train, seed=seed),
+        **_about_samples(run, dataset, samples),
+    }
+
+
+def _samples(run: Run, seed: int, samples: np.ndarray | None) -> np.ndarray:
+    if samples is None:
+        samples = draw(run, run.config.evaluation.num_samples, seed)
+    return np.asarray(samples)
+
+
+def _features(
+    run: Run, dataset: Dataset, seed: int, samples: np.ndarray | None
+) -> tuple[metrics.Classifier, np.ndarray, np.ndarray]:
+    """The classifier, and its features of the samples, which are drawn if not given."""
+    classifier = metrics.get_classifier(dataset, seed=0)
+    samples = _samples(run, seed, samples)
+    return classifier, metrics.features(classifier, samples), samples
+
+
+def _as_many(classifier: metrics.Classifier, split: Split, samples: np.ndarray) -> np.ndarray:
+    """The features of a split's first examples, as many as there are samples if it has them."""
+    indices = np.arange(min(len(samples), len(split)))
+    return metrics.features(classifier, split.array(indices))
+
+
+def _about_features(classifier: metrics.Classifier) -> dict[str, Any]:
+    return {
         "features": "classifier",
         "classifier_accuracy": classifier.accuracy,
         "classifier": classifier.fingerprint,
-        "reference": f"{dataset.name}, {config.data.train_split}, {len(dataset.train)} examples",
-        "sampler": config.sampling.sampler,
-        "num_steps": config.sampling.num_steps,
-        "grid": config.sampling.grid,
+    }
+
+
+def _about_samples(
+    run: Run, dataset: Dataset, samples: np.ndarray, num_reference: int | None = None
+) -> dict[str, Any]:
+    num, sampling = num_reference or len(dataset.train), run.config.sampling
+    return {
+        "num_samples": len(samples),
+        "reference": f"{dataset.name}, {run.config.data.train_split}, {num} examples",
+        "sampler": sampling.sampler,
+        "num_steps": sampling.num_steps,
+        "grid": sampling.grid,
     }
 
 
@@ -167,7 +265,12 @@ METRICS: dict[str, Callable[[Run, Dataset, int, np.ndarray | None], dict[str, An
     "bpd_vlb": bits_per_dim,  # the same, beside bpd_ode
     "bpd_ode": ode_bits_per_dim,
     "frechet": frechet,
+    "kid": kernel_distance,
+    "prdc": prdc,
+    "swd": sliced_wasserstein,
 }
+OF_FEATURES = frozenset(("frechet", "kid", "prdc"))
+OF_SAMPLES = OF_FEATURES | {"swd"}
 
 
 def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np.ndarray:

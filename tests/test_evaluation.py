@@ -1,6 +1,7 @@
 """Evaluation of runs whose network is exact, so that every number is known."""
 
 import math
+import types
 
 import jax
 import numpy as np
@@ -8,7 +9,7 @@ import pytest
 from exact import predicts, three_modes
 
 from diffax import config as config_lib
-from diffax import data, evaluation, schedules, training
+from diffax import data, evaluation, metrics, schedules, training
 
 
 @pytest.fixture(scope="module")
@@ -84,9 +85,32 @@ def test_loss_by_log_snr_of_the_exact_predictor(run_and_data, monkeypatch):
     assert curve["loss"][0] < 0.01 and 0.5 < curve["loss"][-1] < 1
 
 
+def test_distances_of_samples(run_and_data, monkeypatch):
+    """The points stand for a classifier's features; the samples are drawn once."""
+    run, dataset = run_and_data
+    run.config.evaluation.num_samples = 300
+    classifier = types.SimpleNamespace(accuracy=0.9, fingerprint="f")
+    monkeypatch.setattr(evaluation.metrics, "get_classifier", lambda dataset, seed: classifier)
+    monkeypatch.setattr(evaluation.metrics, "features", lambda classifier, x: x)
+    draw, drawn = evaluation.draw, []
+    monkeypatch.setattr(evaluation, "draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    found = evaluation.evaluate(run, dataset, ["kid", "prdc", "swd"], seed=2)
+    (samples,), train = drawn, dataset.train.array()
+    kid = metrics.kernel_distance(samples, train[:300])
+    assert (found["kid"]["kid"], found["kid"]["standard_error"]) == kid
+    assert found["kid"]["floor"] < kid.value
+    assert metrics.prdc(samples, train[:300]).coverage == found["prdc"]["coverage"]
+    assert found["swd"]["swd"] == metrics.sliced_wasserstein(samples, train, seed=2)
+    assert found["swd"]["swd"] > found["swd"]["floor"] > 0
+    for about in found.values():
+        assert (about["num_samples"], about["seed"], about["step"]) == (300, 2, 300)
+    for name in ("kid", "prdc"):
+        assert found[name]["reference"] == "mixture2d, train, 300 examples"
+
+
 def test_refusals(run_and_data):
     run, dataset = run_and_data
-    with pytest.raises(ValueError, match="bpd_ode, frechet"):
+    with pytest.raises(ValueError, match="bpd_ode, frechet, kid, prdc, swd"):
         evaluation.evaluate(run, dataset, ["fid"])
     with pytest.raises(ValueError, match="labelled"):
         evaluation.evaluate(run, dataset, ["frechet"])

@@ -12,7 +12,7 @@
 # fails, the others are killed after GRACE seconds and the script exits with the first one's status.
 #
 # Environment: PORT, of the first process (default: any); GRACE (default 5). XLA_FLAGS with
-# --xla_force_host_platform_device_count=D gives each process D devices. Needs bash 5.1.
+# --xla_force_host_platform_device_count=D gives each process D devices. Needs bash 4.4.
 
 set -euo pipefail
 
@@ -48,25 +48,23 @@ status=0
 watchdog=
 left=("${processes[@]}")
 while ((${#left[@]} > 0)); do
-  unset ended
-  code=0
-  wait -n -p ended "${left[@]}" || code=$?
-  if [[ -z ${ended:-} ]]; then
-    continue # a signal came, which the trap has handed on
-  fi
+  sleep 0.1
   still=()
   for process in "${left[@]}"; do
-    if [[ $process != "$ended" ]]; then
+    if kill -0 "$process" 2>/dev/null; then
       still+=("$process")
+      continue
+    fi
+    code=0
+    wait "$process" || code=$? # it has ended: this asks for its status alone
+    if ((code != 0 && status == 0)); then
+      status=$code
+      # Those that were told to stop end by themselves; others would wait for the one that is gone.
+      (sleep "${GRACE:-5}" && kill -KILL "${processes[@]}") >/dev/null 2>&1 &
+      watchdog=$!
     fi
   done
   left=("${still[@]}")
-  if ((code != 0 && status == 0)); then
-    status=$code
-    # Those that were told to stop end by themselves; others would wait for the one that is gone.
-    (sleep "${GRACE:-5}" && kill -KILL "${processes[@]}") >/dev/null 2>&1 &
-    watchdog=$!
-  fi
 done
 trap - EXIT
 if [[ -n $watchdog ]]; then

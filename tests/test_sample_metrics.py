@@ -1,0 +1,178 @@
+"""KID, precision, recall, density, coverage, sliced Wasserstein: closed forms and plain loops."""
+
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from diffax import metrics
+
+
+def normal(num, width, seed, mean=0.0, deviation=1.0):
+    return mean + deviation * np.random.default_rng(seed).standard_normal((num, width))
+
+
+# --- the kernel distance ----------------------------------------------------------------------
+
+
+def plain_kernel_distance(x, y):
+    """Pair by pair."""
+
+    def k(a, b):
+        return (a @ b / len(a) + 1) ** 3
+
+    def within(a):
+        return np.mean([k(p, q) for i, p in enumerate(a) for j, q in enumerate(a) if i != j])
+
+    return within(x) + within(y) - 2 * np.mean([k(p, q) for p in x for q in y])
+
+
+def test_kernel_distance_is_the_mean_over_pairs():
+    x, y = normal(23, 3, 0), normal(17, 3, 1, mean=0.5)
+    for blocks in (2, 8):
+        found = metrics.kernel_distance(x, y, blocks=blocks)
+        assert found.value == pytest.approx(plain_kernel_distance(x, y), rel=1e-10)
+
+
+def test_kernel_distance_of_normal_distributions():
+    """In one dimension E[(xy + 1)^3] is a sum over moments; 40 sets, within 4 standard errors.
+
+    The standard errors are right too: on average they are the deviation of the 40 estimates.
+    """
+
+    def moments(m, s):
+        return 1, m, m**2 + s**2, m**3 + 3 * m * s**2
+
+    def k(p, q):
+        return sum(math.comb(3, i) * a * b for i, (a, b) in enumerate(zip(p, q)))
+
+    p, q = moments(0.3, 1.0), moments(0.0, 0.8)
+    exact = k(p, p) + k(q, q) - 2 * k(p, q)
+    found = [
+        metrics.kernel_distance(normal(300, 1, 2 * i, 0.3), normal(200, 1, 2 * i + 1, 0.0, 0.8))
+        for i in range(40)
+    ]
+    values, errors = np.array(found).T
+    assert abs(values.mean() - exact) < 4 * values.std(ddof=1) / math.sqrt(40)
+    assert 0.7 < errors.mean() / values.std(ddof=1) < 1.4
+
+
+def test_kernel_distance_is_unbiased_for_equal_distributions():
+    values = [
+        metrics.kernel_distance(normal(60, 4, 2 * i), normal(60, 4, 2 * i + 1)).value
+        for i in range(100)
+    ]
+    assert min(values) < 0 < max(values)
+    assert abs(np.mean(values)) < 4 * np.std(values) / 10
+
+
+# --- precision, recall, density, coverage -----------------------------------------------------
+
+
+def plain_prdc(x, y, k):
+    """Point by point."""
+
+    def radius(points, i):
+        return sorted(np.linalg.norm(points[i] - p) for p in points)[k]  # the first is itself
+
+    inside_y = np.array(
+        [[np.linalg.norm(a - b) <= radius(y, i) for i, b in enumerate(y)] for a in x]
+    )
+    inside_x = np.array(
+        [[np.linalg.norm(a - b) <= radius(x, j) for b in y] for j, a in enumerate(x)]
+    )
+    return (
+        inside_y.any(axis=1).mean(),
+        inside_x.any(axis=0).mean(),
+        inside_y.sum(axis=1).mean() / k,
+        inside_y.any(axis=0).mean(),
+    )
+
+
+@given(seed=st.integers(0, 1000), k=st.integers(1, 6), mean=st.floats(0, 2))
+def test_prdc_is_that_of_plain_loops(seed, k, mean):
+    x, y = normal(12, 2, seed, mean), normal(9, 2, seed + 1)
+    np.testing.assert_allclose(metrics.prdc(x, y, k), plain_prdc(x, y, k), rtol=1e-12)
+
+
+def test_prdc_of_equal_distributions():
+    """Density is 1 and coverage 1 - prod (M - i) / (N + M - i), i = 1 .. k (Naeem 2020)."""
+    num, k = 400, 5
+    found = [metrics.prdc(normal(num, 3, 2 * i), normal(num, 3, 2 * i + 1), k) for i in range(12)]
+    mean = metrics.PRDC(*np.mean(found, axis=0))
+    covered = 1 - math.prod((num - i) / (2 * num - i) for i in range(1, k + 1))
+    assert mean.coverage == pytest.approx(covered, abs=0.01)
+    assert mean.density == pytest.approx(1, abs=0.03)
+    assert mean.precision == pytest.approx(mean.recall, abs=0.02)
+
+
+def test_fidelity_and_diversity_are_told_apart():
+    """Samples of one mode of two are precise and cover half; noise costs precision alone."""
+    data = np.concatenate([normal(300, 2, 0), normal(300, 2, 1, mean=20)])
+    one_mode = metrics.prdc(normal(600, 2, 2), data)
+    assert one_mode.precision > 0.95 and one_mode.recall < 0.55 and one_mode.coverage < 0.55
+    both = np.concatenate([normal(300, 2, 3), normal(300, 2, 4, mean=20)])
+    noisy = metrics.prdc(both + normal(600, 2, 5, deviation=2), data)
+    good = metrics.prdc(both, data)
+    assert noisy.precision < good.precision - 0.2 and noisy.density < good.density - 0.2
+    assert noisy.recall > good.recall - 0.1
+
+
+# --- sliced Wasserstein -----------------------------------------------------------------------
+
+
+def test_sliced_wasserstein_of_a_shift():
+    """Each direction sees the shift's projection: |shift| / sqrt(F) by the root mean square."""
+    x, shift = normal(50, 4, 0), np.array([3.0, 0.0, 4.0, 0.0])
+    found = metrics.sliced_wasserstein(x, x + shift, num_directions=20_000)
+    assert found == pytest.approx(5 / 2, rel=0.02)
+    assert metrics.sliced_wasserstein(x, x[::-1]) == 0
+
+
+def test_one_dimension_is_the_distance_of_quantiles():
+    """Also for different numbers: {0, 1} against {0, 0, 3} differs by 1 on (1/2, 2/3), 2 after."""
+    found = metrics.sliced_wasserstein(np.array([[0.0], [1.0]]), np.array([[0.0], [0.0], [3.0]]))
+    assert found == pytest.approx(math.sqrt(1 / 6 + 4 / 3))
+
+
+# --- all --------------------------------------------------------------------------------------
+
+DISTANCES = {
+    "kid": lambda x, y: metrics.kernel_distance(x, y).value,
+    "1 - coverage": lambda x, y: 1 - metrics.prdc(x, y).coverage,
+    "1 - density": lambda x, y: 1 - metrics.prdc(x, y).density,
+    "swd": metrics.sliced_wasserstein,
+}
+
+
+@pytest.mark.parametrize("name", DISTANCES)
+def test_worse_samples_are_farther_away(name):
+    """Noise added in three steps; and a mode dropped."""
+    data = np.concatenate([normal(200, 4, 0, -2), normal(200, 4, 1, 2)])
+    drawn = np.concatenate([normal(200, 4, 2, -2), normal(200, 4, 3, 2)])
+    noise = normal(400, 4, 4)
+    distance = DISTANCES[name]
+    found = [distance(drawn + scale * noise, data) for scale in (0, 0.7, 1.4, 2.8)]
+    assert found == sorted(found) and found[0] < found[3]
+    if name != "1 - density":  # which asks for fidelity, not for diversity
+        assert distance(drawn[:200], data) > found[0]
+
+
+@pytest.mark.parametrize(
+    "call, words",
+    [
+        (lambda: metrics.kernel_distance(np.zeros((50, 3)), np.zeros((50, 2))), r"\(50, 3\) and"),
+        (lambda: metrics.kernel_distance(np.zeros((50, 3)), np.zeros((30, 3))), "blocks is 20"),
+        (
+            lambda: metrics.prdc(np.zeros((9, 3)), np.zeros((9, 2))),
+            r"must be \(N, F\) and \(M, F\)",
+        ),
+        (lambda: metrics.prdc(np.zeros((9, 3)), np.zeros((5, 3))), "k is 5; .* below .* 9 and 5"),
+        (lambda: metrics.sliced_wasserstein(np.zeros((9, 3)), np.zeros((9, 2))), "of one shape"),
+    ],
+)
+def test_what_is_refused(call, words):
+    with pytest.raises(ValueError, match=words):
+        call()
