@@ -13,6 +13,8 @@ import tempfile
 # can be named from outside.
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Each process of the tests has a core of its own: threads within an operation would only contend.
+for variable in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # of NumPy and SciPy
+    os.environ.setdefault(variable, "1")
 for flag in ("--xla_force_host_platform_device_count=8", "--xla_cpu_multi_thread_eigen=false"):
     if flag.partition("=")[0] not in os.environ.get("XLA_FLAGS", ""):
         os.environ["XLA_FLAGS"] = f"{os.environ.get('XLA_FLAGS', '')} {flag}".strip()

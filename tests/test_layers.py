@@ -8,6 +8,8 @@ from networks import compare_forms, equations
 
 from diffax.models import embeddings, platform, platform_conv
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 # Closed forms
 
 

@@ -10,6 +10,8 @@ from networks import assert_trees_close, compare_forms, equations, quick_jit
 
 from diffax.models import layers, platform, platform_conv
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 
 def normal(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
@@ -148,4 +150,4 @@ def test_a_function_of_one_argument_alone_can_be_linearized():
     x, kernel = normal(0, 2, 4, 8, 3), normal(1, 3, 3, 3, 2)
     along = functools.partial(platform_conv.conv_3x3, kernel=kernel)
     _, tangent = jax.linearize(along, x)
-    np.testing.assert_allclose(tangent(x), conv_plain(x, kernel), atol=1e-5)
+    np.testing.assert_allclose(tangent(x), conv_plain(x, kernel), atol=5e-5)

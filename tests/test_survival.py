@@ -79,7 +79,8 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_nothing_had_happened(killable,
     kills = 21
     config = small_config(
         **LEARNED, schedule__kind="polynomial", training__num_steps=48,
-        training__checkpoint_every=2, training__log_every=3, training__sample_every=16,
+        schedule_learning__update_every=2, training__checkpoint_every=2, training__log_every=3,
+        training__sample_every=16,
     )  # fmt: skip
     killable.start(config, tmp_path / "whole")
     assert killable.wait() == [0]
