@@ -20,6 +20,17 @@ def cubic_kernel(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (x @ y.T / x.shape[1] + 1) ** 3
 
 
+def both(features: np.ndarray, reference: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """The two in float64; ValueError unless they have shapes (N, F) and (M, F)."""
+    x, y = (np.asarray(a, np.float64) for a in (features, reference))
+    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
+        raise ValueError(
+            f"features and reference have shapes {x.shape} and {y.shape}; they must be (N, F) and"
+            " (M, F)"
+        )
+    return x, y
+
+
 def kernel_distance(
     features: np.ndarray,
     reference: np.ndarray,
@@ -38,14 +49,9 @@ def kernel_distance(
       features, reference: (N, F) and (M, F).
 
     Raises:
-      ValueError: other shapes, or fewer than 2 `blocks` of 2 examples on a side.
+      ValueError: other shapes, `blocks` below 2, or fewer than 2 `blocks` examples on a side.
     """
-    x, y = (np.asarray(a, np.float64) for a in (features, reference))
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"features and reference have shapes {x.shape} and {y.shape}; they must be (N, F) and"
-            " (M, F)"
-        )
+    x, y = both(features, reference)
     if blocks < 2 or min(len(x), len(y)) < 2 * blocks:
         raise ValueError(
             f"blocks is {blocks}; it must be at least 2, and half of the {len(x)} and {len(y)}"

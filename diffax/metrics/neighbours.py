@@ -8,6 +8,8 @@ import numpy as np
 from sklearn.metrics import pairwise_distances_chunked
 from sklearn.neighbors import NearestNeighbors
 
+from diffax.metrics.kernel import both
+
 
 class PRDC(NamedTuple):
     """The four shares; density alone may exceed 1."""
@@ -35,12 +37,7 @@ def prdc(features: np.ndarray, reference: np.ndarray, k: int = 5) -> PRDC:
     Raises:
       ValueError: other shapes, or k not from 1 to below the number of examples of either.
     """
-    x, y = (np.asarray(a, np.float64) for a in (features, reference))
-    if x.ndim != 2 or y.ndim != 2 or x.shape[1] != y.shape[1]:
-        raise ValueError(
-            f"features and reference have shapes {x.shape} and {y.shape}; they must be (N, F) and"
-            " (M, F)"
-        )
+    x, y = both(features, reference)
     if not 1 <= k < min(len(x), len(y)):
         raise ValueError(
             f"k is {k}; it must be at least 1 and below the numbers of examples, {len(x)} and"

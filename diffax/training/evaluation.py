@@ -95,8 +95,7 @@ def _over_split(
     compiled = jax.jit(measure, out_shardings=parallel.replicated(mesh))
 
     def run(state: TrainState, seed: int) -> Any:
-        # The step doesn't matter, and where each array lies is told as in training, so that a
-        # program which is in the compilation cache is found there.
+        # Arrays lie as in training, so that a program in the compilation cache is found there.
         state = jax.device_put(state, parallel.state_sharding(state, mesh))
         parts = []
         for i in range(0, num, size):
