@@ -7,7 +7,6 @@ KIND is one of MEASURES; the arguments and the result are JSON.
 
 from __future__ import annotations
 
-import functools
 import json
 import logging
 import math
@@ -27,7 +26,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import training
-from diffax.training import parallel, writers
+from diffax.training import loop, parallel, writers
 from diffax.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).resolve().parent
@@ -60,14 +59,9 @@ def begin(config: ConfigDict, shape: tuple[int, ...]) -> Begun:
     """The first state of a config where it belongs, and the step, for examples of a shape."""
     info = training.DatasetInfo("noise", shape, 0, None, ())
     model = config_lib.build_model(config, info)
-    create = functools.partial(training.create_state, config, model, info)
-    key = jax.random.key(config.seed)
-    like = jax.eval_shape(create, key)
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
-    make_step = functools.partial(training.make_train_step, config, model, info)
-    compiled = parallel.compile_step(make_step, mesh, like, config.parallel.mode)
-    state = parallel.compile_init(create, mesh, like)(key)
-    return Begun(state, parallel.state_sharding(like, mesh), compiled)
+    like, init, compiled = loop.compile_run(config, model, info, mesh)
+    return Begun(init(jax.random.key(config.seed)), parallel.state_sharding(like, mesh), compiled)
 
 
 def noise(num: int, shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:

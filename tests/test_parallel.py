@@ -63,13 +63,9 @@ def config_of(layout, **changes):
 def begin(config):
     """The first state of a config where it belongs, and the compiled steps."""
     model = config_lib.build_model(config, MIXTURE)
-    create = functools.partial(training.create_state, config, model, MIXTURE)
-    key = jax.random.key(config.seed)
-    like = jax.eval_shape(create, key)
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
-    make_step = functools.partial(training.make_train_step, config, model, MIXTURE)
-    compiled = parallel.compile_step(make_step, mesh, like, config.parallel.mode)
-    return parallel.compile_init(create, mesh, like)(key), compiled
+    _, init, compiled = loop.compile_run(config, model, MIXTURE, mesh)
+    return init(jax.random.key(config.seed)), compiled
 
 
 def after_steps(config, num=STEPS):

@@ -5,9 +5,11 @@ from __future__ import annotations
 import functools
 import logging
 import os
+from collections.abc import Callable
 from contextlib import ExitStack, closing
 from pathlib import Path
 
+import flax.linen as nn
 import jax
 from clu import parameter_overview
 from jax.sharding import Mesh
@@ -78,13 +80,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
         shard_count=jax.process_count(),
     )
 
-    key = jax.random.key(config.seed)
-    create = functools.partial(create_state, config, model, info)
-    like = jax.eval_shape(create, key)
-    check_batch_size(config, mesh, like)
-    init = parallel.compile_init(create, mesh, like)
-    make_step = functools.partial(make_train_step, config, model, info)
-    compiled = parallel.compile_step(make_step, mesh, like, config.parallel.mode)
+    like, init, compiled = compile_run(config, model, info, mesh)
     evaluate = make_evaluation(config, model, info, dataset.eval, mesh)
     draw_samples = outputs.make_drawing(config, model, info, root, mesh)
 
@@ -99,7 +95,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
             batches.set_state(memory["data"])
             _LOG.info("resuming at step %d of %d", state.step, settings.num_steps)
         else:
-            state, memory = init(key), {"window": [], "metrics": {}}
+            state, memory = init(jax.random.key(config.seed)), {"window": [], "metrics": {}}
             _LOG.info("%s parameters", f"{parameter_overview.count_parameters(state.params):,}")
         if hosts.is_first():
             write_text(root / "config.json", config_lib.to_json(config))
@@ -155,6 +151,23 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
                 )
         outputs.write_schedule(root, state)
     return state, latest
+
+
+def compile_run(
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, mesh: Mesh
+) -> tuple[TrainState, Callable[[jax.Array], TrainState], parallel.Compiled]:
+    """What a run consists of, in its mode and over a mesh: the state's shapes, the function
+    key -> first state, and the steps.
+
+    Raises:
+      ValueError: the batch can't be split as the config asks for, or an impossible mode.
+    """
+    create = functools.partial(create_state, config, model, dataset)
+    like = jax.eval_shape(create, jax.random.key(config.seed))
+    check_batch_size(config, mesh, like)
+    make_step = functools.partial(make_train_step, config, model, dataset)
+    compiled = parallel.compile_step(make_step, mesh, like, config.parallel.mode)
+    return like, parallel.compile_init(create, mesh, like), compiled
 
 
 def is_due(before: int, step: int, every: int, last: bool) -> bool:
