@@ -225,24 +225,24 @@ def _samples(run: Run, seed: int, samples: np.ndarray | None) -> np.ndarray:
 
 def _features(
     run: Run, dataset: Dataset, seed: int, samples: np.ndarray | None
-) -> tuple[metrics.Classifier, np.ndarray, np.ndarray]:
+) -> tuple[metrics.Extractor, np.ndarray, np.ndarray]:
     """The classifier, and its features of the samples, which are drawn if not given."""
     classifier = metrics.get_classifier(dataset, seed=0)
     samples = _samples(run, seed, samples)
     return classifier, metrics.features(classifier, samples), samples
 
 
-def _as_many(classifier: metrics.Classifier, split: Split, samples: np.ndarray) -> np.ndarray:
+def _as_many(classifier: metrics.Extractor, split: Split, samples: np.ndarray) -> np.ndarray:
     """The features of a split's first examples, as many as there are samples if it has them."""
     indices = np.arange(min(len(samples), len(split)))
     return metrics.features(classifier, split.array(indices))
 
 
-def _about_features(classifier: metrics.Classifier) -> dict[str, Any]:
+def _about_features(extractor: metrics.Extractor) -> dict[str, Any]:
     return {
-        "features": "classifier",
-        "classifier_accuracy": classifier.accuracy,
-        "classifier": classifier.fingerprint,
+        "features": extractor.name,
+        "features_fingerprint": extractor.fingerprint,
+        **extractor.about,
     }
 
 

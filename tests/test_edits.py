@@ -5,6 +5,7 @@ import pytest
 from PIL import Image
 
 from diffax import cli, edits
+from diffax.cli import sample
 
 
 def test_the_command_line_offers_every_edit_and_every_flag_of_one():
@@ -13,7 +14,7 @@ def test_the_command_line_offers_every_edit_and_every_flag_of_one():
         parsed = vars(parser.parse_args(["sample", "--workdir=w", f"--edit={name}"]))
         assert parsed["edit"] == name and set(edit.flags) <= set(parsed)
     flags = {flag for edit in edits.EDITS.values() for flag in edit.flags}
-    assert flags == {flag.replace("-", "_") for flag in cli._EDIT_FLAGS}
+    assert flags == {flag.replace("-", "_") for flag in sample.EDIT_FLAGS}
 
 
 def test_step_counts_that_come_twice_are_drawn_once():

@@ -1,7 +1,6 @@
 """Evaluation of runs whose network is exact, so that every number is known."""
 
 import math
-import types
 
 import jax
 import numpy as np
@@ -89,7 +88,7 @@ def test_distances_of_samples(run_and_data, monkeypatch):
     """The points stand for a classifier's features; the samples are drawn once."""
     run, dataset = run_and_data
     run.config.evaluation.num_samples = 300
-    classifier = types.SimpleNamespace(accuracy=0.9, fingerprint="f")
+    classifier = metrics.Extractor("classifier", None, None, "f", {"classifier_accuracy": 0.9})
     monkeypatch.setattr(evaluation.metrics, "get_classifier", lambda dataset, seed: classifier)
     monkeypatch.setattr(evaluation.metrics, "features", lambda classifier, x: x)
     draw, drawn = evaluation.draw, []

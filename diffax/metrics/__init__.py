@@ -1,11 +1,11 @@
 """Metrics of samples: distances between two sets of features, or of points."""
 
-from diffax.metrics.classifier import (
-    Classifier,
+from diffax.metrics.classifier import get_classifier, is_classifiable
+from diffax.metrics.extractor import (
+    Extractor,
     feature_statistics,
     features,
-    get_classifier,
-    is_classifiable,
+    logits,
     reference_statistics,
 )
 from diffax.metrics.frechet import FeatureStatistics, bootstrap_frechet, frechet_distance
@@ -14,7 +14,7 @@ from diffax.metrics.neighbours import PRDC, prdc
 from diffax.metrics.sliced import sliced_wasserstein
 
 __all__ = [
-    "Classifier",
+    "Extractor",
     "FeatureStatistics",
     "KernelDistance",
     "PRDC",
@@ -26,6 +26,7 @@ __all__ = [
     "get_classifier",
     "is_classifiable",
     "kernel_distance",
+    "logits",
     "prdc",
     "reference_statistics",
     "sliced_wasserstein",

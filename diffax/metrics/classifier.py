@@ -5,10 +5,7 @@ The standard practice for small grey images, to which networks trained on photog
 
 from __future__ import annotations
 
-import dataclasses
 import functools
-import hashlib
-import json
 import logging
 import os
 from pathlib import Path
@@ -22,8 +19,8 @@ import numpy as np
 import optax
 
 from diffax import runtime
-from diffax.data import Dataset, Split
-from diffax.metrics.frechet import FeatureStatistics
+from diffax.data import Dataset
+from diffax.metrics.extractor import Extractor, content_hash, logits
 
 _LOG = logging.getLogger("diffax")
 # A change of any of these, or of the network, makes another classifier.
@@ -53,16 +50,6 @@ class Network(nn.Module):
         return features, nn.Dense(self.num_classes)(features)
 
 
-@dataclasses.dataclass(frozen=True)
-class Classifier:
-    """A trained classifier; `fingerprint` names the data and the settings that it comes from."""
-
-    params: Any
-    num_classes: int
-    accuracy: float  # on the evaluation split
-    fingerprint: str
-
-
 def is_classifiable(dataset: Dataset) -> bool:
     """Whether `get_classifier` takes the data: they have labels and a spatial axis."""
     return dataset.num_classes > 0 and len(dataset.shape) > 1
@@ -70,7 +57,7 @@ def is_classifiable(dataset: Dataset) -> bool:
 
 def get_classifier(
     dataset: Dataset, cache_dir: str | os.PathLike | None = None, seed: int = 0
-) -> Classifier:
+) -> Extractor:
     """The classifier of a data set, from the cache or trained now (seconds for digits, on a CPU).
 
     Args:
@@ -87,53 +74,33 @@ def get_classifier(
             f"the Fréchet distance needs labelled data with a spatial axis, and {dataset.name!r}"
             f" has {dataset.num_classes} classes and shape {dataset.shape}: leave that metric out"
         )
-    fingerprint = _hash(
+    fingerprint = content_hash(
         dataset.train.x, dataset.train.label, dataset.eval.x, dataset.eval.label, SETTINGS, seed
     )
     folder = Path(cache_dir) if cache_dir is not None else runtime.cache_directory() / "classifiers"
     path = folder / f"{dataset.name.replace('/', '-')}-{fingerprint}.msgpack"
     if not path.exists():
         _LOG.info("training the classifier of %s, once", dataset.name)
-        params = _train(dataset, seed)
-        content = {"params": params, "accuracy": _accuracy(dataset, params)}
+        trained = _extractor(dataset, {"params": _train(dataset, seed), "accuracy": 0}, fingerprint)
+        said = np.argmax(logits(trained, dataset.eval.array()), axis=1)
+        accuracy = float(np.mean(said == dataset.eval.label))
         folder.mkdir(parents=True, exist_ok=True)
         partial = path.with_name(f".{os.getpid()}.{path.name}")
+        content = {"params": trained.params, "accuracy": accuracy}
         partial.write_bytes(flax.serialization.msgpack_serialize(content))
         os.replace(partial, path)
-        _LOG.info("accuracy %.4f on held-out data; kept in %s", content["accuracy"], path)
-    content = flax.serialization.msgpack_restore(path.read_bytes())
-    return Classifier(
-        content["params"], dataset.num_classes, float(content["accuracy"]), fingerprint
+        _LOG.info("accuracy %.4f on held-out data; kept in %s", accuracy, path)
+    return _extractor(dataset, flax.serialization.msgpack_restore(path.read_bytes()), fingerprint)
+
+
+def _extractor(dataset: Dataset, content: Any, fingerprint: str) -> Extractor:
+    return Extractor(
+        name="classifier",
+        network=Network(dataset.num_classes, SETTINGS["width"]),
+        params=content["params"],
+        fingerprint=fingerprint,
+        about={"classifier_accuracy": float(content["accuracy"])},  # on the evaluation split
     )
-
-
-def features(classifier: Classifier, x: np.ndarray, batch_size: int = 500) -> np.ndarray:
-    """The features of x, (N, ..., C) float in [-1, 1]: (N, F) float32, in batches of one shape."""
-    out = []
-    for i in range(0, len(x), batch_size):
-        batch = x[np.minimum(np.arange(i, i + batch_size), len(x) - 1)]
-        found, _ = _apply(classifier.params, batch, num_classes=classifier.num_classes)
-        out.append(np.asarray(found)[: len(x) - i])
-    return np.concatenate(out)
-
-
-def feature_statistics(classifier: Classifier, x: np.ndarray) -> FeatureStatistics:
-    """Mean and covariance of the features of x, (N, ..., C) float in [-1, 1]."""
-    return FeatureStatistics.of(features(classifier, x))
-
-
-def reference_statistics(classifier: Classifier, split: Split) -> FeatureStatistics:
-    """`feature_statistics` of a split, kept in the cache by the hash of its images."""
-    name = f"{classifier.fingerprint}-{_hash(split.x)}.npz"
-    path = runtime.cache_directory() / "statistics" / name
-    if not path.exists():
-        feature_statistics(classifier, split.array()).save(path)
-    return FeatureStatistics.load(path)
-
-
-@functools.partial(jax.jit, static_argnames="num_classes")
-def _apply(params: Any, x: jax.Array, num_classes: int) -> tuple[jax.Array, jax.Array]:
-    return Network(num_classes, SETTINGS["width"]).apply({"params": params}, x)
 
 
 def _train(dataset: Dataset, seed: int) -> Any:
@@ -169,21 +136,3 @@ def _train(dataset: Dataset, seed: int) -> Any:
     for key in jax.random.split(run_key, SETTINGS["steps"]):
         params, opt_state = step(params, opt_state, key)
     return jax.device_get(params)
-
-
-def _accuracy(dataset: Dataset, params: Any) -> float:
-    correct = []
-    for i in range(0, len(dataset.eval), 500):
-        index = np.arange(i, min(i + 500, len(dataset.eval)))
-        _, logits = _apply(params, dataset.eval.array(index), num_classes=dataset.num_classes)
-        correct.append(np.argmax(np.asarray(logits), axis=1) == dataset.eval.label[index])
-    return float(np.concatenate(correct).mean())
-
-
-def _hash(*parts: Any) -> str:
-    digest = hashlib.sha256()
-    for part in parts:
-        is_array = isinstance(part, np.ndarray)
-        digest.update(str((part.shape, part.dtype) if is_array else json.dumps(part)).encode())
-        digest.update(np.ascontiguousarray(part).tobytes() if is_array else b"")
-    return digest.hexdigest()[:16]

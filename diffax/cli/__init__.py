@@ -1,0 +1,70 @@
+"""The command line.
+
+    diffax COMMAND --config=configs/X.py --workdir=DIR [--config.a.b=value ...]
+
+Commands are a table, `COMMANDS`; what they need is imported when they run, so that --help is quick.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+
+from diffax.cli import ablate, evaluate, sample, schedules, train
+from diffax.cli.shared import Command, read_config
+
+__all__ = ["COMMANDS", "Command", "main", "make_parser", "read_config"]
+
+COMMANDS: dict[str, Command] = {
+    "train": Command("train a network (and a learned schedule)", train.add_flags, train.run, True),
+    "sample": Command("draw samples of a trained run", sample.add_flags, sample.run),
+    "evaluate": Command("measure a trained run", evaluate.add_flags, evaluate.run),
+    "ablate": Command("compare configs with error bars", ablate.add_flags, ablate.run, True),
+    "schedules": Command("draw noise schedules", schedules.add_flags, schedules.run),
+}
+
+
+def make_parser() -> argparse.ArgumentParser:
+    """The parser of the command line."""
+    parser = argparse.ArgumentParser(
+        prog="diffax", description="The noise-schedule laboratory for JAX.", allow_abbrev=False
+    )
+    commands = parser.add_subparsers(title="commands", dest="command", required=True)
+    for name, command in COMMANDS.items():
+        sub = commands.add_parser(
+            name, help=command.summary, description=command.summary.capitalize(), allow_abbrev=False
+        )
+        if command.takes_config:
+            sub.add_argument(
+                "--config",
+                required=True,
+                metavar="FILE",
+                help="a file with get_config(), such as configs/digits.py; --config.KEY=VALUE sets"
+                " a key of it, as in --config.schedule.name=learned",
+            )
+        command.add_flags(sub)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Runs a command; returns the exit status: 0, 1 for a user's error, 130 if interrupted, 143 if
+    terminated (SIGTERM) after what was reached is saved."""
+    parser = make_parser()
+    args, rest = parser.parse_known_args(argv)
+    command = COMMANDS[args.command]
+    if rest and not (command.takes_config and all(r.startswith("--config.") for r in rest)):
+        parser.error(f"not understood: {' '.join(rest)}")
+    from diffax import runtime
+
+    runtime.start()
+    try:
+        config = read_config(args.config, rest) if command.takes_config else None
+        command.run(args, config)
+    except (ValueError, OSError) as error:
+        print(f"diffax {args.command}: {error}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt as stop:
+        print(f"diffax {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
+        return getattr(stop, "exit_status", 130)
+    return 0

@@ -1,0 +1,80 @@
+"""`diffax sample`: drawing, and editing of given data."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+
+from diffax.cli import shared
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    shared.add_workdir(parser, "of a trained run")
+    parser.add_argument("--num", type=int, help="how many (default 64; of an edit 16)")
+    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--label", type=int, help="the class of all (default: in turn)")
+    parser.add_argument("--out", help="where to write (default WORKDIR/samples/sample)")
+    text = "noise levels visited; several, as 5,10,50, draw a comparison from the same noise"
+    shared.add_sampling_flags(parser, steps=dict(type=_counts, metavar="N[,N...]", help=text))
+    group = parser.add_argument_group("editing of given data")
+    group.add_argument(
+        "--edit",
+        choices=("sdedit", "inpaint", "invert", "interpolate"),
+        help="noise it and sample from there; draw a part anew; find the noise DDIM turns into it;"
+        " pass from one example to another",
+    )
+    group.add_argument(
+        "--input",
+        nargs="+",
+        metavar="FILE",
+        help="images, or .npz with an array of samples (default: from the evaluation split)",
+    )
+    for flag, (kind, text) in EDIT_FLAGS.items():
+        group.add_argument(f"--{flag}", type=kind, help=text)
+
+
+EDIT_FLAGS: dict[str, tuple[Callable, str]] = {
+    "strength": (float, "of sdedit: share of the levels gone back, above 0 to 1 (default 0.5)"),
+    "mask": (
+        str,
+        "of inpaint: what is drawn anew, left, right, top, bottom or centre, or an image's light"
+        " part (default centre)",
+    ),
+    "jump-length": (int, "of inpaint: levels in a jump back (default 10)"),
+    "num-resamples": (int, "of inpaint: passes through each stretch (default 10)"),
+    "frames": (int, "of interpolate: examples from first to last (default 8)"),
+}
+
+
+def _counts(text: str) -> list[int]:
+    try:
+        return [int(count) for count in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} must read N or N,N,...") from None
+
+
+def run(args: argparse.Namespace, _: None) -> None:
+    import numpy as np
+
+    from diffax import edits, plots
+    from diffax.generator import Generator
+
+    generate = Generator(args.workdir)
+    names = [flag.replace("-", "_") for flag in EDIT_FLAGS]
+    flags = {name: vars(args)[name] for name in names if vars(args)[name] is not None}
+    options = shared.given_options(args) | {"seed": args.seed, "label": args.label}
+    if args.edit:
+        result = edits.edit(generate, args.edit, args.input, args.num, args.steps, flags, options)
+    else:
+        edits.check_flags(None, flags | {"input": args.input})
+        result = edits.draw(generate, args.num, args.steps, options)
+    out = Path(args.out or Path(args.workdir) / "samples" / (args.edit or "sample"))
+    out = out.with_suffix("")
+    out.parent.mkdir(parents=True, exist_ok=True)
+    np.savez(out.with_suffix(".npz"), **result.arrays)
+    if len(result.drawn) == 1:
+        plots.save_png(out.with_suffix(".png"), plots.picture(*result.drawn.values()))
+    else:
+        plots.draw_comparison(result.drawn).savefig(out.with_suffix(".png"))
+    print(f"{result.said}{out}.png\n{out}.npz")

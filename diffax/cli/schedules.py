@@ -1,0 +1,31 @@
+"""`diffax schedules`."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--names", default="", help="comma-separated (default: every schedule that is registered)"
+    )
+    parser.add_argument("--out", default="schedules", help="directory (default schedules)")
+    parser.add_argument("--data", default="digits", help="data set of the noised image")
+
+
+def run(args: argparse.Namespace, _: None) -> None:
+    from diffax import data, plots, schedules
+
+    names = args.names.split(",") if args.names else schedules.names()
+    chosen = {name: schedules.get(name) for name in names}
+    dataset = data.load({"name": args.data})
+    out = Path(args.out)
+    out.mkdir(parents=True, exist_ok=True)
+    drawings = {
+        "curves.png": plots.draw_schedules(chosen),
+        "noised.png": plots.draw_noised(chosen, dataset.train.array([0])[0]),
+    }
+    for name, figure in drawings.items():
+        figure.savefig(out / name)
+        print(out / name)

@@ -1,0 +1,22 @@
+"""`diffax train`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+
+from ml_collections import ConfigDict
+
+from diffax.cli import shared
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    shared.add_workdir(parser, "of the run; if one was interrupted there, it goes on")
+
+
+def run(args: argparse.Namespace, config: ConfigDict) -> None:
+    from diffax import training
+
+    _, metrics = training.train(config, args.workdir)
+    if training.hosts.is_first():
+        print(json.dumps(metrics, indent=1))
