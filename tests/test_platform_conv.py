@@ -1,6 +1,7 @@
 """The CPU's convolutions and products against the plain ones, and who gets which."""
 
 import functools
+import itertools
 
 import jax
 import jax.numpy as jnp
@@ -8,7 +9,7 @@ import numpy as np
 import pytest
 from networks import assert_trees_close, compare_forms, equations, quick_jit
 
-from diffax.models import layers, platform, platform_conv
+from diffax.models import layers, platform, platform_conv, winograd
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
@@ -30,10 +31,25 @@ def product_plain(x, kernel):
 @pytest.mark.parametrize("shape, features", [((2, 5, 8, 2), 3), ((6, 1, 4, 3), 2)])
 def test_the_convolution_of_fewer_multiplications_is_the_convolution(shape, features, monkeypatch):
     for name in ("ENTRIES_OF_CHUNK", "TILES_OF_CHUNK"):
-        monkeypatch.setattr(platform_conv, name, 20)  # one image, or several, at a time
+        monkeypatch.setattr(winograd, name, 20)  # one image, or several, at a time
     args = normal(0, *shape), normal(1, 3, 3, shape[-1], features)
     weight = normal(2, *shape[:-1], features)
-    compare_forms([conv_plain, platform_conv.conv_3x3], args, weight, 1e-5)
+    compare_forms([conv_plain, winograd.conv_3x3], args, weight, 1e-5)
+
+
+@pytest.mark.parametrize("matrices", [winograd.ROWS, winograd.IMAGES])
+def test_minimal_filtering_filters(matrices):
+    """In float64, for every input and filter that has a single one."""
+    for x, kernel in itertools.product(np.eye(6), np.eye(3)):
+        products = (matrices.filter @ kernel) * (matrices.input @ x)
+        np.testing.assert_allclose(
+            matrices.output @ products, np.correlate(x, kernel, "valid"), atol=1e-14
+        )
+
+
+def test_the_convolution_of_4x4_images_is_the_convolution():
+    args = normal(0, 3, 4, 4, 2), normal(1, 3, 3, 2, 3)
+    compare_forms([conv_plain, winograd.conv_of_4x4], args, normal(2, 3, 4, 4, 3), 1e-5)
 
 
 @pytest.mark.parametrize("shape", [(2, 3, 2), (2, 3, 2, 2), (1, 2, 1, 3, 2)])
@@ -63,7 +79,7 @@ def test_bfloat16_stays_bfloat16():
 def test_vmap_maps_either_argument():
     x, kernels = normal(0, 2, 4, 8, 3), normal(1, 2, 3, 3, 3, 2)
     for axes, args in (((None, 0), (x, kernels)), ((0, None), (x[:, None], kernels[0]))):
-        forms = [jax.vmap(form, axes) for form in (conv_plain, platform_conv.conv_3x3)]
+        forms = [jax.vmap(form, axes) for form in (conv_plain, winograd.conv_3x3)]
         assert_trees_close(*(quick_jit(form)(*args) for form in forms), 1e-5)
 
 
@@ -101,6 +117,18 @@ def test_only_what_gains_is_computed_otherwise(shape, features, dtype, fields, f
     assert bool(NAMES & primitives(module.apply, variables, x)) == fast
     monkeypatch.setattr(platform_conv, "LEAST_WORK", 1e12)
     assert not NAMES & primitives(module.apply, variables, x)
+
+
+def test_4x4_images_are_one_tile_each(monkeypatch):
+    monkeypatch.setattr(platform_conv, "alone", lambda: True)
+    kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), jnp.float32)
+    for shape, form in (
+        ((32, 4, 4, 16), winograd.conv_of_4x4),
+        ((31, 4, 4, 16), None),
+        ((999, 8, 4, 16), None),
+        ((9999, 4, 8, 16), winograd.conv_3x3),
+    ):
+        assert platform_conv._fast_conv(jax.ShapeDtypeStruct(shape, jnp.float32), kernel) is form
 
 
 def test_one_cpu_device_is_asked_for(monkeypatch):
@@ -148,6 +176,6 @@ def test_devices_that_share_a_batch_get_the_plain_forms(monkeypatch):
 
 def test_a_function_of_one_argument_alone_can_be_linearized():
     x, kernel = normal(0, 2, 4, 8, 3), normal(1, 3, 3, 3, 2)
-    along = functools.partial(platform_conv.conv_3x3, kernel=kernel)
+    along = functools.partial(winograd.conv_3x3, kernel=kernel)
     _, tangent = jax.linearize(along, x)
     np.testing.assert_allclose(tangent(x), conv_plain(x, kernel), atol=5e-5)
