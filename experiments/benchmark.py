@@ -13,222 +13,46 @@ far (the forward pass comes first, compilation included), on an accelerator the 
 training step stands the input pipeline alone: its images per second, and its time for a batch as a
 share of the step's, below 1 if it keeps up.
 
+Workloads E, F and G are for an accelerator: the CIFAR-10 U-Net of Ho 2020 in training, with 128 and
+with 512 images, and 50 DDIM steps of 256. A part's "flops_per_second" is what XLA counts in the
+compiled step over the time, "share_of_peak" that over the rate of a large matrix product in the
+same dtype. --remat computes each block again in the backward pass: compare the memory.
+
 With --against=diffusers every part is run in turn with the same of diffusers (PyTorch): same
 architecture, number of parameters (within 1%), batch, precision and optimizer, one core, a process
 for each, and the ratios ours / theirs are given: medians over the pairs, with lowest and highest.
-It needs `pip install ".[bench]"`, here or, by --peer-python, in an environment of its own.
+On an accelerator the peer is compiled (torch.compile, channels_last), and both may use tf32 where
+dtype is float32. It needs `pip install ".[bench]"`, here or, by --peer-python, in an environment of
+its own.
 """
 
 import argparse
-import itertools
 import json
 import shutil
-import statistics
 import sys
-import time
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
 import flax
-import flax.linen as nn
 import jax
-import jax.numpy as jnp
-import numpy as np
-import optax
 import pairing
+from workloads import (
+    COMMON_FIELDS,
+    FOR_ACCELERATORS,
+    NETWORKS,
+    NUM_STEPS,
+    PARTS,
+    WORKLOADS,
+    count_parameters,
+    matrix_rate,
+)
 
-from diffax import data, models
 from diffax.models import layers, platform
-from diffax.training import feed
 
-# Structure and parameter counts are those of diffusers' UNet2DModel (6.47M, 1.62M, 1.00M).
-NETWORKS = {
-    "A": dict(
-        shape=(32, 32, 3),
-        fields=dict(channels=64, channel_mults=(1, 2, 2), attention_resolutions=(16,)),
-    ),
-    "B": dict(  # 28x28 padded to 32x32
-        shape=(32, 32, 1),
-        fields=dict(channels=32, channel_mults=(1, 2, 2), attention_resolutions=(16,)),
-    ),
-    "C": dict(
-        shape=(8, 8, 1),
-        fields=dict(channels=32, channel_mults=(1, 2), attention_resolutions=(4,)),
-    ),
-}
-COMMON_FIELDS = dict(num_blocks=2, head_width=64, embedding="add")
-
-
-def build(network: str, dtype: str = "float32") -> tuple:
-    """The network of a workload and the shape of one example."""
-    shape = NETWORKS[network]["shape"]
-    module = models.get("unet", **COMMON_FIELDS, **NETWORKS[network]["fields"], dtype=dtype)
-    return module, shape
-
-
-def init(module: nn.Module, shape: tuple[int, ...], key: jax.Array) -> dict:
-    """The network's variables for examples of that shape."""
-    return module.init(key, jnp.zeros((1, *shape)), jnp.zeros(1))
-
-
-def count_parameters(network: str) -> int:
-    """Numbers in the network's variables, without computing them."""
-    variables = jax.eval_shape(partial(init, *build(network)), jax.random.key(0))
-    return sum(leaf.size for leaf in jax.tree.leaves(variables))
-
-
-def peak_memory_mb() -> float:
-    """The most memory held so far, in MB (10^6 bytes): the device's, or the process's on a CPU."""
-    stats = jax.local_devices()[0].memory_stats() or {}
-    used = stats.get("peak_bytes_in_use")
-    return pairing.process_peak_mb() if used is None else used / 1e6
-
-
-class Program:
-    """A map from a state to the next, compiled, and the times it took; the state is donated."""
-
-    def __init__(self, step: Callable, state, steps_per_call: int = 1) -> None:
-        begin = time.perf_counter()
-        self._compiled = jax.jit(step, donate_argnums=0).lower(state).compile()
-        self.compile_seconds = time.perf_counter() - begin
-        self._state = jax.block_until_ready(self._compiled(state))
-        self._peak_memory_mb = peak_memory_mb()
-        self._steps = steps_per_call
-        self._wall, self._cpu = [], []
-
-    def run(self) -> dict:
-        """Runs and times it; what a child of `pairing` adds to its answer."""
-        begin, begin_cpu = time.perf_counter(), time.process_time()
-        self._state = jax.block_until_ready(self._compiled(self._state))
-        self._wall.append((time.perf_counter() - begin) / self._steps)
-        self._cpu.append((time.process_time() - begin_cpu) / self._steps)
-        return dict(compile_seconds=self.compile_seconds)
-
-    def figures(self) -> dict:
-        """Medians over all runs; the peak memory is that after the first."""
-        return dict(
-            seconds_per_step=statistics.median(self._wall),
-            cpu_seconds_per_step=statistics.median(self._cpu),
-            compile_seconds=self.compile_seconds,
-            peak_memory_mb=self._peak_memory_mb,
-            repeats=len(self._wall),
-        )
-
-
-NUM_STEPS = 50  # of DDIM
-
-
-def prepare(network: str, batch: int, dtype: str) -> tuple:
-    """The network, its variables, and for a batch random data, noise and noise levels."""
-    module, shape = build(network, dtype)
-    keys = jax.random.split(jax.random.key(0), 3)
-    draw = jax.jit(partial(init, module, shape), compiler_options=platform.run_once())
-    x, eps = jax.random.normal(keys[0], (2, batch, *shape))
-    return module, draw(keys[2]), x, eps, jnp.linspace(-10.0, 10.0, batch)
-
-
-def forward(*task) -> Program:
-    """A forward pass."""
-    module, variables, x, eps, log_snr = prepare(*task)
-
-    def step(state):
-        variables, _ = state
-        return variables, module.apply(variables, x, log_snr)
-
-    return Program(step, (variables, eps))
-
-
-def train(*task) -> Program:
-    """A training step: eps-MSE, Adam with learning rate 1e-4."""
-    module, variables, x, eps, log_snr = prepare(*task)
-    optimizer = optax.adam(1e-4)
-
-    def loss(variables):
-        return jnp.mean((module.apply(variables, x, log_snr, train=True) - eps) ** 2)
-
-    def step(state):
-        variables, opt_state = state
-        updates, opt_state = optimizer.update(jax.grad(loss)(variables), opt_state)
-        return optax.apply_updates(variables, updates), opt_state
-
-    return Program(step, (variables, jax.jit(optimizer.init)(variables)))
-
-
-def ddim(*task) -> Program:
-    """`diffax.sample` with DDIM: one scan over all steps. A step is one of its NUM_STEPS."""
-    import diffax
-
-    module, variables, x, _, _ = prepare(*task)
-    schedule = diffax.schedules.get("cosine")
-
-    def step(state):
-        variables, _ = state
-        predict = diffax.by_log_snr(lambda x, log_snr: module.apply(variables, x, log_snr))
-        return variables, diffax.sample(
-            jax.random.key(1), predict, schedule, x.shape, sampler="ddim", num_steps=NUM_STEPS
-        )
-
-    return Program(step, (variables, x), NUM_STEPS)
-
-
-class Input:
-    """The input pipeline alone, to batches on the device, as training reads it; the times it took.
-
-    From 8-bit images in memory; a step is a batch.
-    """
-
-    def __init__(self, network: str, batch: int, dtype: str) -> None:
-        del dtype  # batches are float32
-        shape = NETWORKS[network]["shape"]
-        values = np.random.default_rng(0).integers(0, 256, (50 * batch, *shape), np.uint8)
-        batches = data.batches(data.Split(values, np.zeros(len(values), np.int32)), batch, seed=0)
-        place = partial(jax.tree.map, jax.device_put)
-        self._feed = feed.Feed(batches, place, itertools.repeat(1))
-        self._batch, self._wall, self._cpu = batch, [], []
-        self.run()  # fills the buffers
-        self._wall, self._cpu = [], []
-
-    def run(self, times: int = 100) -> None:
-        """Takes so many batches, and times them."""
-        begin, begin_cpu = time.perf_counter(), time.process_time()
-        for _, batch in itertools.islice(self._feed, times):
-            jax.block_until_ready(batch)
-        self._wall.append((time.perf_counter() - begin) / times)
-        self._cpu.append((time.process_time() - begin_cpu) / times)
-
-    def figures(self) -> dict:
-        """Medians over all runs."""
-        seconds = statistics.median(self._wall)
-        return dict(
-            seconds_per_step=seconds,
-            cpu_seconds_per_step=statistics.median(self._cpu),
-            images_per_second=self._batch / seconds,
-        )
-
-
-PARTS = dict(forward=forward, train=train, sample=ddim, input=Input)
-
-# What each workload runs, how often in a turn; of these, what a peer runs too; the part whose
-# figures stand at the top of its report; and the ratios of parts to others.
-STEPS = dict(
-    parts=dict(forward=1, train=1, input=1),
-    shared=("forward", "train"),
-    headline="train",
-    ratios=dict(input="train"),
-)
-SAMPLING = dict(
-    parts=dict(sample=1, forward=5),
-    shared=("sample", "forward"),
-    headline="sample",
-    ratios=dict(sample="forward"),
-)
-WORKLOADS = {
-    "A": dict(network="A", batch=16, repeats=5, **STEPS),
-    "B": dict(network="B", batch=16, repeats=9, **STEPS),
-    "C": dict(network="C", batch=128, repeats=15, **STEPS),
-    "D": dict(network="B", batch=64, repeats=1, **SAMPLING),
-}
+# The matrices whose product shows the peak: large enough for the device.
+MATRIX_SIZES = {"cpu": 1024}
+LARGE_MATRIX = 8192
 
 
 def versions() -> dict:
@@ -243,7 +67,7 @@ def versions() -> dict:
     )
 
 
-def describe(name: str, dtype: str) -> dict:
+def describe(name: str, dtype: str, remat: bool) -> dict:
     """What is measured."""
     network, batch = WORKLOADS[name]["network"], WORKLOADS[name]["batch"]
     return dict(
@@ -252,13 +76,14 @@ def describe(name: str, dtype: str) -> dict:
         batch=batch,
         shape=list(NETWORKS[network]["shape"]),
         dtype=dtype,
+        remat=remat,
     )
 
 
-def run(name: str, dtype: str = "float32", repeats: int | None = None) -> dict:
+def run(name: str, dtype: str = "float32", repeats: int | None = None, remat: bool = False) -> dict:
     """The figures of a workload; those of its headline part stand at the top as well."""
     workload = WORKLOADS[name]
-    task = workload["network"], workload["batch"], dtype
+    task = workload["network"], workload["batch"], dtype, remat
     programs = {part: PARTS[part](*task) for part in workload["parts"]}
     for _ in range(repeats or workload["repeats"]):
         for part, times in workload["parts"].items():
@@ -268,18 +93,24 @@ def run(name: str, dtype: str = "float32", repeats: int | None = None) -> dict:
     for part, other in workload["ratios"].items():
         for key, clock in (("", "seconds_per_step"), ("cpu_", "cpu_seconds_per_step")):
             parts[part][f"{key}ratio_to_{other}"] = parts[part][clock] / parts[other][clock]
+    peak = matrix_rate(dtype, MATRIX_SIZES.get(jax.default_backend(), LARGE_MATRIX))
+    for figures in parts.values():
+        if "flops_per_second" in figures:
+            figures["share_of_peak"] = figures["flops_per_second"] / peak
     top = ("seconds_per_step", "compile_seconds", "peak_memory_mb")
     head = {key: parts[workload["headline"]][key] for key in top}
-    return dict(**describe(name, dtype), **head, **parts, **versions())
+    about = dict(describe(name, dtype, remat), peak_flops_per_second=peak)
+    return dict(**about, **head, **parts, **versions())
 
 
 # Peers: the program, beside this one, that runs the same parts with another library.
 PEERS = {"diffusers": "diffusers_peer.py"}
 
 
-def peer_task(name: str, dtype: str, core: int | None) -> dict:
+def peer_task(name: str, dtype: str, remat: bool = False) -> dict:
     """What a program needs to know to run a workload as this one does."""
     network = NETWORKS[WORKLOADS[name]["network"]]
+    on_cpu = platform.on_cpu()
     fields = dict(COMMON_FIELDS, **network["fields"])
     return dict(
         fields,
@@ -289,14 +120,16 @@ def peer_task(name: str, dtype: str, core: int | None) -> dict:
         norm_groups=layers.num_groups(fields["channels"]),
         num_steps=NUM_STEPS,
         dtype=dtype,
-        core=core,
+        remat=remat,
+        device="cpu" if on_cpu else "cuda",
+        core=max(pairing.cores(), default=None) if on_cpu else None,
     )
 
 
 def start(task: dict) -> tuple[dict, dict[str, Callable]]:
     """This program as a child of `pairing`."""
     workload = WORKLOADS[task["workload"]]
-    given = workload["network"], workload["batch"], task["dtype"]
+    given = workload["network"], workload["batch"], task["dtype"], task["remat"]
     parts = {part: lambda part=part: PARTS[part](*given).run for part in workload["shared"]}
     return dict(parameters=count_parameters(given[0]), versions=versions()), parts
 
@@ -310,7 +143,12 @@ def check_parameters(ours: int, theirs: int) -> None:
 
 
 def against(
-    peer: str, name: str, dtype: str = "float32", repeats: int | None = None, python: str = ""
+    peer: str,
+    name: str,
+    dtype: str = "float32",
+    repeats: int | None = None,
+    remat: bool = False,
+    python: str = "",
 ) -> dict:
     """The parts of a workload in turn with a peer's: the ratios, ours / theirs, and the figures.
 
@@ -322,7 +160,7 @@ def against(
     python = python or sys.executable
     if shutil.which(python) is None:
         raise ValueError(f"--peer-python is {python!r}; it must be a program that can be run")
-    task = json.dumps(peer_task(name, dtype, max(pairing.cores(), default=None)))
+    task = json.dumps(peer_task(name, dtype, remat))
     commands = dict(
         theirs=[python, str(here / PEERS[peer]), task],
         ours=[sys.executable, str(here / "benchmark.py"), f"--serve={task}"],
@@ -336,7 +174,8 @@ def against(
             part: pairing.in_turn(ours, theirs, part, repeats or workload["repeats"])
             for part in workload["shared"]
         }
-        about = dict(describe(name, dtype), peer=peer, peer_parameters=theirs.about["parameters"])
+        about = describe(name, dtype, remat)
+        about |= dict(peer=peer, peer_parameters=theirs.about["parameters"])
         return about | parts | ours.about["versions"] | theirs.about["versions"]
 
 
@@ -349,6 +188,7 @@ def main(argv: list[str] | None = None) -> None:
     choice.add_argument("--serve", type=json.loads, help=argparse.SUPPRESS)
     parser.add_argument("--json", action="store_true", help="print one line of JSON a workload")
     parser.add_argument("--dtype", default="float32", choices=sorted(layers.DTYPES))
+    parser.add_argument("--remat", action="store_true", help="rematerialise every block")
     parser.add_argument("--repeats", type=int, help="timed runs (default: the workload's own)")
     parser.add_argument("--against", choices=sorted(PEERS), help="run in turn with this library")
     parser.add_argument("--peer-python", default="", help="the Python that has this library")
@@ -364,9 +204,12 @@ def main(argv: list[str] | None = None) -> None:
     measure = run
     if options.against is not None:
         measure = partial(against, options.against, python=options.peer_python)
-    for name in sorted(WORKLOADS) if options.workload == "all" else [options.workload]:
+    fitting = sorted(name for name in WORKLOADS if platform.on_cpu() != (name in FOR_ACCELERATORS))
+    for name in fitting if options.workload == "all" else [options.workload]:
         try:
-            result = measure(name, dtype=options.dtype, repeats=options.repeats)
+            result = measure(
+                name, dtype=options.dtype, repeats=options.repeats, remat=options.remat
+            )
         except (RuntimeError, ValueError) as error:
             parser.exit(1, f"{parser.prog}: {error}\n")
         print(json.dumps(result) if options.json else json.dumps(result, indent=2), flush=True)

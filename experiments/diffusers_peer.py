@@ -82,6 +82,47 @@ def sample(num_steps: int, model, x, eps, steps, precision: Callable) -> Callabl
     return once
 
 
+def on_one_core(*given) -> tuple:
+    """Model and data as they are, one thread."""
+    import torch
+
+    torch.set_num_threads(1)
+    return given
+
+
+def on_gpu(model, *images) -> tuple:
+    """The model compiled; channels last; tf32 allowed, as it is in XLA."""
+    import torch
+
+    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
+    torch.backends.cudnn.benchmark = True
+    layout = dict(memory_format=torch.channels_last)
+    model = torch.compile(model.to(**layout))
+    return model, *(image.contiguous(**layout) for image in images)
+
+
+def synchronize() -> None:
+    """Waits for the GPU."""
+    import torch
+
+    torch.cuda.synchronize()
+
+
+# device -> what prepares model and data there, and what waits for the end of the work
+DEVICES = {"cpu": (on_one_core, lambda: None), "cuda": (on_gpu, synchronize)}
+
+
+def finished(finish: Callable, part: Callable, *given) -> Callable:
+    """`part`'s function, which returns when the work is done."""
+    begin = part(*given)
+
+    def once():
+        begin()
+        finish()
+
+    return once
+
+
 def start(task: dict) -> tuple[dict, dict[str, Callable]]:
     """About this program, and its parts, for `pairing.serve`.
 
@@ -97,20 +138,26 @@ def start(task: dict) -> tuple[dict, dict[str, Callable]]:
     import diffusers
     import torch
 
-    torch.set_num_threads(1)  # of one core
+    device = task["device"]
+    if device != "cpu" and not torch.cuda.is_available():
+        raise ValueError(f"{sys.executable} has a torch that sees no GPU; JAX has one here")
     torch.manual_seed(0)
-    model = build(task)
-    x, eps = torch.randn(2, task["batch"], task["shape"][-1], *task["shape"][:2])
-    steps = torch.linspace(0, 999, task["batch"]).long()
-    # Parameters stay float32, as ours do: what is bfloat16 is the computation.
-    precision = partial(torch.autocast, "cpu", torch.bfloat16, enabled=task["dtype"] == "bfloat16")
-    given = (model, x, eps, steps, precision)
+    model = build(task).to(device)
+    if task["remat"]:
+        model.enable_gradient_checkpointing()
     about = dict(
         parameters=sum(parameter.numel() for parameter in model.parameters()),
         versions=dict(torch=torch.__version__, diffusers=diffusers.__version__),
     )
+    x, eps = torch.randn(2, task["batch"], task["shape"][-1], *task["shape"][:2], device=device)
+    prepare, finish = DEVICES[device]
+    model, x, eps = prepare(model, x, eps)
+    steps = torch.linspace(0, 999, task["batch"], device=device).long()
+    # Parameters stay float32, as ours do: what is bfloat16 is the computation.
+    precision = partial(torch.autocast, device, torch.bfloat16, enabled=task["dtype"] == "bfloat16")
+    given = (model, x, eps, steps, precision)
     parts = dict(train=train, forward=forward, sample=partial(sample, task["num_steps"]))
-    return about, {name: partial(part, *given) for name, part in parts.items()}
+    return about, {name: partial(finished, finish, part, *given) for name, part in parts.items()}
 
 
 if __name__ == "__main__":

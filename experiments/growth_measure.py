@@ -19,9 +19,9 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-import benchmark
 import jax
 import numpy as np
+import workloads
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
@@ -124,7 +124,7 @@ def measure_step(batch: int, size: int, channels: int, times: int, compiled: str
         watch = stopwatch()
         state, _ = jax.block_until_ready(program(state, examples))
         taken.append(watch())
-    process_mb = benchmark.peak_memory_mb()
+    process_mb = workloads.peak_memory_mb()
     plan = program.memory_analysis()
     of_program = (
         plan.argument_size_in_bytes

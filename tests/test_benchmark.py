@@ -30,7 +30,9 @@ def load_benchmark():
 # The benchmark
 
 
-@pytest.mark.parametrize("name, parameters", [("A", 6.47e6), ("B", 1.62e6), ("C", 1.00e6)])
+@pytest.mark.parametrize(
+    "name, parameters", [("A", 6.47e6), ("B", 1.62e6), ("C", 1.00e6), ("cifar10", 35.7e6)]
+)
 def test_the_benchmark_networks_have_the_sizes_of_their_peers(name, parameters):
     benchmark = load_benchmark()
     got = benchmark.count_parameters(name)
@@ -43,7 +45,8 @@ def test_the_benchmark_prints_one_line_of_json(name, parts, monkeypatch, capsys)
     network = benchmark.WORKLOADS[name]["network"]
     tiny = dict(shape=(4, 1), fields=dict(channels=4, channel_mults=(1,), num_blocks=1))
     monkeypatch.setitem(benchmark.NETWORKS, network, tiny)
-    monkeypatch.setattr(benchmark, "COMMON_FIELDS", {})
+    monkeypatch.setattr(load("workloads"), "COMMON_FIELDS", {})
+    monkeypatch.setitem(benchmark.MATRIX_SIZES, "cpu", 64)
     benchmark.main([f"--workload={name}", "--json", "--repeats=1"])
     (line,) = capsys.readouterr().out.splitlines()
     result = json.loads(line)
@@ -54,6 +57,12 @@ def test_the_benchmark_prints_one_line_of_json(name, parts, monkeypatch, capsys)
     for part in parts:
         for key in ("seconds_per_step", "compile_seconds", "peak_memory_mb"):
             assert result[part][key] > 0
+        assert result[part]["images_per_second"] > 0
+        if part != "sample":
+            figures = result[part]
+            assert figures["flops_per_second"] * figures["seconds_per_step"] > 1e4
+            share = figures["flops_per_second"] / result["peak_flops_per_second"]
+            assert figures["share_of_peak"] == share
     ratio = {"C": ("input", "ratio_to_train"), "D": ("sample", "ratio_to_forward")}[name]
     assert result[ratio[0]][ratio[1]] > 0
     if name == "C":
@@ -194,9 +203,10 @@ def test_a_missing_library_is_one_sentence_with_the_command():
 
 def test_a_peer_is_told_the_network_of_the_workload():
     benchmark = load_benchmark()
-    task = benchmark.peer_task("A", "bfloat16", 1)
+    task = benchmark.peer_task("A", "bfloat16")
     assert json.loads(json.dumps(task)) == dict(
         workload="A", shape=[32, 32, 3], batch=16, channels=64, channel_mults=[1, 2, 2],
         attention_resolutions=[16], num_blocks=2, head_width=64, embedding="add", norm_groups=16,
-        num_steps=50, dtype="bfloat16", core=1,
+        num_steps=50, dtype="bfloat16", remat=False, device="cpu",
+        core=max(benchmark.pairing.cores(), default=None),
     )  # fmt: skip
