@@ -1,0 +1,23 @@
+"""`diffax metrics`."""
+
+from __future__ import annotations
+
+import argparse
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    actions = parser.add_subparsers(title="actions", dest="action", required=True)
+    text = "convert the PyTorch checkpoint of the FID's Inception, once, before FID is measured"
+    convert = actions.add_parser(
+        "convert-inception", help=text, description=text.capitalize(), allow_abbrev=False
+    )
+    convert.add_argument("path", metavar="PATH", help="pt_inception-2015-12-05-6726825d.pth")
+    convert.add_argument(
+        "--out", metavar="FILE", help="the .npz to write (default: in the cache, where it is found)"
+    )
+
+
+def run(args: argparse.Namespace, _: None) -> None:
+    from diffax import metrics
+
+    print(metrics.convert_inception(args.path, args.out))
