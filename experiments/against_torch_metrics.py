@@ -151,7 +151,7 @@ def compare_inception(path: str) -> None:
     distances, many = frechet_distances(inceptions)
     os.environ["DIFFAX_CACHE"] = str(Path(path).parent)
     metrics.convert_inception(path)
-    for name, key in (("inception", "tensorflow"), ("inception_pytorch_fid", "pytorch_fid")):
+    for name, key in (("inception", "tensorflow"), ("inception_half_pixel", "pytorch_fid")):
         extractor = metrics.get_extractor(name)
         for size in cases.SIZES:
             pictures = cases.images(size, 4)

@@ -85,7 +85,7 @@ def test_inception_agrees_with_pytorch_fid_and_torch_fidelity(cache, monkeypatch
     distance = metrics.frechet_distance(*halves)
     assert distance == pytest.approx(float(REFERENCE["frechet/tensorflow"]), rel=1e-3)
 
-    other = metrics.get_extractor("inception_pytorch_fid")
+    other = metrics.get_extractor("inception_half_pixel")
     features, _ = cases.outputs(other, pictures("small", 4))
     assert_agree(features[:, :: cases.EVERY], REFERENCE["inception/pytorch_fid"], 1e-3)
     # The two resizes differ by far more than the error allowed.
@@ -122,7 +122,7 @@ def test_another_network_is_no_inception(inception_tensors, change, message):
 
 def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path))
-    for name in ("inception", "inception_pytorch_fid"):
+    for name in ("inception", "inception_half_pixel"):
         with pytest.raises(ValueError, match="(?s)pt_inception.*github.com.*convert-inception"):
             metrics.get_extractor(name)
     path = tmp_path / "weights.pth"
@@ -131,9 +131,9 @@ def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch, capfd):
     assert cli.main(["metrics", "convert-inception", str(path)]) == 1
     errors = capfd.readouterr().err
     assert "No such file" in errors and "can't be read as a file of torch.save" in errors
-    with pytest.raises(ValueError, match="one of inception, .*lite0.*, got 'vgg'"):
+    with pytest.raises(ValueError, match="'vgg': allowed are inception, .*lite0"):
         metrics.get_extractor("vgg")
-    with pytest.raises(ValueError, match="one of tensorflow, pytorch_fid, got 'bicubic'"):
+    with pytest.raises(ValueError, match="'bicubic': allowed are tensorflow, pytorch_fid"):
         shapes_of(inception.Inception("bicubic"))
 
 

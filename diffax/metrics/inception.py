@@ -61,7 +61,7 @@ class Inception(nn.Module):
           ValueError: an unknown `resize`, or another shape.
         """
         if self.resize not in RESIZES:
-            raise ValueError(f"resize must be one of {', '.join(RESIZES)}, got {self.resize!r}")
+            raise ValueError(f"resize={self.resize!r}: allowed are {', '.join(RESIZES)}")
         x = _chain(_layers())(RESIZES[self.resize](images.to_bytes(x)))
         features = x.mean(axis=(1, 2))
         logits = nn.Dense(CLASSES, use_bias=False, precision="highest", name="fc")(features)

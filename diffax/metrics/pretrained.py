@@ -29,7 +29,7 @@ def get_extractor(name: str) -> Extractor:
     """A pretrained network for images, by its name in `EXTRACTORS`.
 
     "inception": Inception-v3 of the FID, resizing as the published graph does; a Fréchet distance
-    over its features is the literature's FID. "inception_pytorch_fid": the same, resizing as
+    over its features is the literature's FID. "inception_half_pixel": the same, resizing as
     pytorch-fid does. Both need weights that `diffax metrics convert-inception` has converted.
     "lite0": EfficientNet-Lite0, and "mobilenet": MobileNetV2, both of ImageNet; their weights come
     by pip, and a distance over their features is no FID.
@@ -38,7 +38,7 @@ def get_extractor(name: str) -> Extractor:
       ValueError: an unknown name, or weights that are absent; it says how to get them.
     """
     if name not in EXTRACTORS:
-        raise ValueError(f"extractor must be one of {', '.join(EXTRACTORS)}, got {name!r}")
+        raise ValueError(f"extractor={name!r}: allowed are {', '.join(EXTRACTORS)}")
     return EXTRACTORS[name]()
 
 
@@ -143,7 +143,7 @@ def _sha256(path: str | os.PathLike) -> str:
 
 EXTRACTORS: dict[str, Callable[[], Extractor]] = {
     "inception": functools.partial(_inception, "inception", "tensorflow"),
-    "inception_pytorch_fid": functools.partial(_inception, "inception_pytorch_fid", "pytorch_fid"),
+    "inception_half_pixel": functools.partial(_inception, "inception_half_pixel", "pytorch_fid"),
     "lite0": functools.partial(
         _packaged,
         "lite0",
