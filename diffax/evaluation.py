@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax import likelihood, metrics, training
+from diffax import likelihood, scoring, training
 from diffax.data import Dataset, Split
 from diffax.generator import Generator
 from diffax.process import AnySchedule
@@ -34,38 +34,49 @@ def evaluate(
     Args:
       run: see `diffax.training.load`; its config.evaluation holds the sizes.
       dataset: the data that the run was trained on.
-      names: keys of `METRICS`.
+      names: keys of `LIKELIHOODS`, or of `scoring.scores()`: of samples against the training split.
       seed: of the noise and the samples.
       samples: of this run, by its config.sampling and that seed; drawn if needed and left out.
 
     Raises:
       ValueError: an unknown name, or what the metric itself refuses.
     """
+    scoring.check_names(names, *LIKELIHOODS)
+    of_samples = [name for name in names if name not in LIKELIHOODS]
+    found = {}
+    if of_samples:
+        # Refuses, if it does, before the samples are drawn.
+        reference = scoring.Reference.of(dataset, run.config.data)
+        num = run.config.evaluation.num_samples if samples is None else len(samples)
+        planned = scoring.plan(of_samples, reference, dataset.shape, num)
+        samples = draw(run, num, seed) if samples is None else np.asarray(samples)
+        drawn = {"sampling": _sampling(run)}
+        scores = scoring.measure(planned, samples, reference, seed)
+        found = {name: score | drawn for name, score in scores.items()}
     for name in names:
-        if name not in METRICS:
-            raise ValueError(f"metrics={name!r}: allowed are {', '.join(METRICS)}")
-    if samples is None and OF_SAMPLES.intersection(names):
-        if OF_FEATURES.intersection(names):
-            metrics.get_classifier(dataset, seed=0)  # refuses, if it does, before they are drawn
-        samples = draw(run, run.config.evaluation.num_samples, seed)
+        if name in LIKELIHOODS:
+            found[name] = LIKELIHOODS[name](run, dataset, seed)
     about = {
         "step": int(run.state.step),
         "weights": f"moving average, decay {run.config.ema.decay:g}",
         "seed": seed,
     }
-    return {name: METRICS[name](run, dataset, seed, samples) | about for name in names}
+    return {name: found[name] | about for name in names}
 
 
-def bits_per_dim(
-    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
-) -> dict[str, Any]:
+def _sampling(run: Run) -> dict[str, Any]:
+    """The keys of config.sampling that are set, but for the size of a picture."""
+    given = run.config.sampling.to_dict()
+    return {k: v for k, v in given.items() if v is not None and k != "num_samples"}
+
+
+def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     """The variational bound on the evaluation split, and the variance of its estimate.
 
     Each example is seen at config.evaluation.repeats noise levels. "bpd" is the mean bound, in
     bits/dim, "prior", "diffusion" and "reconstruction" its terms, "standard_error" that of "bpd"
     as an estimate for the population of images. "vlb_variance" is the variance of the diffusion
     term of one example at one time, in (bits/dim)^2: what training sees (Kingma 2021, figure 4).
-    Samples play no part.
 
     Raises:
       ValueError: a schedule with an infinite end.
@@ -105,13 +116,11 @@ def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0
     return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)
 
 
-def ode_bits_per_dim(
-    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
-) -> dict[str, Any]:
+def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     """Bits/dim by the probability-flow ODE on the evaluation split, and its standard error.
 
     By `likelihood.ode_bits_per_dim`: one random probe of the divergence and one dequantisation per
-    example, config.evaluation.ode_num_steps steps. Samples play no part.
+    example, config.evaluation.ode_num_steps steps.
 
     Raises:
       ValueError: a schedule with an infinite end.
@@ -129,148 +138,12 @@ def ode_bits_per_dim(
     }
 
 
-def frechet(
-    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
-) -> dict[str, Any]:
-    """Fréchet distance of samples to the training split, over a classifier's features.
-
-    The classifier is trained once on the data set and cached (see `diffax.metrics.get_classifier`);
-    its accuracy on the evaluation split is "classifier_accuracy". "low" and "high" are a bootstrap
-    interval over the samples, "floor" the distance of the evaluation split to the training split.
-
-    Raises:
-      ValueError: data without labels, or data that are no images.
-    """
-    classifier, features, samples = _features(run, dataset, seed, samples)
-    reference = metrics.reference_statistics(classifier, dataset.train)
-    low, high = metrics.bootstrap_frechet(features, reference, seed=seed)
-    floor = metrics.feature_statistics(classifier, dataset.eval.array())
-    return {
-        "frechet": metrics.frechet_distance(metrics.FeatureStatistics.of(features), reference),
-        "low": low,
-        "high": high,
-        "floor": metrics.frechet_distance(floor, reference),
-        **_about_features(classifier),
-        **_about_samples(run, dataset, samples),
-    }
-
-
-def kernel_distance(
-    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
-) -> dict[str, Any]:
-    """KID of samples to the training split, over a classifier's features.
-
-    By `metrics.kernel_distance`, of the samples and as many training examples; "floor" is that of
-    the evaluation split to these.
-
-    Raises:
-      ValueError: data without labels, or data that are no images.
-    """
-    classifier, features, samples = _features(run, dataset, seed, samples)
-    reference = _as_many(classifier, dataset.train, samples)
-    floor = _as_many(classifier, dataset.eval, samples)
-    blocks = min(20, len(features) // 2, len(reference) // 2, len(floor) // 2)
-    found = metrics.kernel_distance(features, reference, blocks=blocks)
-    return {
-        "kid": found.value,
-        "standard_error": found.standard_error,
-        "floor": metrics.kernel_distance(floor, reference, blocks=blocks).value,
-        **_about_features(classifier),
-        **_about_samples(run, dataset, samples, len(reference)),
-    }
-
-
-def prdc(
-    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None, k: int = 5
-) -> dict[str, Any]:
-    """Precision, recall, density and coverage over a classifier's features: `metrics.prdc`.
-
-    Of the samples and as many training examples, since the four depend on the numbers.
-
-    Raises:
-      ValueError: data without labels, or data that are no images.
-    """
-    classifier, features, samples = _features(run, dataset, seed, samples)
-    reference = _as_many(classifier, dataset.train, samples)
-    num = len(reference)
-    return {
-        **metrics.prdc(features[:num], reference, k)._asdict(),
-        "neighbours": k,
-        **_about_features(classifier),
-        **_about_samples(run, dataset, samples[:num], num),
-    }
-
-
-def sliced_wasserstein(
-    run: Run, dataset: Dataset, seed: int = 0, samples: np.ndarray | None = None
-) -> dict[str, Any]:
-    """Of samples to the training split, on the data's own values: `metrics.sliced_wasserstein`.
-
-    "floor" is that of the evaluation split to the training split. Any data will do.
-    """
-    samples = _samples(run, seed, samples)
-    train = dataset.train.array()
-    return {
-        "swd": metrics.sliced_wasserstein(samples, train, seed=seed),
-        "floor": metrics.sliced_wasserstein(dataset.eval.array(), train, seed=seed),
-        **_about_samples(run, dataset, samples),
-    }
-
-
-def _samples(run: Run, seed: int, samples: np.ndarray | None) -> np.ndarray:
-    if samples is None:
-        samples = draw(run, run.config.evaluation.num_samples, seed)
-    return np.asarray(samples)
-
-
-def _features(
-    run: Run, dataset: Dataset, seed: int, samples: np.ndarray | None
-) -> tuple[metrics.Extractor, np.ndarray, np.ndarray]:
-    """The classifier, and its features of the samples, which are drawn if not given."""
-    classifier = metrics.get_classifier(dataset, seed=0)
-    samples = _samples(run, seed, samples)
-    return classifier, metrics.features(classifier, samples), samples
-
-
-def _as_many(classifier: metrics.Extractor, split: Split, samples: np.ndarray) -> np.ndarray:
-    """The features of a split's first examples, as many as there are samples if it has them."""
-    indices = np.arange(min(len(samples), len(split)))
-    return metrics.features(classifier, split.array(indices))
-
-
-def _about_features(extractor: metrics.Extractor) -> dict[str, Any]:
-    return {
-        "features": extractor.name,
-        "features_fingerprint": extractor.fingerprint,
-        **extractor.about,
-    }
-
-
-def _about_samples(
-    run: Run, dataset: Dataset, samples: np.ndarray, num_reference: int | None = None
-) -> dict[str, Any]:
-    num, sampling = num_reference or len(dataset.train), run.config.sampling
-    return {
-        "num_samples": len(samples),
-        "reference": f"{dataset.name}, {run.config.data.train_split}, {num} examples",
-        "sampler": sampling.sampler,
-        "num_steps": sampling.num_steps,
-        "grid": sampling.grid,
-    }
-
-
-# name -> (run, dataset, seed, samples) -> numbers and what they depend on
-METRICS: dict[str, Callable[[Run, Dataset, int, np.ndarray | None], dict[str, Any]]] = {
+# name -> (run, dataset, seed) -> numbers and what they depend on
+LIKELIHOODS: dict[str, Callable[[Run, Dataset, int], dict[str, Any]]] = {
     "bpd": bits_per_dim,
     "bpd_vlb": bits_per_dim,  # the same, beside bpd_ode
     "bpd_ode": ode_bits_per_dim,
-    "frechet": frechet,
-    "kid": kernel_distance,
-    "prdc": prdc,
-    "swd": sliced_wasserstein,
 }
-OF_FEATURES = frozenset(("frechet", "kid", "prdc"))
-OF_SAMPLES = OF_FEATURES | {"swd"}
 
 
 def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np.ndarray:

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import process
+from diffax.data.dataset import to_8_bits
 from diffax.process import AnySchedule
 
 MIN_WIDTH = 512  # pixels; smaller grids are enlarged, each value to a square of pixels
@@ -33,7 +34,7 @@ def image_grid(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.nd
     num, height, width, channels = x.shape
     columns = columns or math.ceil(math.sqrt(num))
     rows = math.ceil(num / columns)
-    pixels = np.round((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+    pixels = to_8_bits(x)
     grid = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128)
     grid = grid.astype(np.uint8)
     for i, image in enumerate(pixels):

@@ -120,6 +120,9 @@ def make_measure(
     """
     num = config.evaluation.num_samples
 
+    def distances(run: training.Run, seed: int, samples: np.ndarray) -> dict[str, Any]:
+        return evaluation.evaluate(run, dataset, ["frechet"], seed, samples)["frechet"]
+
     @functools.lru_cache(maxsize=1)
     def trained(seed: int) -> tuple[training.Run, float]:
         own = runner.arm_config(config, Arm("network"), seed)
@@ -127,13 +130,13 @@ def make_measure(
         training.train(own, directory)
         run, images = training.load(directory), len(dataset.eval)
         real = dataset.eval.array(np.random.default_rng(seed).permutation(images)[:num])
-        return run, evaluation.frechet(run, dataset, seed, real)["frechet"]
+        return run, distances(run, seed, real)["frechet"]
 
     def measure(arm: Arm, seed: int, directory: Path) -> dict[str, Any]:
         run, floor = trained(seed)
         run = run._replace(config=runner.arm_config(config, arm, seed))
         samples = evaluation.draw(run, batches * num, seed)
-        found = [evaluation.frechet(run, dataset, seed, x) for x in np.split(samples, batches)]
+        found = [distances(run, seed, x) for x in np.split(samples, batches)]
         return {**found[0], "frechet": [one["frechet"] for one in found], "floor": floor}
 
     return measure

@@ -234,7 +234,7 @@ def test_evaluate_says_what_each_number_depends_on(trained, capsys):
     parts = result["prior"] + result["diffusion"] + result["reconstruction"]
     assert result["bpd"] == pytest.approx(parts)
     assert (result["num_examples"], result["repeats"], result["step"]) == (64, 2, 4)
-    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=fid"]) == 1
+    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=fd"]) == 1
     assert "frechet" in capsys.readouterr().err
 
 

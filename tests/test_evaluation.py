@@ -2,6 +2,7 @@
 
 import math
 
+import flax.linen as nn
 import jax
 import numpy as np
 import pytest
@@ -84,32 +85,49 @@ def test_loss_by_log_snr_of_the_exact_predictor(run_and_data, monkeypatch):
     assert curve["loss"][0] < 0.01 and 0.5 < curve["loss"][-1] < 1
 
 
+class Points(nn.Module):
+    """Points stand for their features."""
+
+    def __call__(self, x):
+        return x, x
+
+
 def test_distances_of_samples(run_and_data, monkeypatch):
-    """The points stand for a classifier's features; the samples are drawn once."""
+    """The samples are drawn once."""
     run, dataset = run_and_data
     run.config.evaluation.num_samples = 300
-    classifier = metrics.Extractor("classifier", None, None, "f", {"classifier_accuracy": 0.9})
-    monkeypatch.setattr(evaluation.metrics, "get_classifier", lambda dataset, seed: classifier)
-    monkeypatch.setattr(evaluation.metrics, "features", lambda classifier, x: x)
+    classifier = metrics.Extractor("classifier", Points(), {}, "f", {"classifier_accuracy": 0.9})
+    monkeypatch.setattr(metrics, "get_classifier", lambda dataset, seed: classifier)
     draw, drawn = evaluation.draw, []
     monkeypatch.setattr(evaluation, "draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
-    found = evaluation.evaluate(run, dataset, ["kid", "prdc", "swd"], seed=2)
-    (samples,), train = drawn, dataset.train.array()
-    kid = metrics.kernel_distance(samples, train[:300])
+    found = evaluation.evaluate(run, dataset, ["bpd", "frechet", "kid", "prdc", "swd"], seed=2)
+    (samples,), train = drawn, dataset.train.x
+    assert list(found) == ["bpd", "frechet", "kid", "prdc", "swd"]
+    own, some = samples[metrics.shuffled(300, 2)], train[metrics.shuffled(len(train), 2)]
+    kid = metrics.kernel_distance(own, some[:300])
     assert (found["kid"]["kid"], found["kid"]["standard_error"]) == kid
-    assert found["kid"]["floor"] < kid.value
-    assert metrics.prdc(samples, train[:300]).coverage == found["prdc"]["coverage"]
-    assert found["swd"]["swd"] == metrics.sliced_wasserstein(samples, train, seed=2)
+    held_out = dataset.eval.x[metrics.shuffled(len(dataset.eval), 2)[:300]]
+    assert found["kid"]["floor"] == metrics.kernel_distance(held_out, some[:300]).value
+    assert metrics.prdc(own, some[:300]).coverage == found["prdc"]["coverage"]
+    assert found["swd"]["swd"] == metrics.sliced_wasserstein(own, some[:10_000], seed=2)
     assert found["swd"]["swd"] > found["swd"]["floor"] > 0
-    for about in found.values():
+    frechet = found["frechet"]
+    both = map(metrics.FeatureStatistics.of, (samples, train))
+    assert frechet["frechet"] == pytest.approx(metrics.frechet_distance(*both))
+    assert frechet["low"] < frechet["frechet"] < frechet["high"]
+    assert frechet["floor"] < frechet["frechet"] and frechet["num_floor"] == len(dataset.eval)
+    assert frechet["classifier_accuracy"] == 0.9
+    for name in ("frechet", "kid", "prdc", "swd"):
+        about = found[name]
         assert (about["num_samples"], about["seed"], about["step"]) == (300, 2, 300)
+        assert (about["sampling"]["sampler"], about["sampling"]["num_steps"]) == ("ddim", 20)
     for name in ("kid", "prdc"):
         assert found[name]["reference"] == "mixture2d, train, 300 examples"
 
 
 def test_refusals(run_and_data):
     run, dataset = run_and_data
-    with pytest.raises(ValueError, match="bpd_ode, frechet, kid, prdc, swd"):
-        evaluation.evaluate(run, dataset, ["fid"])
+    with pytest.raises(ValueError, match="'fd'.* bpd, bpd_vlb, bpd_ode, frechet, .*swd"):
+        evaluation.evaluate(run, dataset, ["bpd", "fd"])
     with pytest.raises(ValueError, match="labelled"):
         evaluation.evaluate(run, dataset, ["frechet"])

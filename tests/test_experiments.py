@@ -100,9 +100,11 @@ def test_results_are_reused_and_those_of_another_setting_refused(tmp_path, monke
     """One small network, two samplers; a distance that needs no classifier."""
     drawn, draw = [], QUALITY.evaluation.draw
     monkeypatch.setattr(QUALITY.evaluation, "draw", lambda *a: drawn.append(a) or draw(*a))
-    monkeypatch.setattr(
-        QUALITY.evaluation, "frechet", lambda *a: {"frechet": float(np.square(a[-1]).mean())}
-    )
+
+    def evaluate(run, dataset, names, seed, samples):
+        return {name: {name: float(np.square(samples).mean())} for name in names}
+
+    monkeypatch.setattr(QUALITY.evaluation, "evaluate", evaluate)
     monkeypatch.setattr(QUALITY.runtime, "start", lambda: None)
     for name, value in dict(FURTHER={}, CANDIDATES=[("plms", 5)], REFERENCES=[("ddim", 5)]).items():
         monkeypatch.setattr(QUALITY, name, value)

@@ -87,10 +87,11 @@ MAY_IMPORT = {
     "runtime": set(),
     "training": PARTS,
     "generator": PARTS | {"training"},
-    "evaluation": PARTS | {"training", "generator"},
+    "scoring": {"data", "metrics"},
+    "evaluation": PARTS | {"training", "generator", "scoring"},
     "edits": PARTS | {"generator"},
     "ablation": PARTS | {"training", "evaluation"},
-    "cli": PARTS | {"training", "evaluation", "generator", "edits", "ablation"},
+    "cli": PARTS | {"training", "scoring", "evaluation", "generator", "edits", "ablation"},
 }
 
 

@@ -137,9 +137,84 @@ def test_one_dimension_is_the_distance_of_quantiles():
     assert found == pytest.approx(math.sqrt(1 / 6 + 4 / 3))
 
 
+# --- the Inception score ----------------------------------------------------------------------
+
+
+def plain_inception_score(logits, splits):
+    """Class by class, of the probabilities."""
+    p = np.exp(logits) / np.exp(logits).sum(axis=1, keepdims=True)
+    scores = []
+    for part in np.array_split(p, splits):
+        marginal = part.mean(axis=0)
+        divergences = [sum(a * math.log(a / b) for a, b in zip(row, marginal)) for row in part]
+        scores.append(math.exp(sum(divergences) / len(part)))
+    return np.mean(scores), np.std(scores)
+
+
+@given(seed=st.integers(0, 1000), splits=st.integers(1, 5))
+def test_inception_score_is_that_of_plain_loops(seed, splits):
+    logits = normal(23, 4, seed, deviation=3)
+    found = metrics.inception_score(logits, splits)
+    np.testing.assert_allclose(found, plain_inception_score(logits, splits), rtol=1e-10)
+
+
+def test_inception_score_of_the_unsure_and_of_the_sure():
+    """1 where every class is as likely for every sample; K where each of K classes is sure."""
+    assert metrics.inception_score(np.zeros((50, 7)), 5) == pytest.approx((1, 0))
+    sure = 1e4 * np.tile(np.eye(7), (10, 1))
+    assert metrics.inception_score(sure, 5) == pytest.approx((7, 0))
+    assert metrics.inception_score(sure[:, ::-1] - 1e5, 5) == pytest.approx((7, 0))
+
+
+def test_inception_score_falls_as_samples_get_worse():
+    """Classes dropped: to their number. Surer to less sure: less at each step."""
+    sure = 1e4 * np.tile(np.eye(7), (10, 1))
+    assert metrics.inception_score(sure[sure.argmax(axis=1) < 3], 5).mean == pytest.approx(3)
+    scores = [metrics.inception_score(sure * scale, 5).mean for scale in (1, 4e-4, 2e-4, 1e-4)]
+    assert scores == sorted(scores, reverse=True) and scores[-1] < scores[0] / 2
+
+
+# --- two networks -----------------------------------------------------------------------------
+
+
+def ranked(**distances):
+    """Each with an interval of 0.4 on either side."""
+    return [metrics.Ranked(name, d, d - 0.4, d + 0.4) for name, d in distances.items()]
+
+
+def test_a_ranking_is_settled_where_both_networks_have_it_beyond_their_intervals():
+    first = ranked(a=3.0, b=1.0, c=2.0)
+    pairs = metrics.settled(first, ranked(b=10.0, c=12.0, a=11.5))
+    assert [(p.better, p.worse) for p in pairs] == [("b", "c"), ("b", "a"), ("c", "a")]
+    assert [p.settled for p in pairs] == [True, True, False]
+    assert [p.agreed for p in pairs] == [True, True, False]
+    (near,) = metrics.settled(ranked(a=1.0, b=1.5), ranked(a=1.0, b=2.0))
+    assert near.agreed and not near.settled  # the first network's intervals overlap
+    (near,) = metrics.settled(ranked(a=1.0, b=2.0), ranked(a=1.0, b=1.5))
+    assert near.agreed and not near.settled  # the second's
+
+
+@pytest.mark.parametrize("second", [ranked(a=1.0), ranked(a=1.0, c=2.0), ranked(a=1, b=1) * 2])
+def test_networks_must_judge_the_same(second):
+    with pytest.raises(ValueError, match="each must judge the same names, once"):
+        metrics.settled(ranked(a=1.0, b=2.0), second)
+
+
 # --- all --------------------------------------------------------------------------------------
 
+
+def frechet(x, y):
+    return metrics.frechet_distance(*map(metrics.FeatureStatistics.of, (x, y)))
+
+
+def frechet_infinity(x, y):
+    x = x[metrics.shuffled(len(x), 0)]
+    return metrics.frechet_infinity(x, metrics.FeatureStatistics.of(y)).value
+
+
 DISTANCES = {
+    "frechet": frechet,
+    "frechet_infinity": frechet_infinity,
     "kid": lambda x, y: metrics.kernel_distance(x, y).value,
     "1 - coverage": lambda x, y: 1 - metrics.prdc(x, y).coverage,
     "1 - density": lambda x, y: 1 - metrics.prdc(x, y).density,
@@ -170,6 +245,14 @@ def test_worse_samples_are_farther_away(name):
             r"must be \(N, F\) and \(M, F\)",
         ),
         (lambda: metrics.prdc(np.zeros((9, 3)), np.zeros((5, 3))), "k is 5; .* below .* 9 and 5"),
+        (lambda: metrics.inception_score(np.zeros((9, 3)), 10), "splits is 10"),
+        (lambda: metrics.inception_score(np.zeros(9)), r"\(9,\)"),
+        (
+            lambda: metrics.frechet_standard_error(
+                np.zeros((9, 3)), metrics.Moments(np.zeros(2), 0)
+            ),
+            r"\(3,\) wide on one side and \(2,\)",
+        ),
         (lambda: metrics.sliced_wasserstein(np.zeros((9, 3)), np.zeros((9, 2))), "of one shape"),
     ],
 )

@@ -128,6 +128,16 @@ def to_float(x: np.ndarray) -> np.ndarray:
     return out
 
 
+def to_8_bits(x: np.ndarray) -> np.ndarray:
+    """float x as uint8, the nearest to (x + 1) * 127.5 after clipping to [-1, 1]; uint8 unchanged.
+
+    What an image file keeps of x.
+    """
+    if x.dtype == np.uint8:
+        return x
+    return np.rint((np.clip(x, -1, 1) + 1) * 127.5).astype(np.uint8)
+
+
 def check_flip(flip: bool, shape: tuple[int, ...]) -> None:
     """Refuses horizontal flips of examples (of shape `shape`) that are no images (H, W, C)."""
     if flip and len(shape) != 3:

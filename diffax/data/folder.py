@@ -28,6 +28,20 @@ def load(config: DataConfig) -> Dataset:
       ValueError: if an image cannot be read, sizes differ without `image_size`, or images lie both
         in the folder and in sub-folders; the message names the file.
     """
+    x, relative = read(config)
+    names = tuple(sorted({path.parts[0] for path in relative if len(path.parts) > 1}))
+    label = None
+    if names:
+        label = np.array([names.index(path.parts[0]) for path in relative], np.int32)
+    digests = [hashlib.sha256(path.as_posix().encode()).hexdigest() for path in relative]
+    train, evaluation = (
+        Split(x[i], None if label is None else label[i]) for i in cut(len(x), np.argsort(digests))
+    )
+    return make_dataset(config.name, train, evaluation, names)
+
+
+def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
+    """Every image as in `load`, (N, H, W, C) uint8, and their paths within the folder."""
     root = pathlib.Path(config.path)
     files = _files(root, config)
     grey, sizes = zip(*(_reading(path, images.header) for path in files), strict=True)
@@ -43,17 +57,7 @@ def load(config: DataConfig) -> Dataset:
     x = np.empty((len(files), height, width, channels), np.uint8)
     for i, path in enumerate(files):
         x[i] = _reading(path, lambda p: images.decode(p, channels, config.image_size))
-    x = images.pad(x, config.pad_to)
-    relative = [path.relative_to(root) for path in files]
-    names = tuple(sorted({path.parts[0] for path in relative if len(path.parts) > 1}))
-    label = None
-    if names:
-        label = np.array([names.index(path.parts[0]) for path in relative], np.int32)
-    digests = [hashlib.sha256(path.as_posix().encode()).hexdigest() for path in relative]
-    train, evaluation = (
-        Split(x[i], None if label is None else label[i]) for i in cut(len(x), np.argsort(digests))
-    )
-    return make_dataset(config.name, train, evaluation, names)
+    return images.pad(x, config.pad_to), [path.relative_to(root) for path in files]
 
 
 def _files(root: pathlib.Path, config: DataConfig) -> list[pathlib.Path]:

@@ -10,28 +10,23 @@ import numpy as np
 
 from diffax.data.dataset import DataConfig, Dataset, Split, cut, make_dataset
 
-_PREFERRED_KEYS = ("x", "audio")
+_PREFERRED_KEYS = ("x", "audio", "samples", "arr_0")
 
 
 def load(config: DataConfig) -> Dataset:
     """Reads one array (N, ..., C) of the file `config.path`, such as signals (N, length, 1).
 
     The array is the one that `config.array` names; without a name the only one beside `label`, or
-    else `x`, or `audio`. int16 becomes real data k / 32768 in [-1, 1); uint8 stays 8-bit data;
-    floats are taken as they are and should be of order one. An array `label` (N,) of integers from
-    0 gives the classes. A tenth of the examples, drawn once and for all (Philox, key 0), is the
-    eval split.
+    else `x`, `audio`, `samples` or `arr_0`. int16 becomes real data k / 32768 in [-1, 1); uint8
+    stays 8-bit data; floats are taken as they are and should be of order one. An array `label` (N,)
+    of integers from 0 gives the classes. A tenth of the examples, drawn once and for all (Philox,
+    key 0), is the eval split.
 
     Raises:
       FileNotFoundError: if the file is missing.
       ValueError: if it is no .npz, or the array is not found or not usable; it names the file.
     """
-    if not os.path.isfile(config.path):
-        raise FileNotFoundError(
-            f"data.path={config.path!r} is not a file: data.name='npz' needs the path of an .npz."
-        )
-    x, label = _read(config)
-    x = _examples(x, config)
+    x, label = read(config)
     names: tuple[str, ...] = ()
     if label is not None:
         label = _labels(label, len(x), config)
@@ -43,7 +38,13 @@ def load(config: DataConfig) -> Dataset:
     return make_dataset(config.name, train, evaluation, names)
 
 
-def _read(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
+def read(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
+    """The examples as in `load`, (N, ..., C) uint8 or float32, and `label` as it is, or None."""
+    if not os.path.isfile(config.path):
+        raise FileNotFoundError(
+            f"data.path={config.path!r} is not a file: data.name='npz' needs the path of an .npz."
+        )
+
     def member(archive, key: str) -> np.ndarray:
         try:
             return archive[key]
@@ -54,7 +55,8 @@ def _read(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
         raise ValueError(f"data.path={config.path!r} is not an .npz (write one with numpy.savez).")
     with np.load(config.path, allow_pickle=False) as archive:
         x = member(archive, _key(config, archive.files))
-        return x, member(archive, "label") if "label" in archive.files else None
+        label = member(archive, "label") if "label" in archive.files else None
+    return _examples(x, config), label
 
 
 def _key(config: DataConfig, keys: list[str]) -> str:

@@ -3,38 +3,71 @@
 from diffax.metrics.classifier import get_classifier, is_classifiable
 from diffax.metrics.extractor import (
     Extractor,
+    Features,
     feature_statistics,
     features,
     logits,
+    measured,
     reference_statistics,
+    shuffled,
+    width,
 )
-from diffax.metrics.frechet import FeatureStatistics, bootstrap_frechet, frechet_distance
+from diffax.metrics.extrapolation import Extrapolation, fewest_for_infinity, frechet_infinity
+from diffax.metrics.frechet import (
+    FeatureStatistics,
+    HasMoments,
+    Moments,
+    frechet_distance,
+    frechet_distance_to,
+    frechet_standard_error,
+    normal_interval,
+    read_moments,
+)
+from diffax.metrics.inception_score import InceptionScore, inception_score
 from diffax.metrics.kernel import KernelDistance, cubic_kernel, kernel_distance
 from diffax.metrics.lpips import lpips_distance, lpips_diversity
 from diffax.metrics.neighbours import PRDC, prdc
 from diffax.metrics.pretrained import EXTRACTORS, convert_inception, get_extractor
+from diffax.metrics.ranking import Pair, Ranked, settled
 from diffax.metrics.sliced import sliced_wasserstein
 
 __all__ = [
     "EXTRACTORS",
     "Extractor",
+    "Extrapolation",
     "FeatureStatistics",
+    "Features",
+    "HasMoments",
+    "InceptionScore",
     "KernelDistance",
+    "Moments",
     "PRDC",
-    "bootstrap_frechet",
+    "Pair",
+    "Ranked",
     "convert_inception",
     "cubic_kernel",
     "feature_statistics",
     "features",
+    "fewest_for_infinity",
     "frechet_distance",
+    "frechet_distance_to",
+    "frechet_infinity",
+    "frechet_standard_error",
     "get_classifier",
     "get_extractor",
+    "inception_score",
     "is_classifiable",
     "kernel_distance",
     "logits",
     "lpips_distance",
     "lpips_diversity",
+    "measured",
+    "normal_interval",
     "prdc",
+    "read_moments",
     "reference_statistics",
+    "settled",
+    "shuffled",
     "sliced_wasserstein",
+    "width",
 ]

@@ -4,10 +4,27 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import zipfile
+from collections.abc import Callable
 from pathlib import Path
+from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy import stats
+
+
+class HasMoments(Protocol):
+    """Of features: the mean, (F,), and the covariance, (F, F), both float64."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
+
+
+class Moments(NamedTuple):
+    """A mean, (F,), and a covariance, (F, F), of an unknown number of features."""
+
+    mean: np.ndarray
+    covariance: np.ndarray
 
 
 @dataclasses.dataclass(frozen=True)
@@ -69,50 +86,106 @@ class FeatureStatistics:
             return cls(int(file["n"]), file["shift"], file["total"], file["products"])
 
 
-def frechet_distance(a: FeatureStatistics, b: FeatureStatistics) -> float:
-    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_a^1/2 C_b C_a^1/2)^1/2), as FID is reported.
+def read_moments(path: str | os.PathLike) -> Moments:
+    """Of an .npz with arrays `mu`, (F,), and `sigma`, (F, F): the form in which the statistics of
+    public data sets are published for FID.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: another kind of file, other arrays, or numbers that are not finite; names it.
+    """
+    if not Path(path).is_file():
+        raise FileNotFoundError(f"{path}: no such file")
+    if not zipfile.is_zipfile(path):
+        raise ValueError(f"{path} is not an .npz; wanted is one with arrays mu (F,), sigma (F, F)")
+    with np.load(path, allow_pickle=False) as file:
+        if not {"mu", "sigma"} <= set(file.files):
+            held = ", ".join(file.files) or "nothing"
+            raise ValueError(f"{path} holds {held}; wanted are arrays mu (F,) and sigma (F, F)")
+        found = Moments(*(np.asarray(file[key], np.float64) for key in ("mu", "sigma")))
+    if found.mean.ndim != 1 or found.covariance.shape != 2 * found.mean.shape:
+        raise ValueError(
+            f"{path}: mu has shape {found.mean.shape} and sigma {found.covariance.shape}; wanted"
+            " are (F,) and (F, F)"
+        )
+    if not all(np.isfinite(a).all() for a in found):
+        raise ValueError(f"{path}: mu or sigma has numbers that are not finite")
+    return found
+
+
+def frechet_distance(a: HasMoments, b: HasMoments) -> float:
+    """|m_a - m_b|^2 + tr(C_a + C_b - 2 (C_b^1/2 C_a C_b^1/2)^1/2), as FID is reported.
 
     (The square of the distance of Dowson & Landau 1982.) By eigenvalues of symmetric matrices, so a
     singular covariance is no exception. Sampling noise makes it larger, by an amount of order
-    F / n: compare numbers of equal sample counts only.
+    F / n: compare numbers of equal sample counts only, or see `frechet_infinity`.
 
     Raises:
       ValueError: different feature widths, or fewer than two examples on a side.
     """
-    if a.mean.shape != b.mean.shape:
-        raise ValueError(
-            f"features are {a.mean.shape} wide on one side and {b.mean.shape} on the other"
-        )
-    values, vectors = np.linalg.eigh(a.covariance)
+    return frechet_distance_to(b)(a)
+
+
+def frechet_distance_to(reference: HasMoments) -> Callable[[HasMoments], float]:
+    """a -> `frechet_distance(a, reference)`, the reference's root taken once."""
+    mean, covariance = reference.mean, reference.covariance
+    values, vectors = np.linalg.eigh(covariance)
     root = (vectors * np.sqrt(np.maximum(values, 0.0))) @ vectors.T
-    cross = np.linalg.eigvalsh(root @ b.covariance @ root)
-    gap = a.mean - b.mean
-    spread = np.trace(a.covariance) + np.trace(b.covariance)
-    spread -= 2 * np.sqrt(np.maximum(cross, 0.0)).sum()
-    return float(gap @ gap + max(spread, 0.0))
+    total = np.trace(covariance)
+
+    def distance(a: HasMoments) -> float:
+        if a.mean.shape != mean.shape:
+            raise ValueError(
+                f"features are {a.mean.shape} wide on one side and {mean.shape} on the other"
+            )
+        ours, gap = a.covariance, a.mean - mean
+        cross = np.linalg.eigvalsh(root @ ours @ root)
+        spread = np.trace(ours) + total - 2 * np.sqrt(np.maximum(cross, 0.0)).sum()
+        return float(gap @ gap + max(spread, 0.0))
+
+    return distance
 
 
-def bootstrap_frechet(
-    features: np.ndarray,
-    reference: FeatureStatistics,
-    seed: int = 0,
-    confidence: float = 0.95,
-    resamples: int = 200,
-) -> tuple[float, float]:
-    """A normal interval for the distance of `features` (N, F), by its bootstrap standard error.
+def frechet_standard_error(features: np.ndarray, reference: HasMoments) -> float:
+    """The standard error of the distance of `features` (N, F), by its influence function.
 
-    The examples are resampled with replacement `resamples` times. Their quantiles would not do:
-    resampling itself raises the distance.
+    To first order an example x moves the distance D by psi(x) / N, with d = x - m and T the map
+    that takes N(m, C) to the reference's covariance, T = C^-1/2 (C^1/2 C_r C^1/2)^1/2 C^-1/2:
+
+        psi(x) = 2 (m - m_r) . d + d^T (1 - T) d - tr((1 - T) C)
+
+    The error is the deviation of psi over sqrt(N): the infinitesimal jackknife (Efron 1982), which
+    is what the bootstrap's tends to, for two eigendecompositions. With few examples per feature
+    it is too large, by up to two fifths where measured, and the bootstrap's is larger still. The
+    reference counts as known.
+
+    Raises:
+      ValueError: other shapes, different widths, or fewer than two examples.
     """
-    rng = np.random.default_rng(seed)
-    features = np.asarray(features, np.float64)
-    distances = [
-        frechet_distance(
-            FeatureStatistics.of(features[rng.integers(len(features), size=len(features))]),
-            reference,
+    own = FeatureStatistics.of(features)
+    if own.mean.shape != reference.mean.shape:
+        raise ValueError(
+            f"features are {own.mean.shape} wide on one side and {reference.mean.shape} on the"
+            " other"
         )
-        for _ in range(resamples)
-    ]
-    distance = frechet_distance(FeatureStatistics.of(features), reference)
-    margin = stats.norm.ppf(0.5 + confidence / 2) * np.std(distances, ddof=1)
-    return float(max(distance - margin, 0.0)), float(distance + margin)
+    values, vectors = np.linalg.eigh(own.covariance)
+    # d lies in the span of C: what is zero but for rounding is left out.
+    kept = values > max(values[-1], 0.0) * len(values) * 10 * np.finfo(float).eps
+    if not kept.any():
+        return 0.0
+    roots, vectors = np.sqrt(values[kept]), vectors[:, kept]
+    outer = vectors * roots
+    cross, axes = np.linalg.eigh(outer.T @ reference.covariance @ outer)
+    d = np.asarray(features, np.float64) - own.mean
+    whitened = d @ (vectors / roots) @ axes
+    psi = 2 * d @ (own.mean - reference.mean) + np.sum(d**2, axis=1)
+    psi -= whitened**2 @ np.sqrt(np.maximum(cross, 0.0))
+    return float(psi.std(ddof=1) / np.sqrt(len(d)))
+
+
+def normal_interval(
+    value: float, standard_error: float, confidence: float = 0.95
+) -> tuple[float, float]:
+    """The (low, high) of a distance, not below 0, by its standard error."""
+    margin = stats.norm.ppf(0.5 + confidence / 2) * standard_error
+    return float(max(value - margin, 0.0)), float(value + margin)

@@ -22,6 +22,7 @@ from diffax.metrics.torch_file import read_torch_file
 _LOG = logging.getLogger("diffax")
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
 INCEPTION_URL = "https://github.com/mseitzer/pytorch-fid/releases/tag/fid_weights"
+_BATCH_SIZE = 50  # of images with 299 or 224 pixels a side
 _VERSION = 1  # of preprocessing and conversion; another makes other fingerprints
 
 
@@ -124,6 +125,7 @@ def _extractor(name, network, params, file: str, digest: str, about: dict[str, A
         params=params,
         fingerprint=f"{name}-{content_hash(_VERSION, about)}",
         about=about,
+        batch_size=_BATCH_SIZE,
     )
 
 

@@ -1,0 +1,38 @@
+"""Scores of samples against reference data; every number comes with what it depends on.
+
+reference = Reference.of(diffax.data.load({"name": "digits"}))
+score(samples, reference, ["frechet", "kid", "prdc"])
+
+A score is a measure over the features of a network. Over Inception's the Fréchet distance is FID;
+over another network's it is not, and has another name.
+"""
+
+from diffax.scoring.measures import MEASURES, NUM_PAIRED, Measure, Seen
+from diffax.scoring.reference import Reference, read_samples
+from diffax.scoring.table import (
+    PUBLISHED,
+    Planned,
+    Score,
+    check_names,
+    measure,
+    plan,
+    score,
+    scores,
+)
+
+__all__ = [
+    "MEASURES",
+    "NUM_PAIRED",
+    "PUBLISHED",
+    "Measure",
+    "Planned",
+    "Reference",
+    "Score",
+    "Seen",
+    "check_names",
+    "measure",
+    "plan",
+    "read_samples",
+    "score",
+    "scores",
+]

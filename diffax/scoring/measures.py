@@ -1,0 +1,210 @@
+"""The measures: functions of samples and reference as a network sees them."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffax import metrics
+from diffax.data import Split
+from diffax.scoring.reference import Reference
+
+# Measures that compare all pairs take this many examples a side at most, drawn by the seed.
+NUM_PAIRED = 10_000
+CONFIDENCE = 0.95
+INCEPTION = "inception"
+
+
+@dataclasses.dataclass(frozen=True)
+class Seen:
+    """Samples and reference as a network sees them: what a measure is a function of.
+
+    Attributes:
+      x: the samples, (N, ..., C) uint8 or float32.
+      extractor: None where a measure takes the values themselves.
+      seed: of what is drawn at random: the order of the samples, and which of the reference.
+    """
+
+    x: np.ndarray
+    reference: Reference
+    extractor: metrics.Extractor | None
+    seed: int
+
+    @functools.cached_property
+    def samples(self) -> metrics.Features:
+        """Of the samples."""
+        return metrics.measured(self.extractor, self.x, self.seed)
+
+    @functools.cached_property
+    def moments(self) -> metrics.HasMoments:
+        """Mean and covariance of the whole reference."""
+        if self.reference.dataset is None:
+            return self.reference.moments
+        return metrics.reference_statistics(self.extractor, self.reference.dataset.train)
+
+    @functools.cached_property
+    def distance(self) -> Callable[[metrics.HasMoments], float]:
+        """Of features with those moments to the whole reference."""
+        return metrics.frechet_distance_to(self.moments)
+
+    @functools.cached_property
+    def standard_error(self) -> float:
+        """Of the Fréchet distance; by the samples whose features are kept."""
+        kept, num = self.samples.kept, self.samples.statistics.n
+        error = metrics.frechet_standard_error(kept, self.moments)
+        return float(error * np.sqrt(len(kept) / num))
+
+    @functools.cached_property
+    def floor(self) -> dict[str, Any]:
+        """The Fréchet distance of the held-out examples, if there are any; and their number."""
+        if self.reference.dataset is None:
+            return {}
+        held_out = metrics.reference_statistics(self.extractor, self.reference.dataset.eval)
+        return {"floor": self.distance(held_out), "num_floor": held_out.n}
+
+    @functools.cached_property
+    def paired(self) -> tuple[np.ndarray, np.ndarray]:
+        """Features of samples, and of as many training examples, or all there are."""
+        own = self.samples.kept[:NUM_PAIRED]
+        some = _some(self.reference.dataset.train.x, len(own), self.seed)
+        return own, metrics.features(self.extractor, some)
+
+    @functools.cached_property
+    def held_out(self) -> np.ndarray:
+        """Features of as many examples of the evaluation split as of the training split."""
+        some = _some(self.reference.dataset.eval.x, len(self.paired[1]), self.seed)
+        return metrics.features(self.extractor, some)
+
+    def about_reference(self, num: int) -> dict[str, Any]:
+        """What the reference is, with the number of examples that stand for it."""
+        said = self.reference.about
+        return {**said, "reference": f"{said['reference']}, {num} examples"}
+
+    def about_moments(self) -> dict[str, Any]:
+        """What a Fréchet distance depends on, and the floor."""
+        said = {"num_samples": self.samples.statistics.n, **self.floor}
+        if self.reference.dataset is None:
+            return {**said, **self.reference.about}
+        return {**said, **self.about_reference(len(self.reference.dataset.train))}
+
+    def interval(self, value: float) -> dict[str, Any]:
+        """That of a Fréchet distance."""
+        low, high = metrics.normal_interval(value, self.standard_error, CONFIDENCE)
+        said = f"{CONFIDENCE:.0%}, over the samples, by the influence function"
+        return {"low": low, "high": high, "standard_error": self.standard_error, "interval": said}
+
+
+class Measure(NamedTuple):
+    """A measure, and what it asks for.
+
+    Attributes:
+      function: Seen -> numbers, and what they depend on beyond what all do.
+      fewest: F, the number of features -> the number of samples that it needs.
+      of: the least that the reference must be, "nothing", "moments" or "examples".
+      over: whose features it takes, a key of `table.NETWORKS`.
+    """
+
+    function: Callable[[Seen], dict[str, Any]]
+    fewest: Callable[[int], int]
+    of: str = "examples"
+    over: str = "any"
+
+
+def frechet(seen: Seen) -> dict[str, Any]:
+    """The Fréchet distance, and its interval by `metrics.frechet_standard_error`.
+
+    "floor" is the distance of the evaluation split to the training split.
+    """
+    value = seen.distance(seen.samples.statistics)
+    return {"value": value, **seen.interval(value), **seen.about_moments()}
+
+
+def frechet_infinity(seen: Seen) -> dict[str, Any]:
+    """The Fréchet distance extrapolated to infinitely many samples: `metrics.frechet_infinity`.
+
+    "sizes" and "distances" are the points of the line. Of the reference, and of the floor, the
+    numbers stay what they are.
+    """
+    found = metrics.frechet_infinity(seen.samples.kept, seen.moments)
+    points = {"sizes": list(found.sizes), "distances": list(found.distances)}
+    return {
+        "value": found.value,
+        **seen.interval(found.value),
+        "method": "line through 1 / n (Chong & Forsyth 2020), over equal parts",
+        **points,
+        **seen.about_moments(),
+        "num_samples": len(seen.samples.kept),
+    }
+
+
+def kid(seen: Seen) -> dict[str, Any]:
+    """KID: `metrics.kernel_distance` to as many training examples.
+
+    "floor" is that of as many held-out examples.
+    """
+    own, train = seen.paired
+    blocks = min(20, *(len(side) // 2 for side in (own, train, seen.held_out)))
+    found = metrics.kernel_distance(own, train, blocks=blocks)
+    return {
+        "value": found.value,
+        "standard_error": found.standard_error,
+        "floor": metrics.kernel_distance(seen.held_out, train, blocks=blocks).value,
+        "num_samples": len(own),
+        **seen.about_reference(len(train)),
+    }
+
+
+def prdc(seen: Seen, k: int = 5) -> dict[str, Any]:
+    """Precision, recall, density and coverage: `metrics.prdc` against as many training examples."""
+    own, train = seen.paired
+    own = own[: len(train)]
+    return {
+        **metrics.prdc(own, train, k)._asdict(),
+        "neighbours": k,
+        "num_samples": len(own),
+        **seen.about_reference(len(train)),
+    }
+
+
+def inception_score(seen: Seen) -> dict[str, Any]:
+    """The Inception score of samples; of their parts the deviation: `metrics.inception_score`."""
+    splits = 10
+    found = metrics.inception_score(seen.samples.logits, splits)
+    return {
+        "value": found.mean,
+        "standard_deviation": found.standard_deviation,
+        "splits": splits,
+        "num_samples": len(seen.samples.logits),
+    }
+
+
+def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
+    """On the data's own values: `metrics.sliced_wasserstein`; any data will do."""
+    dataset, seed = seen.reference.dataset, seen.seed
+    sets = (Split(_some(x, NUM_PAIRED, seed)) for x in (seen.x, dataset.train.x, dataset.eval.x))
+    own, train, held_out = (each.array() for each in sets)
+    return {
+        "value": metrics.sliced_wasserstein(own, train, seed=seed),
+        "floor": metrics.sliced_wasserstein(held_out, train, seed=seed),
+        "num_samples": len(own),
+        **seen.about_reference(len(train)),
+    }
+
+
+MEASURES = {
+    "frechet": Measure(frechet, lambda width: 2, "moments"),
+    "frechet_infinity": Measure(frechet_infinity, metrics.fewest_for_infinity, "moments"),
+    "kid": Measure(kid, lambda width: 4),
+    "prdc": Measure(prdc, lambda width: 6),
+    "is": Measure(inception_score, lambda width: 10, "nothing", over=INCEPTION),
+    "swd": Measure(sliced_wasserstein, lambda width: 1, over="values"),
+}
+
+
+def _some(x: np.ndarray, num: int, seed: int) -> np.ndarray:
+    """`num` of the examples, or all there are, in an order that the seed draws."""
+    return x[metrics.shuffled(len(x), seed)[:num]]

@@ -1,0 +1,186 @@
+"""The table of scores, and the scoring."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from diffax import metrics
+from diffax.data.dataset import to_8_bits
+from diffax.scoring.measures import INCEPTION, MEASURES, Measure, Seen
+from diffax.scoring.reference import Reference
+
+CLASSIFIER = "classifier"
+# What the literature calls a measure over Inception's features; others are called by the network.
+PUBLISHED = {"fd_inception": "fid", "fd_infinity_inception": "fid_infinity", "is_inception": "is"}
+# Measure.over -> the networks whose features it takes; None: no network's, the values themselves.
+NETWORKS: dict[str, Callable[[], tuple[str | None, ...]]] = {
+    "any": lambda: (CLASSIFIER, *metrics.EXTRACTORS),
+    INCEPTION: lambda: tuple({INCEPTION} & metrics.EXTRACTORS.keys()),
+    "values": lambda: (None,),
+}
+
+
+class Score(NamedTuple):
+    """A measure over the features of a network (None: over values)."""
+
+    measure: Measure
+    extractor: str | None
+
+
+class Planned(NamedTuple):
+    """A score whose network is at hand."""
+
+    measure: Measure
+    extractor: metrics.Extractor | None
+
+
+def scores() -> dict[str, Score]:
+    """Every score by its name: each measure over the features of each network.
+
+    Over the classifier of the data a measure has its plain name, over a network of
+    `metrics.EXTRACTORS` also that network's: fd_lite0, kid_lite0, prdc_lite0, and `PUBLISHED` for
+    Inception. A network that is added to that table is in this one too.
+    """
+    return {
+        _called(name, network): Score(chosen, network)
+        for name, chosen in MEASURES.items()
+        for network in NETWORKS[chosen.over]()
+    }
+
+
+def _called(name: str, network: str | None) -> str:
+    if network in (None, CLASSIFIER):
+        return name
+    own = f"{name.replace('frechet', 'fd')}_{network}"
+    return PUBLISHED.get(own, own)
+
+
+def check_names(names: Sequence[str], *others: str) -> None:
+    """Raises ValueError, with all names, for a name that is neither a score's nor of `others`."""
+    known = [*others, *scores()]
+    for name in names:
+        if name not in known:
+            raise ValueError(f"metrics={name!r}: allowed are {', '.join(known)}")
+
+
+def plan(
+    names: Sequence[str], reference: Reference, shape: tuple[int, ...], num: int
+) -> dict[str, Planned]:
+    """The scores of those names with their networks, for `num` samples of `shape`, (..., C).
+
+    Raises:
+      ValueError: what `measure` would refuse, before anything is computed: an unknown name, samples
+        of another shape than the reference's, too few of them, or a reference or a network that
+        doesn't fit. A network whose weights are absent says itself what to do.
+    """
+    check_names(names)
+    dataset = reference.dataset
+    if dataset is not None and tuple(shape) != dataset.shape:
+        raise ValueError(
+            f"the samples have shape {tuple(shape)} and {dataset.name!r} has {dataset.shape}: bring"
+            " both to one size (data.image_size resizes the reference)"
+        )
+    at_hand = {None: None}
+    planned = {}
+    for name in names:
+        score = scores()[name]
+        _check_reference(name, score.measure, reference)
+        if score.extractor not in at_hand:
+            at_hand[score.extractor] = _extractor(score.extractor, name, reference, shape)
+        extractor = at_hand[score.extractor]
+        _check_width(name, score.measure, extractor, reference, shape, num)
+        planned[name] = Planned(score.measure, extractor)
+    return planned
+
+
+def measure(
+    planned: Mapping[str, Planned], samples: np.ndarray, reference: Reference, seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """Each score of `planned`: a dict of numbers and of what they depend on; JSON-able.
+
+    "value" is the score (prdc has four instead). Samples of 8-bit data are clipped and rounded to
+    8 bits first, as an image file would, so that a run and its files have the same score.
+
+    Args:
+      samples: (N, ..., C), uint8, or float in [-1, 1] where the data are 8-bit.
+      seed: of the order in which they are taken, and of which reference examples stand for all.
+    """
+    dataset = reference.dataset
+    eight_bits = samples.ndim == 4 if dataset is None else dataset.levels == 256
+    x = to_8_bits(samples) if eight_bits else np.asarray(samples, np.float32)
+    by_network: dict[str | None, Seen] = {}
+    found = {}
+    for name, (chosen, extractor) in planned.items():
+        network = extractor.name if extractor else None
+        seen = by_network.setdefault(network, Seen(x, reference, extractor, seed))
+        features = {"features": "the values themselves"}
+        if extractor:
+            features = {"features": network, "features_fingerprint": extractor.fingerprint}
+            features |= extractor.about
+        numbers = chosen.function(seen)
+        numbers = {name if key == "value" else key: value for key, value in numbers.items()}
+        found[name] = {**numbers, **features, "sample_values": str(x.dtype), "seed": seed}
+    return found
+
+
+def score(
+    samples: np.ndarray, reference: Reference, names: Sequence[str], seed: int = 0
+) -> dict[str, dict[str, Any]]:
+    """`measure` of what `plan` finds: see there for arguments and errors."""
+    planned = plan(names, reference, samples.shape[1:], len(samples))
+    return measure(planned, samples, reference, seed)
+
+
+def _extractor(
+    network: str, name: str, reference: Reference, shape: tuple[int, ...]
+) -> metrics.Extractor:
+    if network == CLASSIFIER:
+        return _classifier(name, reference)
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise ValueError(
+            f"metrics={name!r}: {network} takes images (H, W, 1 or 3), and the samples have shape"
+            f" {tuple(shape)}"
+        )
+    return metrics.get_extractor(network)
+
+
+def _classifier(name: str, reference: Reference) -> metrics.Extractor:
+    if reference.dataset is None:
+        raise ValueError(
+            f"metrics={name!r}: the classifier is trained on the data, and the reference is mean"
+            " and covariance alone; choose a score over another network, or give the data"
+        )
+    return metrics.get_classifier(reference.dataset, seed=0)
+
+
+def _check_reference(name: str, chosen: Measure, reference: Reference) -> None:
+    if chosen.of == "examples" and reference.dataset is None:
+        raise ValueError(
+            f"metrics={name!r}: it needs reference examples, and the reference is mean and"
+            " covariance alone; give the data"
+        )
+
+
+def _check_width(
+    name: str,
+    chosen: Measure,
+    extractor: metrics.Extractor | None,
+    reference: Reference,
+    shape: tuple[int, ...],
+    num: int,
+) -> None:
+    width = metrics.width(extractor, shape) if extractor else 0
+    if num < chosen.fewest(width):
+        raise ValueError(
+            f"metrics={name!r}: it needs at least {chosen.fewest(width)} samples, and there are"
+            f" {num}"
+        )
+    moments = reference.moments
+    if moments is not None and chosen.of != "nothing" and len(moments.mean) != width:
+        raise ValueError(
+            f"metrics={name!r}: the reference has {len(moments.mean)} features and"
+            f" {extractor.name} {width}; it is that of another network"
+        )

@@ -1,0 +1,253 @@
+"""Scores of samples from anywhere: what they are called, what they say, what they refuse.
+
+A random projection stands for the networks that were trained elsewhere.
+"""
+
+import json
+
+import flax.linen as nn
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from diffax import cli, data, metrics, scoring
+from diffax.data.dataset import to_8_bits
+from diffax.metrics import FeatureStatistics, extractor
+
+WIDTH = 12
+
+
+class Projection(nn.Module):
+    """Of images of any size; as many features for all."""
+
+    @nn.compact
+    def __call__(self, x):
+        found = nn.Dense(WIDTH, name="features")(x.reshape(len(x), -1))
+        return nn.relu(found), nn.Dense(5, name="logits")(found)
+
+
+def projection(name, seed=0, shape=(8, 8, 1)):
+    params = Projection().init(jax.random.key(seed), np.zeros((1, *shape)))["params"]
+    fingerprint = f"projection{seed}{shape}"
+    return metrics.Extractor(name, Projection(), params, fingerprint, {"trained": False}, 16)
+
+
+@pytest.fixture(scope="module")
+def digits():
+    return data.load({"name": "digits"})
+
+
+@pytest.fixture(autouse=True)
+def networks(monkeypatch):
+    found = {name: projection(name, seed) for seed, name in enumerate(("inception", "lite0"))}
+    for name, each in found.items():
+        monkeypatch.setitem(metrics.EXTRACTORS, name, lambda each=each: each)
+    return found
+
+
+def plain_features(each, x):
+    return np.asarray(Projection().apply({"params": each.params}, data.Split(x).array())[0])
+
+
+# --- features -------------------------------------------------------------------------------
+
+
+def test_features_are_the_same_in_batches_over_all_devices(digits, networks, monkeypatch):
+    """Eight devices, 16 examples on each at a time, a last batch that isn't full; 8 bits, float."""
+    each, x = networks["lite0"], digits.eval.x
+    assert len(jax.local_devices()) == 8 and len(x) % (8 * 16)
+    plain = plain_features(each, x)
+    for given in (x, digits.eval.array()):
+        np.testing.assert_allclose(metrics.features(each, given), plain, rtol=1e-5, atol=1e-5)
+    assert metrics.logits(each, x).shape == (len(x), 5)
+    assert metrics.width(each, x.shape[1:]) == WIDTH
+    monkeypatch.setattr(extractor, "NUM_KEPT", 150)  # within the second batch
+    found = metrics.measured(each, x, seed=3)
+    np.testing.assert_allclose(found.statistics.mean, plain.mean(axis=0), rtol=1e-5)
+    np.testing.assert_allclose(found.statistics.covariance, np.cov(plain.T), rtol=1e-4, atol=1e-6)
+    order = metrics.shuffled(len(x), 3)
+    np.testing.assert_allclose(found.kept, plain[order[:150]], rtol=1e-5, atol=1e-5)
+    assert found.statistics.n == len(x) and len(found.logits) == 150
+
+
+def test_no_more_than_a_batch_is_float_at_once(digits, networks, monkeypatch):
+    sizes, to_float = [], extractor.to_float
+    monkeypatch.setattr(extractor, "to_float", lambda x: sizes.append(len(x)) or to_float(x))
+    statistics = metrics.feature_statistics(networks["lite0"], digits.train.x)
+    assert statistics.n == len(digits.train) and set(sizes) == {8 * 16}
+
+
+def test_reference_statistics_are_kept_by_data_preprocessing_and_network(
+    digits, networks, tmp_path, monkeypatch
+):
+    monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path))
+    shape = (12, 12, 1)
+    framed = data.load({"name": "digits", "pad_to": 12})
+    pairs = [(networks["lite0"], digits), (networks["inception"], digits)]
+    pairs += [(projection("lite0", 0, shape), framed)]
+    first = [metrics.reference_statistics(*each).mean for each in ((n, d.train) for n, d in pairs)]
+    assert len(list((tmp_path / "statistics").iterdir())) == 3
+    monkeypatch.setattr(extractor, "feature_statistics", None)  # no more is computed
+    again = [metrics.reference_statistics(*each).mean for each in ((n, d.train) for n, d in pairs)]
+    np.testing.assert_array_equal(first, again)
+
+
+# --- scores ---------------------------------------------------------------------------------
+
+
+def test_names_are_measures_times_networks():
+    found = scoring.scores()
+    assert {"frechet", "frechet_infinity", "kid", "prdc", "swd"} < set(found)
+    assert {"fid", "fid_infinity", "kid_inception", "prdc_inception", "is"} < set(found)
+    assert {"fd_lite0", "fd_infinity_lite0", "kid_lite0", "prdc_lite0"} < set(found)
+    assert "is_lite0" not in found and "fd_inception" not in found
+    for name, each in found.items():
+        assert ("fid" in name) <= (each.extractor == "inception")
+
+
+def test_scores_are_those_of_the_plain_functions(digits, networks):
+    """And say what they depend on."""
+    x, each = digits.eval.x, networks["inception"]
+    names = ["fid", "fid_infinity", "kid_inception", "is", "fd_lite0"]
+    found = scoring.score(x, scoring.Reference.of(digits), names, seed=4)
+    own, train = plain_features(each, x), plain_features(each, digits.train.x)
+    distance = metrics.frechet_distance(*map(FeatureStatistics.of, (own, train)))
+    fid = found["fid"]
+    assert fid["fid"] == pytest.approx(distance, rel=1e-4)
+    error = metrics.frechet_standard_error(own, FeatureStatistics.of(train))
+    assert fid["standard_error"] == pytest.approx(error, rel=1e-3)
+    assert (fid["low"], fid["high"]) == pytest.approx(
+        metrics.normal_interval(fid["fid"], error), rel=1e-3
+    )
+    assert fid["floor"] == pytest.approx(fid["fid"])  # the samples are the evaluation split
+    assert (fid["num_samples"], fid["num_floor"]) == (len(x), len(x))
+    assert fid["reference"] == f"digits, train, {len(train)} examples"
+    assert (fid["features"], fid["features_fingerprint"]) == ("inception", each.fingerprint)
+    assert (fid["trained"], fid["sample_values"], fid["seed"]) == (False, "uint8", 4)
+    infinity = found["fid_infinity"]
+    assert infinity["fid_infinity"] < fid["fid"] == pytest.approx(infinity["distances"][0])
+    assert infinity["sizes"][:2] == [len(x), len(x) // 2]
+    some = train[metrics.shuffled(len(train), 4)[: len(x)]]
+    kid = metrics.kernel_distance(own[metrics.shuffled(len(x), 4)], some)
+    assert found["kid_inception"]["kid_inception"] == pytest.approx(kid.value, rel=1e-3)
+    score = metrics.inception_score(metrics.logits(each, x[metrics.shuffled(len(x), 4)]))
+    assert found["is"]["is"] == pytest.approx(score.mean, rel=1e-5)
+    assert found["is"]["standard_deviation"] == pytest.approx(score.standard_deviation, rel=1e-3)
+    assert found["fd_lite0"]["fd_lite0"] != fid["fid"] and "fid" not in found["fd_lite0"]
+    assert json.loads(json.dumps(found)) == found
+
+
+NAMES = ("fid", "fid_infinity", "kid_inception", "prdc_inception", "swd")
+
+
+def test_every_score_is_worse_for_worse_samples(digits):
+    """Than the real held-out digits: noise added in two steps, and seven classes of ten dropped."""
+    reference = scoring.Reference.of(digits)
+    x, rng = digits.eval.array(), np.random.default_rng(0)
+    noise = rng.normal(size=x.shape).astype(np.float32)
+    sets = [x, x + 0.5 * noise, x + noise, x[digits.eval.label < 3]]
+    found = [scoring.score(samples, reference, NAMES) for samples in sets]
+    found = [{name: score.get(name, -score.get("coverage", 0)) for name, score in each.items()}
+             for each in found]  # fmt: skip
+    for name in NAMES:
+        real, noisy, noisier, dropped = (each[name] for each in found)
+        assert real < noisy < noisier and real < dropped, name
+
+
+# --- samples from files ---------------------------------------------------------------------
+
+
+@pytest.fixture
+def files(digits, tmp_path):
+    """Samples as float, and as images in two folders and an .npz of 8 bits."""
+    x = digits.eval.array(np.arange(120)) * 0.8 + 0.05
+    np.savez(tmp_path / "float.npz", samples=x)
+    np.savez(tmp_path / "eight.npz", arr_0=to_8_bits(x), arr_1=np.arange(120))
+    for i, image in enumerate(to_8_bits(x)[..., 0]):
+        path = tmp_path / "images" / f"{i % 2}" / f"{i:03d}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path
+
+
+def evaluate(path, *more):
+    return cli.main(["evaluate", f"--samples={path}", *more])
+
+
+def test_a_folder_and_an_npz_have_the_score_of_the_samples(digits, files, capsys):
+    reference = scoring.Reference.of(digits)
+    x = np.load(files / "float.npz")["samples"]
+    expected = scoring.score(x, reference, ["fid", "swd"])
+    for name in ("float.npz", "eight.npz", "images"):
+        assert evaluate(files / name, "--data=digits", "--metrics=fid,swd") == 0
+        found = json.loads((files / f"{name}.evaluation.json").read_text())
+        assert json.loads(capsys.readouterr().out) == found
+        for metric in ("fid", "swd"):
+            assert found[metric][metric] == pytest.approx(expected[metric][metric], rel=1e-4)
+        assert found["fid"]["samples"] == str(files / name) and found["fid"]["samples_hash"]
+        assert found["fid"]["data"] == {"name": "digits"}
+
+
+def test_published_statistics_give_the_score_of_the_data(digits, files, networks, capsys):
+    train = plain_features(networks["inception"], digits.train.x)
+    np.savez(files / "stats.npz", mu=train.mean(axis=0), sigma=np.cov(train.T))
+    x = np.load(files / "float.npz")["samples"]
+    expected = scoring.score(x, scoring.Reference.of(digits), ["fid"])["fid"]
+    reference, out = f"--reference={files}/stats.npz", f"--out={files}/new/scores.json"
+    assert evaluate(files / "images", reference, out) == 0  # fid is the default
+    found = json.loads((files / "new" / "scores.json").read_text())["fid"]
+    for key in ("fid", "low", "high"):
+        assert found[key] == pytest.approx(expected[key], rel=1e-3)
+    assert "floor" not in found and found["reference"] == f"mu and sigma of {files}/stats.npz"
+    capsys.readouterr()
+    for metric, said in {
+        "kid_inception": "it needs reference examples",
+        "frechet": "the classifier is trained on the data",
+    }.items():
+        assert evaluate(files / "images", reference, f"--metrics={metric}") == 1
+        assert said in capsys.readouterr().err
+    np.savez(files / "stats.npz", mu=np.zeros(3), sigma=np.eye(3))
+    assert evaluate(files / "images", reference) == 1
+    assert "has 3 features and inception 12" in capsys.readouterr().err
+
+
+def test_what_is_refused_says_why(digits, files, capsys):
+    x = np.load(files / "float.npz")["samples"]
+    np.savez(files / "wide.npz", x=x[:, :4])
+    np.savez(files / "unit.npz", x=(x + 1) / 2)
+    np.savez(files / "few.npz", x=x[:50])
+    np.savez(files / "several.npz", a=x, b=x)
+    (files / "empty").mkdir()
+    cases = {
+        ("wide.npz", "--data=digits"): "(4, 8, 1) and 'digits' has (8, 8, 1): bring both to one",
+        ("unit.npz", "--data=digits"): "floats must be in [-1, 1]",
+        ("several.npz", "--data=digits"): "name the array",
+        ("none", "--data=digits"): "no such file or folder",
+        ("empty", "--data=digits"): "no image found",
+        ("few.npz", "--data=digits", "--metrics=fid_infinity"): "at least 96 samples",
+        ("few.npz", "--data=digits", "--metrics=fid,fic"): "'fic': allowed are frechet",
+        ("few.npz", "--data=digits", "--metrics=bpd"): "'bpd': allowed are frechet",
+        ("few.npz", "--data=digits", "--steps=5"): "--steps=5: only with --workdir",
+        ("few.npz", "--reference=r.npz", "--pad-to=9"): "--pad-to=9: only with --data",
+        ("few.npz", "--reference=r.npz"): "r.npz: no such file",
+        ("few.npz",): "--data=NAME, or --reference=FILE",
+    }
+    for (name, *flags), said in cases.items():
+        flags = flags if any("metrics" in flag for flag in flags) else [*flags, "--metrics=fid"]
+        assert evaluate(files / name, *flags) == 1
+        assert said in capsys.readouterr().err, (name, flags)
+    assert evaluate(files / "several.npz", "--data=digits", "--metrics=fid", "--array=a") == 0
+    assert cli.main(["evaluate", "--workdir=w", "--data=digits"]) == 1
+    assert "--data=digits: only with --samples" in capsys.readouterr().err
+
+
+def test_networks_for_images_refuse_points():
+    mixture = data.load({"name": "mixture2d"})
+    with pytest.raises(ValueError, match=r"inception takes images .* shape \(2,\)"):
+        scoring.score(mixture.eval.x, scoring.Reference.of(mixture), ["fid"])
+
+
+def test_data_flags_are_fields_of_the_config():
+    fields = {flag.replace("-", "_") for flag in cli.evaluate.DATA_FLAGS}
+    assert fields == data.known_fields().keys() - {"name", "flip", "array"}
