@@ -236,6 +236,8 @@ def test_evaluate_says_what_each_number_depends_on(trained, capsys):
     assert (result["num_examples"], result["repeats"], result["step"]) == (64, 2, 4)
     assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=fd"]) == 1
     assert "frechet" in capsys.readouterr().err
+    assert cli.main(["evaluate", f"--workdir={trained}", "--num-samples=0"]) == 1
+    assert "evaluation.num_samples" in capsys.readouterr().err
 
 
 def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, capsys, monkeypatch):

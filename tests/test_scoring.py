@@ -242,6 +242,13 @@ def test_what_is_refused_says_why(digits, files, capsys):
     assert "--data=digits: only with --samples" in capsys.readouterr().err
 
 
+def test_samples_that_are_not_finite_have_no_score(digits):
+    x = digits.eval.array()
+    x[3, 0, 0] = np.nan
+    with pytest.raises(ValueError, match=f"1 of {len(x)} samples have values that are not finite"):
+        scoring.score(x, scoring.Reference.of(digits), ["swd"])
+
+
 def test_networks_for_images_refuse_points():
     mixture = data.load({"name": "mixture2d"})
     with pytest.raises(ValueError, match=r"inception takes images .* shape \(2,\)"):

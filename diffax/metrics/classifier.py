@@ -71,8 +71,9 @@ def get_classifier(
     """
     if not is_classifiable(dataset):
         raise ValueError(
-            f"the Fréchet distance needs labelled data with a spatial axis, and {dataset.name!r}"
-            f" has {dataset.num_classes} classes and shape {dataset.shape}: leave that metric out"
+            f"a classifier's features need labelled data with a spatial axis, and {dataset.name!r}"
+            f" has {dataset.num_classes} classes and shape {dataset.shape}: leave frechet, kid and"
+            " prdc out"
         )
     fingerprint = content_hash(
         dataset.train.x, dataset.train.label, dataset.eval.x, dataset.eval.label, SETTINGS, seed

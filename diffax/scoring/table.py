@@ -107,7 +107,16 @@ def measure(
     Args:
       samples: (N, ..., C), uint8, or float in [-1, 1] where the data are 8-bit.
       seed: of the order in which they are taken, and of which reference examples stand for all.
+
+    Raises:
+      ValueError: samples with values that are not finite.
     """
+    finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{np.sum(~finite)} of {len(samples)} samples have values that are not finite: they"
+            " have no score"
+        )
     dataset = reference.dataset
     eight_bits = samples.ndim == 4 if dataset is None else dataset.levels == 256
     x = to_8_bits(samples) if eight_bits else np.asarray(samples, np.float32)
