@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 
 X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
 NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
+TUNE = ["optuna>=4.3"]
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 
 
@@ -75,8 +76,10 @@ setup(
             f"tensorflow-cpu>=2.20; {X86}",  # built for x86-64 only
             f"tensorflow>=2.20; {NOT_X86}",
         ],
+        "tune": TUNE,
         "test": [
             *NOTEBOOKS,
+            *TUNE,
             "hypothesis>=6.130",
             "pytest>=8.3",
             "pytest-xdist>=3.6",

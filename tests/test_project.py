@@ -91,7 +91,9 @@ MAY_IMPORT = {
     "evaluation": PARTS | {"training", "generator", "scoring"},
     "edits": PARTS | {"generator"},
     "ablation": PARTS | {"training", "evaluation"},
-    "cli": PARTS | {"training", "scoring", "evaluation", "generator", "edits", "ablation"},
+    "tuning": PARTS | {"training", "evaluation", "ablation"},
+    "cli": PARTS
+    | {"training", "scoring", "evaluation", "generator", "edits", "ablation", "tuning"},
 }
 
 

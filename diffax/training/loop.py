@@ -26,6 +26,7 @@ from diffax.training.step import make_train_step
 from diffax.training.window import NonFiniteError, Window
 from diffax.training.workdir import (
     CHECKPOINTS,
+    Run,
     check_same_config,
     check_writable,
     saying_what_is_kept,
@@ -35,7 +36,11 @@ from diffax.training.workdir import (
 _LOG = logging.getLogger("diffax")
 
 
-def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, dict[str, float]]:
+def train(
+    config: ConfigDict,
+    workdir: str | os.PathLike,
+    stop: Callable[[int, Run], bool] | None = None,
+) -> tuple[TrainState, dict[str, float]]:
     """Trains a network, and the schedule if it is a learned one, as a config says.
 
     A run that was interrupted is resumed from its latest checkpoint and goes on exactly as if
@@ -44,6 +49,11 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
     Args:
       config: see `diffax.config.default_config`.
       workdir: the run's own directory, made if it isn't there; see `training.workdir`.
+      stop: asked with the step and the run after every call of the device (each step, unless
+        training.steps_per_call is more); where it says True the run ends, with a checkpoint from
+        which the same call goes on: nothing else differs from a run to its last step, its learning
+        rates neither. The run's arrays are given away in the next step, so a copy must be made of
+        what is to be kept. With several hosts all must say the same.
 
     Returns:
       The last state (`state.schedule` is the schedule as trained), and the metrics last logged:
@@ -106,7 +116,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
         writer = stack.enter_context(
             closing(writers.create(root, settings.num_steps, done, settings.tensorboard))
         )
-        stop = stack.enter_context(Interruption())
+        signals = stack.enter_context(Interruption())
         if done == 0:
             outputs.write_schedule(root, state)
 
@@ -119,7 +129,7 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
             last = done == settings.num_steps
             due = functools.partial(is_due, done - count, done, last=last)
             number = hosts.agreed(
-                stop.number, due(settings.log_every) or due(settings.checkpoint_every)
+                signals.number, due(settings.log_every) or due(settings.checkpoint_every)
             )
 
             scalars = {}
@@ -134,7 +144,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
             if due(settings.sample_every):
                 writer.write_images(done, {"samples": draw_samples(state)})
                 outputs.write_schedule(root, state)
-            if last or number or due(settings.checkpoint_every):
+            enough = stop is not None and stop(done, Run(config, model, state, info))
+            if last or number or enough or due(settings.checkpoint_every):
                 check_finite(window, checkpoints, last)
                 memory = {
                     "data": supply.get_state(),
@@ -149,6 +160,8 @@ def train(config: ConfigDict, workdir: str | os.PathLike) -> tuple[TrainState, d
                     " command) goes on from there",
                     number,
                 )
+            if enough:
+                break
         outputs.write_schedule(root, state)
     return state, latest
 

@@ -1,0 +1,81 @@
+"""`diffax tune`."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+
+from ml_collections import ConfigDict
+
+from diffax.cli import shared
+
+_TRIALS = 20
+
+
+def add_flags(parser: argparse.ArgumentParser) -> None:
+    shared.add_workdir(parser, "of all that is written; if interrupted there, it goes on")
+    parser.add_argument(
+        "--search",
+        action="append",
+        required=True,
+        metavar="KEY=LOW:HIGH[:log]|A,B,...",
+        help="a key and its range or values, as schedule.s=0.001:0.1:log or"
+        " schedule.name=cosine,sigmoid; may be repeated; a keyword that the trial's schedule does"
+        " not take is left out of that trial",
+    )
+    parser.add_argument(
+        "--trials", type=int, help=f"how many (default {_TRIALS}, or as many as --budget allows)"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="MINUTES", help="no trial is begun after so long"
+    )
+    parser.add_argument(
+        "--metric",
+        default="bpd",
+        help="bpd, the bound along a common schedule, or frechet (default bpd)",
+    )
+    parser.add_argument(
+        "--pruner",
+        default="halving",
+        help="what stops a trial early: halving, median or none (default halving)",
+    )
+    parser.add_argument(
+        "--rungs", type=int, default=3, help="times that a trial is measured (default 3)"
+    )
+    parser.add_argument(
+        "--confirm",
+        type=int,
+        default=3,
+        metavar="SEEDS",
+        help="fresh seeds with which the winner and the config as it was are trained again and"
+        " compared; on top of the budget; 0: none (default 3)",
+    )
+    parser.add_argument("--workers", type=int, help="processes of that (default: one per core)")
+
+
+def run(args: argparse.Namespace, config: ConfigDict) -> None:
+    from diffax.tuning import tune
+
+    for name in ("trials", "budget"):
+        if (value := vars(args)[name]) is not None and not value > 0:
+            raise ValueError(f"--{name}={value}: must be above 0")
+    trials = _TRIALS if args.trials is None and args.budget is None else args.trials
+    found = tune(
+        config,
+        args.search,
+        args.workdir,
+        num_trials=trials,
+        budget=None if args.budget is None else 60 * args.budget,
+        metric=args.metric,
+        pruner=args.pruner,
+        num_rungs=args.rungs,
+        confirm=args.confirm,
+        workers=args.workers,
+        command=" ".join(["diffax", *sys.argv[1:]]),
+    )
+    print(found.table)
+    print(f"\nbest of {len(found.trials)}, by one seed and so optimistic: * {found.best.number}")
+    if found.report is not None:
+        print(f"\n{found.report.table}\n\nreport: {found.report.html}")
+    print("\n".join(map(str, found.files)))
+    print(f"\n{found.verdict}")

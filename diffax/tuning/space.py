@@ -1,0 +1,223 @@
+"""The space of a search: config keys, each with the range or the values that are tried."""
+
+from __future__ import annotations
+
+import inspect
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffax import config as config_lib
+from diffax import schedules
+from diffax.config.defaults import schedule_keywords
+from diffax.schedules import registry
+
+_NAME = "schedule.name"
+_ENDS = ("log_snr_max", "log_snr_min")  # which every schedule takes, by `with_endpoints` if need be
+
+# Keys that decide what is measured, and with how much compute: under them trials can't be compared.
+_FIXED = ("seed", "data.", "evaluation.", "parallel.", "training.num_steps")
+
+
+@dataclass(frozen=True)
+class Range:
+    """A number between two ends, both included; `log`: drawn evenly in its logarithm."""
+
+    key: str
+    low: float
+    high: float
+    log: bool = False
+
+    def suggest(self, trial: Any) -> float:
+        whole = isinstance(self.low, int)
+        draw = trial.suggest_int if whole else trial.suggest_float
+        return draw(self.key, self.low, self.high, log=self.log)
+
+    def holds(self, value: Any) -> bool:
+        return self.low <= value <= self.high
+
+    def examples(self) -> tuple[float, ...]:
+        return self.low, self.high
+
+
+@dataclass(frozen=True)
+class Choice:
+    """One of some values."""
+
+    key: str
+    values: tuple[Any, ...]
+
+    def suggest(self, trial: Any) -> Any:
+        return trial.suggest_categorical(self.key, self.values)
+
+    def holds(self, value: Any) -> bool:
+        return value in self.values
+
+    def examples(self) -> tuple[Any, ...]:
+        return self.values
+
+
+Parameter = Range | Choice
+
+
+def read(text: str, config: ConfigDict) -> Parameter:
+    """A parameter from KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=A,B,..., read as the key's type.
+
+    Raises:
+      ValueError: another form, no such key, a key that must stay as it is, values of a wrong type,
+        an empty range, a logarithmic one that is not positive, or one value alone.
+    """
+    key, _, written = text.partition("=")
+    if not (key and written):
+        raise ValueError(f"--search {text}: must read KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=A,B")
+    if key.startswith(_FIXED):
+        raise ValueError(
+            f"--search {text}: {key} decides what is measured or how much is computed, so trials"
+            " that differ in it can't be compared"
+        )
+    kind = _kind(text, key, config)
+    if kind not in _READERS:
+        raise ValueError(f"--search {text}: {key}, of type {kind.__name__}, can't be searched")
+    ends = written.split(":")
+    values = ends[:2] if len(ends) > 1 else written.split(",")
+    try:
+        values = [_READERS[kind](value) for value in values]
+    except (KeyError, ValueError):
+        raise ValueError(f"--search {text}: {key} takes values of type {kind.__name__}") from None
+    if len(ends) == 1:
+        if len(set(values)) < max(2, len(values)):
+            raise ValueError(f"--search {text}: two or more values are needed, each once")
+        return Choice(key, tuple(values))
+    if kind not in (int, float) or ends[2:] not in ([], ["log"]):
+        raise ValueError(f"--search {text}: a range reads LOW:HIGH or LOW:HIGH:log, in numbers")
+    low, high = values
+    log = ends[2:] == ["log"]
+    if not (-math.inf < low < high < math.inf) or (log and low <= 0):
+        wanted = "0 < LOW < HIGH" if log else "LOW < HIGH"
+        raise ValueError(f"--search {text}: it must hold that {wanted}, both finite")
+    return Range(key, low, high, log)
+
+
+def _kind(text: str, key: str, config: ConfigDict) -> type:
+    *sections, last = key.split(".")
+    try:
+        for section in sections:
+            config = config[section]
+        return config.get_type(last)
+    except (KeyError, AttributeError, TypeError):
+        raise ValueError(f"--search {text}: the config has no key {key!r}") from None
+
+
+def _boolean(text: str) -> bool:
+    return {"true": True, "false": False}[text.lower()]
+
+
+_READERS: dict[type, Callable[[str], Any]] = {int: int, float: float, str: str, bool: _boolean}
+
+
+class Space:
+    """Parameters around a config: what is not searched stays as the config has it.
+
+    A keyword that the trial's schedule does not take (tau, of cosine) is left out of that trial.
+
+    Raises:
+      ValueError: no parameter, one key twice, or a value that the config refuses by itself.
+    """
+
+    def __init__(self, config: ConfigDict, parameters: Iterable[Parameter]):
+        # The name first, since it decides which of the others there are.
+        self.parameters = sorted(parameters, key=lambda p: p.key != _NAME)
+        self.config = config
+        keys = [p.key for p in self.parameters]
+        if not keys or len(set(keys)) < len(keys):
+            raise ValueError(f"each key must be searched once, and one at least; got {keys}")
+        for parameter in self.parameters:
+            self._check(parameter)
+
+    def suggest(self, trial: Any) -> dict[str, Any]:
+        """Key -> value of what an optuna trial is to try."""
+        values = {}
+        for parameter in self.parameters:
+            if self._is_active(parameter.key, values.get(_NAME, self.config.schedule.name)):
+                values[parameter.key] = parameter.suggest(trial)
+        return values
+
+    def default(self) -> dict[str, Any] | None:
+        """The config's own values of what is searched; None if one of them is not in the space."""
+        values = {}
+        for parameter in self.parameters:
+            if self._is_active(parameter.key, self.config.schedule.name):
+                value = self._own(parameter.key)
+                if value is None or not parameter.holds(value):
+                    return None
+                values[parameter.key] = value
+        return values
+
+    def overrides(self, values: dict[str, Any]) -> dict[str, Any]:
+        """Values, and None for keywords of the config's schedule that the trial's does not take."""
+        name = values.get(_NAME, self.config.schedule.name)
+        given = [k for k in schedule_keywords() if self.config.schedule[k] is not None]
+        keys = [f"schedule.{keyword}" for keyword in given]
+        return {**{k: None for k in keys if not self._is_active(k, name)}, **values}
+
+    def _is_active(self, key: str, name: str) -> bool:
+        section, _, last = key.partition(".")
+        if section != "schedule" or last not in schedule_keywords() or last in _ENDS:
+            return True
+        return last in schedules.keywords(name)
+
+    def _own(self, key: str) -> Any:
+        """The value in the config or, where it is None, the default of the schedule's keyword."""
+        found = self.config
+        for part in key.split("."):
+            found = found[part]
+        section, _, last = key.partition(".")
+        signature = inspect.signature(registry.constructor(self.config.schedule.name)).parameters
+        if found is None and section == "schedule" and last in signature:
+            found = signature[last].default
+        return found
+
+    def _check(self, parameter: Parameter) -> None:
+        """A choice must be possible in every value, a range at one end (the other may be so
+        together with other keys)."""
+        names = [c for p in self.parameters if p.key == _NAME for c in p.examples()]
+        names = [*(names or [self.config.schedule.name])]
+        taking = [name for name in names if self._is_active(parameter.key, name)]
+        if not taking:
+            raise ValueError(
+                f"{parameter.key} is searched, but no schedule here takes it: {', '.join(names)}"
+            )
+        errors = []
+        for value in parameter.examples():
+            values = {_NAME: taking[0], parameter.key: value}
+            try:
+                config_lib.validate(changed(self.config, self.overrides(values)))
+            except ValueError as error:
+                errors.append(f"--search {parameter.key}={value}: {error}")
+        if len(errors) == len(parameter.examples()) or (errors and isinstance(parameter, Choice)):
+            raise ValueError(errors[0])
+
+
+def changed(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
+    """A copy of a config with some dotted keys set."""
+    config = config_lib.from_json(config_lib.to_json(config))
+    config.update_from_flattened_dict(values)
+    return config
+
+
+def words(values: dict[str, Any], default: str = "the config as it is") -> str:
+    """Values in one line: "name=cosine, s=0.0123"."""
+    shown = [f"{key.rpartition('.')[2]}={number(v)}" for key, v in values.items()]
+    return ", ".join(shown) or default
+
+
+def number(value: Any) -> str:
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def flags(values: dict[str, Any]) -> Sequence[str]:
+    """Values as `diffax train` takes them."""
+    return [f"--config.{key}={value}" for key, value in values.items()]

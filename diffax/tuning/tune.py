@@ -1,0 +1,156 @@
+"""The whole of it: the search, and whether its winner is better than the config as it was."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from ml_collections import ConfigDict
+
+from diffax import config as config_lib
+from diffax import data
+from diffax.ablation import Arm, Metric, Report, Spec, runner
+from diffax.ablation.grid import format_seconds
+from diffax.ablation.verdict import sentence
+from diffax.training.workdir import check_writable
+from diffax.tuning import results
+from diffax.tuning.search import Progress, Trial, best, rungs, search
+from diffax.tuning.space import Space, read, words
+from diffax.tuning.trials import check_metric, make_objective
+
+
+@dataclass(frozen=True)
+class Tuned:
+    """What `tune` found.
+
+    Attributes:
+      trials: all, in the order in which they were made.
+      best: the winner by the search; optimistic, being the best of many noisy numbers.
+      files: trials.csv, best.py (the winner's config) and tune.png.
+      table: the trials as text.
+      verdict: what may be said of the winner against the config as it was.
+      report: of the paired comparison behind it; None if there was none.
+    """
+
+    trials: list[Trial]
+    best: Trial
+    files: list[Path]
+    table: str
+    verdict: str
+    report: Report | None
+
+
+def tune(
+    config: ConfigDict,
+    searched: Sequence[str],
+    workdir: str | os.PathLike,
+    num_trials: int | None = None,
+    budget: float | None = None,
+    metric: str = "bpd",
+    pruner: str = "halving",
+    num_rungs: int = 3,
+    confirm: int = 3,
+    workers: int | None = None,
+    command: str = "",
+) -> Tuned:
+    """Searches the values of some keys of a config for one's own data.
+
+    The winner and the config as it was are then trained again, with seeds that the search has not
+    seen, and compared pair by pair: the winner of a search by a noisy metric looks better than it
+    is. Interrupted, it goes on where it stopped when called again.
+
+    Args:
+      config: what is not searched, the seed included.
+      searched: see `space.read`.
+      workdir: of everything that is written.
+      num_trials, budget (in seconds), pruner: see `search.search`.
+      metric: of `trials.METRICS`.
+      num_rungs: how often a trial is measured, see `search.rungs`.
+      confirm: seeds of the comparison; 0: none is made.
+      workers: its processes; None for one per core.
+      command: for the record.
+
+    Raises:
+      ValueError: what can't be searched or measured, before any work; no trial that could be.
+      GridError: a run of the comparison failed.
+    """
+    config_lib.validate(config)
+    if confirm < 0 or confirm == 1:
+        raise ValueError(f"confirm={confirm}: 0 for none, or at least 2 seeds, for an interval")
+    space = Space(config, [read(text, config) for text in searched])
+    dataset = data.load(config.data)
+    check_metric(metric, config, dataset)
+    steps = rungs(config.training.num_steps, num_rungs)
+    root = Path(workdir).absolute()
+    check_writable(root)
+
+    trials = search(
+        make_objective(space, metric, dataset, steps, root / "trials"),
+        space,
+        root / "search.journal",
+        steps,
+        num_trials,
+        budget,
+        pruner,
+        config.seed,
+        {"config": config_lib.to_json(config), "search": sorted(searched), "metric": metric},
+        _Printer(metric, num_trials, steps[-1]),
+    )
+    winner = best(trials)
+    files = results.write(trials, space, metric, root, command)
+    table = results.format_table(trials, space, metric)
+    if winner.values == space.default():
+        said, report = "No trial was better than the config as it was.", None
+    elif not confirm:
+        said, report = "Not confirmed: whether the winner is better is not known.", None
+    else:
+        overrides = space.overrides(winner.values)
+        seeds = [config.seed + 1 + i for i in range(confirm)]
+        folder = root / "confirm" / f"trial_{winner.number:03d}"
+        spec = _spec(winner, metric, command)
+        arms = [Arm("default"), Arm("tuned", overrides)]
+        report = runner.run_ablation(spec, config, arms, seeds, folder, workers)
+        (comparison,) = report.analysis.of_metric(metric)
+        said = sentence(report.analysis.spec, comparison)
+    return Tuned(trials, winner, files, table, said, report)
+
+
+def _spec(winner: Trial, metric: str, command: str) -> Spec:
+    def not_chosen(m: Metric) -> bool:
+        return m.key != metric
+
+    return Spec(
+        title="Tuned against default",
+        question=f"Is {words(winner.values)} better than the config as it was?",
+        baseline="default",
+        metrics=sorted(runner.METRICS, key=not_chosen),
+        parts=runner.PARTS,
+        command=command,
+        method=(
+            f"The tuned values are those of the best of a search's trials by {metric}. The seeds"
+            " here were not seen by the search, so that its luck plays no part."
+        ),
+    )
+
+
+class _Printer:
+    """Prints a line per event to the standard error stream, so that the table can be piped."""
+
+    def __init__(self, metric: str, num_trials: int | None, num_steps: int):
+        self.metric, self.num_steps = metric, num_steps
+        self.total = "" if num_trials is None else f"/{num_trials}"
+
+    def __call__(self, progress: Progress) -> None:
+        trial = progress.trial
+        parts = [f"[{trial.number}{self.total}] {words(trial.values)}: {trial.status}"]
+        if trial.metric is not None:
+            parts.append(f"{self.metric} {trial.metric:.4f} at step {trial.step}/{self.num_steps}")
+        if trial.message:
+            parts.append(trial.message)
+        parts.append(f"spent {format_seconds(progress.spent)}")
+        if progress.left is not None:
+            parts.append(f"about {format_seconds(progress.left)} left")
+        print(" | ".join(parts), file=sys.stderr, flush=True)
