@@ -4,11 +4,11 @@
     print(found.table, found.verdict)
 
 `space` says what may be tried, `search` what is tried next and what is stopped early, `trials` what
-a trial is and how it is measured, `results` what is written; `tune` joins them and confirms the
+a trial is and how it is measured, `results` what is written; `run` joins them and confirms the
 winner.
 """
 
+from diffax.tuning.run import Tuned, tune
 from diffax.tuning.search import Trial
-from diffax.tuning.tune import Tuned, tune
 
 __all__ = ["Trial", "Tuned", "tune"]

@@ -15,6 +15,7 @@ from diffax import data
 from diffax.ablation import Arm, Metric, Report, Spec, runner
 from diffax.ablation.grid import format_seconds
 from diffax.ablation.verdict import sentence
+from diffax.config.storage import flat
 from diffax.training.workdir import check_writable
 from diffax.tuning import results
 from diffax.tuning.search import Progress, Trial, best, rungs, search
@@ -96,7 +97,11 @@ def tune(
         budget,
         pruner,
         config.seed,
-        {"config": config_lib.to_json(config), "search": sorted(searched), "metric": metric},
+        {
+            "metric": metric,
+            "search": sorted(searched),
+            **{f"config.{key}": value for key, value in flat(config).items()},
+        },
         _Printer(metric, num_trials, steps[-1]),
     )
     winner = best(trials)

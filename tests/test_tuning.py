@@ -1,0 +1,166 @@
+"""Tuning by training: a run that is stopped, the metric, and the command line."""
+
+import csv
+import json
+
+import jax
+import numpy as np
+import pytest
+from small_runs import assert_equal, compiled_quickly, small_config
+
+from diffax import cli, data, schedules, training
+from diffax.training.writers import read_json_lines
+from diffax.tuning import Trial, results, run, trials
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly(tmp_path_factory):
+    with compiled_quickly(tmp_path_factory.mktemp("compiled")):
+        yield
+
+
+def test_a_stopped_run_goes_on_as_if_it_had_not_been(tmp_path):
+    """With the learning rates of the whole run; the same bits in the end."""
+    config = small_config(optimizer__decay="cosine", training__steps_per_call=2)
+    expected, metrics = training.train(config, tmp_path / "whole")
+    seen = []
+
+    def stop(step, run):
+        seen.append((step, int(run.state.step), run.config.training.num_steps))
+        return step >= 7
+
+    state, _ = training.train(config, tmp_path / "cut", stop)
+    assert seen == [(step, step, 12) for step in (2, 4, 6, 8)]
+    assert int(state.step) == 8 == int(training.load(tmp_path / "cut").state.step)
+    resumed, resumed_metrics = training.train(config, tmp_path / "cut")
+    assert_equal(resumed.params, expected.params)
+    assert_equal(resumed.opt_state, expected.opt_state)
+    assert resumed_metrics == metrics
+    read = [read_json_lines(tmp_path / name / "metrics.jsonl") for name in ("cut", "whole")]
+    assert read[0] == read[1]
+
+
+@pytest.fixture(scope="module")
+def mixture():
+    return data.load(small_config().data)
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained")
+    training.train(small_config(training__num_steps=60), workdir)
+    return training.load(workdir)
+
+
+def spoiled(run, spread):
+    rng = np.random.default_rng(0)
+    return jax.tree.map(
+        lambda x: x + spread * rng.standard_normal(x.shape, np.float32), run.state.ema_params
+    )
+
+
+def test_bpd_is_of_the_network_and_not_of_the_schedule(trained, mixture):
+    """The same network under two schedules with the same ends has one and the same value; it is
+    higher for a worse network."""
+    other = schedules.get("linear_logsnr", log_snr_max=6.0, log_snr_min=-6.0)
+    as_other = trained._replace(state=trained.state.replace(schedule=other))
+    value = trials.METRICS["bpd"](trained, mixture, 0)
+    np.testing.assert_allclose(trials.METRICS["bpd"](as_other, mixture, 0), value, rtol=1e-5)
+    for spread in (0.3, 1.0):
+        worse = trained._replace(state=trained.state.replace(ema_params=spoiled(trained, spread)))
+        higher = trials.METRICS["bpd"](worse, mixture, 0)
+        assert higher > value
+        value = higher
+
+
+def test_a_metric_that_cannot_compare_schedules_is_refused(mixture):
+    cases = [
+        ("loss", {}, "visits easy ones has a low loss and no better network"),
+        ("vlb_variance", {}, "not the network"),
+        ("fid", {}, "allowed are bpd, frechet"),
+        ("frechet", {}, "needs labelled data with a spatial axis"),
+        ("bpd", {"schedule__num_steps": 100}, "compares schedules in continuous time"),
+        ("bpd", {"model__conditioning": "step"}, "told the log-SNR"),
+        ("bpd", {"schedule__log_snr_max": None, "schedule__log_snr_min": None}, "finite log-SNR"),
+    ]
+    for metric, changes, words in cases:
+        with pytest.raises(ValueError, match=words):
+            trials.check_metric(metric, small_config(**changes), mixture)
+
+
+SEARCH = ["--search=schedule.s=0.01:0.5:log", "--search=schedule.input_scale=0.8:1.2"]
+
+
+@pytest.fixture(scope="module")
+def tuned(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("tuned")
+    config = small_config(training__num_steps=8, evaluation__repeats=2, evaluation__num_samples=32)
+    (folder / "config.py").write_text(results.to_python(config, "Tiny."))
+    return folder
+
+
+def tune(folder, *flags):
+    given = [f"--config={folder / 'config.py'}", f"--workdir={folder / 'out'}", *SEARCH]
+    return cli.main(["tune", *given, "--workers=1", *flags])
+
+
+def test_tune_from_the_command_line(tuned, mixture, capsys):
+    assert tune(tuned, "--trials=3", "--confirm=2") == 0
+    said = capsys.readouterr()
+    out = tuned / "out"
+    rows = list(csv.DictReader((out / "trials.csv").read_text().splitlines()))
+    assert [row["trial"] for row in rows] == ["1", "2", "3"]
+    assert "[3/3]" in said.err and "left" in said.err and "at step 2/8" in said.err
+    assert not list(out.glob("trials/*/checkpoints"))
+
+    # What was measured is what a training with that config is measured as.
+    winner = min((r for r in rows if r["status"] == "complete"), key=lambda r: float(r["bpd"]))
+    config = cli.read_config(str(out / "best.py"), [])
+    assert config.schedule.s == float(winner["schedule.s"])
+    training.train(config, tuned / "again")
+    measured = trials.METRICS["bpd"](training.load(tuned / "again"), mixture, config.seed)
+    np.testing.assert_allclose(measured, float(winner["bpd"]), rtol=1e-6)
+
+    # The verdict is that of fresh seeds.
+    (report,) = out.glob("confirm/trial_*/results.json")
+    numbers = json.loads(report.read_text())
+    assert {r["seed"] for r in numbers["runs"]} == {1, 2}
+    assert {r["arm"] for r in numbers["runs"]} == {"default", "tuned"}
+    assert numbers["verdict"][0] in said.out.splitlines()[-1].replace("-", "−")
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--metric=loss"], "visits easy ones"),
+        (["--confirm=1"], "at least 2 seeds"),
+        (["--rungs=9"], "rungs=9"),
+        (["--trials=0"], "--trials=0"),
+        (["--budget=-1"], "--budget=-1"),
+        (["--pruner=best"], "allowed are halving, median, none"),
+        (["--search=schedule.tau=1:2"], "no schedule here takes it"),
+        (["--search=schedule.log_snr_max=1:2"], "holds a search with other settings: search was"),
+        (["--config.optimizer.learning_rate=0.5"], "learning_rate was 0.01 and is 0.5. Take"),
+    ],
+)
+def test_what_cannot_be_tuned_is_one_sentence(flags, words, tuned, capsys):
+    """After the test before this one, whose workdir is as it was."""
+    before = (tuned / "out" / "search.journal").read_bytes()
+    assert tune(tuned, *flags) == 1
+    said = capsys.readouterr().err.strip().splitlines()
+    assert words in said[-1] and said[-1].startswith("diffax tune: ") and len(said) == 1
+    assert (tuned / "out" / "search.journal").read_bytes() == before
+
+
+@pytest.mark.parametrize(
+    ("values", "words"),
+    [
+        ({"schedule.s": 0.008}, "No trial was better than the config as it was."),
+        ({"schedule.s": 0.05}, "Not confirmed: whether the winner is better is not known."),
+    ],
+)
+def test_without_a_comparison_nothing_is_claimed(values, words, tmp_path, monkeypatch):
+    made = [Trial(1, values, "complete", {12: 1.0}, 1.0)]
+    monkeypatch.setattr(run, "search", lambda *args: made)
+    found = run.tune(small_config(), ["schedule.s=0.001:0.1:log"], tmp_path, 1, confirm=0)
+    assert (found.verdict, found.report, found.best) == (words, None, made[0])
