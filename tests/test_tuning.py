@@ -105,12 +105,12 @@ def tune(folder, *flags):
 
 
 def test_tune_from_the_command_line(tuned, mixture, capsys):
-    assert tune(tuned, "--trials=3", "--confirm=2") == 0
+    assert tune(tuned, "--trials=2", "--confirm=2") == 0
     said = capsys.readouterr()
     out = tuned / "out"
     rows = list(csv.DictReader((out / "trials.csv").read_text().splitlines()))
-    assert [row["trial"] for row in rows] == ["1", "2", "3"]
-    assert "[3/3]" in said.err and "left" in said.err and "at step 2/8" in said.err
+    assert [row["trial"] for row in rows] == ["1", "2"]
+    assert "[2/2]" in said.err and "left" in said.err and "at step 2/8" in said.err
     assert not list(out.glob("trials/*/checkpoints"))
 
     # What was measured is what a training with that config is measured as.
@@ -145,11 +145,11 @@ def test_tune_from_the_command_line(tuned, mixture, capsys):
 )
 def test_what_cannot_be_tuned_is_one_sentence(flags, words, tuned, capsys):
     """After the test before this one, whose workdir is as it was."""
-    before = (tuned / "out" / "search.journal").read_bytes()
+    before = {path: path.stat().st_mtime_ns for path in (tuned / "out").glob("trials*")}
     assert tune(tuned, *flags) == 1
     said = capsys.readouterr().err.strip().splitlines()
     assert words in said[-1] and said[-1].startswith("diffax tune: ") and len(said) == 1
-    assert (tuned / "out" / "search.journal").read_bytes() == before
+    assert before == {path: path.stat().st_mtime_ns for path in (tuned / "out").glob("trials*")}
 
 
 @pytest.mark.parametrize(
