@@ -131,15 +131,27 @@ def _draw_parameter(panel: Any, parameter: Any, trials: Sequence[Trial]) -> None
             for t in trials
             if t.status == status and t is not winner and parameter.key in t.values
         ]
-        panel.scatter([place(t) for t in shown], [t.metric for t in shown], **mark)
+        panel.scatter([place(t) for t in shown], [t.metric for t in shown], clip_on=False, **mark)
     if parameter.key in winner.values:
-        panel.scatter([place(winner)], [winner.metric], **_STAR)
+        panel.scatter([place(winner)], [winner.metric], clip_on=False, **_STAR)
     panel.set_xlabel(parameter.key, fontsize=9)
     if isinstance(parameter, Range):
         panel.set_xscale("log" if parameter.log else "linear")
+        panel.set_xlim(parameter.low, parameter.high)  # the whole of what might have been tried
+        if parameter.log:
+            _label_decades(panel.xaxis, wide=parameter.high > 30 * parameter.low)
     else:
         panel.set_xticks(range(len(parameter.values)), map(str, parameter.values))
         panel.margins(x=0.2)
+
+
+def _label_decades(axis: Any, wide: bool) -> None:
+    """Plain numbers at 1, 2 and 5 of each decade, or at 1 alone."""
+    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
+
+    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
+    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
+    axis.set_minor_formatter(NullFormatter())
 
 
 def _draw_progress(panel: Any, trials: Sequence[Trial]) -> None:
