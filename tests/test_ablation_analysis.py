@@ -7,8 +7,9 @@ import pytest
 from ablation_cases import ARMS, BPD, SPEC, VARIANCE, make_results, values
 
 from diffax.ablation import statistics
-from diffax.ablation.analysis import Spec, analyse, short_name
+from diffax.ablation.analysis import analyse
 from diffax.ablation.numerals import p_text, ratio, signed, significant, tick
+from diffax.ablation.spec import Spec, short_name
 from diffax.ablation.verdict import sentence, verdict
 
 
@@ -85,7 +86,12 @@ def test_verdict_higher():
 def test_verdict_undecided():
     c, text = compared([1.01, 0.98, 1.02], [1.0, 1.0, 1.0])
     assert (c.outcome, c.better) == ("undecided", None)
-    assert text.endswith("3 paired seeds): no difference can be seen at this scale.")
+    needed = statistics.seeds_needed(c.effect, c.difference.sd)
+    assert needed == c.seeds_needed["0.8"] > 3
+    assert text.endswith(
+        "3 paired seeds): no difference can be seen at this scale; one of this size would be seen "
+        f"with {needed} seeds (80% power)."
+    )
     assert "+0.003 bits/dim (95% interval −0.048 to +0.055" in text
 
 
@@ -93,16 +99,41 @@ def test_verdict_does_not_state_what_the_correction_takes_back():
     a, b = [1.02, 1.03, 1.025, 1.010], [1.0, 1.0, 1.0, 1.0]
     alone, text = compared(a, b)
     assert alone.outcome == "higher"
-    others = [(f"other{i}", [1.0, 1.1, 0.9, 1.0]) for i in range(9)]
+    others = [(f"other{i}", [1.0, 1.1 + i / 100, 0.9, 1.0]) for i in range(9)]
     among, text = compared(a, b, others=others)
     assert among.difference == alone.difference
     assert among.outcome == "suggested"
     assert among.better is None
     assert among.p_holm == pytest.approx(10 * alone.p_holm)
+    needed = statistics.seeds_needed(among.effect, among.difference.sd, comparisons=10)
+    assert needed == among.seeds_needed["0.8"] > alone.seeds_needed["0.8"]
     assert text.endswith(
         "higher by this interval alone, but not after correction for 10 comparisons "
-        f"(p = {p_text(among.p_holm)}), so undecided."
+        f"(p = {p_text(among.p_holm)}), so undecided; one of this size would be seen with {needed} "
+        "seeds (80% power)."
     )
+
+
+def test_what_arms_share_is_one_comparison_and_no_comparison_with_itself():
+    # Two ways to sample from each of two trainings: bits/dim knows only the trainings.
+    values = {"b": [1.0, 1.1, 1.2], "a": [1.3, 1.31, 1.49]}
+    results = [
+        {"arm": f"{name}{k}", "seed": seed, "metrics": {"bpd": v}}
+        for name, vs in values.items()
+        for k in (1, 2)
+        for seed, v in enumerate(vs)
+    ]
+    itself, *others = analyse(Spec("T", "Q?", "b1", [BPD]), results).comparisons
+    alone = statistics.paired_difference(values["a"], values["b"])
+    assert [(c.arm, c.p_holm, c.family) for c in others] == [
+        ("a1", alone.p_value, 1),
+        ("a2", alone.p_value, 1),
+    ]
+    assert (itself.arm, itself.outcome, itself.p_holm) == ("b2", "same", 1.0)
+    assert list(itself.seeds_needed.values()) == [None, None]
+    assert [c.repeats for c in (itself, *others)] == [True, False, True]
+    stated = verdict(analyse(Spec("T", "Q?", "b1", [BPD]), results))
+    assert [c.arm for c in stated] == ["a1"]
 
 
 def test_verdict_of_what_is_equal_to_the_digits_shown():

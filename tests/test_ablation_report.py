@@ -11,9 +11,10 @@ import pytest
 from ablation_cases import ARMS, SPEC, VARIANCE, make_results, values
 
 from diffax.ablation import samples, statistics
-from diffax.ablation.analysis import Spec, analyse
+from diffax.ablation.analysis import analyse
 from diffax.ablation.numerals import p_text
 from diffax.ablation.report import build_report, environment, format_table
+from diffax.ablation.spec import Spec
 from diffax.ablation.verdict import sentence, verdict
 
 
@@ -83,7 +84,11 @@ def test_page_holds_the_numbers(made):
     r = statistics.paired_ratio(*pairs)
     p = p_text(report.analysis.of_metric("var")[0].p_holm)
     row = page.row("Var(VLB) ↓ bits²", "learned ÷ cosine")
-    assert row[1:] == [f"{r.mean:.2f}", f"{r.low:.2f} to {r.high:.2f}", "3", p, "▼ lower, better"]
+    seeds = [statistics.seeds_needed(np.log(r.mean), r.sd, 0.95, x, 2) for x in (0.8, 0.9)]
+    assert row[1:] == [
+        *(f"{r.mean:.2f}", f"{r.low:.2f} to {r.high:.2f}", "3", p),
+        *("0.25", f"{seeds[0]} / {seeds[1]}", "▼ lower, better"),
+    ]
     for stated in verdict(report.analysis):
         start = sentence(SPEC, stated).partition(" (")[0]
         assert start in page.text

@@ -5,12 +5,13 @@
     spec = Spec("Title", "Question?", baseline="cosine", metrics=[Metric("bpd", "Bits/dim")])
     print(build_report(spec, results, workdir).table)
 
-`grid` runs arms × seeds and keeps the results, `statistics` has the intervals and tests,
-`analysis` turns results into numbers and `verdict` numbers into sentences, `report` writes the
-page. `runner` alone knows what a run does.
+`grid` runs arms × seeds and `store` keeps the results, `spec` is the question, `statistics` has the
+intervals, tests and power, `analysis` turns results into numbers and `verdict` numbers into
+sentences; `report` writes the page, whose content is in `sections`. `runner` and `measure` alone
+know what a run does.
 """
 
-from diffax.ablation.analysis import Analysis, Cell, Comparison, Metric, Spec, analyse
+from diffax.ablation.analysis import Analysis, Cell, Comparison, analyse
 from diffax.ablation.grid import (
     Arm,
     GridError,
@@ -20,7 +21,8 @@ from diffax.ablation.grid import (
     print_progress,
     run_grid,
 )
-from diffax.ablation.report import Report, build_report, format_table
+from diffax.ablation.report import Report, build_report, format_table, report_on
+from diffax.ablation.spec import Metric, Spec
 from diffax.ablation.statistics import (
     Difference,
     Interval,
@@ -29,7 +31,10 @@ from diffax.ablation.statistics import (
     holm,
     mean_interval,
     paired_difference,
+    paired_power,
     paired_ratio,
+    seeds_needed,
+    sign_flip,
 )
 
 __all__ = [
@@ -54,7 +59,11 @@ __all__ = [
     "load_results",
     "mean_interval",
     "paired_difference",
+    "paired_power",
     "paired_ratio",
     "print_progress",
+    "report_on",
     "run_grid",
+    "seeds_needed",
+    "sign_flip",
 ]

@@ -1,153 +1,23 @@
 """From the results of an ablation to intervals, paired comparisons and sentences.
 
-The input is plain data (see `Spec` and `analyse`), so that a report can be made from any
+The input is plain data (see `spec.Spec` and `analyse`), so that a report can be made from any
 experiment; the output, `Analysis`, holds every number that the report shows, computed once.
 """
 
 from __future__ import annotations
 
 import math
-import re
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 
 from diffax.ablation import statistics
-from diffax.ablation.numerals import fixed, ratio, signed, significant
+from diffax.ablation.spec import SCALES, Metric, Spec
 from diffax.ablation.statistics import Difference, Interval
 
-
-@dataclass(frozen=True)
-class Scale:
-    """How a metric is averaged, compared and written."""
-
-    interval: Callable[..., Interval]
-    compare: Callable[..., Difference]
-    effect: Callable[[float, float], float]
-    sign: str  # between the two arms that are compared
-    average: str
-    comparison: str
-    value_text: Callable[[float, int], str]
-    effect_text: Callable[[float, int], str]
-
-
-SCALES = {
-    "linear": Scale(
-        statistics.mean_interval,
-        statistics.paired_difference,
-        lambda a, b: a - b,
-        "−",
-        "mean",
-        "difference",
-        fixed,
-        signed,
-    ),
-    "log": Scale(
-        statistics.geometric_interval,
-        statistics.paired_ratio,
-        lambda a, b: a / b,
-        "÷",
-        "geometric mean",
-        "ratio",
-        significant,
-        ratio,
-    ),
-}
-
-
-@dataclass(frozen=True)
-class Metric:
-    """One number that every run reports.
-
-    Attributes:
-      key: its name in a result's "metrics".
-      label: its name in the report, e.g. "Bits per dimension".
-      unit: e.g. "bits/dim"; "" if it has none.
-      lower_is_better: True, False, or None if neither.
-      scale: "linear" (mean, paired differences) or "log" (positive values that vary by factors:
-        geometric mean, paired ratios).
-      digits: decimals shown on a linear scale, significant digits on a log scale.
-      main: whether the verdict speaks of it and it has figures of its own; others are tabled only.
-    """
-
-    key: str
-    label: str
-    unit: str = ""
-    lower_is_better: bool | None = True
-    scale: str = "linear"
-    digits: int = 3
-    main: bool = True
-
-    def text(self, value: float) -> str:
-        return SCALES[self.scale].value_text(value, self.digits)
-
-    def effect_text(self, effect: float) -> str:
-        return SCALES[self.scale].effect_text(effect, self.digits)
-
-
-@dataclass(frozen=True)
-class Spec:
-    """What an ablation asks and how its report is to be read.
-
-    Attributes:
-      title, question: shown at the top.
-      baseline: the arm that others are compared to.
-      metrics: the first one is the headline.
-      command: how to run the ablation again.
-      config: the configuration common to all arms, nested, JSON-able.
-      focus: the arm that the question is about. Then it is compared to every other arm, the
-        baseline first; without it every arm is compared to the baseline.
-      arms: the arms in order of display; () for those of the results, as they come.
-      seeds: the seeds that were planned; () for those of the results.
-      labels: arm -> name in the report; an arm without one goes by `short_name` of its own.
-      parts: keys of metrics that add up (prior, diffusion, reconstruction), drawn as one bar.
-      method: a paragraph or more on what was done the same in all arms.
-      environment: anything to list beside machine and versions, e.g. {"device": "2 CPU cores"}.
-      real_samples: what the samples should look like; as a result's "samples".
-      confidence: of every interval; Holm's corrected p is held against 1 - confidence.
-    """
-
-    title: str
-    question: str
-    baseline: str
-    metrics: Sequence[Metric]
-    command: str = ""
-    config: Mapping[str, Any] = field(default_factory=dict)
-    focus: str | None = None
-    arms: Sequence[str] = ()
-    seeds: Sequence[int] = ()
-    labels: Mapping[str, str] = field(default_factory=dict)
-    parts: Sequence[str] = ()
-    method: str = ""
-    environment: Mapping[str, Any] = field(default_factory=dict)
-    real_samples: Any = None
-    confidence: float = 0.95
-
-    def label(self, arm: str) -> str:
-        return self.labels.get(arm) or short_name(arm)
-
-    @property
-    def percent(self) -> str:
-        return f"{100 * self.confidence:g}%"
-
-
-def short_name(arm: str) -> str:
-    """A name that `grid` made, for people: "schedule.name=cosine,schedule.num_steps=250" becomes
-    "cosine, num_steps=250". Words stand alone, other values keep the last part of their key; any
-    other name stays as it is."""
-    pairs = [part.partition("=")[::2] for part in re.split(r",(?=[\w.]+=)", arm)]
-    if not all(key and value for key, value in pairs):
-        return arm
-    alone = [
-        value if value.isidentifier() and value not in _NO_WORDS else None for _, value in pairs
-    ]
-    keys = [key.rpartition(".")[2] for key, _ in pairs]
-    return ", ".join(a or f"{k}={v}" for a, k, (_, v) in zip(alone, keys, pairs))
-
-
-_NO_WORDS = ("True", "False", "None")
+POWERS = (0.8, 0.9)  # for which the seeds that are needed are told
 
 
 @dataclass(frozen=True)
@@ -169,6 +39,11 @@ class Comparison:
       effect: mean of arm - reference, or geometric mean of arm / reference on a log scale.
       difference: the same with interval and p; None with a single pair.
       p_holm: p corrected for the `family` comparisons of this metric.
+      seeds_needed: power -> how many paired seeds would find a difference of this size, at the
+        level that the correction leaves; None where no number would (see `statistics`). Empty
+        with a single pair.
+      repeats: whether it tells nothing new, since arms share a training: it has the values of an
+        earlier comparison, or the same values on both sides.
       outcome: "lower" or "higher" (the interval leaves out no effect, and so does the corrected
         test), "suggested" (the interval does, the corrected test does not), "undecided", "same"
         (both ends of the interval read as no effect at the digits shown), "unknown" (one pair).
@@ -183,6 +58,8 @@ class Comparison:
     p_holm: float | None
     family: int
     outcome: str
+    seeds_needed: Mapping[str, int | None]
+    repeats: bool
 
     @property
     def better(self) -> bool | None:
@@ -226,7 +103,9 @@ class Analysis:
 def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = False) -> Analysis:
     """Intervals, paired comparisons with Holm's correction, and outcomes.
 
-    Holm's correction counts the comparisons of one metric as a family: all arms of the report.
+    Holm's correction counts the comparisons of one metric as a family: all arms of the report. Arms
+    that share a training have the same values of what does not depend on sampling: such
+    comparisons count once, and that of values with themselves not at all.
 
     Args:
       spec: what is asked.
@@ -352,15 +231,31 @@ def _compare(spec, metric, arms, cells) -> list[Comparison]:
         x, y = ([values[seed] for seed in shared] for values in (a, b))
         difference = scale.compare(x, y, spec.confidence) if len(shared) > 1 else None
         effect = difference.mean if difference else scale.effect(x[0], y[0])
-        found.append((arm, reference, len(shared), effect, difference))
+        found.append(((arm, reference, len(shared), effect, difference), (*x, *y), x == y))
     # A pair that cannot be tested yet counts in the family, as one that shows nothing.
-    corrected = statistics.holm([row[-1].p_value if row[-1] else 1.0 for row in found])
-    comparisons = []
-    for row, p in zip(found, corrected):
-        p_holm = float(p) if row[-1] else None
-        outcome = _outcome(metric, row[-1], p_holm, 1 - spec.confidence)
-        comparisons.append(Comparison(metric, *row, p_holm, len(found), outcome))
+    tests = {key: row[-1].p_value if row[-1] else 1.0 for row, key, same in found if not same}
+    corrected = dict(zip(tests, statistics.holm(list(tests.values()))))
+    comparisons, told = [], set()
+    for row, key, same in found:
+        difference = row[-1]
+        p_holm = float(corrected.get(key, 1.0)) if difference else None
+        outcome = _outcome(metric, difference, p_holm, 1 - spec.confidence)
+        seeds = _seeds_needed(difference, max(len(tests), 1))
+        repeats = same or key in told
+        told.add(key)
+        comparisons.append(Comparison(metric, *row, p_holm, len(tests), outcome, seeds, repeats))
     return comparisons
+
+
+def _seeds_needed(difference: Difference | None, family: int) -> dict[str, int | None]:
+    if difference is None:
+        return {}
+    d = difference
+    effect = math.log(d.mean) if d.log_scale else d.mean
+    return {
+        f"{power:g}": statistics.seeds_needed(effect, d.sd, d.confidence, power, family)
+        for power in POWERS
+    }
 
 
 def _outcome(metric: Metric, difference: Difference | None, p_holm, alpha: float) -> str:

@@ -24,11 +24,13 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from scipy import special
 
-from diffax.ablation.analysis import SCALES, Analysis, Metric
+from diffax.ablation.analysis import Analysis
 from diffax.ablation.numerals import fixed, tick
+from diffax.ablation.spec import SCALES, Metric
 
 INK, MUTED, RULE, PAPER = "#1d2025", "#666c74", "#d9dbde", "#fdfdfb"
 # (on white, on near-black): the first is the baseline's, the second the focus's. Any two differ by
@@ -97,6 +99,28 @@ def svg(figure: Figure, name: str, description: str) -> str:
     label = html.escape(description)
     box = re.search(r'viewBox="[^"]*"', text).group()
     return f'<svg {box} role="img" aria-label="{label}">' + text[text.index(">") + 1 :]
+
+
+def png(figure: Figure) -> bytes:
+    """The figure as PNG, dark on white."""
+    buffer = io.BytesIO()
+    with matplotlib.rc_context(_STYLE):
+        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": ""})
+    return buffer.getvalue()
+
+
+def legend(analysis: Analysis) -> Figure:
+    """The arms with their colours and dashes, in order of display."""
+    arms = analysis.arms
+    with matplotlib.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH, 0.1 + 0.21 * len(arms)))
+        for i, arm in enumerate(arms):
+            colour, dash = line_style(palette_index(analysis)[arm])
+            y = 1 - (i + 0.5) / len(arms)
+            figure.add_artist(Line2D([0.01, 0.09], [y, y], color=colour, ls=dash, lw=2.2))
+            role = " (baseline)" if arm == analysis.spec.baseline else ""
+            figure.text(0.12, y, analysis.spec.label(arm) + role, va="center", color=INK)
+        return figure
 
 
 def metric_points(analysis: Analysis, metric: Metric) -> Figure:

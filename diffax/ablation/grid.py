@@ -2,35 +2,26 @@
 
 An `Arm` is a name and the config keys that it overrides; `grid` makes the full product of some
 axes; `run_grid` runs each arm with each seed through a function of the caller's, in this process
-or in several, and keeps every result in a file of its own:
-
-    workdir/runs/<arm>/seed<k>/configuration.json   what it was started with, and the fingerprint
-    workdir/runs/<arm>/seed<k>/result.json          what it returned, fingerprint and seconds
-    workdir/runs/<arm>/seed<k>/traceback.txt        only if its last attempt failed
-
-The directory is also the run's own, for checkpoints and samples. Nothing here knows what a run
-does.
+or in several, or a part of them on each of several machines, and keeps every result in a directory
+of its own, workdir/runs/<arm>/seed<k>: see `store`. The directory is also the run's own, for
+samples and the like. Nothing here knows what a run does.
 """
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import operator
 import os
 import sys
 import time
-import traceback
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import quote
 
-from diffax.ablation import processes
-from diffax.ablation.jsonable import flatten, jsonable, read_json, write_json
+from diffax.ablation import processes, store
+from diffax.ablation.store import Run
 
 
 @dataclass(frozen=True)
@@ -95,9 +86,14 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> list[Arm]:
     arms = []
     for values in itertools.product(*axes.values()):
         overrides = dict(zip(axes, values))
-        arms.append(Arm(",".join(f"{k}={v}" for k, v in overrides.items()), overrides))
+        arms.append(Arm(name_of(overrides), overrides))
     _check_names(arms)
     return arms
+
+
+def name_of(overrides: Mapping[str, Any]) -> str:
+    """The name that `grid` gives to an arm with these overrides: "key=value,key=value"."""
+    return ",".join(f"{key}={value}" for key, value in overrides.items())
 
 
 def run_grid(
@@ -108,7 +104,9 @@ def run_grid(
     fingerprint: Callable[[Arm, int], Any] | Mapping[str, Any] | None = None,
     workers: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
-    worker_environment: Mapping[str, str] | None = None,
+    worker_environment: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
+    group: Callable[[Arm, int], Any] | None = None,
+    shard: tuple[int, int] = (1, 1),
 ) -> list[dict[str, Any]]:
     """Runs every arm with every seed, skipping what is done; returns the results.
 
@@ -133,15 +131,21 @@ def run_grid(
         `if __name__ == "__main__":`). Two single-threaded workers on two cores beat one run with
         two threads.
       on_progress: called at the start and the end of every run; `print_progress` prints lines.
-      worker_environment: environment variables for the workers only, such as thread limits.
+      worker_environment: environment variables for the workers only, such as thread limits: one
+        mapping for all of them, or one for each.
+      group: group(arm, seed) -> what runs share that have something in common, such as a training.
+        Runs of one group follow one another in one process, so that the first makes what the
+        others find. None: each run is a group.
+      shard: (i, n) runs the i-th of n parts of the grid, i from 1: every n-th group, so that n
+        machines do all of it and no two of them the same.
 
     Returns:
-      One dict per run, seeds outermost: what run_one returned, with "arm", "seed", "seconds" and
-      "directory" (str) set.
+      One dict per run, in the order in which they are started: what run_one returned, with "arm",
+      "seed", "seconds" and "directory" (str) set.
 
     Raises:
       ValueError: no or repeated arms or seeds, a configuration that does not match what is on
-        disk, an unreadable result file; all before anything is run.
+        disk, an unreadable result file, an impossible shard; all before anything is run.
       GridError: a run failed.
     """
     _check_names(arms)
@@ -150,17 +154,26 @@ def run_grid(
         raise ValueError(f"seeds must be one or more distinct integers, got {seeds}")
     if workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 is needed")
-    runs = _plan(arms, seeds, Path(workdir), fingerprint)
-    done, pending = [], []
+    part, parts = shard
+    if not 1 <= part <= parts:
+        raise ValueError(f"shard is {part}/{parts}; it must be i/n with i from 1 to n")
+    units = _plan(arms, seeds, Path(workdir), fingerprint, group)[part - 1 :: parts]
+    runs = [run for unit in units for run in unit]
+    done = {run.directory for run in runs if store.is_done(run)}
+    pending = [[run for run in unit if run.directory not in done] for unit in units]
+    pending = [unit for unit in pending if unit]
+    tell = _Teller(on_progress, units, done, workers)
     for run in runs:
-        (done if _is_done(run) else pending).append(run)
-    tell = _Teller(on_progress, len(runs), len(pending), workers)
-    for run in done:
-        tell(run, "kept", _read_result(run.directory)["seconds"])
+        if run.directory in done:
+            tell(run, "kept", store.read_result(run.directory)["seconds"])
     if workers == 1 or len(pending) < 2:
         events = _in_turn(run_one, pending)
     else:
-        events = processes.in_parallel(_execute, run_one, pending, workers, worker_environment)
+        environments = worker_environment or {}
+        if isinstance(environments, Mapping):
+            environments = [environments] * workers
+        environments = list(environments)[:workers]
+        events = processes.in_parallel(store.execute, run_one, pending, environments)
     failures = []
     # closing: an interruption while an event is told must stop the workers too.
     with closing(events):
@@ -174,7 +187,7 @@ def run_grid(
             f"traceback is in traceback.txt in its directory under {Path(workdir) / 'runs'}; "
             "finished results are kept, and the same call tries the failed ones again."
         )
-    return [_record(_read_result(run.directory), run.directory) for run in runs]
+    return [store.record(store.read_result(run.directory), run.directory) for run in runs]
 
 
 def load_results(
@@ -191,9 +204,11 @@ def load_results(
       ValueError: a result file that cannot be read; the message names it.
     """
     root = Path(workdir) / "runs"
-    found = {path.parent: _read_result(path.parent) for path in root.glob("*/seed*/result.json")}
+    found = {
+        path.parent: store.read_result(path.parent) for path in root.glob("*/seed*/result.json")
+    }
     names = sorted({r["arm"] for r in found.values()}) if arms is None else list(arms)
-    records = [_record(r, directory) for directory, r in found.items() if r["arm"] in names]
+    records = [store.record(r, directory) for directory, r in found.items() if r["arm"] in names]
     if not records:
         raise FileNotFoundError(f"no finished run under {root}")
     return sorted(records, key=lambda r: (r["seed"], names.index(r["arm"])))
@@ -226,37 +241,39 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-@dataclass(frozen=True)
-class _Run:
-    index: int
-    arm: Arm
-    seed: int
-    directory: Path
-    configuration: Any
-
-    @property
-    def fingerprint(self) -> str:
-        text = json.dumps(self.configuration, sort_keys=True)
-        return hashlib.sha256(text.encode()).hexdigest()
-
-
 class _Teller:
-    """Turns events into `Progress`, with the time left estimated from the runs seen so far."""
+    """Turns events into `Progress`, with the time left estimated from the runs seen so far.
 
-    def __init__(self, on_progress, total, pending, workers):
-        self.on_progress, self.total, self.left, self.workers = on_progress, total, pending, workers
-        self.start, self.times = time.monotonic(), []
+    The first run of a group makes what the others share, and takes longer: each kind has a mean.
+    """
+
+    def __init__(self, on_progress, units, done, workers):
+        self.on_progress, self.workers = on_progress, workers
+        runs = [run for unit in units for run in unit]
+        self.index = {run.directory: i for i, run in enumerate(runs, 1)}
+        self.first = {unit[0].directory for unit in units}
+        self.left = [run.directory in self.first for run in runs if run.directory not in done]
+        self.start, self.times = time.monotonic(), {True: [], False: []}
 
     def __call__(self, run, status, seconds=None, message=""):
-        self.left -= status in ("finished", "failed")
+        first = run.directory in self.first
+        if status in ("finished", "failed"):
+            self.left.remove(first)
         if status in ("kept", "finished"):
-            self.times.append(seconds)
-        mean = sum(self.times) / len(self.times) if self.times else None
-        eta = None if mean is None else mean * self.left / min(self.workers, max(self.left, 1))
+            self.times[first].append(seconds)
         if self.on_progress is not None:
             elapsed = time.monotonic() - self.start
-            where = (run.index, self.total, run.arm.name, run.seed)
+            where = (self.index[run.directory], len(self.index), run.arm.name, run.seed)
+            eta = self._time_left()
             self.on_progress(Progress(status, *where, seconds, elapsed, eta, message))
+
+    def _time_left(self) -> float | None:
+        means = {kind: sum(t) / len(t) for kind, t in self.times.items() if t}
+        if not means:
+            return None
+        other = max(means.values())  # of a kind that has not been seen yet
+        total = sum(means.get(kind, other) for kind in self.left)
+        return total / min(self.workers, max(len(self.left), 1))
 
 
 def _check_names(arms: Sequence[Arm]) -> None:
@@ -267,89 +284,22 @@ def _check_names(arms: Sequence[Arm]) -> None:
         if not arm.name.strip(". "):
             raise ValueError(f"an arm's name must name a directory, got {arm.name!r}")
         # Some file systems do not tell upper from lower case.
-        other = seen.setdefault(_directory_name(arm.name).lower(), arm)
+        other = seen.setdefault(store.directory_name(arm.name).lower(), arm)
         if other is not arm:
             raise ValueError(f"two arms would share a directory: {other.name!r} and {arm.name!r}")
 
 
-def _directory_name(name: str) -> str:
-    text = quote(name, safe=" =,+()[]'")
-    if len(text) > 120:
-        text = f"{text[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
-    return text
-
-
-def _plan(arms, seeds, workdir, fingerprint) -> list[_Run]:
-    runs = []
+def _plan(arms, seeds, workdir, fingerprint, group) -> list[list[Run]]:
+    """The runs, seeds outermost, those of a group together."""
+    units = {}
     for seed, arm in itertools.product(seeds, arms):
         common = fingerprint(arm, seed) if callable(fingerprint) else fingerprint or {}
-        configuration = {"overrides": arm.overrides, "seed": seed, "config": common}
-        # repr: a config that says inf is not one that says None.
-        configuration = jsonable(configuration, "the configuration", not_finite=repr)
-        directory = workdir / "runs" / _directory_name(arm.name) / f"seed{seed}"
-        runs.append(_Run(len(runs) + 1, arm, seed, directory, configuration))
-    return runs
+        run = store.make_run(arm, seed, workdir, common)
+        units.setdefault(group(arm, seed) if group else run.directory, []).append(run)
+    return list(units.values())
 
 
-def _is_done(run: _Run) -> bool:
-    """Whether the run is finished; raises if what its directory holds has another fingerprint."""
-    started, finished = (run.directory / f for f in ("configuration.json", "result.json"))
-    for path, keys in ((started, _STARTED_KEYS), (finished, _RESULT_KEYS)):
-        if path.exists() and read_json(path, keys)["fingerprint"] != run.fingerprint:
-            old = read_json(started, _STARTED_KEYS)["configuration"] if started.exists() else {}
-            raise ValueError(
-                f"{run.directory} holds a run with another configuration"
-                f"{_differences(old, run.configuration)}; choose another --workdir or delete that "
-                "directory."
-            )
-    return finished.exists()
-
-
-def _differences(old: Any, new: Any, most: int = 3) -> str:
-    old, new = flatten(old), flatten(new)
-    keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)] if old else []
-    if not keys:
-        return ""
-    shown = [f"{k.removeprefix('config.')} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys]
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f" ({'; '.join(shown[:most])}{more})"
-
-
-def _in_turn(run_one, runs) -> Iterator[tuple[_Run, str, float | None, str]]:
-    for run in runs:
+def _in_turn(run_one, units) -> Iterator[tuple[Run, str, float | None, str]]:
+    for run in itertools.chain.from_iterable(units):
         yield run, "started", None, ""
-        yield run, *_execute(run_one, run)
-
-
-def _execute(run_one, run: _Run) -> tuple[str, float, str]:
-    """Runs once, in whichever process, and leaves the result or the traceback on disk."""
-    start, failed = time.monotonic(), run.directory / "traceback.txt"
-    run.directory.mkdir(parents=True, exist_ok=True)
-    failed.unlink(missing_ok=True)
-    try:
-        started = {"fingerprint": run.fingerprint, "configuration": run.configuration}
-        write_json(run.directory / "configuration.json", started)
-        result = run_one(run.arm, run.seed, run.directory)
-        if not isinstance(result, Mapping):
-            raise TypeError(f"run_one must return a mapping, got {type(result).__name__}")
-        seconds = float(result.get("seconds", time.monotonic() - start))
-        record = {"arm": run.arm.name, "seed": run.seed, "fingerprint": run.fingerprint}
-        record |= {"seconds": seconds, "result": jsonable(result, "the result of run_one")}
-        write_json(run.directory / "result.json", record)
-        return "finished", seconds, ""
-    except Exception as error:  # told and raised by run_grid when the others are through
-        failed.write_text(traceback.format_exc(), encoding="utf-8")
-        return "failed", time.monotonic() - start, f"{type(error).__name__}: {error}".split("\n")[0]
-
-
-_STARTED_KEYS = ("fingerprint", "configuration")
-_RESULT_KEYS = ("arm", "seed", "fingerprint", "seconds", "result")
-
-
-def _read_result(directory: Path) -> dict[str, Any]:
-    return read_json(directory / "result.json", _RESULT_KEYS)
-
-
-def _record(read: Mapping[str, Any], directory: Path) -> dict[str, Any]:
-    own = {k: read[k] for k in ("arm", "seed", "seconds")}
-    return {**read["result"], **own, "directory": str(directory)}
+        yield run, *store.execute(run_one, run)

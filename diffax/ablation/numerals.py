@@ -49,6 +49,11 @@ def span(text: Callable[[float], str], interval: Interval | Difference | None) -
     return "–" if interval is None else f"{text(interval.low)} to {text(interval.high)}"
 
 
+def seeds_text(seeds: int | None) -> str:
+    """A number of seeds; a dash where no number would do."""
+    return "–" if seeds is None else f"{seeds:,}"
+
+
 def p_text(p: float | None) -> str:
     """A p value as one reads it."""
     if p is None:

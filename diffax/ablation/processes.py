@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import FIRST_COMPLETED, ProcessPoolExecutor, wait
 from concurrent.futures.process import BrokenProcessPool
 from contextlib import contextmanager
+from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any
 
@@ -19,15 +20,21 @@ from typing import Any
 def in_parallel(
     execute: Callable[[Any, Any], tuple[str, float | None, str]],
     run_one: Callable[..., Any],
-    runs: Sequence[Any],
-    workers: int,
-    environment: Mapping[str, str] | None = None,
+    units: Sequence[Sequence[Any]],
+    environments: Sequence[Mapping[str, str]],
 ) -> Iterator[tuple[Any, str, float | None, str]]:
     """Yields (run, "started", None, "") and (run, *execute(run_one, run)) as the runs come and go.
 
-    Each worker is a pool of one process: when a process dies (killed, out of memory) that run alone
-    has failed, and a fresh process takes its place. Closing the generator, Ctrl-C and the death of
-    this process all stop the workers at once, as `kill` would.
+    The runs of a unit follow one another in one worker. Each worker is a pool of one process, with
+    an environment of its own: when a process dies (killed, out of memory) that run alone has
+    failed, and a fresh process takes its place. Closing the generator, Ctrl-C and the death of this
+    process all stop the workers at once, as `kill` would.
+
+    Args:
+      execute: execute(run_one, run) -> (status, seconds, message), called in a worker.
+      run_one: handed on; it must be picklable.
+      units: lists of runs, none empty.
+      environments: as many as there are workers: the variables that each adds to its environment.
 
     Raises:
       ValueError: run_one cannot be pickled.
@@ -43,36 +50,46 @@ def in_parallel(
     # with it. (An event has locks, which a worker that is killed may leave taken.)
     theirs, ours = context.Pipe(duplex=False)
 
-    def start_worker() -> ProcessPoolExecutor:
+    def start_process() -> ProcessPoolExecutor:
         return ProcessPoolExecutor(1, context, initializer=_obey_parent, initargs=(theirs,))
 
-    waiting, flying = deque(runs), {}
-    idle = [start_worker() for _ in range(min(workers, len(runs)))]
+    waiting, flying = deque(map(deque, units)), {}
+    idle = [_Worker(start_process(), own) for own in environments[: len(units)]]
+    busy = []  # workers whose unit has runs left
     try:
-        while waiting or flying:
-            while waiting and idle:
-                worker, run = idle.pop(), waiting.popleft()
-                with _environment(environment or {}):  # the process is spawned by submit
-                    flying[worker.submit(execute, run_one, run)] = worker, run
+        while waiting or busy or flying:
+            while busy or waiting and idle:
+                worker = busy.pop() if busy else idle.pop()
+                worker.unit = worker.unit or waiting.popleft()
+                run = worker.unit.popleft()
+                with _environment(worker.environment):  # the process is spawned by submit
+                    flying[worker.process.submit(execute, run_one, run)] = worker, run
                 yield run, "started", None, ""
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
                 worker, run = flying.pop(future)
                 try:
                     outcome = future.result()
                 except BrokenProcessPool:
-                    worker.shutdown()
-                    worker = start_worker()
+                    worker.process.shutdown()
+                    worker.process = start_process()
                     outcome = "failed", None, "its process died, killed or out of memory"
-                idle.append(worker)
+                (busy if worker.unit else idle).append(worker)
                 yield run, *outcome
     except BaseException:
         ours.close()
         raise
     finally:
-        for worker in [*idle, *(worker for worker, _ in flying.values())]:
-            worker.shutdown(cancel_futures=True)
+        for worker in [*idle, *busy, *(worker for worker, _ in flying.values())]:
+            worker.process.shutdown(cancel_futures=True)
         ours.close()
         theirs.close()
+
+
+@dataclass
+class _Worker:
+    process: ProcessPoolExecutor
+    environment: Mapping[str, str]
+    unit: deque = field(default_factory=deque)  # the runs that are left of what it is at
 
 
 def _obey_parent(lifeline: connection.Connection) -> None:

@@ -1,4 +1,4 @@
-"""The report of an ablation: one HTML file, the same numbers as JSON, a table for the terminal."""
+"""The report of an ablation: one HTML file, the same as Markdown, as JSON and for the terminal."""
 
 from __future__ import annotations
 
@@ -12,19 +12,24 @@ from pathlib import Path
 from typing import Any
 
 import diffax
-from diffax.ablation.analysis import SCALES, Analysis, Metric, Spec, analyse, shortened
+from diffax.ablation import spec as spec_lib
+from diffax.ablation.analysis import POWERS, Analysis, analyse, shortened
+from diffax.ablation.grid import load_results
 from diffax.ablation.jsonable import jsonable, write_json
-from diffax.ablation.numerals import p_text, span
+from diffax.ablation.numerals import p_text, seeds_text, span
+from diffax.ablation.spec import SCALES, Metric, Spec
 from diffax.ablation.verdict import sentence, verdict
 
+FOLDER = "report_files"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn")
 
 
 @dataclass(frozen=True)
 class Report:
-    """What `build_report` made: two files, the table for the terminal, all the numbers."""
+    """What `build_report` made: three files, the table for the terminal, all the numbers."""
 
     html: Path
+    markdown: Path
     json: Path
     table: str
     analysis: Analysis
@@ -36,9 +41,10 @@ def build_report(
     workdir: str | os.PathLike,
     partial: bool = False,
 ) -> Report:
-    """Writes workdir/report.html and workdir/results.json, and returns them with a plain table.
+    """Writes report.html, report.md and results.json, and returns them with a plain table.
 
-    report.html needs no other file: styles, figures and samples are inside; it has no scripts.
+    report.html needs no other file: styles, figures and samples are inside; it has no scripts. The
+    figures of report.md are in the folder report_files beside it.
 
     Args:
       spec: question, metrics, baseline; see `analysis.Spec`.
@@ -50,19 +56,73 @@ def build_report(
       ValueError: what `analysis.analyse` refuses, a curve without x, samples of a wrong shape.
       FileNotFoundError: a file that "samples" names.
     """
-    # Loads matplotlib, which worker processes never need.
-    from diffax.ablation.report_html import page
+    # Load matplotlib, which worker processes never need.
+    from diffax.ablation import report_html, report_markdown, sections
 
     analysis = analyse(spec, results, partial)
-    made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **environment()}
+    made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **_machines(results)}
     made |= jsonable(spec.environment, "environment")
-    text, numbers = page(analysis, made), report_numbers(analysis, made)
+    page, numbers = sections.make(analysis, made), report_numbers(analysis, made)
+    html, (markdown, pictures) = report_html.render(page), report_markdown.render(page, FOLDER)
     workdir = Path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
-    html_path, json_path = workdir / "report.html", workdir / "results.json"
-    write_json(json_path, numbers)
-    html_path.write_text(text, encoding="utf-8")
-    return Report(html_path, json_path, format_table(analysis), analysis)
+    paths = [workdir / name for name in ("report.html", "report.md", "results.json")]
+    write_json(paths[2], numbers)
+    paths[0].write_text(html, encoding="utf-8")
+    paths[1].write_text(markdown, encoding="utf-8")
+    (workdir / FOLDER).mkdir(exist_ok=True)
+    for old in (workdir / FOLDER).glob("*.png"):
+        old.unlink()
+    for name, content in pictures.items():
+        (workdir / FOLDER / name).write_bytes(content)
+    return Report(*paths, format_table(analysis), analysis)
+
+
+def report_on(
+    workdirs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None
+) -> Report:
+    """The report of what lies in the workdirs of one ablation, made by `runner.run_ablation`.
+
+    Several are the parts of one that ran on several machines; a run that two of them hold must be
+    the same in both. What is missing is said to be.
+
+    Args:
+      workdirs: one or more.
+      out: where the report goes; None for the first of them.
+
+    Raises:
+      FileNotFoundError: a workdir holds no ablation, or none holds a finished run.
+      ValueError: they are parts of different ablations, or differ in a run that both hold.
+    """
+    paths = [Path(workdir) for workdir in workdirs]
+    spec = spec_lib.merge([spec_lib.load(path) for path in paths])
+    if not any(any(path.glob("runs/*/*/result.json")) for path in paths):
+        raise FileNotFoundError(f"no finished run under {', '.join(map(str, paths))}")
+    runs = {}
+    for path in paths:
+        if not any(path.glob("runs/*/*/result.json")):
+            continue
+        for result in load_results(path, spec.arms):
+            key = result["arm"], result["seed"]
+            same = runs.setdefault(key, result)["metrics"] == result["metrics"]
+            if not same:
+                raise ValueError(
+                    f"two workdirs hold arm {key[0]!r}, seed {key[1]}, with other numbers:"
+                    f" {runs[key]['directory']} and {result['directory']}; leave one of them out"
+                )
+    order = sorted(runs, key=lambda k: (k[1], list(spec.arms).index(k[0])))
+    results = [runs[key] for key in order if key[1] in spec.seeds]
+    return build_report(spec, results, out or paths[0], partial=True)
+
+
+def _machines(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Where the runs were made, as far as they tell: what differs is listed side by side."""
+    told = [r["environment"] for r in results if r.get("environment")] or [environment()]
+    found = {name: [e[name] for e in told if name in e] for e in told for name in e}
+    return {
+        name: values[0] if len(set(values)) == 1 else ", ".join(dict.fromkeys(map(str, values)))
+        for name, values in found.items()
+    }
 
 
 def report_numbers(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -104,7 +164,12 @@ def format_table(analysis: Analysis) -> str:
     measured = [m for m in spec.metrics if analysis.measured(m)]
     blocks += [_metric_table(analysis, metric) for metric in measured]
     if any(c.p_holm is not None for c in analysis.comparisons):
-        blocks.append("p: paired t test, Holm's correction over the comparisons of one metric")
+        blocks.append(
+            "p: paired t test, Holm's correction over the comparisons of one metric\n"
+            "signs: exact sign-flip test, not corrected; 2 in 2^n at the least\n"
+            "seeds: how many would find a difference of this size with a power of "
+            + ", ".join(f"{100 * power:g}%" for power in POWERS)
+        )
     blocks += [sentence(spec, c) for c in verdict(analysis)]
     # Not every terminal can write the true minus sign.
     return "\n\n".join(blocks).replace("−", "-")
@@ -116,17 +181,18 @@ def _metric_table(analysis: Analysis, metric: Metric) -> str:
     sides = (spec.focus, "arm") if spec.focus else ("arm", spec.baseline)
     against = f" {scale.sign} ".join(spec.label(side) for side in sides)
     head = ["", scale.average, f"{spec.percent} interval", "n", against, f"{spec.percent} interval"]
-    lines = [[*head, "p"]]
+    lines = [[*head, "p", "signs", "seeds"]]
     for arm in analysis.arms:
         cell, c = analysis.cells.get((arm, metric.key)), by_row.get(arm)
-        line = [spec.label(arm), "–", "", "", "", "", ""]
+        line = [spec.label(arm), "–", *[""] * 7]
         if cell:
             line[1:4] = metric.text(cell.mean), span(metric.text, cell.interval), len(cell.values)
         if c:
             line[4:6] = metric.effect_text(c.effect), span(metric.effect_text, c.difference)
-            line[6] = p_text(c.p_holm)
+            line[6:8] = p_text(c.p_holm), p_text(c.difference and c.difference.p_sign_flip)
+            line[8] = ", ".join(map(seeds_text, c.seeds_needed.values()))
         lines.append([str(x) for x in line])
-    widths = [max(len(line[i]) for line in lines) for i in range(7)]
+    widths = [max(len(line[i]) for line in lines) for i in range(9)]
     rows = [
         "  ".join([line[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(line[1:], widths[1:]))])
         for line in lines

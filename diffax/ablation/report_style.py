@@ -69,12 +69,13 @@ tr.focus th, tr.focus td { font-weight: 650; }
 tr.focus small { font-weight: 400; }
 .group th { font-weight: 600; padding-top: 1.3rem; }
 .group small { font-weight: 400; margin-left: .7rem; }
-td.text { text-align: left; }
+.differences td:last-child { text-align: left; }
 abbr { text-decoration: none; color: var(--muted); font-weight: 400; }
 .differences td, .differences th { padding-top: .3rem; padding-bottom: .3rem; }
 .differences tr.group th { padding-top: 1.1rem; }
 .differences thead th:last-child { text-align: left; }
 .key { white-space: nowrap; }
+.differences .key { white-space: inherit; }
 .key small { margin-left: .5rem; font-weight: 400; }
 .swatch { width: 1.25rem; height: .5rem; margin-right: .55rem; vertical-align: .12em; }
 .swatch line { stroke-width: 3; }
@@ -111,7 +112,7 @@ pre-wrap;
   td, th { padding-left: .9rem; }
   .differences tbody tr:not(.group) th { white-space: normal; min-width: 9rem;
     padding-left: 1.8rem; text-indent: -1.8rem; }
-  .differences :is(td, thead th):nth-child(4) { display: none; }
+  .differences :is(td, thead th):is(:nth-child(4), :nth-child(6)) { display: none; }
 }
 @media print {
   @page { margin: 16mm 14mm; }

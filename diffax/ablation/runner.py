@@ -1,16 +1,18 @@
-"""From configs to a report: each run of the grid is a training and its evaluation.
+"""From configs to a report: each run of the grid is a training, its samples and their evaluation.
 
-The only part of the laboratory that knows what a run does.
+Arms that differ in sampling and evaluation alone share one training (see `measure`), and follow one
+another in one process. With `measure` the only part of the laboratory that knows what a run does.
 """
 
 from __future__ import annotations
 
 import dataclasses
 import functools
+import itertools
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,23 +20,23 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, metrics, runtime, schedules, training
-from diffax.ablation.analysis import Metric, Spec
-from diffax.ablation.grid import Arm, GridError, load_results, print_progress, run_grid
-from diffax.ablation.report import Report, build_report
-from diffax.process import AnySchedule
-
-METRICS = (
-    Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
-    Metric("bpd", "Bits per dimension", "bits/dim", digits=3),
-    Metric("frechet", "Fréchet distance", "classifier features", scale="log"),
-    Metric("prior", "Prior term", "bits/dim", digits=5, main=False),
-    Metric("diffusion", "Diffusion term", "bits/dim", digits=3, main=False),
-    Metric("reconstruction", "Reconstruction term", "bits/dim", digits=3, main=False),
-    Metric("bpd_own", "By its own schedule", "bits/dim", digits=3, main=False),
+from diffax import metrics, runtime, schedules
+from diffax.ablation import measure, store
+from diffax.ablation import spec as spec_lib
+from diffax.ablation.grid import (
+    Arm,
+    GridError,
+    grid,
+    load_results,
+    name_of,
+    print_progress,
+    run_grid,
 )
-PARTS = ("prior", "diffusion", "reconstruction")
-_SHOWN = 32  # samples kept for the report, from the same starting noise in every arm
+from diffax.ablation.measure import METRICS, PARTS
+from diffax.ablation.report import Report, build_report, environment
+from diffax.ablation.spec import Spec
+
+__all__ = ["METRICS", "PARTS", "arm_config", "possible_arms", "run_ablation", "run_one"]
 
 
 def run_ablation(
@@ -44,21 +46,29 @@ def run_ablation(
     seeds: Sequence[int],
     workdir: str | os.PathLike,
     workers: int | None = None,
-) -> Report:
+    shard: tuple[int, int] = (1, 1),
+) -> Report | None:
     """Trains and evaluates every arm with every seed, and writes the report.
 
     The same seed means the same initial weights, order of the data, times and noise in every arm,
     so the comparison is paired. Interrupted, it goes on where it stopped when called again.
 
     Args:
-      spec: the question; its config, arms, seeds and real_samples are filled in.
+      spec: the question; its config, arms, seeds and real_samples are filled in. It is kept in the
+        workdir, so that `report.report_on` needs nothing else.
       config: the config common to all arms; an arm's overrides are dotted keys of it.
       arms, seeds: the grid.
-      workdir: of runs, report.html and results.json.
+      workdir: of trainings, runs, report and results.json.
       workers: processes, each with one thread; None for one per core.
+      shard: (i, n) for the i-th of n parts of the trainings, from 1, with all that is sampled
+        from them.
+
+    Returns:
+      The report; None if this is one of several shards, of which `report.report_on` makes one.
 
     Raises:
-      ValueError: a config that can't be run, before any work.
+      ValueError: a config that can't be run, a training of another config in the workdir; before
+        any work.
       GridError: a run failed; what is finished is kept, and reported on as far as it goes.
       KeyboardInterrupt: likewise.
     """
@@ -66,40 +76,48 @@ def run_ablation(
     for each in configs:
         config_lib.validate(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.
-    dataset = data.load(config.data)
+    dataset = measure.load_data(config)
     for each in configs:
         schedule = config_lib.build_schedule(each, dataset.shape)
         schedules.require_finite_ends(schedule, "the bound, in bits/dim,")
+    for arm, seed in itertools.product(arms, seeds):
+        own = measure.training_configuration(arm_config(config, arm, seed))
+        store.refuse_another(training_directory(workdir, arm, seed), own)
     if metrics.is_classifiable(dataset):
         metrics.get_classifier(dataset)
     text = config_lib.to_json(config)
-    workers = min(workers or os.cpu_count() or 1, len(arms) * len(seeds))
+    trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
+    workers = min(workers or os.cpu_count() or 1, -(-len(trainings) // max(shard[1], 1)))
+    real = dataset.eval.array(np.arange(min(measure.SHOWN, len(dataset.eval))))
     spec = dataclasses.replace(
         spec,
-        metrics=[m for m in spec.metrics if _is_measured(m, configs, dataset)],
+        metrics=[m for m in spec.metrics if measure.is_measured(m, configs, dataset)],
         config=json.loads(text),
         arms=[arm.name for arm in arms],
         seeds=list(seeds),
-        real_samples=dataset.eval.array(np.arange(min(_SHOWN, len(dataset.eval)))),
+        real_samples=real,
     )
+    spec_lib.save(spec, Path(workdir))
     try:
         results = run_grid(
             arms,
             seeds,
-            functools.partial(run_one, text=text),
+            functools.partial(run_one, text=text, workdir=os.fspath(workdir)),
             workdir,
             fingerprint=lambda arm, seed: arm_config(config, arm, seed).to_dict(),
             workers=workers,
             on_progress=print_progress,
             worker_environment=_ONE_THREAD if workers > 1 else None,
+            group=functools.partial(training_directory, workdir),
+            shard=shard,
         )
     except (GridError, KeyboardInterrupt):
-        if any(Path(workdir).glob("runs/*/*/result.json")):
+        if shard[1] == 1 and any(Path(workdir).glob("runs/*/*/result.json")):
             found = load_results(workdir, spec.arms)
             report = build_report(spec, found, workdir, partial=True)
             print(f"a report on what is finished: {report.html}", file=sys.stderr)
         raise
-    return build_report(spec, results, workdir)
+    return build_report(spec, results, workdir) if shard[1] == 1 else None
 
 
 # Two single-threaded workers on two cores are faster than one run with two threads.
@@ -121,93 +139,73 @@ def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
     return config
 
 
-def run_one(arm: Arm, seed: int, directory: Path, text: str) -> dict[str, Any]:
-    """Trains and evaluates one run; `text` is the common config as JSON. See `analyse`."""
+def possible_arms(
+    config: ConfigDict, axes: Mapping[str, Sequence[Any]]
+) -> tuple[list[Arm], dict[str, str]]:
+    """The arms of the grid that can be run, and name -> reason for those that can't.
+
+    Some values exclude one another: a learned schedule has no steps, say. Those arms are left out;
+    a value that is impossible in every arm, and by itself, is an error.
+
+    Raises:
+      ValueError: such a value, or no arm that can be run.
+    """
+    possible, left_out = [], {}
+    for arm in grid(axes):
+        reason = _objection(config, arm)
+        if reason is None:
+            possible.append(arm)
+        else:
+            left_out[arm.name] = reason
+    for key, values in axes.items():
+        for value in values:
+            alone = Arm(name_of({key: value}), {key: value})
+            if all(arm.overrides[key] != value for arm in possible):
+                reason = _objection(config, alone)
+                if reason is not None:
+                    raise ValueError(reason)
+    if not possible:
+        raise ValueError(f"no arm of the grid can be run: {next(iter(left_out.values()))}")
+    return possible, left_out
+
+
+def _objection(config: ConfigDict, arm: Arm) -> str | None:
+    try:
+        config_lib.validate(arm_config(config, arm, 0))
+    except ValueError as error:
+        return str(error)
+    return None
+
+
+def training_directory(workdir: str | os.PathLike, arm: Arm, seed: int) -> Path:
+    """Where an arm's training lies: named by the overrides that training depends on."""
+    own = {
+        key: value
+        for key, value in arm.overrides.items()
+        if key.partition(".")[0] not in measure.AFTER_TRAINING
+    }
+    name = store.directory_name(name_of(own) or "common")
+    return Path(workdir) / "trainings" / name / f"seed{seed}"
+
+
+def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> dict[str, Any]:
+    """Trains, unless an arm before it has, and evaluates one run; see `analysis.analyse`.
+
+    `text` is the common config as JSON.
+    """
     runtime.start(f"{arm.name}, seed {seed}: ")
     config = arm_config(config_lib.from_json(text), arm, seed)
-    for name in ("eval_every", "sample_every"):
-        # What would be done at the end only is done below.
-        if config.training[name] >= config.training.num_steps:
-            config.training[name] = 0
-    training.train(config, directory)
-    run = training.load(directory)
-    dataset = data.load(config.data)
-    # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
-    # from their spread.
-    names = ("bpd", "frechet") if metrics.is_classifiable(dataset) else ("bpd",)
-    samples = evaluation.draw(run, config.evaluation.num_samples, seed)
-    evaluated = evaluation.evaluate(run, dataset, names, seed, samples)
-    own = evaluated["bpd"]
-    if _bound_is_free(config):
-        line = _log_snr_linear(run.state.schedule)
-        along = {"estimated_along": "linear_logsnr"}
-        along |= evaluation.bound_along(run, dataset, line, seed)
-        evaluated |= {"bpd": own | along, "bpd_own": own}
-    values = {
-        **evaluated.get("frechet", {}),
-        **evaluated["bpd"],
-        "bpd_own": own["bpd"],
-        "vlb_variance": own["vlb_variance"],
-    }
-    np.savez(directory / "samples.npz", samples=samples[:_SHOWN])
+    trained = training_directory(workdir, arm, seed)
+    once = measure.of_training(config, trained)
+    sampled = measure.of_samples(config, trained, directory)
     return {
-        "metrics": {m.key: values[m.key] for m in METRICS if m.key in values},
-        "evaluation": evaluated,
-        "curves": {
-            "schedule": _schedule_curve(directory),
-            "loss_by_log_snr": evaluation.loss_by_log_snr(run, dataset.eval),
-            **_logged_curves(directory),
+        "metrics": once["metrics"] | sampled["metrics"],
+        "evaluation": once["evaluation"] | sampled["evaluation"],
+        "curves": once["curves"],
+        "samples": sampled["samples"],
+        "training": {
+            "directory": str(trained.relative_to(workdir)),
+            "seconds": once["seconds"],
         },
-        "samples": "samples.npz",
+        "environment": environment(),
     }
-
-
-def _bound_is_free(config: ConfigDict) -> bool:
-    """Whether the bound depends on the schedule's ends alone, so that any shape may estimate it."""
-    discrete = config.schedule.num_steps or config.evaluation.vlb_num_steps
-    return config.model.conditioning == "log_snr" and not discrete
-
-
-def _log_snr_linear(schedule: AnySchedule) -> schedules.Schedule:
-    """The log-SNR-linear schedule with the same ends.
-
-    Every arm's bound is estimated along it, with one and the same small variance, which compares
-    networks more sharply than each one's own schedule does.
-    """
-    first, last = map(float, schedules.ends_of(schedule))
-    return schedules.linear_logsnr(log_snr_max=first, log_snr_min=last)
-
-
-def _schedule_curve(directory: Path) -> dict[str, list]:
-    files = sorted((directory / "schedule").glob("*.json"))
-    before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (files[0], files[-1]))
-    curve = {"t": after["t"], "log_snr": after["log_snr"]}
-    learned = before["log_snr"] != after["log_snr"]
-    return curve | ({"log_snr_before": before["log_snr"]} if learned else {})
-
-
-def _logged_curves(directory: Path) -> dict[str, dict[str, list]]:
-    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
-    rows = [json.loads(line) for line in lines]
-    curves = {}
-    for name, key, column in _LOGGED:
-        points = [(row["step"], row[key]) for row in rows if key in row]
-        if points:
-            steps, values = zip(*points)
-            curves[name] = {"step": list(steps), column: list(values)}
-    return curves
-
-
-# curve, its key in metrics.jsonl, its column
-_LOGGED = (
-    ("training_loss", "loss", "loss"),
-    ("gradient_variance", "schedule_grad_variance", "variance"),
-)
-
-
-def _is_measured(metric: Metric, configs: Sequence[ConfigDict], dataset: data.Dataset) -> bool:
-    needs = {
-        "frechet": metrics.is_classifiable(dataset),
-        "bpd_own": any(map(_bound_is_free, configs)),
-    }
-    return needs.get(metric.key, True)

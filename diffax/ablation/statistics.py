@@ -9,8 +9,9 @@ tail such as the variance of a loss, on their logarithms. All computations are i
 
 from __future__ import annotations
 
+import bisect
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -43,6 +44,8 @@ class Difference:
       mean: the mean of a - b; with `log_scale` the geometric mean of a / b.
       low, high: the ends of the confidence interval of `mean`.
       p_value: two-sided p of the paired t test that there is no effect.
+      p_sign_flip: the same by `sign_flip`, which does without normality; 2^(1-n) or more. None for
+        more pairs than that counts.
       n: the number of pairs.
       sd: the standard deviation of the differences (of the log-ratios with `log_scale`), over
         n - 1.
@@ -58,6 +61,7 @@ class Difference:
     sd: float
     confidence: float = 0.95
     log_scale: bool = False
+    p_sign_flip: float | None = None
 
     @property
     def no_effect(self) -> float:
@@ -109,7 +113,8 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> D
 
     t = mean(d) sqrt(n) / s_d with n - 1 degrees of freedom, p = 2 P(T <= -|t|). If all the
     differences are equal, the interval has width zero, and p is 1 when they are zero and 0 when
-    they are not.
+    they are not. Both are exact where the differences are independent and normal, which a few of
+    them can't show: `sign_flip` is beside them.
 
     Args:
       a, b: (n,), real, n at least 2; a[i] and b[i] come from the same seed.
@@ -130,9 +135,9 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> D
     else:
         p_value = 1.0 if interval.mean == 0 else 0.0
     sd = error * np.sqrt(d.size)
-    return Difference(
-        interval.mean, interval.low, interval.high, p_value, d.size, float(sd), confidence
-    )
+    flipped = sign_flip(d) if d.size <= MOST_FLIPPED else None
+    ends = (interval.mean, interval.low, interval.high)
+    return Difference(*ends, p_value, d.size, float(sd), confidence, p_sign_flip=flipped)
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
@@ -147,7 +152,107 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Differ
     """
     d = paired_difference(np.log(_positive(a, "a")), np.log(_positive(b, "b")), confidence)
     mean, low, high = (float(np.exp(v)) for v in (d.mean, d.low, d.high))
-    return Difference(mean, low, high, d.p_value, d.n, d.sd, confidence, log_scale=True)
+    return replace(d, mean=mean, low=low, high=high, log_scale=True)
+
+
+MOST_FLIPPED = 20  # pairs; a million patterns of signs
+
+
+def sign_flip(differences: ArrayLike) -> float:
+    """The exact two-sided p of the sign-flip (randomisation) test that there is no effect.
+
+    Without an effect each paired difference might as well have come with the other sign. p is the
+    share of the 2^n patterns of signs whose |mean| is at least the one seen. It assumes symmetry
+    about zero alone, and is never below 2^(1-n): 1/16 with five pairs, 1/32 with six, so that
+    fewer than six cannot reach 0.05.
+
+    Args:
+      differences: (n,), real, n from 2 to 20.
+
+    Raises:
+      ValueError: another number of values, or one that is not finite.
+
+    Source: Fisher 1935, "The Design of Experiments", section 21 (Darwin's plants).
+    """
+    d = _vector(differences, "differences")
+    if d.size > MOST_FLIPPED:
+        raise ValueError(f"differences: at most {MOST_FLIPPED} can be counted out, got {d.size}")
+    sums = np.zeros(1)
+    for value in d:
+        sums = np.concatenate([sums + value, sums - value])
+    # Patterns that tie but for rounding count.
+    return float(np.mean(np.abs(sums) >= np.abs(d.sum()) - 1e-12 * np.abs(d).sum()))
+
+
+def paired_power(
+    n: int, effect: float, deviation: float, confidence: float = 0.95, comparisons: int = 1
+) -> float:
+    """The probability that a paired t test with n pairs finds a true difference.
+
+    P(|T| > c), T non-central t with n - 1 degrees of freedom and non-centrality
+    effect sqrt(n) / deviation, c the two-sided critical value at the level
+    (1 - confidence) / comparisons. It is the mean over s, s^2 ~ chi^2_{n-1} / (n - 1), of the
+    normal probability given s, by quadrature, to 1e-6.
+
+    Args:
+      n: pairs, at least 2.
+      effect: the true mean difference (of logarithms, for a ratio).
+      deviation: the true standard deviation of the differences, in the same unit, above 0.
+      confidence: of the test, in (0, 1).
+      comparisons: how many are corrected for: the first step of Holm, which is Bonferroni's.
+
+    Source: Johnson & Welch 1940, "Applications of the non-central t-distribution".
+    """
+    tail = (1 - _confidence(confidence)) / comparisons / 2
+    critical, shift = -special.stdtrit(n - 1, tail), abs(effect) * np.sqrt(n) / deviation
+    s = np.sqrt(2 * special.gammaincinv((n - 1) / 2, _NODES) / (n - 1))
+    return float(
+        _WEIGHTS @ (special.ndtr(shift - critical * s) + special.ndtr(-shift - critical * s))
+    )
+
+
+# Gauss-Legendre on (0, 1).
+_NODES, _WEIGHTS = ((a + b) / 2 for a, b in zip(np.polynomial.legendre.leggauss(200), (1.0, 0.0)))
+MOST_SEEDS = 100_000
+
+
+def seeds_needed(
+    effect: float,
+    deviation: float,
+    confidence: float = 0.95,
+    power: float = 0.8,
+    comparisons: int = 1,
+) -> int | None:
+    """The least number of paired seeds with which a difference of that size would be found.
+
+    The least n with `paired_power` of at least `power`; None if it is above 100,000 or there is no
+    difference. Effect and deviation are taken for the true ones: estimated from a few seeds they
+    are rough, and so is the answer.
+
+    Args:
+      effect, deviation, confidence, comparisons: as `paired_power`; a deviation of 0 needs 2.
+      power: the wanted probability to find it, in (0, 1).
+
+    Raises:
+      ValueError: a value outside its range.
+    """
+    if not 0 < power < 1:
+        raise ValueError(f"power is {power}; it must lie between 0 and 1, e.g. 0.8")
+    if not (deviation >= 0 and np.isfinite(deviation) and np.isfinite(effect)):
+        raise ValueError(f"effect and deviation must be finite, got {effect} and {deviation}")
+    if comparisons < 1:
+        raise ValueError(f"comparisons is {comparisons}; it must be at least 1")
+    _confidence(confidence)
+    if effect == 0:
+        return None
+    if deviation == 0:
+        return 2
+
+    def enough(n: int) -> bool:
+        return paired_power(n, effect, deviation, confidence, comparisons) >= power
+
+    found = bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)  # power grows with n
+    return found + 2 if found + 2 <= MOST_SEEDS else None
 
 
 def bootstrap_interval(

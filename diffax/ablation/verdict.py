@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from diffax.ablation.analysis import Analysis, Comparison, Spec
+from diffax.ablation.analysis import Analysis, Comparison
 from diffax.ablation.numerals import p_text, span
+from diffax.ablation.spec import Spec
 
 
 def claim(spec: Spec, comparison: Comparison, pairs: bool = True) -> str:
@@ -35,16 +36,24 @@ def conclusion(comparison: Comparison) -> str:
         side = "lower" if c.difference.high < c.difference.no_effect else "higher"
         return (
             f"{side} by this interval alone, but not after correction for {c.family} comparisons "
-            f"(p = {p_text(c.p_holm)}), so undecided"
+            f"(p = {p_text(c.p_holm)}), so undecided{_needed(c)}"
         )
     wish = {True: ", which is better", False: ", which is worse", None: ""}[c.better]
     return {
         "lower": f"lower{wish}",
         "higher": f"higher{wish}",
-        "undecided": "no difference can be seen at this scale",
+        "undecided": f"no difference can be seen at this scale{_needed(c)}",
         "same": "the same at the digits shown",
         "unknown": "too few to say",
     }[c.outcome]
+
+
+def _needed(comparison: Comparison) -> str:
+    """How many seeds would show it; nothing where that is no number, or fewer than there are."""
+    power, seeds = next(iter(comparison.seeds_needed.items()), (None, None))
+    if seeds is None or seeds <= comparison.pairs:
+        return ""
+    return f"; one of this size would be seen with {seeds:,} seeds ({float(power):.0%} power)"
 
 
 def sentence(spec: Spec, comparison: Comparison) -> str:
@@ -55,8 +64,10 @@ def sentence(spec: Spec, comparison: Comparison) -> str:
 def verdict(analysis: Analysis, most: int = 12) -> list[Comparison]:
     """The comparisons that a report states in words, the headline first.
 
-    Main metrics only, the same share of `most` for each, since the tables hold all. Empty if no two
-    arms share a seed.
+    Main metrics only, the same share of `most` for each, since the tables hold all, and none that
+    repeats what another says. Empty if no two arms share a seed.
     """
-    rows = [row for m in analysis.spec.metrics if m.main and (row := analysis.of_metric(m.key))]
+    main = [m.key for m in analysis.spec.metrics if m.main]
+    rows = [[c for c in analysis.of_metric(key) if not c.repeats] for key in main]
+    rows = [row for row in rows if row]
     return [c for row in rows for c in row[: max(1, most // len(rows))]]

@@ -11,7 +11,7 @@ import argparse
 import sys
 from collections.abc import Sequence
 
-from diffax.cli import ablate, evaluate, metrics, sample, schedules, train, tune
+from diffax.cli import ablate, evaluate, metrics, report, sample, schedules, train, tune
 from diffax.cli.shared import Command, read_config
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser", "read_config"]
@@ -21,6 +21,7 @@ COMMANDS: dict[str, Command] = {
     "sample": Command("draw samples of a trained run", sample.add_flags, sample.run),
     "evaluate": Command("measure a trained run", evaluate.add_flags, evaluate.run),
     "ablate": Command("compare configs with error bars", ablate.add_flags, ablate.run, True),
+    "report": Command("report on an ablation's results", report.add_flags, report.run),
     "metrics": Command("weights of networks that judge samples", metrics.add_flags, metrics.run),
     "tune": Command("search a schedule's parameters", tune.add_flags, tune.run, True),
     "schedules": Command("draw noise schedules", schedules.add_flags, schedules.run),

@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import ast
+import re
+import shlex
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -19,31 +22,75 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         action="append",
         required=True,
         metavar="KEY=A,B,...",
-        help="a key and the values to compare, as schedule.name=linear,cosine; may be repeated",
+        help="a key of the config and the values to compare, as schedule.name=linear,cosine or"
+        " model.channel_mults=(1,2),(1,2,2); repeated, all combinations; arms that differ in"
+        " sampling.* or evaluation.* alone share one training",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--baseline", help="arm to compare with (default: the first)")
+    parser.add_argument("--question", help="what the report answers, at its top")
     parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument(
+        "--shard",
+        type=_shard,
+        default=(1, 1),
+        metavar="I/N",
+        help="do the I-th of N parts alone, I from 1; diffax report makes a report of them all",
+    )
 
 
 def run(args: argparse.Namespace, config: ConfigDict) -> None:
     from diffax import config as config_lib
-    from diffax.ablation import Spec, grid, runner
+    from diffax.ablation import Spec, runner
 
     config_lib.validate(config)
-    axes = dict(_axis(text, config) for text in args.axis)
-    arms = grid(axes)
+    axes: dict[str, list[Any]] = {}
+    for text in args.axis:
+        key, values = _axis(text, config)
+        if key in axes:
+            raise ValueError(
+                f"--axis={text}: {key} is an axis already; give all its values at once"
+            )
+        axes[key] = values
+    arms, left_out = runner.possible_arms(config, axes)
+    for name, reason in left_out.items():
+        print(f"left out: {name}: {reason}", file=sys.stderr)
+    names = [arm.name for arm in arms]
+    if args.baseline not in (None, *names):
+        raise ValueError(f"--baseline={args.baseline}: the arms are {'; '.join(names)}")
     spec = Spec(
         title=" × ".join(axes),
-        question=f"What difference does {' and '.join(axes)} make?",
-        baseline=args.baseline or arms[0].name,
+        question=args.question or f"What difference does {' and '.join(axes)} make?",
+        baseline=args.baseline or names[0],
         metrics=runner.METRICS,
         parts=runner.PARTS,
-        command=" ".join(["diffax", *sys.argv[1:]]),
+        command=_command(),
+        method="\n\n".join(f"Left out: {name}: {why}." for name, why in left_out.items()),
     )
-    report = runner.run_ablation(spec, config, arms, range(args.seeds), args.workdir, args.workers)
+    seeds = range(args.seeds)
+    report = runner.run_ablation(spec, config, arms, seeds, args.workdir, args.workers, args.shard)
+    if report is None:
+        part, parts = args.shard
+        print(f"part {part} of {parts} is done; with the others: diffax report --workdir=DIR ...")
+        return
     print(report.table)
-    print(f"\nreport: {report.html}\nnumbers: {report.json}")
+    print(f"\nreport: {report.html}, {report.markdown}\nnumbers: {report.json}")
+
+
+def _command() -> str:
+    """The command as it was given, for the whole of the grid."""
+    words = [word for word in sys.argv[1:] if not word.startswith("--shard=")]
+    if "--shard" in words:
+        i = words.index("--shard")
+        del words[i : i + 2]
+    return shlex.join(["diffax", *words])
+
+
+def _shard(text: str) -> tuple[int, int]:
+    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    if not found or not 1 <= int(found[1]) <= int(found[2]):
+        raise argparse.ArgumentTypeError(f"{text!r} must read I/N, I from 1 to N")
+    return int(found[1]), int(found[2])
 
 
 def _axis(text: str, config: ConfigDict) -> tuple[str, list[Any]]:
@@ -51,24 +98,50 @@ def _axis(text: str, config: ConfigDict) -> tuple[str, list[Any]]:
     key, equals, values = text.partition("=")
     if not (key and equals and values):
         raise ValueError(f"--axis={text}: must read KEY=A,B,...")
+    if key == "seed":
+        raise ValueError(f"--axis={text}: seeds are what arms are repeated over; see --seeds")
+    *sections, last = key.split(".")
     try:
-        kind = (
-            config.get_type(key)
-            if "." not in key
-            else _section(config, key).get_type(key.rpartition(".")[2])
-        )
-    except (KeyError, AttributeError):
+        section = config
+        for name in sections:
+            section = section[name]
+        kind, default = section.get_type(last), section[last]
+    except (KeyError, AttributeError, TypeError):
         raise ValueError(f"--axis={text}: the config has no key {key!r}") from None
+    if issubclass(kind, ConfigDict):
+        raise ValueError(f"--axis={text}: {key} is a section; name one of {', '.join(default)}")
     try:
-        return key, [_READERS.get(kind, kind)(value) for value in values.split(",")]
-    except ValueError:
+        return key, [_value(word, kind) for word in _words(values)]
+    except (ValueError, SyntaxError):
         raise ValueError(f"--axis={text}: {key} takes values of type {kind.__name__}") from None
 
 
-def _section(config: ConfigDict, key: str) -> ConfigDict:
-    for part in key.split(".")[:-1]:
-        config = config[part]
-    return config
+def _words(text: str) -> list[str]:
+    """What stands between the commas that are not within brackets."""
+    words, depth = [""], 0
+    for letter in text:
+        depth += (letter in "([") - (letter in ")]")
+        if letter == "," and depth == 0:
+            words.append("")
+        else:
+            words[-1] += letter
+    return [word.strip() for word in words]
 
 
-_READERS: dict[type, Callable[[str], Any]] = {bool: shared.true_or_false}
+def _value(word: str, kind: type) -> Any:
+    # Whether the key may be None is for the config's own check to say.
+    return None if word == "None" else _READERS.get(kind, kind)(word)
+
+
+def _sequence(word: str) -> tuple[Any, ...]:
+    value = ast.literal_eval(word)
+    if not isinstance(value, (tuple, list)):
+        raise ValueError(word)
+    return tuple(value)
+
+
+_READERS: dict[type, Callable[[str], Any]] = {
+    bool: shared.true_or_false,
+    tuple: _sequence,
+    list: _sequence,
+}

@@ -1,0 +1,187 @@
+"""What is measured of a training, once, and of each way to sample from it.
+
+A training lies in a directory of its own, workdir/trainings/<name>/seed<k>, in the form of
+`training.workdir`, with what was measured of it beside:
+
+    configuration.json     what it depends on: the config without sampling and evaluation
+    measured-<hash>.json   what was measured under the evaluation settings of that hash
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffax import config as config_lib
+from diffax import data, evaluation, metrics, schedules, training
+from diffax.ablation import store
+from diffax.ablation.jsonable import jsonable, read_json, write_json
+from diffax.ablation.spec import Metric
+from diffax.process import AnySchedule
+
+METRICS = (
+    Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
+    Metric("bpd", "Bits per dimension", "bits/dim", digits=3),
+    Metric("frechet", "Fréchet distance", "classifier features", scale="log"),
+    Metric("swd", "Sliced Wasserstein distance", scale="log"),
+    Metric("prior", "Prior term", "bits/dim", digits=5, main=False),
+    Metric("diffusion", "Diffusion term", "bits/dim", digits=3, main=False),
+    Metric("reconstruction", "Reconstruction term", "bits/dim", digits=3, main=False),
+    Metric("bpd_own", "By its own schedule", "bits/dim", digits=3, main=False),
+)
+PARTS = ("prior", "diffusion", "reconstruction")
+SHOWN = 32  # samples kept for the report, from the same starting noise in every arm
+
+# Sections of a config on which no training depends.
+AFTER_TRAINING = ("sampling", "evaluation")
+_MEASURED = ("metrics", "evaluation", "curves", "seconds")
+
+# curve, its key in metrics.jsonl, its column
+LOGGED = (
+    ("training_loss", "loss", "loss"),
+    ("loss_variance", "loss_variance", "variance"),
+    ("gradient_norm", "grad_norm", "norm"),
+    ("gradient_variance", "schedule_grad_variance", "variance"),
+    ("bound_in_training", "eval_vlb", "bits/dim"),
+    ("bound_variance_in_training", "eval_vlb_variance", "variance"),
+)
+
+
+def is_measured(metric: Metric, configs: Sequence[ConfigDict], dataset: data.Dataset) -> bool:
+    """Whether runs of these configs on that data have the metric."""
+    classifiable = metrics.is_classifiable(dataset)
+    needs = {
+        "frechet": classifiable,
+        "swd": not classifiable,
+        "bpd_own": any(map(_bound_is_free, configs)),
+    }
+    return needs.get(metric.key, True)
+
+
+def training_configuration(config: ConfigDict) -> dict[str, Any]:
+    """All that a training depends on, as `store.fingerprint` takes it."""
+    whole = config.to_dict()
+    return store.plain({k: v for k, v in whole.items() if k not in AFTER_TRAINING})
+
+
+def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
+    """Trains in a directory, if that is not done yet, and measures what no sampling changes.
+
+    Both are done once and read again after that; other evaluation settings measure again.
+
+    Returns:
+      "metrics": {key: float}, "evaluation": what these depend on, "curves": see
+      `analysis.analyse`, "seconds": what training and measuring took, the last attempt alone.
+
+    Raises:
+      ValueError: the directory holds a training of another configuration.
+    """
+    settings = store.fingerprint(store.plain(config.evaluation))
+    path = directory / f"measured-{settings[:12]}.json"
+    store.refuse_another(directory, training_configuration(config))
+    if path.exists():
+        return read_json(path, _MEASURED)
+    start = time.monotonic()
+    store.note_configuration(directory, training_configuration(config))
+    config = config_lib.from_json(config_lib.to_json(config))
+    for name in ("eval_every", "sample_every"):
+        # What would be done at the end only is done below.
+        if config.training[name] >= config.training.num_steps:
+            config.training[name] = 0
+    training.train(config, directory)
+    run, dataset = training.load(directory), load_data(config)
+    # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
+    # from their spread.
+    own = evaluation.evaluate(run, dataset, ("bpd",), config.seed)["bpd"]
+    evaluated = {"bpd": own}
+    if _bound_is_free(config):
+        line = _log_snr_linear(run.state.schedule)
+        along = {"estimated_along": "linear_logsnr"}
+        along |= evaluation.bound_along(run, dataset, line, config.seed)
+        evaluated = {"bpd": own | along, "bpd_own": own}
+    values = evaluated["bpd"] | {"bpd_own": own["bpd"], "vlb_variance": own["vlb_variance"]}
+    measured = {
+        "metrics": _chosen(values),
+        "evaluation": evaluated,
+        "curves": {
+            "schedule": _schedule_curve(directory),
+            "loss_by_log_snr": evaluation.loss_by_log_snr(run, dataset.eval),
+            **_logged_curves(directory),
+        },
+        "seconds": time.monotonic() - start,
+    }
+    write_json(path, jsonable(measured, "what was measured"))
+    return read_json(path, _MEASURED)  # the same to the run that trains and to those that follow
+
+
+def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, Any]:
+    """Draws samples of a training by a config's sampling, measures them and keeps the first.
+
+    Returns:
+      "metrics", "evaluation": as `of_training`; "samples": the name of a file in `directory`.
+    """
+    run = training.load(trained)._replace(config=config)
+    dataset = load_data(config)
+    names = ("frechet",) if metrics.is_classifiable(dataset) else ("swd",)
+    samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)
+    evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
+    values = {key: value for found in evaluated.values() for key, value in found.items()}
+    np.savez(directory / "samples.npz", samples=samples[:SHOWN])
+    return {"metrics": _chosen(values), "evaluation": evaluated, "samples": "samples.npz"}
+
+
+def load_data(config: ConfigDict) -> data.Dataset:
+    """The data of a config; what was read last is kept for the next run of the same data."""
+    return _read_data(config_lib.to_json(config))
+
+
+@functools.lru_cache(maxsize=1)
+def _read_data(text: str) -> data.Dataset:
+    return data.load(config_lib.from_json(text).data)
+
+
+def _chosen(values: dict[str, Any]) -> dict[str, float]:
+    return {m.key: values[m.key] for m in METRICS if m.key in values}
+
+
+def _bound_is_free(config: ConfigDict) -> bool:
+    """Whether the bound depends on the schedule's ends alone, so that any shape may estimate it."""
+    discrete = config.schedule.num_steps or config.evaluation.vlb_num_steps
+    return config.model.conditioning == "log_snr" and not discrete
+
+
+def _log_snr_linear(schedule: AnySchedule) -> schedules.Schedule:
+    """The log-SNR-linear schedule with the same ends.
+
+    Every arm's bound is estimated along it, with one and the same small variance, which compares
+    networks more sharply than each one's own schedule does.
+    """
+    first, last = map(float, schedules.ends_of(schedule))
+    return schedules.linear_logsnr(log_snr_max=first, log_snr_min=last)
+
+
+def _schedule_curve(directory: Path) -> dict[str, list]:
+    files = sorted((directory / "schedule").glob("*.json"))
+    before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (files[0], files[-1]))
+    curve = {"t": after["t"], "log_snr": after["log_snr"]}
+    learned = before["log_snr"] != after["log_snr"]
+    return curve | ({"log_snr_before": before["log_snr"]} if learned else {})
+
+
+def _logged_curves(directory: Path) -> dict[str, dict[str, list]]:
+    lines = (directory / "metrics.jsonl").read_text(encoding="utf-8").splitlines()
+    rows = [json.loads(line) for line in lines]
+    curves = {}
+    for name, key, column in LOGGED:
+        points = [(row["step"], row[key]) for row in rows if key in row]
+        if points:
+            steps, values = zip(*points)
+            curves[name] = {"step": list(steps), column: list(values)}
+    return curves

@@ -1,0 +1,208 @@
+"""What an ablation asks: its question, its metrics, its arms; and the file that keeps it."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from diffax.ablation import statistics
+from diffax.ablation.jsonable import flatten, jsonable, read_json, write_json
+from diffax.ablation.numerals import fixed, ratio, signed, significant
+from diffax.ablation.statistics import Difference, Interval
+
+FILE, REAL_SAMPLES = "ablation.json", "real_samples.npz"
+
+
+@dataclass(frozen=True)
+class Scale:
+    """How a metric is averaged, compared and written."""
+
+    interval: Callable[..., Interval]
+    compare: Callable[..., Difference]
+    effect: Callable[[float, float], float]
+    sign: str  # between the two arms that are compared
+    average: str
+    comparison: str
+    value_text: Callable[[float, int], str]
+    effect_text: Callable[[float, int], str]
+
+
+SCALES = {
+    "linear": Scale(
+        statistics.mean_interval,
+        statistics.paired_difference,
+        lambda a, b: a - b,
+        "−",
+        "mean",
+        "difference",
+        fixed,
+        signed,
+    ),
+    "log": Scale(
+        statistics.geometric_interval,
+        statistics.paired_ratio,
+        lambda a, b: a / b,
+        "÷",
+        "geometric mean",
+        "ratio",
+        significant,
+        ratio,
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Metric:
+    """One number that every run reports.
+
+    Attributes:
+      key: its name in a result's "metrics".
+      label: its name in the report, e.g. "Bits per dimension".
+      unit: e.g. "bits/dim"; "" if it has none.
+      lower_is_better: True, False, or None if neither.
+      scale: "linear" (mean, paired differences) or "log" (positive values that vary by factors:
+        geometric mean, paired ratios).
+      digits: decimals shown on a linear scale, significant digits on a log scale.
+      main: whether the verdict speaks of it and it has figures of its own; others are tabled only.
+    """
+
+    key: str
+    label: str
+    unit: str = ""
+    lower_is_better: bool | None = True
+    scale: str = "linear"
+    digits: int = 3
+    main: bool = True
+
+    def text(self, value: float) -> str:
+        return SCALES[self.scale].value_text(value, self.digits)
+
+    def effect_text(self, effect: float) -> str:
+        return SCALES[self.scale].effect_text(effect, self.digits)
+
+
+@dataclass(frozen=True)
+class Spec:
+    """What an ablation asks and how its report is to be read.
+
+    Attributes:
+      title, question: shown at the top.
+      baseline: the arm that others are compared to.
+      metrics: the first one is the headline.
+      command: how to run the ablation again.
+      config: the configuration common to all arms, nested, JSON-able.
+      focus: the arm that the question is about. Then it is compared to every other arm, the
+        baseline first; without it every arm is compared to the baseline.
+      arms: the arms in order of display; () for those of the results, as they come.
+      seeds: the seeds that were planned; () for those of the results.
+      labels: arm -> name in the report; an arm without one goes by `short_name` of its own.
+      parts: keys of metrics that add up (prior, diffusion, reconstruction), drawn as one bar.
+      method: a paragraph or more on what was done the same in all arms.
+      environment: anything to list beside machine and versions, e.g. {"device": "2 CPU cores"}.
+      real_samples: what the samples should look like; as a result's "samples".
+      confidence: of every interval; Holm's corrected p is held against 1 - confidence.
+    """
+
+    title: str
+    question: str
+    baseline: str
+    metrics: Sequence[Metric]
+    command: str = ""
+    config: Mapping[str, Any] = field(default_factory=dict)
+    focus: str | None = None
+    arms: Sequence[str] = ()
+    seeds: Sequence[int] = ()
+    labels: Mapping[str, str] = field(default_factory=dict)
+    parts: Sequence[str] = ()
+    method: str = ""
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    real_samples: Any = None
+    confidence: float = 0.95
+
+    def label(self, arm: str) -> str:
+        return self.labels.get(arm) or short_name(arm)
+
+    @property
+    def percent(self) -> str:
+        return f"{100 * self.confidence:g}%"
+
+
+def short_name(arm: str) -> str:
+    """A name that `grid` made, for people: "schedule.name=cosine,schedule.num_steps=250" becomes
+    "cosine, num_steps=250". Words stand alone, other values keep the last part of their key; any
+    other name stays as it is."""
+    pairs = [part.partition("=")[::2] for part in re.split(r",(?=[\w.]+=)", arm)]
+    if not all(key and value for key, value in pairs):
+        return arm
+    alone = [
+        value if value.isidentifier() and value not in _NO_WORDS else None for _, value in pairs
+    ]
+    keys = [key.rpartition(".")[2] for key, _ in pairs]
+    return ", ".join(a or f"{k}={v}" for a, k, (_, v) in zip(alone, keys, pairs))
+
+
+_NO_WORDS = ("True", "False", "None")
+
+
+def save(spec: Spec, workdir: Path) -> None:
+    """Keeps a question in its workdir, so that a report can be made of what lies there alone.
+
+    Its real samples, if any, go to an .npz file beside it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    real = spec.real_samples
+    if real is not None and not isinstance(real, (str, Path)):
+        np.savez(workdir / REAL_SAMPLES, samples=np.asarray(real))
+        real = REAL_SAMPLES
+    plain = dataclasses.asdict(dataclasses.replace(spec, real_samples=real))
+    write_json(workdir / FILE, jsonable(plain, "the spec"))
+
+
+def load(workdir: Path) -> Spec:
+    """The question that `save` kept.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: the file is damaged.
+    """
+    path = workdir / FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{workdir} holds no ablation: there is no {FILE}")
+    read = read_json(path, [f.name for f in dataclasses.fields(Spec)])
+    read["metrics"] = [Metric(**metric) for metric in read["metrics"]]
+    if read["real_samples"] is not None:
+        read["real_samples"] = str((workdir / read["real_samples"]).absolute())
+    return Spec(**read)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else jsonable(value)
+
+
+def merge(specs: Sequence[Spec]) -> Spec:
+    """One question of several that are the same but for arms and seeds, which are united.
+
+    Raises:
+      ValueError: they ask different things; the message says in what they differ.
+    """
+    first, united = specs[0], {}
+    for other in specs[1:]:
+        for name in ("config", "metrics", "baseline", "focus", "confidence"):
+            one, two = (flatten({name: _plain(getattr(s, name))}) for s in (first, other))
+            keys = [key for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
+            if keys:
+                raise ValueError(
+                    f"not one ablation: {keys[0]} is {one.get(keys[0])!r} in one workdir and"
+                    f" {two.get(keys[0])!r} in another"
+                )
+    for name in ("arms", "seeds"):
+        united[name] = list(dict.fromkeys(x for spec in specs for x in getattr(spec, name)))
+    return dataclasses.replace(first, **united)
