@@ -71,6 +71,16 @@ def palette_index(analysis: Analysis) -> dict[str, int]:
     return {arm: i for i, arm in enumerate([*first, *others])}
 
 
+def drawn_arms(analysis: Analysis) -> list[str]:
+    """The arms whose curves are drawn: of those that share their trainings the first."""
+    first = {}
+    for arm in analysis.arms:
+        runs = [r for r in analysis.results if r["arm"] == arm]
+        shared = tuple(r["training"]["directory"] for r in runs if r.get("training"))
+        first.setdefault(shared or arm, arm)
+    return list(first.values())
+
+
 def line_style(index: int) -> tuple[str, str]:
     """(colour on white, dash) of the arm of that number: dashes tell arms of one colour apart."""
     return PALETTE[index % len(PALETTE)][0], ("-", "--", ":", "-.")[index // len(PALETTE) % 4]
@@ -110,8 +120,8 @@ def png(figure: Figure) -> bytes:
 
 
 def legend(analysis: Analysis) -> Figure:
-    """The arms with their colours and dashes, in order of display."""
-    arms = analysis.arms
+    """The arms of the curves with their colours and dashes, in order of display."""
+    arms = drawn_arms(analysis)
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.1 + 0.21 * len(arms)))
         for i, arm in enumerate(arms):
@@ -144,7 +154,7 @@ def forest(analysis: Analysis, metric: Metric) -> Figure:
 
     Filled where the outcome is decided, hollow where it is not.
     """
-    rows = analysis.of_metric(metric.key)
+    rows = [c for c in analysis.of_metric(metric.key) if not c.repeats]
     focus, scale = analysis.spec.focus, SCALES[metric.scale]
     figure, ax = _rows([analysis.spec.label(analysis.row(c)) for c in rows])
     ax.axvline(1.0 if metric.scale == "log" else 0.0, color=INK, lw=0.9)
@@ -161,7 +171,9 @@ def forest(analysis: Analysis, metric: Metric) -> Figure:
         else f"arm {scale.sign} {analysis.spec.label(analysis.spec.baseline)}"
     )
     unit = f", {metric.unit}" if metric.unit and metric.scale == "linear" else ""
-    better = {True: "  (← better)", False: "  (better →)", None: ""}[metric.lower_is_better]
+    better = {True: "  (←\u00a0better)", False: "  (better\u00a0→)", None: ""}[
+        metric.lower_is_better
+    ]
     ax.set_xlabel(textwrap.fill(f"{sides}{unit}{better}", 40, replace_whitespace=False))
     return figure
 
@@ -200,9 +212,9 @@ def schedule_alpha_bar(analysis: Analysis) -> Figure:
 def curve(analysis: Analysis, name: str) -> Figure:
     """The curve of that name for all arms that have it; y on a log axis if it spans decades."""
     figure, ax = _panel()
-    values, x_name = [], ""
+    values, x_name, drawn = [], "", drawn_arms(analysis)
     for arm, index in palette_index(analysis).items():
-        curves = _curves(analysis, arm, name)
+        curves = _curves(analysis, arm, name) if arm in drawn else []
         if not curves:
             continue
         x_name = x_column(curves[0])
@@ -240,8 +252,9 @@ def x_column(columns: Sequence[str]) -> str:
 
 def _schedule(analysis: Analysis, transform: Callable) -> Figure:
     figure, ax = _panel()
+    drawn = drawn_arms(analysis)
     for arm, index in palette_index(analysis).items():
-        curves = _curves(analysis, arm, "schedule")
+        curves = _curves(analysis, arm, "schedule") if arm in drawn else []
         colour, dash = line_style(index)
         t = [_array(c, "t") for c in curves]
         if curves and "log_snr_before" in curves[0]:
@@ -301,8 +314,10 @@ def _panel(height: float = 2.7) -> tuple[Figure, Axes]:
 
 def _rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """A panel with one named row per arm, the first on top."""
-    figure, ax = _panel(0.75 + 0.34 * len(labels))
-    ax.set_yticks(range(len(labels)), [textwrap.fill(label, 24) for label in labels])
+    wrapped = [textwrap.fill(label, 24) for label in labels]
+    lines = 1 + max((label.count("\n") for label in wrapped), default=0)
+    figure, ax = _panel(0.75 + max(0.34, 0.1 + 0.17 * lines) * len(labels))
+    ax.set_yticks(range(len(labels)), wrapped)
     ax.set_ylim(len(labels) - 0.4, -0.6)
     ax.tick_params(axis="y", length=0, labelcolor=INK)
     ax.spines["left"].set_visible(False)

@@ -7,10 +7,10 @@ from collections.abc import Callable
 from html import escape
 from typing import Any
 
-from diffax.ablation import figures, sections
+from diffax.ablation import blocks, figures
 from diffax.ablation.analysis import Analysis
+from diffax.ablation.blocks import Cell, Page, Panel, Row, Section
 from diffax.ablation.report_style import stylesheet
-from diffax.ablation.sections import Cell, Page, Panel, Row, Section
 
 
 def render(page: Page) -> str:
@@ -34,16 +34,16 @@ def render(page: Page) -> str:
     )
 
 
-def _verdict(verdict: sections.Verdict) -> str:
+def _verdict(verdict: blocks.Verdict) -> str:
     if not verdict.lines:
         return '<section class="verdict"><p class="headline">Nothing to compare yet.</p></section>'
     said = [
-        f"{escape(claim)}: <strong>{escape(conclusion)}.</strong>"
-        for _, claim, conclusion in verdict.lines
+        f"{escape(claim)}: <strong>{escape(conclusion)}</strong>{escape(needed)}."
+        for _, claim, conclusion, needed in verdict.lines
     ]
     rest = "".join(
         f'<li><span class="mark" aria-hidden="true">{mark}</span>{line}</li>'
-        for (mark, _, _), line in zip(verdict.lines[1:], said[1:])
+        for (mark, *_), line in zip(verdict.lines[1:], said[1:])
     )
     more = f"<p>{escape(verdict.more)}</p>" if verdict.more else ""
     return (
@@ -65,7 +65,7 @@ def _section(section: Section, analysis: Analysis) -> str:
     return f"<section><h2>{escape(section.title)}</h2>{note}{content}</section>\n"
 
 
-def _table(table: sections.Table, analysis: Analysis) -> str:
+def _table(table: blocks.Table, analysis: Analysis) -> str:
     head = "".join(
         f'<th scope="col">{_content(cell, analysis)}</th>' if cell.text else "<th></th>"
         for cell in table.head
@@ -95,7 +95,7 @@ def _content(cell: Cell, analysis: Analysis) -> str:
     return f"{escape(cell.text)}{wish}{small}"
 
 
-def _panels(block: sections.Panels, analysis: Analysis) -> str:
+def _panels(block: blocks.Panels, analysis: Analysis) -> str:
     return f'<div class="panels">{"".join(map(_panel, block.panels))}</div>'
 
 
@@ -105,12 +105,12 @@ def _panel(panel: Panel) -> str:
     return f"<figure><h3>{escape(panel.title)}</h3>{drawing}{note}</figure>"
 
 
-def _legend(block: sections.Legend, analysis: Analysis) -> str:
+def _legend(block: blocks.Legend, analysis: Analysis) -> str:
     items = "".join(f"<li>{_content(cell, analysis)}</li>" for cell in block.arms)
     return f'<ul class="legend">{items}</ul>'
 
 
-def _pictures(block: sections.Pictures, analysis: Analysis) -> str:
+def _pictures(block: blocks.Pictures, analysis: Analysis) -> str:
     drawn = "".join(
         f"<figure><h3>{_content(picture.title, analysis)}</h3>"
         f'<img alt="{escape(f"samples: {picture.title.text}")}" '
@@ -120,17 +120,17 @@ def _pictures(block: sections.Pictures, analysis: Analysis) -> str:
     return f'<div class="samples">{drawn}</div>'
 
 
-def _words(block: sections.Words, analysis: Analysis) -> str:
+def _words(block: blocks.Words, analysis: Analysis) -> str:
     return "".join(f"<p>{escape(part)}</p>" for part in block.paragraphs)
 
 
-def _code(block: sections.Code, analysis: Analysis) -> str:
+def _code(block: blocks.Code, analysis: Analysis) -> str:
     if not block.text:
         return ""
     return f"<h3>{escape(block.title)}</h3><pre>{escape(block.text)}</pre>"
 
 
-def _listing(block: sections.Listing, analysis: Analysis) -> str:
+def _listing(block: blocks.Listing, analysis: Analysis) -> str:
     if not block.items:
         return ""
     rows = "".join(
@@ -141,13 +141,13 @@ def _listing(block: sections.Listing, analysis: Analysis) -> str:
 
 
 _BLOCKS: dict[type, Callable[[Any, Analysis], str]] = {
-    sections.Table: _table,
-    sections.Panels: _panels,
-    sections.Legend: _legend,
-    sections.Pictures: _pictures,
-    sections.Words: _words,
-    sections.Code: _code,
-    sections.Listing: _listing,
+    blocks.Table: _table,
+    blocks.Panels: _panels,
+    blocks.Legend: _legend,
+    blocks.Pictures: _pictures,
+    blocks.Words: _words,
+    blocks.Code: _code,
+    blocks.Listing: _listing,
 }
 
 

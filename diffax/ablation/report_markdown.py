@@ -7,8 +7,8 @@ from collections.abc import Callable, Sequence
 from html import escape
 from typing import Any
 
-from diffax.ablation import figures, sections
-from diffax.ablation.sections import Cell, Page, Section
+from diffax.ablation import blocks, figures
+from diffax.ablation.blocks import Cell, Page, Section
 
 _ACROSS = 4  # sets of samples in one row
 
@@ -31,10 +31,13 @@ def render(page: Page, folder: str) -> tuple[str, dict[str, bytes]]:
     return "\n\n".join(parts) + "\n", files
 
 
-def _verdict(verdict: sections.Verdict) -> list[str]:
+def _verdict(verdict: blocks.Verdict) -> list[str]:
     if not verdict.lines:
         return ["**Nothing to compare yet.**"]
-    said = [f"{_text(claim)}: **{_text(end)}.**" for _, claim, end in verdict.lines]
+    said = [
+        f"{_text(claim)}: **{_text(end)}**{_text(needed)}."
+        for _, claim, end, needed in verdict.lines
+    ]
     rest = "\n".join(f"- {line}" for line in said[1:])
     return [part for part in (said[0], rest, _text(verdict.more)) if part]
 
@@ -48,7 +51,7 @@ def _section(section: Section, show: Callable[..., str]) -> list[str]:
     return parts
 
 
-def _table(table: sections.Table, show: Callable[..., str]) -> list[str]:
+def _table(table: blocks.Table, show: Callable[..., str]) -> list[str]:
     width = len(table.head)
     lines = [_line(map(_content, table.head)), "|---" + "|---:" * (width - 1) + "|"]
     for row in table.rows:
@@ -69,7 +72,7 @@ def _content(cell: Cell) -> str:
     return f"{_text(cell.text)}{arrow}{small}"
 
 
-def _panels(block: sections.Panels, show: Callable[..., str]) -> list[str]:
+def _panels(block: blocks.Panels, show: Callable[..., str]) -> list[str]:
     parts = []
     for panel in block.panels:
         image = show(panel.name, figures.png(panel.figure), panel.title, ' width="420"')
@@ -77,12 +80,12 @@ def _panels(block: sections.Panels, show: Callable[..., str]) -> list[str]:
     return parts
 
 
-def _legend(block: sections.Legend, show: Callable[..., str]) -> list[str]:
+def _legend(block: blocks.Legend, show: Callable[..., str]) -> list[str]:
     title = ", ".join(cell.text for cell in block.arms)
     return [show("legend", figures.png(block.figure), title, ' width="420"')]
 
 
-def _pictures(block: sections.Pictures, show: Callable[..., str]) -> list[str]:
+def _pictures(block: blocks.Pictures, show: Callable[..., str]) -> list[str]:
     tables = []
     for i in range(0, len(block.pictures), _ACROSS):
         row = block.pictures[i : i + _ACROSS]
@@ -92,18 +95,18 @@ def _pictures(block: sections.Pictures, show: Callable[..., str]) -> list[str]:
     return tables
 
 
-def _words(block: sections.Words, show: Callable[..., str]) -> list[str]:
+def _words(block: blocks.Words, show: Callable[..., str]) -> list[str]:
     return [_text(part) for part in block.paragraphs]
 
 
-def _code(block: sections.Code, show: Callable[..., str]) -> list[str]:
+def _code(block: blocks.Code, show: Callable[..., str]) -> list[str]:
     if not block.text:
         return []
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
     return [f"### {_text(block.title)}", f"{fence}sh\n{block.text}\n{fence}"]
 
 
-def _listing(block: sections.Listing, show: Callable[..., str]) -> list[str]:
+def _listing(block: blocks.Listing, show: Callable[..., str]) -> list[str]:
     if not block.items:
         return []
     lines = [_line([_text(k), _text(v)]) for k, v in block.items.items()]
@@ -113,13 +116,13 @@ def _listing(block: sections.Listing, show: Callable[..., str]) -> list[str]:
 
 
 _BLOCKS: dict[type, Callable[[Any, Callable[..., str]], list[str]]] = {
-    sections.Table: _table,
-    sections.Panels: _panels,
-    sections.Legend: _legend,
-    sections.Pictures: _pictures,
-    sections.Words: _words,
-    sections.Code: _code,
-    sections.Listing: _listing,
+    blocks.Table: _table,
+    blocks.Panels: _panels,
+    blocks.Legend: _legend,
+    blocks.Pictures: _pictures,
+    blocks.Words: _words,
+    blocks.Code: _code,
+    blocks.Listing: _listing,
 }
 
 

@@ -110,8 +110,11 @@ pre-wrap;
   section { margin-top: 2.4rem; }
   table { font-size: .8125rem; }
   td, th { padding-left: .9rem; }
-  .differences tbody tr:not(.group) th { white-space: normal; min-width: 9rem;
+  tbody tr:not(.group) th { white-space: normal; min-width: 8rem; max-width: 10rem;
     padding-left: 1.8rem; text-indent: -1.8rem; }
+  th .key { white-space: normal; }
+  th .key small { display: block; margin-left: 0; text-indent: 0; }
+  .group th { white-space: normal; max-width: 20rem; }
   .differences :is(td, thead th):is(:nth-child(4), :nth-child(6)) { display: none; }
 }
 @media print {

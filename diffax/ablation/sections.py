@@ -1,129 +1,34 @@
-"""What a report says, in order, whatever it is written in: one structure for HTML and Markdown.
-
-`make` turns an `Analysis` into a `Page`, made of the blocks below; `report_html` and
-`report_markdown` know how each kind of block is written, and nothing of what it means.
-"""
+"""What a report says, in order: an `Analysis` as a `blocks.Page`, for HTML and Markdown alike."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+import itertools
+from collections.abc import Mapping
 from typing import Any
-
-from matplotlib.figure import Figure
 
 from diffax.ablation import figures, samples
 from diffax.ablation.analysis import POWERS, Analysis, Comparison, shortened
+from diffax.ablation.blocks import (
+    Cell,
+    Code,
+    Legend,
+    Listing,
+    Page,
+    Panel,
+    Panels,
+    Picture,
+    Pictures,
+    Row,
+    Section,
+    Table,
+    Verdict,
+    Words,
+)
 from diffax.ablation.grid import format_seconds
 from diffax.ablation.jsonable import flatten, jsonable
 from diffax.ablation.numerals import p_text, seeds_text, span
 from diffax.ablation.spec import SCALES, Metric
-from diffax.ablation.verdict import claim, conclusion, verdict
-
-
-@dataclass(frozen=True)
-class Cell:
-    """A few words of a table: `small` beside or under them, the colour of an arm before them, and
-    an arrow for what is wished for ("lower" or "higher")."""
-
-    text: str
-    small: str = ""
-    arm: str | None = None
-    wish: str | None = None
-
-
-@dataclass(frozen=True)
-class Row:
-    """A row of a table: kind "", "focus", or "group" for a heading of one cell."""
-
-    cells: Sequence[Cell]
-    kind: str = ""
-
-
-@dataclass(frozen=True)
-class Table:
-    kind: str  # "results" or "differences"
-    head: Sequence[Cell]
-    rows: Sequence[Row]
-
-
-@dataclass(frozen=True)
-class Panel:
-    """A figure with its title and what to look at; `name` is its own on the page."""
-
-    name: str
-    figure: Figure
-    title: str
-    caption: str = ""
-
-
-@dataclass(frozen=True)
-class Panels:
-    panels: Sequence[Panel]
-
-
-@dataclass(frozen=True)
-class Legend:
-    """The arms with their colours."""
-
-    arms: Sequence[Cell]
-    figure: Figure
-
-
-@dataclass(frozen=True)
-class Picture:
-    name: str
-    png: bytes
-    title: Cell
-
-
-@dataclass(frozen=True)
-class Pictures:
-    pictures: Sequence[Picture]
-
-
-@dataclass(frozen=True)
-class Words:
-    paragraphs: Sequence[str]
-
-
-@dataclass(frozen=True)
-class Code:
-    title: str
-    text: str
-
-
-@dataclass(frozen=True)
-class Listing:
-    title: str
-    items: Mapping[str, Any]
-
-
-@dataclass(frozen=True)
-class Section:
-    title: str
-    note: str
-    blocks: Sequence[Table | Panels | Legend | Pictures | Words | Code | Listing]
-
-
-@dataclass(frozen=True)
-class Verdict:
-    """(mark, claim, conclusion) for each statement, the headline first."""
-
-    lines: Sequence[tuple[str, str, str]]
-    more: str = ""
-
-
-@dataclass(frozen=True)
-class Page:
-    title: str
-    question: str
-    partial: str  # what is missing, "" if nothing is
-    verdict: Verdict
-    facts: Mapping[str, Any]
-    sections: Sequence[Section]
-    analysis: Analysis
-
+from diffax.ablation.verdict import claim, conclusion, needed, verdict
 
 # name of a curve -> its title and what to look at; others are titled by their name.
 CURVES = {
@@ -200,10 +105,11 @@ def _verdict(analysis: Analysis) -> Verdict:
             MARKS.get(c.outcome, "○"),
             claim(analysis.spec, c, pairs=i == 0 or c.pairs != stated[0].pairs),
             conclusion(c),
+            needed(c),
         )
         for i, c in enumerate(stated)
     ]
-    total = sum(c.metric.main for c in analysis.comparisons)
+    total = sum(c.metric.main and not c.repeats for c in analysis.comparisons)
     more = f"All {total} comparisons are in the table below." if total > len(lines) else ""
     return Verdict(lines, more)
 
@@ -274,12 +180,20 @@ def _differences(analysis: Analysis) -> Section:
     head = [Cell(title) for title in (*titles, f"seeds, {powers}%", "reading")]
     rows = []
     for metric in analysis.spec.metrics:
-        found = analysis.of_metric(metric.key)
+        found = [c for c in analysis.of_metric(metric.key) if not c.repeats]
         if found:
-            rows.append(Row([Cell(metric.label, metric.unit, wish=_wish(metric))], "group"))
+            rows.append(Row([_heading(analysis, metric)], "group"))
         rows += [_comparison(analysis, c) for c in found]
     blocks = [Panels(panels), Table("differences", head, rows)] if rows else []
     return Section("Paired differences", _differences_note(analysis), blocks)
+
+
+def _heading(analysis: Analysis, metric: Metric) -> Cell:
+    """The metric and, where all rows have the same one, what they are compared to."""
+    spec = analysis.spec
+    against = "" if spec.focus else f"{SCALES[metric.scale].sign} {spec.label(spec.baseline)}"
+    small = ", ".join(part for part in (metric.unit, against) if part)
+    return Cell(metric.label, small, wish=_wish(metric))
 
 
 def _differences_note(analysis: Analysis) -> str:
@@ -294,13 +208,16 @@ def _differences_note(analysis: Analysis) -> str:
         f"alone, and cannot be below 2 in 2ⁿ with n pairs{least}. “Seeds” is how many pairs would "
         "find a difference of this size with that power, at the level that the correction leaves "
         "at worst, were effect and spread as measured here: a rough guide, from few seeds."
+        + " Arms that share a training are compared once in what does not depend on sampling."
+        * any(c.repeats for c in analysis.comparisons)
     )
 
 
 def _comparison(analysis: Analysis, c: Comparison) -> Row:
     spec, metric = analysis.spec, c.metric
     words = {"suggested": "undecided after correction", "same": "the same", "unknown": "one pair"}
-    side = f"{spec.label(c.arm)} {SCALES[metric.scale].sign} {spec.label(c.reference)}"
+    against = f" {SCALES[metric.scale].sign} {spec.label(c.reference)}" if spec.focus else ""
+    side = f"{spec.label(c.arm)}{against}"
     better = {True: ", better", False: ", worse", None: ""}[c.better]
     reading = f"{MARKS.get(c.outcome, '○')} {words.get(c.outcome, c.outcome)}{better}"
     cells = (
@@ -327,7 +244,10 @@ def _arms(analysis: Analysis) -> Section:
         for i, m in enumerate(main)
     ]
     parts = [m for m in analysis.spec.metrics if m.key in analysis.spec.parts]
-    if parts and all(analysis.measured(m) for m in parts):
+    means = [analysis.cells[a, m.key].mean for a, m in itertools.product(analysis.arms, parts)
+             if (a, m.key) in analysis.cells]  # fmt: skip
+    # Bars can't be stacked of terms below zero, as densities have.
+    if means and all(analysis.measured(m) for m in parts) and min(means) >= 0:
         names = ", ".join(m.label for m in parts)
         caption = f"From full to pale: {names}. The number is their sum."
         panels.append(Panel("parts", figures.parts(analysis), "What it is made of", caption))
@@ -361,10 +281,11 @@ def _curves(analysis: Analysis) -> Section:
     for i, name in enumerate(figures.curve_names(analysis)):
         title, caption = CURVES.get(name, (name.replace("_", " ").capitalize(), ""))
         panels.append(Panel(f"curve-{i}", figures.curve(analysis, name), title, caption))
-    legend = Legend([key(analysis, arm) for arm in analysis.arms], figures.legend(analysis))
+    arms = figures.drawn_arms(analysis)
+    legend = Legend([key(analysis, arm) for arm in arms], figures.legend(analysis))
     note = (
         "Lines are means over the seeds, bands reach from the lowest seed to the highest."
-        + " Arms that share a training share its curves." * _shared(analysis)
+        + " Arms that share a training are drawn as one, the first of them." * _shared(analysis)
     )
     return Section("Curves", note, [legend, Panels(panels)] if panels else [])
 

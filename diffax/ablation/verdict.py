@@ -36,20 +36,23 @@ def conclusion(comparison: Comparison) -> str:
         side = "lower" if c.difference.high < c.difference.no_effect else "higher"
         return (
             f"{side} by this interval alone, but not after correction for {c.family} comparisons "
-            f"(p = {p_text(c.p_holm)}), so undecided{_needed(c)}"
+            f"(p = {p_text(c.p_holm)}), so undecided"
         )
     wish = {True: ", which is better", False: ", which is worse", None: ""}[c.better]
     return {
         "lower": f"lower{wish}",
         "higher": f"higher{wish}",
-        "undecided": f"no difference can be seen at this scale{_needed(c)}",
+        "undecided": "no difference can be seen at this scale",
         "same": "the same at the digits shown",
         "unknown": "too few to say",
     }[c.outcome]
 
 
-def _needed(comparison: Comparison) -> str:
-    """How many seeds would show it; nothing where that is no number, or fewer than there are."""
+def needed(comparison: Comparison) -> str:
+    """How many seeds would show what is undecided; "" where that is no number, or not more than
+    there are."""
+    if comparison.outcome not in ("undecided", "suggested"):
+        return ""
     power, seeds = next(iter(comparison.seeds_needed.items()), (None, None))
     if seeds is None or seeds <= comparison.pairs:
         return ""
@@ -57,8 +60,8 @@ def _needed(comparison: Comparison) -> str:
 
 
 def sentence(spec: Spec, comparison: Comparison) -> str:
-    """`claim` and `conclusion` of one paired comparison, as one sentence."""
-    return f"{claim(spec, comparison)}: {conclusion(comparison)}."
+    """`claim`, `conclusion` and `needed` of one paired comparison, as one sentence."""
+    return f"{claim(spec, comparison)}: {conclusion(comparison)}{needed(comparison)}."
 
 
 def verdict(analysis: Analysis, most: int = 12) -> list[Comparison]:
