@@ -250,6 +250,7 @@ def test_odd_names_stay_inside_the_workdir(tmp_path):
         ({"seeds": []}, r"seeds must be one or more distinct integers, got \[\]"),
         ({"seeds": [1, 1]}, "distinct integers"),
         ({"workers": 0}, "workers is 0"),
+        ({"shard": (3, 2)}, "shard is 3/2; it must be i/n with i from 1 to n"),
         ({"fingerprint": {"f": print}}, r"the configuration\['config'\]\['f'\] is of type"),
     ],
 )
@@ -288,3 +289,37 @@ def test_jsonable_and_flatten():
     assert plain == {"a": {"b": [1.0, 1.0], "c": [1, None]}, "p": "x/y"}
     assert flatten(plain) == {"a.b": [1.0, 1.0], "a.c": [1, None], "p": "x/y"}
     assert flatten({"a": {}, "b": {"c": {}}}) == {"a": {}, "b.c": {}}
+
+
+def test_runs_of_a_group_follow_one_another(tmp_path):
+    arms = [Arm(f"{kind}{k}") for k in (1, 2) for kind in "ab"]
+    run, events = Recorder(), []
+    run_grid(arms, [0, 1], run, tmp_path, group=lambda arm, seed: (arm.name[0], seed))
+    assert run.calls == [(f"{kind}{k}", seed) for seed in (0, 1) for kind in "ab" for k in (1, 2)]
+
+    def first_takes_longer(arm, seed, directory):
+        return {"seconds": 60.0 if arm.name.endswith("1") else 2.0}
+
+    def kind(arm, seed):
+        return arm.name[0], seed
+
+    run_grid(arms, [0], first_takes_longer, tmp_path / "b", group=kind, on_progress=events.append)
+    assert [e.eta for e in events if e.status == "finished"] == [180.0, 62.0, 2.0, 0.0]
+
+
+def test_parts_make_up_the_grid(tmp_path):
+    arms = [Arm(f"{kind}{k}") for k in (1, 2) for kind in "abc"]
+    calls = []
+    for i in (1, 2, 3, 4):
+        run = Recorder()
+        run_grid(
+            arms, [0, 1], run, tmp_path, shard=(i, 4), group=lambda arm, seed: (arm.name[0], seed)
+        )
+        groups = {(name[0], seed) for name, seed in run.calls}
+        assert len(run.calls) == 2 * len(groups)  # none is torn apart
+        calls += run.calls
+    assert sorted(calls) == sorted((arm.name, seed) for arm in arms for seed in (0, 1))
+    again = Recorder()
+    assert len(run_grid(arms, [0, 1], again, tmp_path)) == 12
+    assert again.calls == []
+    assert run_grid(arms[:1], [0], again, tmp_path, shard=(2, 2)) == []

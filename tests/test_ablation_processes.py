@@ -65,7 +65,8 @@ def test_workers_contain_failures_and_finish_the_rest(tmp_path):
             tmp_path,
             workers=2,
             on_progress=events.append,
-            worker_environment={"DIFFAX_TEST": "yes"},
+            worker_environment=[{"DIFFAX_TEST": "one"}, {"DIFFAX_TEST": "two"}],
+            group=lambda arm, seed: seed,
         )
     message = str(error.value)
     assert message.startswith("4 of 6 runs failed: ")
@@ -78,7 +79,9 @@ def test_workers_contain_failures_and_finish_the_rest(tmp_path):
     # What is done is kept and is what this process would have computed, in one of its own.
     here = run_grid(arms[:1], [0, 1], pytest.fail, tmp_path, workers=2)
     assert [r["sum"] for r in here] == [1, 2]
-    assert all(r["pid"] != os.getpid() and r["variable"] == "yes" for r in here)
+    assert all(r["pid"] != os.getpid() for r in here)
+    # A group for each seed, each in a worker with an environment of its own.
+    assert {r["variable"] for r in here} == {"one", "two"}
 
 
 def test_workers_need_a_function_that_can_be_sent(tmp_path):

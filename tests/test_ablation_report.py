@@ -9,6 +9,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 from ablation_cases import ARMS, SPEC, VARIANCE, make_results, values
+from PIL import Image
 
 from diffax.ablation import samples, statistics
 from diffax.ablation.analysis import analyse
@@ -150,6 +151,31 @@ def test_figures_take_the_colours_and_the_font_of_the_page(made):
         assert f"{variable}:" in dark
 
 
+def test_markdown_says_the_same_and_its_pictures_are_there(made):
+    report, results, page = made
+    text = report.markdown.read_text(encoding="utf-8")
+    shown = re.findall(r'<img src="([^"]+)" alt="[^"]+"', text)
+    folder = report.markdown.parent
+    files = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
+    assert len(shown) == len(set(shown)) and set(shown) == files
+    # The figures of the page, its three sets of samples, and the legend.
+    assert len(shown) == 9 + 3 + 1
+    for name in shown:
+        assert min(Image.open(folder / name).size) > 30
+    plain = text.replace("\\", "")
+    for stated in verdict(report.analysis):
+        claimed, _, found = sentence(SPEC, stated).rpartition(": ")
+        assert claimed.partition(" (")[0] in plain and f": **{found.rstrip('.')}**." in plain
+    cell = page.row("Var(VLB) ↓ bits²", "learned ÷ cosine")
+    assert f"| {' | '.join(cell)} |" in plain
+    for words in ("# Learned against fixed", "Same noise.", "```sh\nmake ablation\n```"):
+        assert words in text
+    assert "| training.num_steps | 500 |" in plain
+    tables = [b for b in text.split("\n\n") if b.startswith("|")]
+    for table in tables:
+        assert len({line.replace("\\|", "").count("|") for line in table.splitlines()}) == 1
+
+
 def test_page_shows_the_samples(made):
     report, results, page = made
     images = [a["src"] for tag, a in page.tags if tag == "img"]
@@ -226,6 +252,9 @@ def test_everything_that_is_text_is_escaped(tmp_path):
     text = report.html.read_text(encoding="utf-8")
     assert "<script" not in text
     page = Page(text)
+    assert "<script" not in report.markdown.read_text(encoding="utf-8").replace("\\", "").replace(
+        f"```sh\n{evil}\n```", ""
+    )
     assert "script" not in {tag for tag, _ in page.tags}
     assert page.text.count('<script>alert("x")</script>&') >= 10
 

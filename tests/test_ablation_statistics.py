@@ -287,3 +287,92 @@ def test_other_arguments_are_checked():
         statistics.holm([np.nan])
     with pytest.raises(ValueError, match="one-dimensional"):
         statistics.mean_interval(np.ones((2, 2)))
+
+
+# --- the sign-flip test and power ---------------------------------------------------------------
+
+
+def test_sign_flip_of_darwins_plants_is_fishers():
+    # Fisher 1935, section 21: of the 2^15 patterns, 863 have a sum of 314 or more: p = 0.05267.
+    eighths = [49, -67, 8, 16, 6, 23, 28, 41, 14, 29, 56, 24, 75, 60, -48]
+    assert sum(eighths) == 314
+    assert statistics.sign_flip(eighths) == 2 * 863 / 2**15
+
+
+@pytest.mark.parametrize("n", [2, 5, 6])
+def test_sign_flip_has_its_grain(n):
+    assert statistics.sign_flip(np.arange(1.0, n + 1)) == 2.0 ** (1 - n)
+    assert statistics.sign_flip(np.zeros(n)) == 1.0
+    assert statistics.paired_difference(np.ones(n), np.zeros(n)).p_sign_flip == 2.0 ** (1 - n)
+
+
+def test_sign_flip_is_scipys():
+    d = np.random.default_rng(11).normal(0.5, 1, 7)
+    found = stats.permutation_test((d,), np.mean, permutation_type="samples", n_resamples=np.inf)
+    assert statistics.sign_flip(d) == pytest.approx(found.pvalue)
+
+
+def test_sign_flip_keeps_its_level_where_differences_are_not_normal():
+    trials, rng = 4000, np.random.default_rng(12)
+    d = rng.standard_t(1, (trials, 8))  # no mean, no variance
+    share = np.mean([statistics.sign_flip(x) <= 0.05 for x in d])
+    assert share < 0.05 + 4 * np.sqrt(0.05 * 0.95 / trials)
+
+
+def test_sign_flip_refuses():
+    with pytest.raises(ValueError, match="at most 20 can be counted out, got 21"):
+        statistics.sign_flip(np.ones(21))
+    assert statistics.paired_difference(np.arange(21.0), np.ones(21)).p_sign_flip is None
+
+
+@pytest.mark.parametrize("confidence", [0.95, 0.99])
+@pytest.mark.parametrize(
+    ("n", "effect"), [(2, 1.0), (3, 5.0), (5, 1.5), (34, 0.5), (199, 0.2), (9, 0.0)]
+)
+def test_power_is_that_of_scipys_noncentral_t(n, effect, confidence):
+    critical, shift = stats.t.ppf((1 + confidence) / 2, n - 1), 2 * effect / 2 * np.sqrt(n)
+    both = stats.nct.sf(critical, n - 1, shift) + stats.nct.cdf(-critical, n - 1, shift)
+    if not np.isfinite(both):  # scipy's lower tail is not a number where it is nothing
+        both = stats.nct.sf(critical, n - 1, shift)
+    found = statistics.paired_power(n, 2 * effect, 2.0, confidence)
+    assert found == pytest.approx(both, abs=3e-3 if n == 2 else 1e-5)
+
+
+def test_power_is_that_of_a_simulation():
+    n, effect, trials, rng = 4, 1.2, 4000, np.random.default_rng(13)
+    d = rng.normal(effect, 1.0, (trials, n))
+    t = d.mean(axis=1) / (d.std(axis=1, ddof=1) / np.sqrt(n))
+    for comparisons in (1, 3):
+        found = np.mean(2 * stats.t.sf(np.abs(t), n - 1) < 0.05 / comparisons)
+        claimed = statistics.paired_power(n, effect, 1.0, comparisons=comparisons)
+        assert abs(found - claimed) < 4 * np.sqrt(claimed * (1 - claimed) / trials)
+
+
+def test_seeds_needed_are_those_of_gpower():
+    # G*Power 3.1, means: difference between two dependent means, two-sided, level 0.05.
+    published = {0.2: (199, 265), 0.5: (34, 44), 0.8: (15, 19)}
+    for effect, seeds in published.items():
+        for power, n in zip((0.8, 0.9), seeds):
+            assert statistics.seeds_needed(-3 * effect, 3.0, power=power) == n
+
+
+@given(st.floats(0.05, 20), st.sampled_from([0.8, 0.9]), st.integers(1, 20))
+def test_seeds_needed_is_the_least_that_is_enough(effect, power, comparisons):
+    n = statistics.seeds_needed(effect, 1.0, 0.95, power, comparisons)
+    assert statistics.paired_power(n, effect, 1.0, 0.95, comparisons) >= power
+    if n > 2:
+        assert statistics.paired_power(n - 1, effect, 1.0, 0.95, comparisons) < power
+
+
+def test_seeds_needed_at_the_edges():
+    assert statistics.seeds_needed(0.0, 1.0) is None
+    assert statistics.seeds_needed(1e-6, 1.0) is None
+    assert statistics.seeds_needed(1.0, 0.0) == statistics.seeds_needed(1e9, 1.0) == 2
+    for change, said in (
+        ({"power": 1.0}, "power is 1.0"),
+        ({"confidence": 95}, "confidence is 95"),
+        ({"deviation": -1.0}, "effect and deviation must be finite"),
+        ({"comparisons": 0}, "comparisons is 0"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            statistics.seeds_needed(**{"effect": 1.0, "deviation": 1.0, **change})

@@ -26,7 +26,13 @@ def test_notebook_runs_and_draws(path, tmp_path, monkeypatch):
 
 def test_the_notebooks_are_there_and_install_first():
     stems = [path.stem for path in NOTEBOOKS]
-    assert stems == ["01_schedules", "02_learned_vs_cosine", "03_samplers", "04_evaluate"]
+    assert stems == [
+        "01_schedules",
+        "02_learned_vs_cosine",
+        "03_samplers",
+        "04_evaluate",
+        "05_ablation_lab",
+    ]
     for path in NOTEBOOKS:
         code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
         assert "%pip install" in code[0]

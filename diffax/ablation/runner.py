@@ -23,6 +23,7 @@ from diffax import config as config_lib
 from diffax import metrics, runtime, schedules
 from diffax.ablation import measure, store
 from diffax.ablation import spec as spec_lib
+from diffax.ablation.devices import worker_environments
 from diffax.ablation.grid import (
     Arm,
     GridError,
@@ -59,7 +60,8 @@ def run_ablation(
       config: the config common to all arms; an arm's overrides are dotted keys of it.
       arms, seeds: the grid.
       workdir: of trainings, runs, report and results.json.
-      workers: processes, each with one thread; None for one per core.
+      workers: processes, each with a thread or a device of its own; None for as many as there are
+        (see `devices`).
       shard: (i, n) for the i-th of n parts of the trainings, from 1, with all that is sampled
         from them.
 
@@ -87,7 +89,7 @@ def run_ablation(
         metrics.get_classifier(dataset)
     text = config_lib.to_json(config)
     trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
-    workers = min(workers or os.cpu_count() or 1, -(-len(trainings) // max(shard[1], 1)))
+    environments = worker_environments(workers, -(-len(trainings) // max(shard[1], 1)))
     real = dataset.eval.array(np.arange(min(measure.SHOWN, len(dataset.eval))))
     spec = dataclasses.replace(
         spec,
@@ -105,9 +107,9 @@ def run_ablation(
             functools.partial(run_one, text=text, workdir=os.fspath(workdir)),
             workdir,
             fingerprint=lambda arm, seed: arm_config(config, arm, seed).to_dict(),
-            workers=workers,
+            workers=len(environments),
             on_progress=print_progress,
-            worker_environment=_ONE_THREAD if workers > 1 else None,
+            worker_environment=environments,
             group=functools.partial(training_directory, workdir),
             shard=shard,
         )
@@ -118,10 +120,6 @@ def run_ablation(
             print(f"a report on what is finished: {report.html}", file=sys.stderr)
         raise
     return build_report(spec, results, workdir) if shard[1] == 1 else None
-
-
-# Two single-threaded workers on two cores are faster than one run with two threads.
-_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
 
 
 def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:

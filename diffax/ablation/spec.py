@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -158,7 +159,9 @@ def save(spec: Spec, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     real = spec.real_samples
     if real is not None and not isinstance(real, (str, Path)):
-        np.savez(workdir / REAL_SAMPLES, samples=np.asarray(real))
+        partial = workdir / f".{os.getpid()}.{REAL_SAMPLES}"  # parts may be started at once
+        np.savez(partial, samples=np.asarray(real))
+        os.replace(partial, workdir / REAL_SAMPLES)
         real = REAL_SAMPLES
     plain = dataclasses.asdict(dataclasses.replace(spec, real_samples=real))
     write_json(workdir / FILE, jsonable(plain, "the spec"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import ast
+import os
 import re
 import shlex
 import sys
@@ -29,7 +30,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
     parser.add_argument("--baseline", help="arm to compare with (default: the first)")
     parser.add_argument("--question", help="what the report answers, at its top")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core)")
+    parser.add_argument("--workers", type=int, help="processes (default: one per core, or per GPU)")
     parser.add_argument(
         "--shard",
         type=_shard,
@@ -40,6 +41,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, config: ConfigDict) -> None:
+    # Before any device is touched: this process needs little of a GPU, and workers the rest.
+    os.environ.setdefault("XLA_PYTHON_CLIENT_PREALLOCATE", "false")
     from diffax import config as config_lib
     from diffax.ablation import Spec, runner
 

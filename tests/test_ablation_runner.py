@@ -1,0 +1,163 @@
+"""Ablations of real, tiny trainings: what arms share is made once, and parts add up to a whole."""
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_runs import compiled_quickly, small_config
+
+from diffax import cli, runtime, training
+from diffax.ablation import Arm, measure, report_on, runner
+
+ROOT = Path(__file__).parents[1]
+CONFIG = """
+from small_runs import small_config
+
+def get_config():
+    return small_config(training__num_steps=6, evaluation__num_samples=64, evaluation__repeats=2)
+"""
+# What was compiled once is read from the disk, by other processes too.
+COMMAND = """
+import sys
+from diffax import cli, runtime
+runtime.start = lambda *label: None
+sys.exit(cli.main(sys.argv[1:]))
+"""
+ARMS = ["sampling.num_steps=3", "sampling.num_steps=5"]
+
+
+def ablate(workdir, *flags):
+    config = workdir.parent / "config.py"
+    config.write_text(CONFIG)
+    axis = "--axis=sampling.num_steps=3,5"
+    fixed = [f"--config={config}", f"--workdir={workdir}", axis, "--seeds=2", "--workers=1"]
+    return ["ablate", *fixed, *flags]
+
+
+def numbers(workdir, part):
+    return json.loads((workdir / "results.json").read_text(encoding="utf-8"))[part]
+
+
+@pytest.fixture(scope="module")
+def quick(tmp_path_factory):
+    """Where compiled programs are kept; the command line leaves the settings alone."""
+    folder = tmp_path_factory.mktemp("compiled")
+    with pytest.MonkeyPatch.context() as patch, compiled_quickly(folder):
+        patch.setattr(runtime, "start", lambda *label: None)
+        yield folder
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory, quick):
+    """A grid of two ways to sample × two seeds, and where it trained."""
+    trained, train = [], training.train
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            training, "train", lambda config, home: trained.append(home) or train(config, home)
+        )
+        workdir = tmp_path_factory.mktemp("whole") / "work"
+        assert cli.main(ablate(workdir)) == 0
+    return workdir, trained
+
+
+def test_ways_to_sample_share_one_training(whole):
+    workdir, trained = whole
+    homes = [str(home.relative_to(workdir)) for home in trained]
+    assert homes == ["trainings/common/seed0", "trainings/common/seed1"]
+    assert all((home / "checkpoints").is_dir() for home in trained)
+    few, many = (numbers(workdir, "summary")[arm] for arm in ARMS)
+    assert few["bpd"] == many["bpd"]  # of the training
+    assert few["swd"]["values"] != many["swd"]["values"]  # of the samples
+    repeats = {c["metric"]: c["repeats"] for c in numbers(workdir, "comparisons")}
+    assert repeats["bpd"] and not repeats["swd"]
+
+
+def test_a_shared_training_gives_what_one_of_its_own_gives(whole, tmp_path):
+    workdir, _ = whole
+    config = small_config(training__num_steps=6, evaluation__num_samples=64, evaluation__repeats=2)
+    alone = runner.arm_config(config, Arm("alone", {"sampling.num_steps": 5}), 1)
+    measured = measure.of_training(alone, tmp_path)
+    drawn = measure.of_samples(alone, tmp_path, tmp_path)
+    values = {k: v["values"]["1"] for k, v in numbers(workdir, "summary")[ARMS[1]].items()}
+    assert values == measured["metrics"] | drawn["metrics"]
+
+
+def test_two_parts_at_once_and_a_report_are_one_run(whole, quick, tmp_path):
+    workdir = tmp_path / "parts"
+    environment = {
+        **os.environ,
+        "PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}",
+        "JAX_DISABLE_MOST_OPTIMIZATIONS": "1",
+        "JAX_COMPILATION_CACHE_DIR": str(quick),
+        "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+        "JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES": "-1",
+    }
+    parts = [
+        subprocess.Popen(
+            [sys.executable, "-c", COMMAND, *ablate(workdir, f"--shard={i}/2")],
+            env=environment,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        for i in (1, 2)
+    ]
+    said = [part.communicate(timeout=600) for part in parts]
+    assert [part.returncode for part in parts] == [0, 0], said
+    assert "part 1 of 2 is done" in said[0][0] and not (workdir / "results.json").exists()
+    # One training each.
+    assert ["seed 0" in errors for _, errors in said] == [True, False]
+    assert ["seed 1" in errors for _, errors in said] == [False, True]
+    # A machine that has one arm alone, and one that has the other.
+    first = tmp_path / "first"
+    first.mkdir()
+    for name in ("ablation.json", "real_samples.npz"):
+        (first / name).write_bytes((workdir / name).read_bytes())
+    (first / "runs").mkdir()
+    (workdir / "runs" / ARMS[0]).rename(first / "runs" / ARMS[0])
+    half = report_on([first])
+    assert len(half.analysis.missing) == 2 and "Partial report" in half.html.read_text("utf-8")
+    assert cli.main(["report", f"--workdir={first}", f"--workdir={workdir}"]) == 0
+    for part in ("summary", "comparisons", "verdict", "missing", "config", "metrics"):
+        assert numbers(first, part) == numbers(whole[0], part)
+
+
+def test_a_training_of_another_config_is_refused_before_any_work(whole, tmp_path, capsys):
+    workdir, _ = whole
+    other = ablate(workdir, "--config.optimizer.learning_rate=0.5")
+    assert cli.main([a.replace("=3,5", "=4") for a in other]) == 1
+    assert "optimizer.learning_rate was 0.01, is 0.5" in capsys.readouterr().err
+
+
+def test_reports_of_different_ablations_are_not_merged(whole, tmp_path, capsys):
+    workdir, _ = whole
+    kept = json.loads((workdir / "ablation.json").read_text())
+    kept["config"]["training"]["num_steps"] = 7
+    (tmp_path / "ablation.json").write_text(json.dumps(kept))
+    assert cli.main(["report", f"--workdir={workdir}", f"--workdir={tmp_path}"]) == 1
+    assert "config.training.num_steps is 6 in one workdir and 7" in capsys.readouterr().err
+    assert cli.main(["report", f"--workdir={tmp_path / 'nothing'}"]) == 1
+    assert "holds no ablation: there is no ablation.json" in capsys.readouterr().err
+    (tmp_path / "ablation.json").write_bytes((workdir / "ablation.json").read_bytes())
+    assert cli.main(["report", f"--workdir={tmp_path}"]) == 1
+    assert "no finished run under" in capsys.readouterr().err
+
+
+def test_runs_that_two_workdirs_hold_must_be_the_same(whole, tmp_path):
+    workdir, _ = whole
+    path = next((workdir / "runs").glob("*/seed0/result.json"))
+    other = tmp_path / "runs" / path.parent.parent.name / "seed0" / "result.json"
+    other.parent.mkdir(parents=True)
+    (tmp_path / "ablation.json").write_bytes((workdir / "ablation.json").read_bytes())
+    (tmp_path / "real_samples.npz").write_bytes((workdir / "real_samples.npz").read_bytes())
+    other.write_bytes(path.read_bytes())
+    same = report_on([workdir, tmp_path], tmp_path / "out")
+    assert len(same.analysis.results) == 4
+    read = json.loads(path.read_text())
+    read["result"]["metrics"]["bpd"] += 1
+    other.write_text(json.dumps(read))
+    with pytest.raises(ValueError, match="with other numbers"):
+        report_on([workdir, tmp_path], tmp_path / "out")

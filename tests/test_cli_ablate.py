@@ -1,0 +1,184 @@
+"""`diffax ablate`: the grid of the flags, what is refused before any work, one run of it."""
+
+import json
+
+import pytest
+from small_runs import small_config
+
+from diffax import cli
+from diffax.ablation import runner
+from diffax.cli import ablate
+
+CONFIG = """
+from diffax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "digits"
+    config.model.channels = 8
+    config.model.channel_mults = (1,)
+    config.model.num_blocks = 1
+    config.model.attention_resolutions = ()
+    config.model.head_width = 8
+    config.schedule.log_snr_max = 10.0
+    config.schedule.log_snr_min = -10.0
+    config.training.batch_size = 16
+    config.training.num_steps = 4
+    config.parallel.num_devices = 1  # the tests have eight, which share two cores
+    config.training.log_every = 2
+    config.sampling.num_steps = 3
+    config.evaluation.repeats = 2
+    config.evaluation.num_examples = 64
+    config.evaluation.num_samples = 64
+    return config
+"""
+
+
+@pytest.fixture(scope="module")
+def config_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "tiny.py"
+    path.write_text(CONFIG)
+    return str(path)
+
+
+def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, capsys, monkeypatch):
+    monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the worker
+    workdir = tmp_path / "ablation"
+    arguments = [
+        "ablate",
+        f"--config={config_file}",
+        f"--workdir={workdir}",
+        "--axis=objective.prediction=eps,v",
+        "--seeds=2",
+        "--workers=1",
+    ]
+    assert cli.main(arguments) == 0
+    report = json.loads((workdir / "results.json").read_text())
+    text = capsys.readouterr().out
+    assert "\nv   " in text and "95% interval" in text  # a row of the table
+    assert (workdir / "report.html").exists()
+    results = sorted((workdir / "runs").glob("*/*/result.json"))
+    assert len(results) == 4
+    times = [path.stat().st_mtime_ns for path in results]
+    assert cli.main(arguments) == 0
+    assert [path.stat().st_mtime_ns for path in results] == times
+    again = json.loads((workdir / "results.json").read_text())
+    assert (report["summary"], report["runs"]) == (again["summary"], again["runs"])
+
+
+@pytest.mark.parametrize(
+    "axis, said",
+    [
+        ("schedule.nme=linear,cosine", "schedule.nme"),
+        ("schedule.name", "KEY=A,B"),
+        ("training.batch_size=8,many", "batch_size"),
+        ("schedule.name=linear,cosin", "cosine"),
+    ],
+)
+def test_a_wrong_axis_is_refused_at_start(axis, said, config_file, tmp_path, capsys):
+    arguments = ["ablate", f"--config={config_file}", f"--workdir={tmp_path}", f"--axis={axis}"]
+    assert cli.main(arguments) == 1
+    assert said in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
+def axis(text):
+    return ablate._axis(text, small_config())
+
+
+@pytest.mark.parametrize(
+    ("text", "values"),
+    [
+        ("schedule.name=linear,cosine", ["linear", "cosine"]),
+        ("schedule.num_steps=250,1000", [250, 1000]),
+        ("schedule.log_snr_max=6,1e1,None", [6.0, 10.0, None]),
+        ("sampling.low_order_finish=true,False", [True, False]),
+        ("sampling.guidance_interval=(-5,5),None,(-2.5,2)", [(-5, 5), None, (-2.5, 2)]),
+        ("model.channel_mults=(1,2),(1, 2, 2),[1]", [(1, 2), (1, 2, 2), (1,)]),
+        ("model.attention_resolutions=(),(4,)", [(), (4,)]),
+        ("sampling.schedule=None,cosine", [None, "cosine"]),
+    ],
+)
+def test_any_key_is_an_axis(text, values):
+    key, read = axis(text)
+    assert key == text.partition("=")[0]
+    assert read == values and [type(v) for v in read] == [type(v) for v in values]
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("schedule=cosine", "schedule is a section; name one of"),
+        ("schedule.name.x=1", "has no key 'schedule.name.x'"),
+        ("training.num_steps=1.5", "takes values of type int"),
+        ("sampling.low_order_finish=maybe", "takes values of type bool"),
+        ("model.channel_mults=1,2", "takes values of type tuple"),
+        ("model.channel_mults=(1,2", "takes values of type tuple"),
+        ("seed=0,1", "see --seeds"),
+    ],
+)
+def test_what_is_no_axis_is_refused(text, said):
+    with pytest.raises(ValueError, match=said):
+        axis(text)
+
+
+def test_combinations_that_exclude_one_another_are_left_out():
+    axes = {
+        "schedule.name": ["linear", "learned"],
+        "schedule.num_steps": [250],
+        "objective.prediction": ["eps", "v"],
+    }
+    arms, left_out = runner.possible_arms(small_config(), axes)
+    names = [f"schedule.name={s},schedule.num_steps=250,objective.prediction={p}"
+             for s in ("linear", "learned") for p in ("eps", "v")]  # fmt: skip
+    assert [arm.name for arm in arms] == names[:2]
+    assert list(left_out) == names[2:]
+    assert "a learned schedule is trained in continuous time" in left_out[names[2]]
+    # A value that is impossible alone may be possible beside others, and the reverse.
+    axes = {"sampling.sampler": ["ddim", "ddpm"], "sampling.variance": ["fixed_small", None]}
+    arms, left_out = runner.possible_arms(small_config(), axes)
+    assert [tuple(arm.overrides.values()) for arm in arms] == [
+        ("ddim", None), ("ddpm", "fixed_small"), ("ddpm", None),
+    ]  # fmt: skip
+    assert list(left_out) == ["sampling.sampler=ddim,sampling.variance=fixed_small"]
+
+
+@pytest.mark.parametrize(
+    ("axes", "said"),
+    [
+        ({"schedule.name": ["linear", "cosin"]}, "schedule.name is 'cosin'"),
+        ({"schedule.name": ["learned"], "schedule.num_steps": [10]}, "no arm of the grid"),
+        ({"schedule.nme": ["linear"]}, "schedule.nme"),
+    ],
+)
+def test_values_that_are_possible_nowhere_are_refused(axes, said):
+    with pytest.raises(ValueError, match=said):
+        runner.possible_arms(small_config(), axes)
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["--axis=schedule.name=linear", "--axis=schedule.name=cosine"], "is an axis already"),
+        (["--axis=schedule.name=linear,cosine", "--baseline=cosine"], "the arms are schedule.name"),
+    ],
+)
+def test_flags_that_contradict_are_refused(flags, said, config_file, tmp_path, capsys):
+    assert cli.main(["ablate", f"--config={config_file}", f"--workdir={tmp_path}", *flags]) == 1
+    assert said in capsys.readouterr().err
+    assert not any(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("shard", ["0/2", "3/2", "2", "a/b", "1/0"])
+def test_a_part_that_is_none_is_refused(shard, config_file, tmp_path, capsys):
+    arguments = ["ablate", f"--config={config_file}", f"--workdir={tmp_path}"]
+    with pytest.raises(SystemExit):
+        cli.main([*arguments, "--axis=schedule.name=linear", f"--shard={shard}"])
+    assert "must read I/N" in capsys.readouterr().err
+
+
+def test_the_command_of_a_part_is_that_of_the_whole(monkeypatch):
+    words = ["ablate", "--shard=1/4", "--axis=model.channel_mults=(1,2)", "--shard", "2/4"]
+    monkeypatch.setattr("sys.argv", ["diffax", *words, "--seeds=2"])
+    assert ablate._command() == "diffax ablate '--axis=model.channel_mults=(1,2)' --seeds=2"
