@@ -16,7 +16,7 @@ from diffax.ablation.analysis import analyse
 from diffax.ablation.numerals import p_text
 from diffax.ablation.report import build_report, environment, format_table
 from diffax.ablation.spec import Spec
-from diffax.ablation.verdict import sentence, verdict
+from diffax.ablation.verdict import claim, conclusion, needed, sentence, verdict
 
 
 class Page(HTMLParser):
@@ -164,8 +164,8 @@ def test_markdown_says_the_same_and_its_pictures_are_there(made):
         assert min(Image.open(folder / name).size) > 30
     plain = text.replace("\\", "")
     for stated in verdict(report.analysis):
-        claimed, _, found = sentence(SPEC, stated).rpartition(": ")
-        assert claimed.partition(" (")[0] in plain and f": **{found.rstrip('.')}**." in plain
+        assert claim(SPEC, stated).partition(" (")[0] in plain
+        assert f": **{conclusion(stated)}**{needed(stated)}." in plain
     cell = page.row("Var(VLB) ↓ bits²", "learned ÷ cosine")
     assert f"| {' | '.join(cell)} |" in plain
     for words in ("# Learned against fixed", "Same noise.", "```sh\nmake ablation\n```"):

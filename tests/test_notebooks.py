@@ -16,6 +16,8 @@ def test_notebook_runs_and_draws(path, tmp_path, monkeypatch):
     monkeypatch.setenv(
         "JAX_DISABLE_MOST_OPTIMIZATIONS", "1"
     )  # 20 steps: compiling is the most of it
+    # Runs that differ in the seed have the same programs.
+    monkeypatch.setenv("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
     monkeypatch.setenv("MPLBACKEND", "module://matplotlib_inline.backend_inline")
     notebook = nbformat.read(path, as_version=4)
     NotebookClient(notebook, timeout=600, resources={"metadata": {"path": tmp_path}}).execute()

@@ -122,14 +122,15 @@ def png(figure: Figure) -> bytes:
 def legend(analysis: Analysis) -> Figure:
     """The arms of the curves with their colours and dashes, in order of display."""
     arms = drawn_arms(analysis)
+    handles = []
+    for arm in arms:
+        colour, dash = line_style(palette_index(analysis)[arm])
+        role = " (baseline)" if arm == analysis.spec.baseline else ""
+        label = analysis.spec.label(arm) + role
+        handles.append(Line2D([], [], color=colour, ls=dash, lw=2.2, label=label))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.1 + 0.21 * len(arms)))
-        for i, arm in enumerate(arms):
-            colour, dash = line_style(palette_index(analysis)[arm])
-            y = 1 - (i + 0.5) / len(arms)
-            figure.add_artist(Line2D([0.01, 0.09], [y, y], color=colour, ls=dash, lw=2.2))
-            role = " (baseline)" if arm == analysis.spec.baseline else ""
-            figure.text(0.12, y, analysis.spec.label(arm) + role, va="center", color=INK)
+        figure.legend(handles=handles, loc="center left", frameon=False, labelcolor=INK)
         return figure
 
 
@@ -335,7 +336,7 @@ def _scale(ax: Axes, axis: str, scale: str) -> None:
     low, high = getattr(ax, f"get_{axis}lim")()
     decades = np.log10(high / low)
     if decades < 1:
-        ticks = MaxNLocator(4).tick_values(low, high)
+        ticks = MaxNLocator(3).tick_values(low, high)
     else:
         step = max(1, int(np.ceil(decades / 5)))
         powers = 10.0 ** np.arange(np.floor(np.log10(low)), np.ceil(np.log10(high)) + 1, step)

@@ -37,7 +37,8 @@ METRICS = (
     Metric("bpd_own", "By its own schedule", "bits/dim", digits=3, main=False),
 )
 PARTS = ("prior", "diffusion", "reconstruction")
-SHOWN = 32  # samples kept for the report, from the same starting noise in every arm
+# Samples kept for the report, from the same starting noise in every arm; points are small.
+_SHOWN, _POINTS_SHOWN = 32, 2000
 
 # Sections of a config on which no training depends.
 AFTER_TRAINING = ("sampling", "evaluation")
@@ -133,7 +134,7 @@ def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, 
     samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
     values = {key: value for found in evaluated.values() for key, value in found.items()}
-    np.savez(directory / "samples.npz", samples=samples[:SHOWN])
+    np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])
     return {"metrics": _chosen(values), "evaluation": evaluated, "samples": "samples.npz"}
 
 
@@ -145,6 +146,11 @@ def load_data(config: ConfigDict) -> data.Dataset:
 @functools.lru_cache(maxsize=1)
 def _read_data(text: str) -> data.Dataset:
     return data.load(config_lib.from_json(text).data)
+
+
+def num_shown(dataset: data.Dataset) -> int:
+    """How many samples a report shows."""
+    return _SHOWN if len(dataset.shape) > 1 else _POINTS_SHOWN
 
 
 def _chosen(values: dict[str, Any]) -> dict[str, float]:

@@ -16,6 +16,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -90,7 +91,7 @@ def run_ablation(
     text = config_lib.to_json(config)
     trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
     environments = worker_environments(workers, -(-len(trainings) // max(shard[1], 1)))
-    real = dataset.eval.array(np.arange(min(measure.SHOWN, len(dataset.eval))))
+    real = dataset.eval.array(np.arange(min(measure.num_shown(dataset), len(dataset.eval))))
     spec = dataclasses.replace(
         spec,
         metrics=[m for m in spec.metrics if measure.is_measured(m, configs, dataset)],
@@ -205,5 +206,5 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
             "directory": str(trained.relative_to(workdir)),
             "seconds": once["seconds"],
         },
-        "environment": environment(),
+        "environment": environment() | {"device": jax.devices()[0].device_kind},
     }
