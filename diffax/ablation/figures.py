@@ -130,6 +130,7 @@ def legend(analysis: Analysis) -> Figure:
         handles.append(Line2D([], [], color=colour, ls=dash, lw=2.2, label=label))
     with matplotlib.rc_context(_STYLE):
         figure = Figure(figsize=(_WIDTH, 0.1 + 0.21 * len(arms)))
+        figure.add_axes((0, 0, 1, 1)).axis("off")  # a notebook shows no figure without axes
         figure.legend(handles=handles, loc="center left", frameon=False, labelcolor=INK)
         return figure
 
