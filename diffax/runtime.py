@@ -20,6 +20,7 @@ def cache_directory() -> Path:
 def start(label: str = "") -> None:
     """diffax's log lines on standard error; compiled programs kept from one process to the next.
 
+    They are kept in `cache_directory()`, unless $JAX_COMPILATION_CACHE_DIR names another place.
     `label` stands before every line, to tell apart processes that share a terminal.
     """
     import jax
@@ -34,6 +35,7 @@ def start(label: str = "") -> None:
     # of errors that it raises as well.
     for name in ("absl", "asyncio"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "jax"))
+    if "JAX_COMPILATION_CACHE_DIR" not in os.environ:
+        jax.config.update("jax_compilation_cache_dir", str(cache_directory() / "jax"))
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -30,6 +30,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
     atexit.register(shutil.rmtree, cache, ignore_errors=True)
     os.environ["DIFFAX_CACHE"] = cache
     os.environ.setdefault("TFDS_DATA_DIR", os.path.join(cache, "tfds"))
+    # Most of the time is compilation, and many small programs are those of other files.
+    os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", os.path.join(cache, "programs"))
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS", "0")
+    os.environ.setdefault("JAX_PERSISTENT_CACHE_MIN_ENTRY_SIZE_BYTES", "-1")
 
 os.environ.setdefault("MPLBACKEND", "agg")
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
