@@ -14,7 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax import likelihood, scoring, training
+from diffax import likelihood, schedules, scoring, training
 from diffax.data import Dataset, Split
 from diffax.generator import Generator
 from diffax.process import AnySchedule
@@ -114,6 +114,17 @@ def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0
             " the 'log_snr' has a bound along another schedule"
         )
     return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)
+
+
+def bound_along_line(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+    """`bound_along` the log-SNR-linear schedule with the ends of the run's own.
+
+    One and the same small variance for all runs compares networks more sharply than each one's own
+    schedule does.
+    """
+    first, last = schedules.concrete_ends(run.state.schedule)
+    line = schedules.linear_logsnr(log_snr_max=first, log_snr_min=last)
+    return bound_along(run, dataset, line, seed)
 
 
 def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:

@@ -10,6 +10,31 @@ from diffax import config as config_lib
 from diffax import training
 
 MIXTURE = training.DatasetInfo("mixture2d", (2,), 0, None, ())
+# A config file for the command line.
+TINY = """
+from diffax.config import default_config
+
+
+def get_config():
+    config = default_config()
+    config.data.name = "digits"
+    config.model.channels = 8
+    config.model.channel_mults = (1,)
+    config.model.num_blocks = 1
+    config.model.attention_resolutions = ()
+    config.model.head_width = 8
+    config.schedule.log_snr_max = 10.0
+    config.schedule.log_snr_min = -10.0
+    config.training.batch_size = 16
+    config.training.num_steps = 4
+    config.parallel.num_devices = 1  # the tests have eight, which share two cores
+    config.training.log_every = 2
+    config.sampling.num_steps = 3
+    config.evaluation.repeats = 2
+    config.evaluation.num_examples = 64
+    config.evaluation.num_samples = 64
+    return config
+"""
 LEARNED = dict(schedule__name="learned", schedule__size=8)
 
 
@@ -93,3 +118,10 @@ def train_steps(config, num, batch_seed=0):
         state, measured = step(state, batch_of(seed=batch_seed + i))
         metrics.append(jax.device_get(measured))
     return state, metrics
+
+
+def write_tiny_config(folder):
+    """The path of `TINY` as a file in a folder."""
+    path = folder / "tiny.py"
+    path.write_text(TINY)
+    return str(path)

@@ -6,40 +6,14 @@ import shutil
 import numpy as np
 import pytest
 from PIL import Image
+from small_runs import write_tiny_config
 
 from diffax import cli, samplers
-
-CONFIG = """
-from diffax.config import default_config
-
-
-def get_config():
-    config = default_config()
-    config.data.name = "digits"
-    config.model.channels = 8
-    config.model.channel_mults = (1,)
-    config.model.num_blocks = 1
-    config.model.attention_resolutions = ()
-    config.model.head_width = 8
-    config.schedule.log_snr_max = 10.0
-    config.schedule.log_snr_min = -10.0
-    config.training.batch_size = 16
-    config.training.num_steps = 4
-    config.parallel.num_devices = 1  # the tests have eight, which share two cores
-    config.training.log_every = 2
-    config.sampling.num_steps = 3
-    config.evaluation.repeats = 2
-    config.evaluation.num_examples = 64
-    config.evaluation.num_samples = 64
-    return config
-"""
 
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
-    path = tmp_path_factory.mktemp("config") / "tiny.py"
-    path.write_text(CONFIG)
-    return str(path)
+    return write_tiny_config(tmp_path_factory.mktemp("config"))
 
 
 @pytest.fixture(scope="module")

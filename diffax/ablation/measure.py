@@ -20,11 +20,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, metrics, schedules, training
+from diffax import data, evaluation, metrics, training
 from diffax.ablation import store
 from diffax.ablation.jsonable import jsonable, read_json, write_json
 from diffax.ablation.spec import Metric
-from diffax.process import AnySchedule
 
 METRICS = (
     Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
@@ -103,9 +102,8 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     own = evaluation.evaluate(run, dataset, ("bpd",), config.seed)["bpd"]
     evaluated = {"bpd": own}
     if _bound_is_free(config):
-        line = _log_snr_linear(run.state.schedule)
         along = {"estimated_along": "linear_logsnr"}
-        along |= evaluation.bound_along(run, dataset, line, config.seed)
+        along |= evaluation.bound_along_line(run, dataset, config.seed)
         evaluated = {"bpd": own | along, "bpd_own": own}
     values = evaluated["bpd"] | {"bpd_own": own["bpd"], "vlb_variance": own["vlb_variance"]}
     measured = {
@@ -161,16 +159,6 @@ def _bound_is_free(config: ConfigDict) -> bool:
     """Whether the bound depends on the schedule's ends alone, so that any shape may estimate it."""
     discrete = config.schedule.num_steps or config.evaluation.vlb_num_steps
     return config.model.conditioning == "log_snr" and not discrete
-
-
-def _log_snr_linear(schedule: AnySchedule) -> schedules.Schedule:
-    """The log-SNR-linear schedule with the same ends.
-
-    Every arm's bound is estimated along it, with one and the same small variance, which compares
-    networks more sharply than each one's own schedule does.
-    """
-    first, last = map(float, schedules.ends_of(schedule))
-    return schedules.linear_logsnr(log_snr_max=first, log_snr_min=last)
 
 
 def _schedule_curve(directory: Path) -> dict[str, list]:

@@ -55,7 +55,7 @@ IMAGES = filtering(0, Fraction(2, 3), Fraction(-2, 3), Fraction(3, 2), Fraction(
 
 # The weight gradient gains from so many input channels on, or where there are more than outputs.
 LEAST_CHANNELS_OF_GRADIENT = 96
-# What goes through at once: entries of the input, and tiles in the weight gradient.
+# What goes through at once: entries of input or output, and tiles in the weight gradient.
 ENTRIES_OF_CHUNK = 2**18
 TILES_OF_CHUNK = 128
 
@@ -113,7 +113,8 @@ def _by_rows(x: jax.Array, kernel: jax.Array) -> jax.Array:
     def convolve_chunk(_, x):
         return None, _from_tiles([convolve(tile, k) for tile, k in zip(_input_tiles(x), kernels)])
 
-    (chunks,) = _chunks(math.prod(x.shape[1:]), ENTRIES_OF_CHUNK, x)
+    entries = math.prod(x.shape[1:-1]) * max(kernel.shape[2:])
+    (chunks,) = _chunks(entries, ENTRIES_OF_CHUNK, x)
     _, out = jax.lax.scan(convolve_chunk, None, chunks)
     return out.reshape(*x.shape[:-1], kernel.shape[-1])
 
