@@ -1,0 +1,339 @@
+"""Where the claims are tested: data, networks shared by several claims, and the judge of samples.
+
+A network is a config, so one that two claims ask for is trained once. Everything lies under the
+working directory: data/ has the arrays, networks/ a directory per network and seed.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import json
+import os
+import platform
+import runpy
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffax import Generator, data, metrics, training
+from diffax import config as config_lib
+from diffax.ablation import Arm, runner
+from diffax.ablation.jsonable import read_json, write_json
+from diffax.training import Run
+
+ROOT = Path(__file__).resolve().parents[2]
+ENDS = {"schedule.log_snr_max": 10.0, "schedule.log_snr_min": -10.0}
+# In discrete time, each paper's own betas; what is predicted is the noise, as in all of them.
+PUBLISHED = {
+    "schedule.log_snr_max": None,
+    "schedule.log_snr_min": None,
+    "schedule.num_steps": 1000,
+    "objective.prediction": "eps",
+}
+
+
+class Network(NamedTuple):
+    """What an arm trains: config overrides, and a key of the scale's `data`."""
+
+    overrides: Mapping[str, Any]
+    data: str = "plain"
+
+
+def published(name: str, num_steps: int = 1000, **more: Any) -> Network:
+    """A schedule as published, with its betas for T steps; `more` has __ for the dots of keys."""
+    given = {key.replace("__", "."): value for key, value in more.items()}
+    kind = given.pop("data", "plain")
+    own = {"schedule.name": name, "schedule.num_steps": num_steps}
+    return Network({**PUBLISHED, **own, **given}, kind)
+
+
+def between_equal_ends(name: str, **more: Any) -> Network:
+    """A schedule in continuous time, log-SNR from 10 to -10."""
+    given = {key.replace("__", "."): value for key, value in more.items()}
+    own = {"schedule.name": name, "schedule.num_steps": 0, "objective.prediction": "eps"}
+    return Network({**own, **ENDS, **given})
+
+
+class Images(NamedTuple):
+    """A data set made of another one.
+
+    Attributes:
+      make: () -> (images, labels), uint8 (N, H, W, C) and int32 (N,).
+      judge: the key of the data set whose classifier judges samples; these are first averaged over
+        blocks of pixels to its size.
+    """
+
+    make: Callable[[], tuple[np.ndarray, np.ndarray]]
+    judge: str = "plain"
+
+
+class Scale(NamedTuple):
+    """How large everything is.
+
+    Attributes:
+      base: () -> the config that all networks have in common.
+      data: the data sets.
+      flat: whether the network takes an image as one row of numbers.
+      seeds, num_samples: by default.
+      about: the network and the data, in words.
+    """
+
+    name: str
+    base: Callable[[], ConfigDict]
+    data: Mapping[str, Images]
+    flat: bool
+    seeds: int
+    num_samples: int
+    about: str
+
+
+# --- data ---------------------------------------------------------------------------------------
+
+
+def _whole(name: str, **fields: Any) -> tuple[np.ndarray, np.ndarray]:
+    found = data.load({"name": name, **fields})
+    parts = (found.train, found.eval)
+    return tuple(np.concatenate([getattr(part, key) for part in parts]) for key in ("x", "label"))
+
+
+def enlarged(factor: int, **source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Each pixel repeated, so that an image has `factor` times as many a side and says no more."""
+    x, label = _whole(**source)
+    return x.repeat(factor, axis=1).repeat(factor, axis=2), label
+
+
+def half_inverted(factor: int = 1, **source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Every second image as its negative: the mean brightness has two far-off modes."""
+    x, label = enlarged(factor, **source)
+    x[1::2] = 255 - x[1::2]
+    return x, label
+
+
+# --- scales -------------------------------------------------------------------------------------
+
+
+def digits_config() -> ConfigDict:
+    """A residual MLP of 0.2M parameters, seconds of training on one core: many seeds instead."""
+    config = config_lib.default_config()
+    config.model.name = "mlp"
+    config.model.width = 128
+    config.model.depth = 3
+    config.optimizer.learning_rate = 2e-3
+    config.optimizer.decay = "cosine"
+    config.ema.decay = 0.995
+    config.schedule_learning.learning_rate = 1e-2
+    config.schedule_learning.update_every = 2
+    config.training.batch_size = 64
+    config.training.num_steps = 3000
+    config.training.steps_per_call = 100
+    config.training.log_every = 100
+    config.training.checkpoint_every = 0
+    config.sampling.clip_x0 = 1.0
+    return config
+
+
+def gpu_config() -> ConfigDict:
+    """The U-Net of configs/fashion_mnist.py, its likelihoods on 2,000 images."""
+    config = runpy.run_path(str(ROOT / "configs" / "fashion_mnist.py"))["get_config"]()
+    config.data = ConfigDict(data.known_fields())
+    config.schedule_learning.update_every = 2
+    config.evaluation.num_examples = 2000
+    config.training.update(sample_every=0, steps_per_call=10)
+    return config
+
+
+DIGITS, FASHION = {"name": "digits"}, {"name": "fashion_mnist"}
+SCALES = {
+    "digits": Scale(
+        "digits",
+        digits_config,
+        {
+            "plain": Images(functools.partial(_whole, **DIGITS)),
+            "middle": Images(functools.partial(enlarged, 2, **DIGITS)),
+            "large": Images(functools.partial(enlarged, 4, **DIGITS)),
+            "half inverted": Images(functools.partial(half_inverted, 2, **DIGITS)),
+        },
+        flat=True,
+        seeds=5,
+        num_samples=1000,
+        about="digits of scikit-learn, 8x8, 1,797 images of which a tenth is held out; a residual"
+        " MLP of width 128 and depth 3, 3,000 steps of batch 64",
+    ),
+    "gpu": Scale(
+        "gpu",
+        gpu_config,
+        {
+            "plain": Images(functools.partial(_whole, pad_to=32, **FASHION)),
+            "small": Images(functools.partial(_whole, image_size=8, **FASHION), "small"),
+            "middle": Images(functools.partial(_whole, image_size=16, **FASHION), "middle"),
+            "large": Images(functools.partial(_whole, image_size=32, **FASHION), "large"),
+            "half inverted": Images(functools.partial(half_inverted, pad_to=32, **FASHION)),
+        },
+        flat=False,
+        seeds=3,
+        num_samples=10_000,
+        about="Fashion-MNIST, 32x32, 70,000 images of which a tenth is held out; the U-Net of"
+        " configs/fashion_mnist.py, 20,000 steps of batch 128",
+    ),
+}
+
+
+# --- networks -----------------------------------------------------------------------------------
+
+
+class Trained(NamedTuple):
+    """A network with its data."""
+
+    run: Run
+    directory: Path
+    dataset: data.Dataset  # as the network sees it
+    kind: str  # key of the scale's data
+
+
+class Laboratory:
+    """Trains what a claim asks for, once, and measures it.
+
+    Args:
+      scale: see `SCALES`.
+      workdir: of the data and the networks.
+    """
+
+    def __init__(self, scale: Scale, workdir: Path) -> None:
+        self.scale, self.workdir = scale, Path(workdir).absolute()
+
+    def config(self, network: Network, seed: int) -> ConfigDict:
+        """The config of a network; ValueError for overrides that can't be."""
+        base = self.scale.base()
+        base.data.update(name="npz", path=str(self._file(network.data, flat=self.scale.flat)))
+        return runner.arm_config(base, Arm(network.data, network.overrides), seed)
+
+    def trained(self, network: Network, seed: int) -> Trained:
+        """The network, trained now unless it was; a training that was stopped goes on."""
+        config = self.config(network, seed)
+        self._make(network.data)
+        told = config.to_dict()
+        told["data"]["path"] = network.data
+        del told["sampling"], told["evaluation"]
+        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        directory = self.workdir / "networks" / f"{config.schedule.name}-seed{seed}-{key}"
+        cost, begin = directory / "cpu_seconds.json", time.process_time()
+        training.train(config, directory)
+        if not cost.exists():
+            write_json(cost, time.process_time() - begin)
+        return Trained(training.load(directory), directory, data.load(config.data), network.data)
+
+    def draw(
+        self, trained: Trained, num: int, seed: int, label: np.ndarray | None = None, **options: Any
+    ) -> np.ndarray:
+        """Samples of a network as images, (num, H, W, C); options of `diffax.Generator`."""
+        generate = Generator(trained.run, batch_size=1000, num_devices=1)
+        samples = generate(num, seed, label, **options)
+        return samples.reshape(num, *self.images(trained.kind).shape)
+
+    def distance(self, trained: Trained, seed: int, **options: Any) -> float:
+        """The Fréchet distance of `num_samples` samples, kept beside the network.
+
+        To the training images, over the features of the judging classifier.
+        """
+        num = self.scale.num_samples
+        text = json.dumps({"seed": seed, "num": num, **options}, sort_keys=True)
+        kept = trained.directory / "distances" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
+        if not kept.exists():
+            found = self.frechet(trained, self.draw(trained, num, seed, **options))
+            kept.parent.mkdir(exist_ok=True)
+            write_json(kept, {"options": json.loads(text), "frechet": found})
+        return read_json(kept, ("frechet",))["frechet"]
+
+    def frechet(self, trained: Trained, samples: np.ndarray) -> float:
+        """The Fréchet distance of samples; see `distance`."""
+        judge, images = self._judge(trained)
+        found = metrics.FeatureStatistics.of(self.features(trained, samples))
+        return metrics.frechet_distance(found, metrics.reference_statistics(judge, images.train))
+
+    def features(self, trained: Trained, samples: np.ndarray) -> np.ndarray:
+        """The judging classifier's features of samples, (N, F)."""
+        return metrics.features(self._judge(trained)[0], self._seen(trained, samples))
+
+    def accuracy(self, trained: Trained, samples: np.ndarray, label: np.ndarray) -> float:
+        """The share of samples that the judging classifier takes for their label."""
+        logits = metrics.logits(self._judge(trained)[0], self._seen(trained, samples))
+        return float(np.mean(logits.argmax(axis=1) == label))
+
+    def prdc(self, trained: Trained, samples: np.ndarray) -> metrics.PRDC:
+        """Precision, recall, density and coverage against as many training images."""
+        judge, images = self._judge(trained)
+        num = min(len(samples), len(images.train))
+        reference = metrics.features(judge, images.train.array(np.arange(num)))
+        return metrics.prdc(self.features(trained, samples[:num]), reference)
+
+    def images(self, kind: str) -> data.Dataset:
+        """A data set of the scale, as images."""
+        self._make(kind)
+        return load_images(str(self._file(kind, flat=False)))
+
+    def _judge(self, trained: Trained) -> tuple[metrics.Extractor, data.Dataset]:
+        """The classifier that judges a network's samples, and the images that it knows."""
+        kind = self.scale.data[trained.kind].judge
+        images = self.images(kind)
+        return load_judge(str(self._file(kind, flat=False))), images
+
+    def _seen(self, trained: Trained, samples: np.ndarray) -> np.ndarray:
+        """Samples at the judge's size: means over blocks of pixels."""
+        side = self._judge(trained)[1].shape[0]
+        num, height, _, channels = samples.shape
+        block = height // side
+        blocks = samples.reshape(num, side, block, side, block, channels)
+        return blocks.mean(axis=(2, 4))
+
+    def _file(self, kind: str, flat: bool) -> Path:
+        return self.workdir / "data" / f"{kind.replace(' ', '-')}{'-flat' if flat else ''}.npz"
+
+    def _make(self, kind: str) -> None:
+        """Writes the arrays of a data set; npz sources are cut by their length, both alike."""
+        last = self._file(kind, flat=False)
+        if last.exists():
+            return
+        x, label = self.scale.data[kind].make()
+        last.parent.mkdir(parents=True, exist_ok=True)
+        np.savez(self._file(kind, flat=True), x=x.reshape(len(x), -1), label=label)
+        partial = last.with_name(f".{last.name}")  # seen whole or not at all
+        np.savez(partial, x=x, label=label)
+        os.replace(partial, last)
+
+
+@functools.lru_cache(maxsize=4)
+def load_images(path: str) -> data.Dataset:
+    """The images of a file."""
+    return data.load({"name": "npz", "path": path})
+
+
+@functools.lru_cache(maxsize=4)
+def load_judge(path: str) -> metrics.Extractor:
+    """The classifier of the images of a file."""
+    return metrics.get_classifier(load_images(path))
+
+
+def cpu_seconds(directory: Path) -> float:
+    """What the training in a directory took of the processor; the last part of it if stopped."""
+    return float((directory / "cpu_seconds.json").read_text(encoding="utf-8"))
+
+
+def logged(trained: Trained, key: str, after: float) -> float:
+    """The mean of what the loop logged, over the steps beyond a share of the training."""
+    text = (trained.directory / "metrics.jsonl").read_text(encoding="utf-8")
+    rows = [json.loads(line) for line in text.splitlines()]
+    first = after * trained.run.config.training.num_steps
+    return float(np.mean([row[key] for row in rows if key in row and row["step"] > first]))
+
+
+def machine() -> str:
+    """The kind of machine and the versions that decide a number's last digits."""
+    device = jax.devices()[0]
+    kind = device.device_kind if device.platform != "cpu" else f"{platform.machine()} CPU"
+    return f"{kind}, jax {jax.__version__}, Python {platform.python_version()}"

@@ -1,0 +1,320 @@
+"""What practitioners say of noise schedules, tried: the claims ledger.
+
+    python experiments/claims/ledger.py                          # all claims, digits, one CPU core
+    python experiments/claims/ledger.py --only=c                 # one of them
+    python experiments/claims/ledger.py --scale=gpu              # Fashion-MNIST with a U-Net
+    python experiments/claims/ledger.py --from-raw               # claims.md from the raw results
+
+claim_a.py to claim_l.py hold a claim each: what is measured, and what would support or contradict
+it. Networks are shared between claims and kept in the working directory; stopped, the same command
+goes on where it was. The raw numbers, one per arm and seed, are written to
+../results/claims/<letter>.json, and from these alone ../results/claims.md and claims.png are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import datetime
+import functools
+import importlib
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import jax
+import laboratory
+import verdicts
+from laboratory import SCALES, Laboratory, Scale
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from diffax import runtime
+from diffax.ablation import Arm, Difference, figures, print_progress, run_grid, statistics
+from diffax.ablation.jsonable import read_json, write_json
+from diffax.ablation.numerals import p_text, significant, span, tick
+from diffax.metrics.classifier import SETTINGS
+
+LETTERS = "abcdefghijkl"
+RESULTS = laboratory.ROOT / "experiments" / "results"
+CLAIMS: dict[str, ModuleType] = {
+    letter: importlib.import_module(f"claim_{letter}") for letter in LETTERS
+}
+KEYS = ("claim", "scale", "about", "num_samples", "seeds", "arms", "cpu_minutes", "machine", "date")
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+def measure(letter: str, lab: Laboratory, seeds: int, workdir: Path) -> dict[str, Any]:
+    """The raw results of a claim: trains what is missing, measures what is missing."""
+    claim = CLAIMS[letter]
+    arms = {name: Arm(name, network.overrides) for name, network in claim.NETWORKS.items()}
+
+    def run_one(arm: Arm, seed: int, directory: Path) -> dict[str, Any]:
+        trained = lab.trained(claim.NETWORKS[arm.name], seed)
+        begin = time.process_time()
+        values = claim.measure(lab, trained, seed)
+        seconds = time.process_time() - begin + laboratory.cpu_seconds(trained.directory)
+        return {"values": values, "cpu_seconds": seconds, "date": f"{datetime.date.today()}"}
+
+    def fingerprint(arm: Arm, seed: int) -> dict[str, Any]:
+        config = lab.config(claim.NETWORKS[arm.name], seed).to_dict()
+        config["data"]["path"] = claim.NETWORKS[arm.name].data
+        return {**config, "num_samples": lab.scale.num_samples, "classifier": SETTINGS}
+
+    results = run_grid(
+        [*arms.values()], range(seeds), run_one, workdir / "claims" / letter, fingerprint,
+        on_progress=print_progress,
+    )  # fmt: skip
+    of_arm = {name: [found for found in results if found["arm"] == name] for name in arms}
+    return {
+        "claim": letter,
+        "scale": lab.scale.name,
+        "about": lab.scale.about,
+        "num_samples": lab.scale.num_samples,
+        "seeds": list(range(seeds)),
+        "cpu_minutes": sum(found["cpu_seconds"] for found in results) / 60,
+        "machine": laboratory.machine(),
+        "date": max(found["date"] for found in results),
+        "networks": {name: dict(n.overrides, data=n.data) for name, n in claim.NETWORKS.items()},
+        "arms": {
+            name: {key: [one["values"][key] for one in found] for key in found[0]["values"]}
+            for name, found in of_arm.items()
+        },
+    }
+
+
+def folder(scale: Scale, results: Path) -> Path:
+    """Where the raw results of a scale are."""
+    return results / "claims" / ("" if scale.name == "digits" else scale.name)
+
+
+def read_raw(scale: Scale, results: Path) -> dict[str, dict[str, Any]]:
+    """The raw results that are there, by letter."""
+    paths = {letter: folder(scale, results) / f"{letter}.json" for letter in LETTERS}
+    return {letter: read_json(path, KEYS) for letter, path in paths.items() if path.exists()}
+
+
+# --- writing ------------------------------------------------------------------------------------
+
+INTRODUCTION = """\
+# The claims ledger
+
+What practitioners repeat about noise schedules, each tried by a script of its own in
+[`experiments/claims/`](../claims), which says what is measured and what would support or contradict
+it. This page is made by `python experiments/claims/ledger.py`, from the raw numbers in
+[`claims/`](claims) alone (`--from-raw` makes it again without measuring).
+
+**The rule.** A claim comes down to one or more quantities, each claimed to lie in a region that its
+script states. A quantity is estimated by its mean over seeds, ratios on a logarithmic scale,
+paired: a seed fixes the initial weights, the order of the data, the noise of training and that of
+the samples, in all arms alike. Its interval is Student's t. Inside the region: supported; outside
+it altogether: contradicted; else undecided at this scale. A claim of m parts takes intervals of
+1 - 0.05 / m, so that they hold together with 95%; it is supported if all parts are, and
+contradicted if one is. That a small network on small images contradicts a claim says nothing about
+large ones.
+
+"Distance" is the Fréchet distance between samples and training images over the features of a small
+classifier of the same data, the stand-in for FID where Inception's features mean nothing; numbers
+can't be compared with FIDs. Few samples raise it, in all arms alike, which draws ratios towards 1.
+"""
+
+
+def write(results: Path) -> str:
+    """The whole page."""
+    parts = [INTRODUCTION]
+    for scale in SCALES.values():
+        raw = read_raw(scale, results)
+        parts.append(f"## Scale: {scale.name}\n\n{_capital(scale.about)}.\n")
+        if not raw:
+            parts.append(
+                "Not run yet: no raw results are there. The scripts are the same, by"
+                f" `python experiments/claims/ledger.py --scale={scale.name}`.\n"
+            )
+            continue
+        found = {letter: CLAIMS[letter].verdict(raw[letter]) for letter in raw}
+        if scale.name == "digits":
+            parts.append("![Every ratio with its interval and the claimed region](claims.png)\n")
+        parts += [_summary(found), _corrected(found)]
+        parts += [_section(letter, raw.get(letter), found.get(letter)) for letter in LETTERS]
+    return "\n".join(parts)
+
+
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
+def _summary(found: Mapping[str, verdicts.Verdict]) -> str:
+    rows = [["", "claim", "verdict"]]
+    for letter in LETTERS:
+        outcome = found[letter].outcome if letter in found else "not run yet"
+        rows.append([letter, CLAIMS[letter].CLAIM.rstrip("."), f"**{outcome}**"])
+    return table(rows)
+
+
+def _corrected(found: Mapping[str, verdicts.Verdict]) -> str:
+    """How many effects there are at all, over the whole ledger."""
+    values = [
+        finding.estimate.p_value
+        for verdict in found.values()
+        for finding in verdict.figures
+        if isinstance(finding.estimate, Difference)
+    ]
+    kept = int(sum(statistics.holm(values) < verdicts.LEVEL))
+    return (
+        f"Of the {len(values)} paired comparisons below, {kept} show an effect, one way or the"
+        " other, after Holm's correction over the whole ledger (p < 0.05).\n"
+    )
+
+
+def _section(letter: str, raw: Mapping[str, Any] | None, verdict: verdicts.Verdict | None) -> str:
+    claim = CLAIMS[letter]
+    lines = [f"### {letter}. {claim.CLAIM}", ""]
+    if raw is None:
+        return "\n".join([*lines, "Not run yet: no raw results are there.", ""])
+    lines += [f"**{_capital(verdict.outcome)}.** {verdict.sentence}", ""]
+    level = 100 * (1 - verdicts.LEVEL / len(verdict.figures))
+    rows = [["quantity", "found", f"{level:.3g}% interval", "claimed", "p, no effect", "outcome"]]
+    for part, estimate, outcome, _ in verdict.figures:
+        text, random = verdicts.number(estimate), isinstance(estimate, Difference)
+        rows.append(
+            [
+                part.name,
+                text(estimate.mean),
+                span(text, estimate) if random else "exact",
+                verdicts.region(part),
+                p_text(estimate.p_value) if random else "–",
+                outcome,
+            ]
+        )
+    lines += [table(rows), _arms(claim, raw)]
+    lines += [
+        f"{len(raw['seeds'])} seeds, {raw['num_samples']:,} samples for a distance; {raw['about']}."
+        f" {raw['cpu_minutes']:.0f} minutes of processor time, networks shared with other claims"
+        f" counted in each ({raw['machine']}); {raw['date']}."
+        f" `python experiments/claims/ledger.py {_options(raw)}`",
+        "",
+    ]
+    return "\n".join(lines)
+
+
+def _options(raw: Mapping[str, Any]) -> str:
+    scale = "" if raw["scale"] == "digits" else f" --scale={raw['scale']}"
+    return f"--only={raw['claim']} --seeds={len(raw['seeds'])}{scale}"
+
+
+def _arms(claim: ModuleType, raw: Mapping[str, Any]) -> str:
+    """Every arm's means over the seeds, with 95% intervals; a row for an arm or for a column."""
+    arms, columns = raw["arms"], claim.COLUMNS
+
+    def cell(arm: str, key: str) -> str:
+        if key not in arms[arm]:
+            return ""
+        found = statistics.mean_interval(verdicts.column(raw, arm, key))
+        text = functools.partial(significant, digits=3)
+        exact = found.low == found.high
+        return text(found.mean) if exact else f"{text(found.mean)} ({span(text, found)})"
+
+    if len(arms) < len(columns):
+        rows = [["mean (95% interval)", *arms]]
+        rows += [[words, *(cell(arm, key) for arm in arms)] for key, words in columns.items()]
+    else:
+        rows = [["mean (95% interval)", *columns.values()]]
+        rows += [[arm, *(cell(arm, key) for key in columns)] for arm in arms]
+    return table(rows)
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    """A Markdown table; the first row is its head."""
+    head, *body = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([head, "|---" * len(rows[0]) + "|", *body, ""])
+
+
+def draw(raw: Mapping[str, Mapping[str, Any]]) -> Figure:
+    """Every ratio with its interval, over the region that is claimed for it."""
+    findings = [
+        (letter, finding)
+        for letter in raw
+        for finding in CLAIMS[letter].verdict(raw[letter]).figures
+        if getattr(finding.estimate, "log_scale", False)
+    ]
+    colours = {
+        verdicts.SUPPORTED: figures.PALETTE[3][0],
+        verdicts.CONTRADICTED: figures.PALETTE[2][0],
+        verdicts.UNDECIDED: figures.PALETTE[0][0],
+    }
+    markers = dict(zip(colours, ("o", "X", "s")))
+    limits = [edge for _, f in findings for edge in (f.estimate.low, f.estimate.high)]
+    left, right = min(0.5, *limits) / 1.15, max(2.0, *limits) * 1.15
+    figure = Figure(figsize=(9, 1.1 + 0.27 * len(findings)), dpi=110, layout="constrained")
+    axes = figure.add_subplot(xscale="log", xlim=(left, right))
+    for y, (_, (part, estimate, outcome, _)) in enumerate(findings):
+        low, high = max(part.low, left), min(part.high, right)
+        axes.barh(y, high - low, left=low, height=0.86, color=figures.RULE, lw=0)
+        colour = colours[outcome]
+        axes.plot([estimate.low, estimate.high], [y, y], color=colour, lw=2)
+        axes.plot(estimate.mean, y, markers[outcome], color=colour, ms=6)
+    for outcome, colour in colours.items():
+        axes.plot([], [], markers[outcome], color=colour, label=outcome)
+    axes.barh(0, 0, left=1, color=figures.RULE, label="claimed region")
+    axes.axvline(1, color=figures.MUTED, lw=0.8)
+    axes.set_yticks(range(len(findings)), [f"{letter}. {f.part.name}" for letter, f in findings])
+    axes.set_ylim(len(findings) - 0.4, -0.6)
+    axes.set_xlabel("ratio, with the interval that its verdict rests on")
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right / left < 1e3 else (1,)))
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+    axes.xaxis.set_minor_formatter(NullFormatter())
+    axes.tick_params(axis="y", length=0, labelsize=8.5)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    figure.legend(loc="outside lower center", ncols=4, frameon=False, fontsize=9)
+    return figure
+
+
+# --- the command --------------------------------------------------------------------------------
+
+
+def parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, default=laboratory.ROOT / "runs" / "claims")
+    parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
+    parser.add_argument("--only", default=LETTERS, help="letters of claims, as a,c (default: all)")
+    parser.add_argument("--scale", choices=sorted(SCALES), default="digits")
+    parser.add_argument("--seeds", type=int, help="at least 2 (default: 5, gpu 3)")
+    parser.add_argument("--from-raw", action="store_true", help="write the page, measure nothing")
+    args = parser.parse_args(argv)
+    args.only = sorted(set(args.only.replace(",", "")))
+    if unknown := set(args.only) - set(LETTERS):
+        parser.error(f"--only: no claim {min(unknown)!r}; they are {', '.join(LETTERS)}")
+    args.seeds = SCALES[args.scale].seeds if args.seeds is None else args.seeds
+    if args.seeds < 2:
+        parser.error(f"--seeds={args.seeds}: an interval needs at least 2")
+    if args.scale == "gpu" and not args.from_raw and jax.default_backend() == "cpu":
+        parser.error("--scale=gpu: JAX finds no accelerator, and a CPU would take weeks")
+    return args
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    args = parse(argv)
+    scale = SCALES[args.scale]
+    if not args.from_raw:
+        runtime.start()
+        lab = Laboratory(scale, args.workdir / scale.name)
+        folder(scale, args.results).mkdir(parents=True, exist_ok=True)
+        for letter in args.only:
+            raw = measure(letter, lab, args.seeds, args.workdir / scale.name)
+            write_json(folder(scale, args.results) / f"{letter}.json", raw)
+            found = CLAIMS[letter].verdict(raw)
+            print(f"{letter}. {CLAIMS[letter].CLAIM}\n   {found.outcome}: {found.sentence}")
+    page = args.results / "claims.md"
+    page.write_text(write(args.results), encoding="utf-8")
+    if raw := read_raw(SCALES["digits"], args.results):
+        draw(raw).savefig(page.with_suffix(".png"))
+    print(f"the ledger: {page}")
+
+
+if __name__ == "__main__":
+    main()
