@@ -45,19 +45,20 @@ class Network(NamedTuple):
     data: str = "plain"
 
 
-def published(name: str, num_steps: int = 1000, **more: Any) -> Network:
+def published(name: str, num_steps: int = 1000, data: str = "plain", **more: Any) -> Network:
     """A schedule as published, with its betas for T steps; `more` has __ for the dots of keys."""
-    given = {key.replace("__", "."): value for key, value in more.items()}
-    kind = given.pop("data", "plain")
-    own = {"schedule.name": name, "schedule.num_steps": num_steps}
-    return Network({**PUBLISHED, **own, **given}, kind)
+    own = {**PUBLISHED, "schedule.name": name, "schedule.num_steps": num_steps}
+    return Network({**own, **_dotted(more)}, data)
 
 
-def between_equal_ends(name: str, **more: Any) -> Network:
+def between_equal_ends(name: str, data: str = "plain", **more: Any) -> Network:
     """A schedule in continuous time, log-SNR from 10 to -10."""
-    given = {key.replace("__", "."): value for key, value in more.items()}
-    own = {"schedule.name": name, "schedule.num_steps": 0, "objective.prediction": "eps"}
-    return Network({**own, **ENDS, **given})
+    own = {"schedule.name": name, "schedule.num_steps": 0, "objective.prediction": "eps", **ENDS}
+    return Network({**own, **_dotted(more)}, data)
+
+
+def _dotted(keys: Mapping[str, Any]) -> dict[str, Any]:
+    return {key.replace("__", "."): value for key, value in keys.items()}
 
 
 class Images(NamedTuple):
@@ -96,15 +97,16 @@ class Scale(NamedTuple):
 # --- data ---------------------------------------------------------------------------------------
 
 
-def _whole(name: str, **fields: Any) -> tuple[np.ndarray, np.ndarray]:
-    found = data.load({"name": name, **fields})
+def whole(**source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """Both splits of a data set; `source` are the fields of `config.data`."""
+    found = data.load(source)
     parts = (found.train, found.eval)
     return tuple(np.concatenate([getattr(part, key) for part in parts]) for key in ("x", "label"))
 
 
 def enlarged(factor: int, **source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Each pixel repeated, so that an image has `factor` times as many a side and says no more."""
-    x, label = _whole(**source)
+    x, label = whole(**source)
     return x.repeat(factor, axis=1).repeat(factor, axis=2), label
 
 
@@ -154,7 +156,8 @@ SCALES = {
         "digits",
         digits_config,
         {
-            "plain": Images(functools.partial(_whole, **DIGITS)),
+            "plain": Images(functools.partial(enlarged, 1, **DIGITS)),
+            "small": Images(functools.partial(enlarged, 1, **DIGITS)),
             "middle": Images(functools.partial(enlarged, 2, **DIGITS)),
             "large": Images(functools.partial(enlarged, 4, **DIGITS)),
             "half inverted": Images(functools.partial(half_inverted, 2, **DIGITS)),
@@ -169,10 +172,10 @@ SCALES = {
         "gpu",
         gpu_config,
         {
-            "plain": Images(functools.partial(_whole, pad_to=32, **FASHION)),
-            "small": Images(functools.partial(_whole, image_size=8, **FASHION), "small"),
-            "middle": Images(functools.partial(_whole, image_size=16, **FASHION), "middle"),
-            "large": Images(functools.partial(_whole, image_size=32, **FASHION), "large"),
+            "plain": Images(functools.partial(whole, pad_to=32, **FASHION)),
+            "small": Images(functools.partial(whole, image_size=8, **FASHION), "small"),
+            "middle": Images(functools.partial(whole, image_size=16, **FASHION), "middle"),
+            "large": Images(functools.partial(whole, image_size=32, **FASHION), "large"),
             "half inverted": Images(functools.partial(half_inverted, pad_to=32, **FASHION)),
         },
         flat=False,
@@ -258,11 +261,11 @@ class Laboratory:
 
     def features(self, trained: Trained, samples: np.ndarray) -> np.ndarray:
         """The judging classifier's features of samples, (N, F)."""
-        return metrics.features(self._judge(trained)[0], self._seen(trained, samples))
+        return metrics.features(self._judge(trained)[0], self.seen(trained, samples))
 
     def accuracy(self, trained: Trained, samples: np.ndarray, label: np.ndarray) -> float:
         """The share of samples that the judging classifier takes for their label."""
-        logits = metrics.logits(self._judge(trained)[0], self._seen(trained, samples))
+        logits = metrics.logits(self._judge(trained)[0], self.seen(trained, samples))
         return float(np.mean(logits.argmax(axis=1) == label))
 
     def prdc(self, trained: Trained, samples: np.ndarray) -> metrics.PRDC:
@@ -283,9 +286,9 @@ class Laboratory:
         images = self.images(kind)
         return load_judge(str(self._file(kind, flat=False))), images
 
-    def _seen(self, trained: Trained, samples: np.ndarray) -> np.ndarray:
+    def seen(self, trained: Trained, samples: np.ndarray) -> np.ndarray:
         """Samples at the judge's size: means over blocks of pixels."""
-        side = self._judge(trained)[1].shape[0]
+        side = self.images(self.scale.data[trained.kind].judge).shape[0]
         num, height, _, channels = samples.shape
         block = height // side
         blocks = samples.reshape(num, side, block, side, block, channels)

@@ -246,8 +246,8 @@ def draw(raw: Mapping[str, Mapping[str, Any]]) -> Figure:
         verdicts.UNDECIDED: figures.PALETTE[0][0],
     }
     markers = dict(zip(colours, ("o", "X", "s")))
-    limits = [edge for _, f in findings for edge in (f.estimate.low, f.estimate.high)]
-    left, right = min(0.5, *limits) / 1.15, max(2.0, *limits) * 1.15
+    ends = [end for _, found in findings for end in (found.estimate.low, found.estimate.high)]
+    left, right = min([0.5, *ends]) / 1.15, max([2.0, *ends]) * 1.15
     figure = Figure(figsize=(9, 1.1 + 0.27 * len(findings)), dpi=110, layout="constrained")
     axes = figure.add_subplot(xscale="log", xlim=(left, right))
     for y, (_, (part, estimate, outcome, _)) in enumerate(findings):
@@ -286,7 +286,7 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--seeds", type=int, help="at least 2 (default: 5, gpu 3)")
     parser.add_argument("--from-raw", action="store_true", help="write the page, measure nothing")
     args = parser.parse_args(argv)
-    args.only = sorted(set(args.only.replace(",", "")))
+    args.only = list(dict.fromkeys(args.only.replace(",", "")))
     if unknown := set(args.only) - set(LETTERS):
         parser.error(f"--only: no claim {min(unknown)!r}; they are {', '.join(LETTERS)}")
     args.seeds = SCALES[args.scale].seeds if args.seeds is None else args.seeds

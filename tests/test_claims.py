@@ -1,0 +1,292 @@
+"""The claims ledger: its rule, its page from the raw numbers, and one claim from end to end."""
+
+import json
+import sys
+import types
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import small_config
+
+sys.path.insert(0, str(Path(__file__).parents[1] / "experiments" / "claims"))
+
+import laboratory
+import ledger
+import verdicts
+from laboratory import SCALES, Laboratory
+
+from diffax import config as config_lib
+
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+SUPPORTED, CONTRADICTED, UNDECIDED = (
+    verdicts.SUPPORTED,
+    verdicts.CONTRADICTED,
+    verdicts.UNDECIDED,
+)
+
+
+# --- the rule -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("ratios", "outcome", "said"),
+    [
+        ([0.90, 0.91, 0.89], SUPPORTED, "Within."),
+        ([0.70, 0.71, 0.69], CONTRADICTED, "More."),
+        ([1.20, 1.21, 1.19], CONTRADICTED, "Less."),
+        ([0.80, 0.90, 1.00], UNDECIDED, "Whether within can't be told."),
+        ([0.94, 0.95, 0.96], UNDECIDED, "Whether within can't be told."),
+    ],
+)
+def test_a_quantity_is_judged_by_where_its_interval_lies(ratios, outcome, said):
+    b = np.array([3.0, 4.0, 5.0])
+    part = verdicts.ratio_of(
+        "a over b", b * ratios, b, 0.85, 0.95, inside="within", below="more", above="less"
+    )
+    found = verdicts.judge(part)
+    assert (found.outcome, found.sentence) == (outcome, said)
+
+
+def _part(values, **region):
+    zero = np.zeros(len(values))
+    return verdicts.difference_of("d", values, zero, **region, inside="so", outside="not so")
+
+
+@pytest.mark.parametrize(
+    ("second", "outcome", "said"),
+    [
+        ([2.0, 2.1, 1.9], SUPPORTED, "So; so."),
+        ([-9.0, 9.0, 1.0], UNDECIDED, "So; whether so can't be told."),
+        ([-2.0, -2.1, -1.9], CONTRADICTED, "So; not so."),
+    ],
+)
+def test_one_part_is_enough_to_contradict_and_all_are_needed_to_support(second, outcome, said):
+    found = verdicts.judge(_part([1.0, 1.1, 0.9], low=0.0), _part(second, low=0.0))
+    assert (found.outcome, found.sentence) == (outcome, said)
+
+
+def test_intervals_of_several_parts_are_wider():
+    """At 95% this interval is above 0, at the 99% that each of five parts takes it is not."""
+    values = [1.0, 1.4, 0.7]
+    part = _part(values, low=0.0)
+    assert verdicts.judge(part).outcome == SUPPORTED
+    assert verdicts.judge(*[part] * 5).outcome == UNDECIDED
+    (finding, *_) = verdicts.judge(*[part] * 5).figures
+    assert finding.estimate.confidence == pytest.approx(0.99)
+
+
+def test_an_exact_number_has_no_interval():
+    said = dict(inside="left", outside="none")
+    assert verdicts.judge(verdicts.exact("x", 0.006, low=1e-6, **said)).outcome == SUPPORTED
+    assert verdicts.judge(verdicts.exact("x", 0.0, low=1e-6, **said)).outcome == CONTRADICTED
+
+
+def test_regions_in_words():
+    def words(*args, **kwargs):
+        return verdicts.region(verdicts.ratio_of("q", *args, [1, 1], [1, 1], **kwargs, inside=""))
+
+    assert words(low=0.85, high=0.95) == "0.85 to 0.95"
+    assert words(high=1.0) == "below 1"
+    assert words(high=1.1) == "at most 1.1"
+    assert words(low=1.1) == "above 1.1"
+    assert verdicts.region(_part([0, 1], low=0.0)) == "above 0"
+    assert verdicts.region(_part([0, 1], high=0.0)) == "below 0"
+
+
+# --- the claims ---------------------------------------------------------------------------------
+
+# letter -> {arm: {metric: value}} by which the claim holds; and what is changed so that it does not
+HOLDS = {
+    "a": {"linear": dict(ddpm=10, ddim=20), "cosine": dict(ddpm=9, ddim=18)},
+    "b": {"linear": dict(frechet=20), "cosine": dict(frechet=10), "learned": dict(frechet=8)},
+    "c": {"T = 1000": dict(frechet=8, seconds=4), "T = 250": dict(frechet=9, seconds=1)},
+    "d": {"cosine, T = 250": dict(frechet=9), "linear, T = 1000": dict(frechet=10)},
+    "e": {name: dict(ddpm=10, ddim=10.5) for name in ("linear", "cosine")},
+    "f": {
+        "cosine": {
+            "dpmpp_2m-25": 10, "ddim-50": 10, "ddpm-50": 12, "ddpm-20": 20, "ddpm-1000": 10,
+        }
+    },
+    "g": {
+        "linear": dict(left=0.006, spread=0.8),
+        "linear, zero terminal SNR": dict(left=0.0, spread=0.95),
+    },
+    "h": {
+        "cosine": {
+            "accuracy-1": 0.8, "accuracy-4": 0.9, "precision-1": 0.7, "precision-4": 0.8,
+            "recall-1": 0.8, "recall-4": 0.5,
+        }
+    },
+    "i": {
+        "linear": dict(grad_norm=3, loss_variance=3),
+        "cosine": dict(grad_norm=2, loss_variance=2),
+        "sigmoid": dict(grad_norm=1, loss_variance=1),
+    },
+    "j": {
+        "8x8, b = 1": dict(frechet=10), "8x8, b = 0.5": dict(frechet=11),
+        "16x16, b = 1": dict(frechet=20), "16x16, b = 0.5": dict(frechet=20),
+        "32x32, b = 1": dict(frechet=40), "32x32, b = 0.5": dict(frechet=30),
+    },
+    "k": {
+        "learned": dict(variance=1, early=5), "log-SNR-linear": dict(variance=10, early=6),
+        "linear": dict(variance=50, early=7), "cosine": dict(variance=60, early=7),
+    },
+    "l": {
+        "fixed": {
+            "bpd fixed_small": 5, "bpd fixed_large": 6, "ddpm fixed_small": 50,
+            "ddpm fixed_large": 60,
+        },
+        "learned": {"bpd learned": 4.5, "ddpm learned": 40},
+    },
+}  # fmt: skip
+FAILS = {
+    "a": ("cosine", "ddim", 14),
+    "b": ("learned", "frechet", 30),
+    "c": ("T = 250", "seconds", 2),
+    "d": ("cosine, T = 250", "frechet", 11),
+    "e": ("linear", "ddim", 12),
+    "f": ("cosine", "ddpm-20", 10.5),
+    "g": ("linear, zero terminal SNR", "spread", 0.7),
+    "h": ("cosine", "recall-4", 0.9),
+    "i": ("sigmoid", "grad_norm", 2.5),
+    "j": ("8x8, b = 0.5", "frechet", 7),
+    "k": ("log-SNR-linear", "early", 4.5),
+    "l": ("learned", "bpd learned", 5.5),
+}
+
+
+def made_up(letter, noise, changed=None):
+    """Raw results of three seeds, with noise of its own in every arm and metric."""
+    rng = np.random.default_rng(0)
+    arms = {arm: dict(metrics) for arm, metrics in HOLDS[letter].items()}
+    if changed:
+        arm, metric, value = changed
+        arms[arm][metric] = value
+    return {
+        "arms": {
+            arm: {key: value * np.exp(noise * rng.standard_normal(3)) for key, value in of.items()}
+            for arm, of in arms.items()
+        }
+    }
+
+
+@pytest.mark.parametrize("letter", ledger.LETTERS)
+def test_every_claim_can_be_supported_contradicted_and_left_open(letter):
+    verdict = ledger.CLAIMS[letter].verdict
+    assert verdict(made_up(letter, 1e-3)).outcome == SUPPORTED
+    assert verdict(made_up(letter, 1e-3, FAILS[letter])).outcome == CONTRADICTED
+    assert verdict(made_up(letter, 1.0)).outcome == UNDECIDED
+
+
+@pytest.mark.parametrize("letter", ledger.LETTERS)
+def test_made_up_results_have_the_arms_and_metrics_that_are_measured(letter):
+    claim = ledger.CLAIMS[letter]
+    assert set(HOLDS[letter]) <= set(claim.NETWORKS)
+    assert {key for metrics in HOLDS[letter].values() for key in metrics} <= set(claim.COLUMNS)
+
+
+def test_every_network_can_be_trained(tmp_path):
+    """The same overrides of both scales' configs; checked in full of one, each config once."""
+    labs, seen = [Laboratory(scale, tmp_path) for scale in SCALES.values()], set()
+    for claim in ledger.CLAIMS.values():
+        for network in claim.NETWORKS.values():
+            small, large = (lab.config(network, seed=0) for lab in labs)
+            assert all(network.data in lab.scale.data for lab in labs)
+            assert small.schedule == large.schedule and small.model.name != large.model.name
+            if (text := config_lib.to_json(small)) not in seen:
+                config_lib.validate(large)
+            seen.add(text)
+    assert len(seen) > 15
+
+
+# --- the page -----------------------------------------------------------------------------------
+
+
+def test_the_page_is_what_the_committed_numbers_give():
+    page = (ledger.RESULTS / "claims.md").read_text(encoding="utf-8")
+    assert page == ledger.write(ledger.RESULTS)
+
+
+def test_committed_numbers_are_those_of_the_committed_claims():
+    for letter, raw in ledger.read_raw(SCALES["digits"], ledger.RESULTS).items():
+        claim = ledger.CLAIMS[letter]
+        networks = {name: dict(n.overrides, data=n.data) for name, n in claim.NETWORKS.items()}
+        assert raw["claim"] == letter and raw["networks"] == networks
+        assert set(raw["arms"]) == set(networks)
+        for metrics in raw["arms"].values():
+            assert {len(values) for values in metrics.values()} == {len(raw["seeds"])}
+
+
+def test_what_was_not_run_is_said_so(tmp_path):
+    page = ledger.write(tmp_path)
+    assert page.count("Not run yet") == len(SCALES) and "--scale=gpu" in page
+
+
+def test_without_an_accelerator_the_large_scale_is_refused(capsys):
+    with pytest.raises(SystemExit):
+        ledger.parse(["--scale=gpu"])
+    assert "JAX finds no accelerator" in capsys.readouterr().err
+    assert ledger.parse(["--scale=gpu", "--from-raw"]).seeds == 3
+
+
+# --- the laboratory -----------------------------------------------------------------------------
+
+
+@pytest.fixture
+def few_images(monkeypatch):
+    """Instead of the digits: forty images of noise."""
+    rng = np.random.default_rng(0)
+    x = rng.integers(0, 256, (40, 8, 8, 1), dtype=np.uint8)
+    monkeypatch.setattr(laboratory, "whole", lambda **source: (x, np.arange(40) % 10))
+    return x
+
+
+def test_data_sets_of_other_sizes_say_the_same(few_images, tmp_path):
+    lab = Laboratory(SCALES["digits"], tmp_path)
+    plain, middle, half = (lab.images(kind) for kind in ("plain", "middle", "half inverted"))
+    samples = middle.train.array()
+    trained = laboratory.Trained(None, tmp_path, middle, "middle")
+    np.testing.assert_allclose(lab.seen(trained, samples), plain.train.array(), atol=1e-6)
+    (inverted, _), (same, _) = laboratory.half_inverted(2), laboratory.enlarged(2)
+    np.testing.assert_array_equal(inverted[1::2], 255 - same[1::2])
+    np.testing.assert_array_equal(inverted[::2], same[::2])
+    assert half.shape == middle.shape == (16, 16, 1) and len(half.train) == 36
+
+
+def test_a_claim_is_measured_once_and_written_to_the_ledger(
+    few_images, tmp_path, monkeypatch, capsys
+):
+    """What is found again is neither trained nor measured."""
+    measured = []
+
+    def measure(lab, trained, seed):
+        measured.append(seed)
+        return {"loss": laboratory.logged(trained, "loss", after=0.5)}
+
+    def verdict(raw):
+        loss = verdicts.column(raw, "arm", "loss")
+        says = dict(inside="the loss is positive", outside="the loss is negative")
+        return verdicts.judge(verdicts.difference_of("loss", loss, 0 * loss, low=0.0, **says))
+
+    claim = types.SimpleNamespace(
+        CLAIM="A loss is positive.",
+        NETWORKS={"arm": laboratory.between_equal_ends("linear_logsnr")},
+        COLUMNS={"loss": "loss"},
+        measure=measure,
+        verdict=verdict,
+    )
+    monkeypatch.setitem(ledger.CLAIMS, "a", claim)
+    scale = SCALES["digits"]._replace(base=lambda: small_config(optimizer__clip_norm=1.0))
+    monkeypatch.setitem(SCALES, "digits", scale)
+    monkeypatch.setattr(ledger.runtime, "start", lambda: None)
+    arguments = ["--workdir", tmp_path / "work", "--results", tmp_path, "--only=a", "--seeds=2"]
+    pages = []
+    for _ in range(2):
+        ledger.main([*map(str, arguments)])
+        pages.append((tmp_path / "claims.md").read_text(encoding="utf-8"))
+    assert pages[0] == pages[1] and measured == [0, 1]
+    assert "**Supported.** The loss is positive." in pages[0]
+    assert "a. A loss is positive.\n   supported" in capsys.readouterr().out
+    raw = json.loads((tmp_path / "claims" / "a.json").read_text(encoding="utf-8"))
+    assert np.shape(raw["arms"]["arm"]["loss"]) == (2,) and raw["cpu_minutes"] > 0
