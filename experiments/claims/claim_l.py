@@ -57,8 +57,7 @@ def bits_per_dim(trained, variance, seed):
     steps = jnp.arange(schedule.num_steps)
     keys = jax.random.split(jax.random.key(seed), len(steps))
     terms = jax.jit(lambda: jax.lax.map(term, (steps, keys)))()
-    last = jnp.full(x0.shape[:1], schedule.log_snrs[-1])
-    nats = jnp.mean(likelihood.prior_term(x0, last))
+    nats = jnp.mean(likelihood.prior_term(x0, schedule.log_snrs[-1]))
     prior = float(nats) / (math.log(2) * math.prod(x0.shape[1:]))
     return float(np.sum(np.asarray(terms, np.float64))) + prior
 

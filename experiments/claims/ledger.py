@@ -192,7 +192,7 @@ def _section(letter: str, raw: Mapping[str, Any] | None, verdict: verdicts.Verdi
     lines += [table(rows), _arms(claim, raw)]
     lines += [
         f"{len(raw['seeds'])} seeds, {raw['num_samples']:,} samples for a distance; {raw['about']}."
-        f" {raw['cpu_minutes']:.0f} minutes of processor time, networks shared with other claims"
+        f" {raw['cpu_minutes']:.1f} minutes of processor time, networks shared with other claims"
         f" counted in each ({raw['machine']}); {raw['date']}."
         f" `python experiments/claims/ledger.py {_options(raw)}`",
         "",
