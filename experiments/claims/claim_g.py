@@ -1,14 +1,16 @@
 """g. With the linear schedule the signal is not destroyed at T; zero terminal SNR repairs this.
 
 Ho 2020's linear betas and Rombach 2022's ("scaled linear"), T = 1000, each with and without the
-rescaling of Lin 2023; v-prediction, trailing steps of DDIM, 50. The data are images of which half
-are negatives, so that the mean brightness has two far modes, which a sampler that starts from pure
-noise misses if training never saw pure noise. Measured: the share of the signal's amplitude left at
-T, sqrt(alpha_bar_T), exactly; and the standard deviation of the mean brightness of samples over
-that of the data. Supported: signal is left, the samples' brightness varies less than the data's
-with the linear schedule, and more with zero terminal SNR than without. How much is missed depends
-on the size of the images: noise of N values averages to 1 / sqrt(N), the leaked brightness does not
-shrink. Rombach's schedule is shown beside it and decides nothing.
+rescaling of Lin 2023; trailing steps of DDIM, 50. What is predicted is x0: eps is undefined at zero
+SNR, and the small network is narrower than these images have pixels, whose noise it could not pass
+on, as eps and v ask. The data are images of which half are negatives, so that the mean brightness
+has two far modes, which a sampler that starts from pure noise misses if training never saw pure
+noise. Measured: the share of the signal's amplitude left at T, sqrt(alpha_bar_T), exactly; and the
+standard deviation of the mean brightness of samples over that of the data. Supported: signal is
+left, the samples' brightness varies less than the data's with the linear schedule, and more with
+zero terminal SNR than without. How much is missed depends on the size of the images: noise of N
+values averages to 1 / sqrt(N), the leaked brightness does not shrink. Rombach's schedule is shown
+beside it and decides nothing.
 """
 
 import numpy as np
@@ -23,7 +25,7 @@ _LATENT = {"schedule__beta_min": 0.00085, "schedule__beta_max": 0.012}
 
 
 def _network(name, repaired, **more):
-    more |= {"objective__prediction": "v", "schedule__zero_terminal_snr": repaired}
+    more |= {"objective__prediction": "x0", "schedule__zero_terminal_snr": repaired}
     return published(name, data="half inverted", **more)
 
 
