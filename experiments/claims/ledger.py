@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import argparse
 import datetime
-import functools
 import importlib
 import time
 from collections.abc import Mapping, Sequence
@@ -25,6 +24,7 @@ from typing import Any
 
 import jax
 import laboratory
+import numpy as np
 import verdicts
 from laboratory import SCALES, Laboratory, Scale
 from matplotlib.figure import Figure
@@ -206,22 +206,21 @@ def _options(raw: Mapping[str, Any]) -> str:
 
 
 def _arms(claim: ModuleType, raw: Mapping[str, Any]) -> str:
-    """Every arm's means over the seeds, with 95% intervals; a row for an arm or for a column."""
+    """What every arm has, over the seeds; a row for an arm or for a column."""
     arms, columns = raw["arms"], claim.COLUMNS
 
     def cell(arm: str, key: str) -> str:
         if key not in arms[arm]:
             return ""
-        found = statistics.mean_interval(verdicts.column(raw, arm, key))
-        text = functools.partial(significant, digits=3)
-        exact = found.low == found.high
-        return text(found.mean) if exact else f"{text(found.mean)} ({span(text, found)})"
+        values = verdicts.column(raw, arm, key)
+        mean, low, high = (significant(f(values), 3) for f in (np.mean, np.min, np.max))
+        return mean if low == high else f"{mean} ({low} to {high})"
 
     if len(arms) < len(columns):
-        rows = [["mean (95% interval)", *arms]]
+        rows = [["mean (lowest to highest)", *arms]]
         rows += [[words, *(cell(arm, key) for arm in arms)] for key, words in columns.items()]
     else:
-        rows = [["mean (95% interval)", *columns.values()]]
+        rows = [["mean (lowest to highest)", *columns.values()]]
         rows += [[arm, *(cell(arm, key) for key in columns)] for arm in arms]
     return table(rows)
 
@@ -246,24 +245,27 @@ def draw(raw: Mapping[str, Mapping[str, Any]]) -> Figure:
         verdicts.UNDECIDED: figures.PALETTE[0][0],
     }
     markers = dict(zip(colours, ("o", "X", "s")))
-    ends = [end for _, found in findings for end in (found.estimate.low, found.estimate.high)]
-    left, right = min([0.5, *ends]) / 1.15, max([2.0, *ends]) * 1.15
+    left, right = 0.2, 5.0
     figure = Figure(figsize=(9, 1.1 + 0.27 * len(findings)), dpi=110, layout="constrained")
     axes = figure.add_subplot(xscale="log", xlim=(left, right))
     for y, (_, (part, estimate, outcome, _)) in enumerate(findings):
-        low, high = max(part.low, left), min(part.high, right)
+        low, high = np.clip([part.low, part.high], left, right)
         axes.barh(y, high - low, left=low, height=0.86, color=figures.RULE, lw=0)
-        colour = colours[outcome]
-        axes.plot([estimate.low, estimate.high], [y, y], color=colour, lw=2)
-        axes.plot(estimate.mean, y, markers[outcome], color=colour, ms=6)
+        ends, colour = np.clip([estimate.low, estimate.high], left, right), colours[outcome]
+        axes.plot(ends, [y, y], color=colour, lw=2)
+        marker = "<" if estimate.mean < left else ">" if estimate.mean > right else markers[outcome]
+        mean = np.clip(estimate.mean, left * 1.03, right / 1.03)
+        axes.plot(mean, y, marker, color=colour, ms=6)
     for outcome, colour in colours.items():
         axes.plot([], [], markers[outcome], color=colour, label=outcome)
     axes.barh(0, 0, left=1, color=figures.RULE, label="claimed region")
     axes.axvline(1, color=figures.MUTED, lw=0.8)
     axes.set_yticks(range(len(findings)), [f"{letter}. {f.part.name}" for letter, f in findings])
     axes.set_ylim(len(findings) - 0.4, -0.6)
-    axes.set_xlabel("ratio, with the interval that its verdict rests on")
-    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5) if right / left < 1e3 else (1,)))
+    axes.set_xlabel(
+        "ratio, with the interval of its verdict (arrows: beyond the picture)"
+    )
+    axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
     axes.tick_params(axis="y", length=0, labelsize=8.5)
