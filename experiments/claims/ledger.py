@@ -262,9 +262,7 @@ def draw(raw: Mapping[str, Mapping[str, Any]]) -> Figure:
     axes.axvline(1, color=figures.MUTED, lw=0.8)
     axes.set_yticks(range(len(findings)), [f"{letter}. {f.part.name}" for letter, f in findings])
     axes.set_ylim(len(findings) - 0.4, -0.6)
-    axes.set_xlabel(
-        "ratio, with the interval of its verdict (arrows: beyond the picture)"
-    )
+    axes.set_xlabel("ratio, with the interval of its verdict (arrows: beyond the picture)")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
     axes.xaxis.set_minor_formatter(NullFormatter())
