@@ -115,8 +115,9 @@ it altogether: contradicted; else undecided at this scale. A claim of m parts ta
 1 - 0.05 / m, so that they hold together with 95%; it is supported if all parts are, and
 contradicted if one is. That a small network on small images contradicts a claim says nothing about
 large ones. The regions were written before any training. Claims g and j were measured twice: in a
-first run the networks predicted eps or v, which one narrower than the image has pixels can't do, and
-their samples were noise; now they predict x0. Three seeds were run first, then the intended five.
+first run their networks predicted v and eps, which one narrower than the image has pixels can't
+pass on, and samples of the larger images were far off (distances of 67 at 16x16 and 166 at 32x32);
+now they predict x0. Three seeds were run first, then the intended five.
 
 "Distance" is the Fréchet distance between samples and training images over the features of a small
 classifier of the same data, the stand-in for FID where Inception's features mean nothing; numbers
