@@ -13,6 +13,8 @@ from exact import in_float64, predicts, three_modes, wrong
 from diffax import likelihood, objectives, process, schedules
 from diffax.schedules.learned import SHAPES
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 ENDS = dict(log_snr_max=8.0, log_snr_min=-8.0)
 EXACT = predicts(three_modes())
 FIXED = {

@@ -1,5 +1,6 @@
 """The U-Net of Ho 2020, with choices of Dhariwal & Nichol 2021, for signals, images and volumes."""
 
+import math
 import numbers
 from collections.abc import Sequence
 
@@ -7,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffax.models import layers, platform
+from diffax.models import layers, platform, platform_batch
 from diffax.models.embeddings import Conditioning
 from diffax.models.layers import check, is_whole
 
@@ -92,7 +93,6 @@ class UNet(nn.Module):
                 f"every axis must be a multiple of {multiple}: pad the data or use fewer levels"
             )
 
-    @nn.compact
     def __call__(
         self,
         x: jax.Array,
@@ -113,6 +113,26 @@ class UNet(nn.Module):
         """
         self.check_sizes(x.shape)
         layers.check_told(x, noise_level, label, self.num_classes)
+        batch, entries = len(x), math.prod(x.shape[1:-1]) * self.channels
+        at_once = platform_batch.examples_at_once(batch, entries)
+        # In a loop, XLA's CPU compiler does a convolution's gradient badly.
+        if train or at_once == batch or self.is_initializing():
+            return self._network(x, noise_level, label, train)
+
+        def next_chunk(network: UNet, carry: None, chunk: tuple) -> tuple[None, jax.Array]:
+            return carry, network._network(*chunk, train)
+
+        chunks = jax.tree.map(
+            lambda a: a.reshape(-1, at_once, *a.shape[1:]), (x, noise_level, label)
+        )
+        _, out = nn.scan(next_chunk, variable_broadcast="params")(self, None, chunks)
+        return out.reshape(batch, *out.shape[2:])
+
+    @nn.compact
+    def _network(
+        self, x: jax.Array, noise_level: jax.Array, label: jax.Array | None, train: bool
+    ) -> jax.Array:
+        """`__call__` for examples that go through together."""
         dtype, spatial = layers.DTYPES[self.dtype], x.ndim - 2
 
         emb = Conditioning(
