@@ -118,7 +118,7 @@ def test_a_keyword_that_the_schedule_does_not_take_is_left_out():
     assert values == {"schedule.name": "sigmoid", "schedule.tau": 0.5}
     overrides = found.overrides(values)
     assert overrides == values | {"schedule.s": None}  # the config's own s is cosine's
-    config_lib.validate(space.changed(found.config, overrides))
+    config_lib.validate(config_lib.changed(found.config, overrides))
 
 
 def test_the_configs_own_values_are_found():

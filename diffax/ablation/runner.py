@@ -129,10 +129,9 @@ def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
     Raises:
       ValueError: an override of a key that does not exist, or of a wrong type.
     """
-    config = config_lib.from_json(config_lib.to_json(config))
     try:
-        config.update_from_flattened_dict(dict(arm.overrides))
-    except (KeyError, TypeError, ValueError) as error:
+        config = config_lib.changed(config, arm.overrides)
+    except ValueError as error:
         raise ValueError(f"arm {arm.name!r}: {error}") from None
     config.seed = seed
     return config

@@ -22,7 +22,7 @@ from diffax.config.build import (
 from diffax.config.checks import validate
 from diffax.config.defaults import default_config
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
-from diffax.config.storage import differences, from_json, to_json
+from diffax.config.storage import changed, differences, from_json, to_json
 
 __all__ = [
     "DECAYS",
@@ -33,6 +33,7 @@ __all__ = [
     "build_sampling_schedule",
     "build_schedule",
     "build_schedule_optimizer",
+    "changed",
     "default_config",
     "differences",
     "from_json",

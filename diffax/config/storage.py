@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
@@ -43,3 +44,17 @@ def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
     keys = sorted(before.keys() | after.keys())
     pairs = {key: (before.get(key), after.get(key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
+
+
+def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
+    """A copy of a config with some dotted keys set.
+
+    Raises:
+      ValueError: a key that does not exist, or a value of a wrong type.
+    """
+    config = from_json(to_json(config))
+    try:
+        config.update_from_flattened_dict(dict(values))
+    except (KeyError, TypeError, ValueError) as error:
+        raise ValueError(str(error)) from None
+    return config

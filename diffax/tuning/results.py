@@ -173,14 +173,13 @@ def write(
 ) -> list[Path]:
     """Writes trials.csv, tune.png and best.py; returns their paths."""
     from diffax.training.workdir import replacing, write_text
-    from diffax.tuning.space import changed
 
     winner = best(trials)
     says = (
         f"Trial {winner.number} of {len(trials)}, by {metric}: {words(winner.values)}.\n\n"
         f"    {command}\n"
     )
-    config = changed(space.config, space.overrides(winner.values))
+    config = config_lib.changed(space.config, space.overrides(winner.values))
     paths = [workdir / name for name in ("trials.csv", "best.py", "tune.png")]
     write_text(paths[0], to_csv(trials, space, metric))
     write_text(paths[1], to_python(config, says))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -194,18 +194,11 @@ class Space:
         for value in parameter.examples():
             values = {_NAME: taking[0], parameter.key: value}
             try:
-                config_lib.validate(changed(self.config, self.overrides(values)))
+                config_lib.validate(config_lib.changed(self.config, self.overrides(values)))
             except ValueError as error:
                 errors.append(f"--search {parameter.key}={value}: {error}")
         if len(errors) == len(parameter.examples()) or (errors and isinstance(parameter, Choice)):
             raise ValueError(errors[0])
-
-
-def changed(config: ConfigDict, values: dict[str, Any]) -> ConfigDict:
-    """A copy of a config with some dotted keys set."""
-    config = config_lib.from_json(config_lib.to_json(config))
-    config.update_from_flattened_dict(values)
-    return config
 
 
 def words(values: dict[str, Any], default: str = "the config as it is") -> str:
@@ -216,8 +209,3 @@ def words(values: dict[str, Any], default: str = "the config as it is") -> str:
 
 def number(value: Any) -> str:
     return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def flags(values: dict[str, Any]) -> Sequence[str]:
-    """Values as `diffax train` takes them."""
-    return [f"--config.{key}={value}" for key, value in values.items()]

@@ -13,7 +13,7 @@ from diffax import config as config_lib
 from diffax import data, evaluation, metrics, schedules, training
 from diffax.training import Interrupted, NonFiniteError, Run
 from diffax.tuning.search import Objective, Unfit
-from diffax.tuning.space import Space, changed
+from diffax.tuning.space import Space
 
 
 def _bits_per_dim(run: Run, dataset: data.Dataset, seed: int) -> float:
@@ -78,7 +78,7 @@ def make_objective(
     ) -> None:
         directory = root / f"{number:03d}"
         shutil.rmtree(directory, ignore_errors=True)  # of a trial that was given up half way
-        config = changed(space.config, space.overrides(values))
+        config = config_lib.changed(space.config, space.overrides(values))
         config.training.update(eval_every=0, sample_every=0, checkpoint_every=0)
         try:
             config_lib.validate(config)
