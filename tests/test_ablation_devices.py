@@ -19,8 +19,15 @@ def test_cpu_workers_have_one_thread(monkeypatch):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     assert len(worker_environments(None, 9)) == 4
     assert len(worker_environments(None, 3)) == 3
-    assert all("multi_thread_eigen=false" in e["XLA_FLAGS"] for e in worker_environments(2, 9))
     assert worker_environments(1, 9) == worker_environments(None, 1) == [{}]
+
+
+def test_cpu_workers_keep_the_users_own_flags(monkeypatch):
+    on(monkeypatch, "cpu", 8)
+    for own in ("", "--xla_dump_to=here"):
+        monkeypatch.setenv("XLA_FLAGS", own)
+        flags = {e["XLA_FLAGS"] for e in worker_environments(2, 9)}
+        assert flags == {f"{own} --xla_cpu_multi_thread_eigen=false".strip()}
 
 
 @pytest.mark.parametrize("visible, names", [(None, "012"), ("5,6,7", "567")])

@@ -13,10 +13,6 @@ import jax
 
 Environment = dict[str, str]
 
-# Two single-threaded workers on two cores are faster than one run with two threads.
-_ONE_THREAD = {"XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false", "OMP_NUM_THREADS": "1"}
-
-
 def worker_environments(workers: int | None, most: int) -> list[Environment]:
     """What each worker adds to its environment; one alone works in this process and adds nothing.
 
@@ -38,7 +34,10 @@ def worker_environments(workers: int | None, most: int) -> list[Environment]:
 
 
 def _cpu(workers: int | None) -> list[Environment]:
-    return [_ONE_THREAD] * (workers or os.cpu_count() or 1)
+    # Two single-threaded workers on two cores are faster than one run with two threads.
+    flags = f"{os.environ.get('XLA_FLAGS', '')} --xla_cpu_multi_thread_eigen=false".strip()
+    one_thread = {"XLA_FLAGS": flags, "OMP_NUM_THREADS": "1"}
+    return [one_thread] * (workers or os.cpu_count() or 1)
 
 
 def _gpu(workers: int | None) -> list[Environment]:
