@@ -90,8 +90,8 @@ MAY_IMPORT = {
     "scoring": {"data", "metrics"},
     "evaluation": PARTS | {"training", "generator", "scoring"},
     "edits": PARTS | {"generator"},
-    "ablation": PARTS | {"training", "evaluation"},
-    "tuning": PARTS | {"training", "evaluation", "ablation"},
+    "ablation": PARTS | {"training", "scoring", "evaluation"},
+    "tuning": PARTS | {"training", "scoring", "evaluation", "ablation"},
     "cli": PARTS
     | {"training", "scoring", "evaluation", "generator", "edits", "ablation", "tuning"},
 }

@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from diffax.ablation import statistics
+from diffax.ablation import opinions, statistics
+from diffax.ablation.opinions import Opinion
 from diffax.ablation.spec import SCALES, Metric, Spec
 from diffax.ablation.statistics import Difference, Interval
 
@@ -47,6 +48,8 @@ class Comparison:
       outcome: "lower" or "higher" (the interval leaves out no effect, and so does the corrected
         test), "suggested" (the interval does, the corrected test does not), "undecided", "same"
         (both ends of the interval read as no effect at the digits shown), "unknown" (one pair).
+      opinions: the outcomes of this pair of arms by the same measure over each pretrained network,
+        this one's included; empty for a metric of none.
     """
 
     metric: Metric
@@ -60,13 +63,19 @@ class Comparison:
     outcome: str
     seeds_needed: Mapping[str, int | None]
     repeats: bool
+    opinions: Sequence[Opinion] = ()
 
     @property
     def better(self) -> bool | None:
         """Whether a decided outcome is to be wished for; None if undecided or neither."""
-        if self.outcome not in ("lower", "higher") or self.metric.lower_is_better is None:
+        if self.outcome not in opinions.DECIDED or self.metric.lower_is_better is None:
             return None
         return (self.outcome == "lower") == self.metric.lower_is_better
+
+    @property
+    def settled(self) -> bool:
+        """Whether two networks or more decide it, all in the same direction."""
+        return opinions.settled(self.opinions)
 
 
 @dataclass(frozen=True)
@@ -146,6 +155,8 @@ def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = Fa
             f"missing: {shortened(missing)}. To report on what is there, ask for a partial report."
         )
     comparisons = [c for metric in spec.metrics for c in _compare(spec, metric, arms, cells)]
+    heard = opinions.hear(comparisons)
+    comparisons = [replace(c, opinions=said) for c, said in zip(comparisons, heard)]
     return Analysis(spec, arms, seeds, list(results), cells, comparisons, missing)
 
 

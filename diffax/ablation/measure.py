@@ -20,16 +20,15 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, metrics, training
+from diffax import data, evaluation, metrics, scoring, training
 from diffax.ablation import store
 from diffax.ablation.jsonable import jsonable, read_json, write_json
 from diffax.ablation.spec import Metric
 
+# Of a training; those of samples are chosen by config.evaluation.metrics.
 METRICS = (
     Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
     Metric("bpd", "Bits per dimension", "bits/dim", digits=3),
-    Metric("frechet", "Fréchet distance", "classifier features", scale="log"),
-    Metric("swd", "Sliced Wasserstein distance", scale="log"),
     Metric("prior", "Prior term", "bits/dim", digits=5, main=False),
     Metric("diffusion", "Diffusion term", "bits/dim", digits=3, main=False),
     Metric("reconstruction", "Reconstruction term", "bits/dim", digits=3, main=False),
@@ -54,15 +53,52 @@ LOGGED = (
 )
 
 
-def is_measured(metric: Metric, configs: Sequence[ConfigDict], dataset: data.Dataset) -> bool:
-    """Whether runs of these configs on that data have the metric."""
-    classifiable = metrics.is_classifiable(dataset)
-    needs = {
-        "frechet": classifiable,
-        "swd": not classifiable,
-        "bpd_own": any(map(_bound_is_free, configs)),
-    }
-    return needs.get(metric.key, True)
+def score_names(config: ConfigDict, dataset: data.Dataset) -> list[str]:
+    """The scores of samples that runs of a config have, keys of `scoring.scores()`."""
+    default = "frechet" if metrics.is_classifiable(dataset) else "swd"
+    return list(dict.fromkeys(config.evaluation.metrics or (default,)))
+
+
+def score_metrics(names: Sequence[str]) -> list[Metric]:
+    """A metric for each number of the scores of those names."""
+    numbers = [number._asdict() for name in names for number in scoring.numbers(name)]
+    return [Metric(**{k: v for k, v in n.items() if k != "entry"}) for n in numbers]
+
+
+def measured_metrics(
+    given: Sequence[Metric], configs: Sequence[ConfigDict], dataset: data.Dataset
+) -> list[Metric]:
+    """The metrics that runs of these configs have: those given first, main ones before others.
+
+    Of `METRICS` those are left out that they don't have.
+
+    Raises:
+      ValueError: another metric is given that they don't have.
+    """
+    names = dict.fromkeys(name for config in configs for name in score_names(config, dataset))
+    free = any(map(_bound_is_free, configs))
+    known = {m.key: m for m in METRICS if m.key != "bpd_own" or free}
+    known |= {m.key: m for m in score_metrics(list(names))}
+    for metric in given:
+        if metric.key not in known and metric not in METRICS:
+            raise ValueError(
+                f"metric {metric.key!r} is not measured: the runs have {', '.join(known)}; those of"
+                " samples are chosen by evaluation.metrics"
+            )
+    first = {m.key: m for m in given if m.key in known}
+    return sorted((first | known | first).values(), key=lambda m: not m.main)
+
+
+def plan_scores(config: ConfigDict, dataset: data.Dataset) -> None:
+    """Refuses scores that can't be measured, and prepares what they need, once for all runs.
+
+    Raises:
+      ValueError: see `scoring.plan`.
+    """
+    reference = scoring.Reference.of(dataset, config.data)
+    num = config.evaluation.num_samples
+    planned = scoring.plan(score_names(config, dataset), reference, dataset.shape, num)
+    scoring.prepare(planned, reference)
 
 
 def training_configuration(config: ConfigDict) -> dict[str, Any]:
@@ -107,7 +143,7 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
         evaluated = {"bpd": own | along, "bpd_own": own}
     values = evaluated["bpd"] | {"bpd_own": own["bpd"], "vlb_variance": own["vlb_variance"]}
     measured = {
-        "metrics": _chosen(values),
+        "metrics": {m.key: values[m.key] for m in METRICS if m.key in values},
         "evaluation": evaluated,
         "curves": {
             "schedule": _schedule_curve(directory),
@@ -128,12 +164,12 @@ def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, 
     """
     run = training.load(trained)._replace(config=config)
     dataset = load_data(config)
-    names = ("frechet",) if metrics.is_classifiable(dataset) else ("swd",)
+    names = score_names(config, dataset)
     samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
-    values = {key: value for found in evaluated.values() for key, value in found.items()}
+    values = {n.key: evaluated[name][n.entry] for name in names for n in scoring.numbers(name)}
     np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])
-    return {"metrics": _chosen(values), "evaluation": evaluated, "samples": "samples.npz"}
+    return {"metrics": values, "evaluation": evaluated, "samples": "samples.npz"}
 
 
 def load_data(config: ConfigDict) -> data.Dataset:
@@ -149,10 +185,6 @@ def _read_data(text: str) -> data.Dataset:
 def num_shown(dataset: data.Dataset) -> int:
     """How many samples a report shows."""
     return _SHOWN if len(dataset.shape) > 1 else _POINTS_SHOWN
-
-
-def _chosen(values: dict[str, Any]) -> dict[str, float]:
-    return {m.key: values[m.key] for m in METRICS if m.key in values}
 
 
 def _bound_is_free(config: ConfigDict) -> bool:

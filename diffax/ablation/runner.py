@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import metrics, runtime, schedules
+from diffax import runtime, schedules
 from diffax.ablation import measure, store
 from diffax.ablation import spec as spec_lib
 from diffax.ablation.devices import worker_environments
@@ -56,8 +56,9 @@ def run_ablation(
     so the comparison is paired. Interrupted, it goes on where it stopped when called again.
 
     Args:
-      spec: the question; its config, arms, seeds and real_samples are filled in. It is kept in the
-        workdir, so that `report.report_on` needs nothing else.
+      spec: the question; its config, arms, seeds and real_samples are filled in, and the metrics
+        that the runs have (config.evaluation.metrics of samples) behind those it names. It is kept
+        in the workdir, so that `report.report_on` needs nothing else.
       config: the config common to all arms; an arm's overrides are dotted keys of it.
       arms, seeds: the grid.
       workdir: of trainings, runs, report and results.json.
@@ -70,8 +71,8 @@ def run_ablation(
       The report; None if this is one of several shards, of which `report.report_on` makes one.
 
     Raises:
-      ValueError: a config that can't be run, a training of another config in the workdir; before
-        any work.
+      ValueError: a config that can't be run, a metric that can't be measured, a training of another
+        config in the workdir; before any work.
       GridError: a run failed; what is finished is kept, and reported on as far as it goes.
       KeyboardInterrupt: likewise.
     """
@@ -86,15 +87,16 @@ def run_ablation(
     for arm, seed in itertools.product(arms, seeds):
         own = measure.training_configuration(arm_config(config, arm, seed))
         store.refuse_another(training_directory(workdir, arm, seed), own)
-    if metrics.is_classifiable(dataset):
-        metrics.get_classifier(dataset)
+    measured = measure.measured_metrics(spec.metrics, configs, dataset)
+    for each in configs:
+        measure.plan_scores(each, dataset)
     text = config_lib.to_json(config)
     trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
     environments = worker_environments(workers, -(-len(trainings) // max(shard[1], 1)))
     real = dataset.eval.array(np.arange(min(measure.num_shown(dataset), len(dataset.eval))))
     spec = dataclasses.replace(
         spec,
-        metrics=[m for m in spec.metrics if measure.is_measured(m, configs, dataset)],
+        metrics=measured,
         config=json.loads(text),
         arms=[arm.name for arm in arms],
         seeds=list(seeds),

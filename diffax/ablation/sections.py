@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from diffax.ablation import figures, samples
@@ -27,6 +28,7 @@ from diffax.ablation.blocks import (
 from diffax.ablation.grid import format_seconds
 from diffax.ablation.jsonable import flatten, jsonable
 from diffax.ablation.numerals import p_text, seeds_text, span
+from diffax.ablation.opinions import networks
 from diffax.ablation.spec import SCALES, Metric
 from diffax.ablation.verdict import claim, conclusion, needed, verdict
 
@@ -62,6 +64,8 @@ CURVES = {
     ),
 }
 MARKS = {"lower": "▼", "higher": "▲"}
+# The outcome of a comparison in a word or two; others are their own.
+OUTCOMES = {"suggested": "undecided after correction", "same": "the same", "unknown": "one pair"}
 
 
 def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
@@ -185,7 +189,58 @@ def _differences(analysis: Analysis) -> Section:
             rows.append(Row([_heading(analysis, metric)], "group"))
         rows += [_comparison(analysis, c) for c in found]
     blocks = [Panels(panels), Table("differences", head, rows)] if rows else []
-    return Section("Paired differences", _differences_note(analysis), blocks)
+    return Section("Paired differences", _differences_note(analysis), blocks + _settled(analysis))
+
+
+def _settled(analysis: Analysis) -> list[Words | Table]:
+    """What the networks say of each pair of arms, where a measure was taken over two or more."""
+    judged: dict[str, dict[tuple[str, str], Comparison]] = {}
+    for c in analysis.comparisons:
+        if len(networks(c.opinions)) > 1 and not c.repeats:
+            judged.setdefault(c.metric.measure, {}).setdefault((c.arm, c.reference), c)
+    found = [c for pairs in judged.values() for c in pairs.values()]
+    if not found:
+        return []
+    columns = list(dict.fromkeys(name for c in found for name in networks(c.opinions)))
+    rows = []
+    for measure, pairs in judged.items():
+        first, *_ = pairs.values()
+        rows.append(Row([replace(_heading(analysis, first.metric), text=measure)], "group"))
+        rows += [_ranking(analysis, c, columns) for c in pairs.values()]
+    head = [Cell(""), *map(Cell, columns), Cell("ranking")]
+    return [Words([_SETTLED]), Table("settled", head, rows)]
+
+
+_SETTLED = (
+    "A network whose features judge samples has tastes of its own. The ranking of two arms is "
+    "settled only where every network that was asked decides it, each after correction, and all "
+    "in the same direction."
+)
+
+
+def _ranking(analysis: Analysis, c: Comparison, columns: Sequence[str]) -> Row:
+    said = [
+        " / ".join(_reading(o.outcome) for o in c.opinions if o.network == name) or "–"
+        for name in columns
+    ]
+    settled = f"settled: {c.outcome}{_better(c)}" if c.settled else "not settled"
+    return Row([_pair(analysis, c), *map(Cell, [*said, settled])])
+
+
+def _pair(analysis: Analysis, c: Comparison) -> Cell:
+    """The arms of a comparison, or the first where all rows have the same other one."""
+    spec = analysis.spec
+    sign = SCALES[c.metric.scale].sign
+    against = f" {sign} {spec.label(c.reference)}" if spec.focus else ""
+    return Cell(f"{spec.label(c.arm)}{against}", arm=analysis.row(c))
+
+
+def _reading(outcome: str) -> str:
+    return f"{MARKS.get(outcome, '○')} {OUTCOMES.get(outcome, outcome)}"
+
+
+def _better(c: Comparison) -> str:
+    return {True: ", better", False: ", worse", None: ""}[c.better]
 
 
 def _heading(analysis: Analysis, metric: Metric) -> Cell:
@@ -214,12 +269,7 @@ def _differences_note(analysis: Analysis) -> str:
 
 
 def _comparison(analysis: Analysis, c: Comparison) -> Row:
-    spec, metric = analysis.spec, c.metric
-    words = {"suggested": "undecided after correction", "same": "the same", "unknown": "one pair"}
-    against = f" {SCALES[metric.scale].sign} {spec.label(c.reference)}" if spec.focus else ""
-    side = f"{spec.label(c.arm)}{against}"
-    better = {True: ", better", False: ", worse", None: ""}[c.better]
-    reading = f"{MARKS.get(c.outcome, '○')} {words.get(c.outcome, c.outcome)}{better}"
+    metric = c.metric
     cells = (
         metric.effect_text(c.effect),
         span(metric.effect_text, c.difference),
@@ -227,9 +277,9 @@ def _comparison(analysis: Analysis, c: Comparison) -> Row:
         p_text(c.p_holm),
         p_text(c.difference and c.difference.p_sign_flip),
         " / ".join(map(seeds_text, c.seeds_needed.values())) or "–",
-        reading,
+        f"{_reading(c.outcome)}{_better(c)}",
     )
-    return Row([Cell(side, arm=analysis.row(c)), *map(Cell, cells)])
+    return Row([_pair(analysis, c), *map(Cell, cells)])
 
 
 def _arms(analysis: Analysis) -> Section:

@@ -71,6 +71,8 @@ class Metric:
         geometric mean, paired ratios).
       digits: decimals shown on a linear scale, significant digits on a log scale.
       main: whether the verdict speaks of it and it has figures of its own; others are tabled only.
+      measure, network: of a score over a pretrained network's features: what is measured whatever
+        the network, and whose opinion it is; see `opinions`.
     """
 
     key: str
@@ -80,6 +82,8 @@ class Metric:
     scale: str = "linear"
     digits: int = 3
     main: bool = True
+    measure: str = ""
+    network: str = ""
 
     def text(self, value: float) -> str:
         return SCALES[self.scale].value_text(value, self.digits)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from diffax.ablation.analysis import Analysis, Comparison
 from diffax.ablation.numerals import p_text, span
+from diffax.ablation.opinions import networks
 from diffax.ablation.spec import Spec
 
 
@@ -29,7 +30,8 @@ def conclusion(comparison: Comparison) -> str:
     """What may be said of it: the part after the colon.
 
     A difference is stated only where the interval leaves out no effect and Holm's corrected p is
-    below 1 - confidence; otherwise it says that none can be seen, not that there is none.
+    below 1 - confidence; otherwise it says that none can be seen, not that there is none. Of a
+    score over a pretrained network it says what others make of it.
     """
     c = comparison
     if c.outcome == "suggested":
@@ -40,12 +42,23 @@ def conclusion(comparison: Comparison) -> str:
         )
     wish = {True: ", which is better", False: ", which is worse", None: ""}[c.better]
     return {
-        "lower": f"lower{wish}",
-        "higher": f"higher{wish}",
+        "lower": f"lower{wish}{_backing(c)}",
+        "higher": f"higher{wish}{_backing(c)}",
         "undecided": "no difference can be seen at this scale",
         "same": "the same at the digits shown",
         "unknown": "too few to say",
     }[c.outcome]
+
+
+def _backing(comparison: Comparison) -> str:
+    """What of a decided outcome the networks say; "" where none was asked."""
+    opinions, count = comparison.opinions, len(networks(comparison.opinions))
+    if comparison.settled:
+        return f", settled: {'both' if count == 2 else f'all {count}'} networks say so"
+    if count > 1:
+        others = [f"{o.label} {o.outcome}" for o in opinions if o.outcome != comparison.outcome]
+        return f", but not settled: {', '.join(others)}"
+    return ", by one network alone" if count else ""
 
 
 def needed(comparison: Comparison) -> str:

@@ -28,6 +28,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         " sampling.* or evaluation.* alone share one training",
     )
     parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    parser.add_argument(
+        "--metrics",
+        metavar="A,B,...",
+        help="of samples, as those of diffax evaluate; a ranking is settled where two networks"
+        " agree: fd_lite0,fd_mobilenet,prdc_lite0,... (default: config.evaluation.metrics, else"
+        " frechet, or swd for data without a classifier)",
+    )
     parser.add_argument("--baseline", help="arm to compare with (default: the first)")
     parser.add_argument("--question", help="what the report answers, at its top")
     parser.add_argument("--workers", type=int, help="processes (default: one per core, or per GPU)")
@@ -46,6 +53,8 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     from diffax import config as config_lib
     from diffax.ablation import Spec, runner
 
+    if args.metrics is not None:
+        config.evaluation.metrics = tuple(args.metrics.split(","))
     config_lib.validate(config)
     axes: dict[str, list[Any]] = {}
     for text in args.axis:

@@ -38,8 +38,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--metrics",
         help="comma-separated: bpd, bpd_ode (of a run); frechet, frechet_infinity, kid, prdc (over"
         " the features of a classifier of the data); swd; fid, fid_infinity, kid_inception,"
-        " prdc_inception, is; fd_lite0, kid_lite0, fd_mobilenet, ... (default bpd,frechet for a"
-        " run, frechet,kid,prdc for --data, fid for --reference)",
+        " prdc_inception, is; fd_lite0, kid_lite0, fd_mobilenet, ... (default for a run bpd and its"
+        " config.evaluation.metrics or frechet, frechet,kid,prdc for --data, fid for --reference)",
     )
     parser.add_argument(
         "--num-samples",
@@ -99,7 +99,9 @@ def _of_run(args: argparse.Namespace) -> dict[str, Any]:
         trained.config.evaluation.num_samples = args.num_samples
         config.validate(trained.config)
     dataset = data.load(trained.config.data)
-    return evaluation.evaluate(trained, dataset, _names(args, "run"), args.seed)
+    chosen = trained.config.evaluation.metrics
+    names = ["bpd", *chosen] if chosen and not args.metrics else _names(args, "run")
+    return evaluation.evaluate(trained, dataset, names, args.seed)
 
 
 def _of_samples(args: argparse.Namespace) -> dict[str, Any]:

@@ -32,7 +32,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metric",
         default="bpd",
-        help="bpd, the bound along a common schedule, or frechet (default bpd)",
+        help="bpd, the bound along a common schedule, or a score of samples as diffax evaluate has"
+        " them, lower is better: frechet, kid, swd, fd_lite0, ... (default bpd)",
     )
     parser.add_argument(
         "--pruner",

@@ -107,7 +107,10 @@ def default_config() -> ConfigDict:
     evaluation.num_examples = 0  # of the evaluation split, the first so many; 0: all
     evaluation.vlb_num_steps = 0  # T of the bound; 0: continuous time
     evaluation.ode_num_steps = 50  # of the ODE likelihood
-    evaluation.num_samples = 2000  # drawn for the Fréchet distance
+    evaluation.num_samples = 2000  # drawn for the metrics of samples
+    # Of samples, keys of diffax.scoring.scores(), as ("fd_lite0", "fd_mobilenet", "prdc"); (): the
+    # Fréchet distance of a classifier's features, or sliced Wasserstein where none can be trained.
+    evaluation.metrics = ()
     evaluation.repeats = 16  # noise levels at which each example is seen for bits/dim
 
     config.parallel = ConfigDict()

@@ -7,15 +7,18 @@ A score is a measure over the features of a network. Over Inception's the Fréch
 over another network's it is not, and has another name.
 """
 
-from diffax.scoring.measures import MEASURES, NUM_PAIRED, Measure, Seen
+from diffax.scoring.measures import MEASURES, NUM_PAIRED, Measure, Reading, Seen
 from diffax.scoring.reference import Reference, read_samples
 from diffax.scoring.table import (
     PUBLISHED,
+    Number,
     Planned,
     Score,
     check_names,
     measure,
+    numbers,
     plan,
+    prepare,
     score,
     scores,
 )
@@ -23,15 +26,19 @@ from diffax.scoring.table import (
 __all__ = [
     "MEASURES",
     "NUM_PAIRED",
+    "Number",
     "PUBLISHED",
     "Measure",
     "Planned",
+    "Reading",
     "Reference",
     "Score",
     "Seen",
     "check_names",
     "measure",
+    "numbers",
     "plan",
+    "prepare",
     "read_samples",
     "score",
     "scores",

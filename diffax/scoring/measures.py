@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -98,18 +98,37 @@ class Seen:
         return {"low": low, "high": high, "standard_error": self.standard_error, "interval": said}
 
 
+class Reading(NamedTuple):
+    """How a number is called and read.
+
+    Attributes:
+      label: its name in the field.
+      short: that before the name of a network, in brackets; "" for the same.
+      scale: "log" for positive numbers that vary by factors, "linear" for others.
+      digits: significant digits shown on a log scale, decimals on a linear one.
+    """
+
+    label: str
+    short: str = ""
+    lower_is_better: bool = True
+    scale: str = "linear"
+    digits: int = 3
+
+
 class Measure(NamedTuple):
-    """A measure, and what it asks for.
+    """A measure, what it asks for and what it gives.
 
     Attributes:
       function: Seen -> numbers, and what they depend on beyond what all do.
       fewest: F, the number of features -> the number of samples that it needs.
+      numbers: which of what the function gives are scores; "value" where there is one.
       of: the least that the reference must be, "nothing", "moments" or "examples".
       over: whose features it takes, a key of `table.NETWORKS`.
     """
 
     function: Callable[[Seen], dict[str, Any]]
     fewest: Callable[[int], int]
+    numbers: Mapping[str, Reading]
     of: str = "examples"
     over: str = "any"
 
@@ -195,13 +214,42 @@ def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
     }
 
 
+# The extrapolated distance and KID may be negative.
 MEASURES = {
-    "frechet": Measure(frechet, lambda width: 2, "moments"),
-    "frechet_infinity": Measure(frechet_infinity, metrics.fewest_for_infinity, "moments"),
-    "kid": Measure(kid, lambda width: 4),
-    "prdc": Measure(prdc, lambda width: 6),
-    "is": Measure(inception_score, lambda width: 10, "nothing", over=INCEPTION),
-    "swd": Measure(sliced_wasserstein, lambda width: 1, over="values"),
+    "frechet": Measure(
+        frechet,
+        lambda width: 2,
+        {"value": Reading("Fréchet distance", "FD", scale="log")},
+        "moments",
+    ),
+    "frechet_infinity": Measure(
+        frechet_infinity,
+        metrics.fewest_for_infinity,
+        {"value": Reading("Fréchet distance, extrapolated", "FD∞")},
+        "moments",
+    ),
+    "kid": Measure(kid, lambda width: 4, {"value": Reading("KID", digits=5)}),
+    "prdc": Measure(
+        prdc,
+        lambda width: 6,
+        {
+            share: Reading(share.capitalize(), lower_is_better=False)
+            for share in metrics.PRDC._fields
+        },
+    ),
+    "is": Measure(
+        inception_score,
+        lambda width: 10,
+        {"value": Reading("Inception score", lower_is_better=False)},
+        "nothing",
+        over=INCEPTION,
+    ),
+    "swd": Measure(
+        sliced_wasserstein,
+        lambda width: 1,
+        {"value": Reading("Sliced Wasserstein distance", scale="log")},
+        over="values",
+    ),
 }
 
 

@@ -15,6 +15,16 @@ from diffax.scoring.reference import Reference
 CLASSIFIER = "classifier"
 # What the literature calls a measure over Inception's features; others are called by the network.
 PUBLISHED = {"fd_inception": "fid", "fd_infinity_inception": "fid_infinity", "is_inception": "is"}
+_LABELS = {"fid": "FID", "fid_infinity": "FID∞", "is": "Inception score"}
+# What people call a network; another is called by its name in `metrics.EXTRACTORS`.
+_NETWORKS = {
+    "inception": "Inception",
+    "inception_half_pixel": "Inception, half-pixel",
+    "lite0": "EfficientNet-Lite0",
+    "mobilenet": "MobileNetV2",
+}
+# Networks with the weights of another: no second opinion beside it.
+_SAME_WEIGHTS = {"inception_half_pixel": "inception"}
 # Measure.over -> the networks whose features it takes; None: no network's, the values themselves.
 NETWORKS: dict[str, Callable[[], tuple[str | None, ...]]] = {
     "any": lambda: (CLASSIFIER, *metrics.EXTRACTORS),
@@ -28,6 +38,30 @@ class Score(NamedTuple):
 
     measure: Measure
     extractor: str | None
+
+
+class Number(NamedTuple):
+    """A number that a score gives, and how it is called and read.
+
+    Attributes:
+      key: its own among the numbers of all scores, as fd_lite0 or precision_lite0.
+      entry: where it stands in what `measure` says of the score.
+      label: with the network in it: "FD (EfficientNet-Lite0)", "FID", "Precision".
+      unit: "classifier features", or "".
+      measure: what is measured, whatever the network: the same of FID and of FD (MobileNetV2).
+      network: the pretrained network whose opinion it is; "" for none.
+      lower_is_better, scale, digits: see `measures.Reading`.
+    """
+
+    key: str
+    entry: str
+    label: str
+    unit: str
+    measure: str
+    network: str
+    lower_is_better: bool
+    scale: str
+    digits: int
 
 
 class Planned(NamedTuple):
@@ -56,6 +90,24 @@ def _called(name: str, network: str | None) -> str:
         return name
     own = f"{name.replace('frechet', 'fd')}_{network}"
     return PUBLISHED.get(own, own)
+
+
+def numbers(name: str) -> list[Number]:
+    """What the score of a name gives: one number under that name, or several."""
+    chosen, network = scores()[name]
+    found = []
+    for entry, (label, short, *reading) in chosen.numbers.items():
+        key, entry = (name, name) if entry == "value" else (_called(entry, network), entry)
+        unit, own, opinion = "", label, ""
+        if network == CLASSIFIER:
+            unit = "classifier features"
+        elif network is not None:
+            named = f"{short or label} ({_NETWORKS.get(network, network)})"
+            own = _LABELS.get(name, named)
+            whose = _SAME_WEIGHTS.get(network, network)
+            opinion = _NETWORKS.get(whose, whose)
+        found.append(Number(key, entry, own, unit, label, opinion, *reading))
+    return found
 
 
 def check_names(names: Sequence[str], *others: str) -> None:
@@ -94,6 +146,17 @@ def plan(
         _check_width(name, score.measure, extractor, reference, shape, num)
         planned[name] = Planned(score.measure, extractor)
     return planned
+
+
+def prepare(planned: Mapping[str, Planned], reference: Reference) -> None:
+    """Puts into the cache what it keeps of the reference, for processes that measure later.
+
+    `reference`: of a data set.
+    """
+    for chosen, extractor in planned.values():
+        if chosen.of == "moments":
+            for split in (reference.dataset.train, reference.dataset.eval):
+                metrics.reference_statistics(extractor, split)
 
 
 def measure(

@@ -11,9 +11,10 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data
+from diffax import data, scoring
 from diffax.ablation import Arm, Metric, Report, Spec, runner
 from diffax.ablation.grid import format_seconds
+from diffax.ablation.measure import score_metrics
 from diffax.ablation.verdict import sentence
 from diffax.config.storage import flat
 from diffax.training.workdir import check_writable
@@ -68,7 +69,7 @@ def tune(
       searched: see `space.read`.
       workdir: of everything that is written.
       num_trials, budget (in seconds), pruner: see `search.search`.
-      metric: of `trials.METRICS`.
+      metric: one of `trials.metrics()`.
       num_rungs: how often a trial is measured, see `search.rungs`.
       confirm: seeds of the comparison; 0: none is made.
       workers: its processes; None for one per core.
@@ -115,23 +116,25 @@ def tune(
         overrides = space.overrides(winner.values)
         seeds = [config.seed + 1 + i for i in range(confirm)]
         folder = root / "confirm" / f"trial_{winner.number:03d}"
-        spec = _spec(winner, metric, command)
+        own, measured = runner.METRICS, config
+        if metric in scoring.scores():
+            names = dict.fromkeys([metric, *config.evaluation.metrics])
+            measured = config_lib.changed(config, {"evaluation.metrics": tuple(names)})
+            own = [*score_metrics([metric]), *own]
+        spec = _spec(winner, sorted(own, key=lambda m: m.key != metric), metric, command)
         arms = [Arm("default"), Arm("tuned", overrides)]
-        report = runner.run_ablation(spec, config, arms, seeds, folder, workers)
+        report = runner.run_ablation(spec, measured, arms, seeds, folder, workers)
         (comparison,) = report.analysis.of_metric(metric)
         said = sentence(report.analysis.spec, comparison)
     return Tuned(trials, winner, files, table, said, report)
 
 
-def _spec(winner: Trial, metric: str, command: str) -> Spec:
-    def not_chosen(m: Metric) -> bool:
-        return m.key != metric
-
+def _spec(winner: Trial, metrics: Sequence[Metric], metric: str, command: str) -> Spec:
     return Spec(
         title="Tuned against default",
         question=f"Is {words(winner.values)} better than the config as it was?",
         baseline="default",
-        metrics=sorted(runner.METRICS, key=not_chosen),
+        metrics=metrics,
         parts=runner.PARTS,
         command=command,
         method=(

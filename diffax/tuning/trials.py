@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, metrics, schedules, training
+from diffax import data, evaluation, schedules, scoring, training
 from diffax.training import Interrupted, NonFiniteError, Run
 from diffax.tuning.search import Objective, Unfit
 from diffax.tuning.space import Space
@@ -22,16 +23,26 @@ def _bits_per_dim(run: Run, dataset: data.Dataset, seed: int) -> float:
     return evaluation.bound_along_line(run, dataset, seed)["bpd"]
 
 
-def _frechet(run: Run, dataset: data.Dataset, seed: int) -> float:
-    return evaluation.evaluate(run, dataset, ["frechet"], seed)["frechet"]["frechet"]
+def _score(name: str, run: Run, dataset: data.Dataset, seed: int) -> float:
+    return evaluation.evaluate(run, dataset, [name], seed)[name][name]
 
 
-# name -> (run, dataset, seed) -> a number, lower is better, that compares networks trained under
-# different schedules; each is also a metric of `ablation.runner`, which confirms what is found.
-METRICS: dict[str, Callable[[Run, data.Dataset, int], float]] = {
-    "bpd": _bits_per_dim,
-    "frechet": _frechet,
-}
+def metrics() -> dict[str, Callable[[Run, data.Dataset, int], float]]:
+    """name -> (run, dataset, seed) -> a number, lower is better, to compare networks trained under
+    different schedules by: the bound, and each score of samples that is one such number.
+
+    Each is also measured by `ablation.runner`, which confirms what is found."""
+    able = [name for name in scoring.scores() if _objection(name) is None]
+    return {"bpd": _bits_per_dim} | {name: functools.partial(_score, name) for name in able}
+
+
+def _objection(name: str) -> str | None:
+    """Why a score is none to go by; None if it is one."""
+    found = scoring.numbers(name)
+    if len(found) > 1:
+        return f"it is {len(found)} numbers, {', '.join(number.entry for number in found)}"
+    return None if found[0].lower_is_better else "higher is better of it"
+
 
 # What one might ask for, and why it misleads.
 _REFUSED = {
@@ -44,18 +55,19 @@ _REFUSED = {
 
 def check_metric(name: str, config: ConfigDict, dataset: data.Dataset) -> None:
     """Raises ValueError, in a sentence, if a metric can't compare the trials of a config."""
-    if name not in METRICS:
-        reason = f" ({_REFUSED[name]})" if name in _REFUSED else ""
-        raise ValueError(f"metric={name!r}{reason}: allowed are {', '.join(METRICS)}")
+    allowed = metrics()
+    if name not in allowed:
+        reason = _objection(name) if name in scoring.scores() else _REFUSED.get(name)
+        words = f" ({reason})" if reason else ""
+        raise ValueError(f"metric={name!r}{words}: allowed are {', '.join(allowed)}")
     schedule = config_lib.build_schedule(config, dataset.shape)
     schedules.require_finite_ends(schedule, "the bound, in bits/dim,")
-    if name == "frechet" and not metrics.is_classifiable(dataset):
-        raise ValueError(
-            "metric='frechet' needs labelled data with a spatial axis, for a classifier's features;"
-            f" {dataset.name!r} has {dataset.num_classes} classes and shape {dataset.shape}"
-        )
+    if name in scoring.scores():
+        reference = scoring.Reference.of(dataset, config.data)
+        scoring.plan([name], reference, dataset.shape, config.evaluation.num_samples)
+        return
     continuous = not (config.schedule.num_steps or config.evaluation.vlb_num_steps)
-    if name == "bpd" and not (continuous and config.model.conditioning == "log_snr"):
+    if not (continuous and config.model.conditioning == "log_snr"):
         raise ValueError(
             "metric='bpd' compares schedules in continuous time and by networks told the log-SNR,"
             " where the bound doesn't depend on the schedule's shape: schedule.num_steps and"
@@ -92,7 +104,7 @@ def make_objective(
                 return False
             while left and left[0] <= step:
                 left.pop(0)
-            return report(step, METRICS[metric](run, dataset, config.seed))
+            return report(step, metrics()[metric](run, dataset, config.seed))
 
         try:
             training.train(config, directory, stop)

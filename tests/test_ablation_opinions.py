@@ -1,0 +1,138 @@
+"""A ranking is settled only where two networks or more decide it alike; the page says which are."""
+
+import pytest
+from test_ablation_report import Page
+
+from diffax.ablation import sections
+from diffax.ablation.analysis import analyse
+from diffax.ablation.measure import score_metrics
+from diffax.ablation.report import build_report
+from diffax.ablation.spec import Spec
+from diffax.ablation.verdict import conclusion, sentence
+
+# Of three seeds of arm a; those of the baseline are all 1.
+LOW, HIGH, UNSURE = (0.50, 0.51, 0.49), (2.0, 2.1, 1.9), (0.5, 1.0, 2.1)
+SEEN = {"lower": LOW, "higher": HIGH, "undecided": UNSURE}
+
+
+def made(said, **changes):
+    """The spec and the results where the scores of those names have those values in arm a."""
+    spec = Spec("T", "Q?", "b", score_metrics(list(said)), **changes)
+    results = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "metrics": {
+                m.key: values[seed] if arm == "a" else 1.0
+                for m, values in zip(spec.metrics, said.values())
+            },
+        }
+        for seed in range(3)
+        for arm in ("b", "a")
+    ]
+    return spec, results
+
+
+def compared(**said):
+    return analyse(*made(said)).comparisons
+
+
+@pytest.mark.parametrize("first", SEEN)
+@pytest.mark.parametrize("second", SEEN)
+def test_a_ranking_is_settled_where_both_networks_decide_it_alike(first, second):
+    found = compared(fd_lite0=SEEN[first], fd_mobilenet=SEEN[second])
+    assert [c.outcome for c in found] == [first, second]
+    assert [c.settled for c in found] == [first == second != "undecided"] * 2
+    assert found[0].opinions == found[1].opinions
+    assert [(o.network, o.outcome) for o in found[0].opinions] == [
+        ("EfficientNet-Lite0", first),
+        ("MobileNetV2", second),
+    ]
+
+
+def test_words_say_whether_it_is_settled():
+    agreed = compared(fd_lite0=LOW, fd_mobilenet=LOW)
+    assert conclusion(agreed[0]) == "lower, which is better, settled: both networks say so"
+    one, other = compared(fd_lite0=LOW, fd_mobilenet=UNSURE)
+    assert conclusion(one) == (
+        "lower, which is better, but not settled: FD (MobileNetV2) undecided"
+    )
+    assert conclusion(other) == "no difference can be seen at this scale"
+    three = compared(fid=LOW, fd_lite0=LOW, fd_mobilenet=LOW)
+    assert conclusion(three[2]).endswith("settled: all 3 networks say so")
+    assert [o.label for o in three[0].opinions][:2] == ["FID", "FD (EfficientNet-Lite0)"]
+
+
+def test_one_network_alone_settles_nothing():
+    """Neither do two measures of one network, nor its weights twice, nor what is no network."""
+    alone = [*compared(fd_lite0=LOW), *compared(fd_lite0=LOW, kid_lite0=LOW)]
+    alone += compared(fid=LOW, fd_inception_half_pixel=LOW)
+    alone += compared(frechet=LOW, fd_lite0=LOW)[1:]
+    alone += compared(fd_lite0=LOW, kid_mobilenet=LOW)
+    for c in alone:
+        assert not c.settled
+        assert conclusion(c) == "lower, which is better, by one network alone"
+    for c in (compared(frechet=LOW, fd_lite0=LOW)[0], *compared(swd=LOW, kid=LOW)):
+        assert (c.opinions, c.settled) == ([], False)
+        assert conclusion(c) == "lower, which is better"
+
+
+def test_what_the_correction_takes_back_is_not_decided():
+    spec, results = made(dict(fd_lite0=LOW, fd_mobilenet=(0.93, 0.96, 0.951)))
+    others = [
+        {
+            **r,
+            "arm": f"other{i}",
+            "metrics": dict.fromkeys(r["metrics"], UNSURE[r["seed"]] + i / 100),
+        }
+        for i in range(9)
+        for r in results
+        if r["arm"] == "a"
+    ]
+    pair = [c for c in analyse(spec, results).comparisons if c.arm == "a"]
+    assert [c.settled for c in pair] == [True, True]
+    among = [c for c in analyse(spec, results + others).comparisons if c.arm == "a"]
+    assert [c.outcome for c in among] == ["lower", "suggested"]
+    assert [c.settled for c in among] == [False, False]
+
+
+def test_a_network_that_lacks_the_pair_has_no_opinion_of_it():
+    spec, results = made(dict(fd_lite0=LOW, fd_mobilenet=LOW))
+    for r in results:
+        if r["arm"] == "a":
+            del r["metrics"]["fd_mobilenet"]
+    (found,) = analyse(spec, results, partial=True).comparisons
+    assert not found.settled and conclusion(found).endswith("by one network alone")
+
+
+def test_the_page_has_a_table_of_rankings(tmp_path):
+    spec, results = made(dict(fd_lite0=LOW, fd_mobilenet=LOW, kid_lite0=LOW, kid_mobilenet=HIGH))
+    report = build_report(spec, results, tmp_path)
+    page = Page(report.html.read_text(encoding="utf-8"))
+    head, *_ = (row for row in page.rows if row[-1].strip() == "ranking")
+    assert [cell.strip() for cell in head[1:-1]] == ["EfficientNet-Lite0", "MobileNetV2"]
+    fd, kid = page.row("Fréchet distance ↓ ÷ b", "a"), page.row("KID ↓ − b", "a")
+    assert fd == ["a", "▼ lower", "▼ lower", "settled: lower, better"]
+    assert kid == ["a", "▼ lower", "▲ higher", "not settled"]
+    plain = report.markdown.read_text(encoding="utf-8").replace("\\", "")
+    assert f"| {' | '.join(fd)} |" in plain and f"| {' | '.join(kid)} |" in plain
+    assert all("settled only where" in words for words in (page.text, plain))
+    for c in report.analysis.comparisons:
+        assert sentence(spec, c).replace("−", "-") in report.table
+
+
+def rankings(said, **changes):
+    return sections._settled(analyse(*made(said, **changes)))
+
+
+def test_the_table_has_what_two_networks_judged_alone():
+    assert rankings(dict(fd_lite0=LOW, kid_mobilenet=LOW, swd=LOW, kid=LOW)) == []
+    said = dict(fd_lite0=LOW, kid_mobilenet=LOW, fd_mobilenet=LOW, fid=HIGH)
+    said |= dict(fd_inception_half_pixel=UNSURE)
+    _, table = rankings(said, focus="a")
+    names = ["", "EfficientNet-Lite0", "MobileNetV2", "Inception", "ranking"]
+    assert [cell.text for cell in table.head] == names
+    heading, row = table.rows
+    assert (heading.cells[0].text, row.cells[0].text) == ("Fréchet distance", "a ÷ b")
+    words = ["▼ lower", "▼ lower", "▲ higher / ○ undecided", "not settled"]
+    assert [cell.text for cell in row.cells[1:]] == words
