@@ -3,7 +3,7 @@
 import pytest
 from test_ablation_report import Page
 
-from diffax.ablation import sections
+from diffax.ablation import differences
 from diffax.ablation.analysis import analyse
 from diffax.ablation.measure import score_metrics
 from diffax.ablation.report import build_report
@@ -122,7 +122,7 @@ def test_the_page_has_a_table_of_rankings(tmp_path):
 
 
 def rankings(said, **changes):
-    return sections._settled(analyse(*made(said, **changes)))
+    return differences._settled(analyse(*made(said, **changes)))
 
 
 def test_the_table_has_what_two_networks_judged_alone():

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from small_runs import write_tiny_config
 
-from diffax import cli, samplers
+from diffax import cli, evaluation, samplers
 
 
 @pytest.fixture(scope="module")
@@ -212,6 +212,23 @@ def test_evaluate_says_what_each_number_depends_on(trained, capsys):
     assert "frechet" in capsys.readouterr().err
     assert cli.main(["evaluate", f"--workdir={trained}", "--num-samples=0"]) == 1
     assert "evaluation.num_samples" in capsys.readouterr().err
+
+
+def test_evaluate_measures_what_the_config_of_the_run_asks_for(trained, monkeypatch):
+    """Unless the flag asks for something else."""
+    asked = []
+    monkeypatch.setattr(evaluation, "evaluate", lambda *args: asked.append(args[2]) or {})
+    path = trained / "config.json"
+    written = path.read_text()
+    changed = json.loads(written)
+    for names, expected in (((), ["bpd", "frechet"]), (("kid", "prdc"), ["bpd", "kid", "prdc"])):
+        changed["evaluation"]["metrics"] = names
+        path.write_text(json.dumps(changed))
+        out = f"--out={trained / 'other.json'}"
+        assert cli.main(["evaluate", f"--workdir={trained}", out]) == 0
+        assert cli.main(["evaluate", f"--workdir={trained}", out, "--metrics=swd"]) == 0
+        assert asked[-2:] == [expected, ["swd"]]
+    path.write_text(written)
 
 
 def test_schedules_draws_curves_and_noised_images(tmp_path):

@@ -5,8 +5,8 @@ import json
 import pytest
 from small_runs import small_config, write_tiny_config
 
-from diffax import cli
-from diffax.ablation import runner
+from diffax import cli, data, metrics, scoring
+from diffax.ablation import Metric, measure, runner
 from diffax.cli import ablate
 
 
@@ -25,12 +25,16 @@ def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, caps
         "--axis=sampling.num_steps=2,3",
         "--seeds=1",
         "--workers=1",
+        "--metrics=frechet,prdc",
     ]
     assert cli.main(arguments) == 0
     report = json.loads((workdir / "results.json").read_text())
     text = capsys.readouterr().out
     assert "\nnum_steps=3   " in text and "95% interval" in text  # a row of the table
-    assert all(metric in report["summary"]["sampling.num_steps=3"] for metric in ("bpd", "frechet"))
+    (one, *_), means = report["runs"], report["summary"]["sampling.num_steps=2"]
+    assert {"vlb_variance", "bpd", "frechet"} < set(means) and one["arm"] == "sampling.num_steps=2"
+    for number in scoring.numbers("prdc"):
+        assert means[number.key]["mean"] == one["evaluation"]["prdc"][number.entry]
     assert (workdir / "report.html").exists()
     results = sorted((workdir / "runs").glob("*/*/result.json"))
     assert len(results) == 2
@@ -55,6 +59,53 @@ def test_a_wrong_axis_is_refused_at_start(axis, said, config_file, tmp_path, cap
     assert cli.main(arguments) == 1
     assert said in capsys.readouterr().err
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("names", "said"),
+    [
+        ("fd_lite", "metrics='fd_lite': allowed are frechet, "),
+        ("frechet,bpd", "metrics='bpd': allowed are frechet, "),
+        ("fid", "diffax metrics convert-inception"),
+        ("swd,fd_infinity_lite0", "needs at least 40960 samples, and there are 64"),
+    ],
+)
+def test_a_score_that_cannot_be_measured_is_refused_before_any_work(
+    names, said, config_file, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path / "cache"))  # which holds no weights
+    flags = [
+        "--axis=sampling.num_steps=2,3",
+        f"--metrics={names}",
+        f"--workdir={tmp_path / 'work'}",
+    ]
+    assert cli.main(["ablate", f"--config={config_file}", *flags]) == 1
+    errors = capsys.readouterr().err.strip().splitlines()
+    assert said in errors[-1]
+    assert not (tmp_path / "work").exists()
+
+
+def test_the_metrics_are_those_given_and_then_those_measured():
+    digits, mixture = (data.load({"name": name}) for name in ("digits", "mixture2d"))
+
+    def keys(given, dataset, *configs):
+        return [m.key for m in measure.measured_metrics(given, configs, dataset)]
+
+    config, rest = small_config(), ["prior", "diffusion", "reconstruction", "bpd_own"]
+    assert keys(runner.METRICS, digits, config) == ["vlb_variance", "bpd", "frechet", *rest]
+    assert keys(runner.METRICS, mixture, config) == ["vlb_variance", "bpd", "swd", *rest]
+    discrete = small_config(schedule__num_steps=10)
+    assert "bpd_own" not in keys(runner.METRICS, mixture, discrete)
+    scores = small_config(evaluation__metrics=("kid", "prdc_lite0", "kid"))
+    shares = [f"{share}_lite0" for share in metrics.PRDC._fields]
+    assert keys((), digits, scores, config) == [
+        *("vlb_variance", "bpd", "kid", *shares, "frechet", *rest),
+    ]
+    first, own = measure.score_metrics(["kid"]), Metric("bpd", "Bound")
+    assert keys([*first, own], digits, scores)[:3] == ["kid", "bpd", "vlb_variance"]
+    assert own in measure.measured_metrics([own], [config], digits)
+    with pytest.raises(ValueError, match="metric 'frechet' is not measured: the runs have vlb_v"):
+        keys(measure.score_metrics(["frechet"]), digits, scores)
 
 
 def axis(text):

@@ -174,32 +174,6 @@ def test_inception_score_falls_as_samples_get_worse():
     assert scores == sorted(scores, reverse=True) and scores[-1] < scores[0] / 2
 
 
-# --- two networks -----------------------------------------------------------------------------
-
-
-def ranked(**distances):
-    """Each with an interval of 0.4 on either side."""
-    return [metrics.Ranked(name, d, d - 0.4, d + 0.4) for name, d in distances.items()]
-
-
-def test_a_ranking_is_settled_where_both_networks_have_it_beyond_their_intervals():
-    first = ranked(a=3.0, b=1.0, c=2.0)
-    pairs = metrics.settled(first, ranked(b=10.0, c=12.0, a=11.5))
-    assert [(p.better, p.worse) for p in pairs] == [("b", "c"), ("b", "a"), ("c", "a")]
-    assert [p.settled for p in pairs] == [True, True, False]
-    assert [p.agreed for p in pairs] == [True, True, False]
-    (near,) = metrics.settled(ranked(a=1.0, b=1.5), ranked(a=1.0, b=2.0))
-    assert near.agreed and not near.settled  # the first network's intervals overlap
-    (near,) = metrics.settled(ranked(a=1.0, b=2.0), ranked(a=1.0, b=1.5))
-    assert near.agreed and not near.settled  # the second's
-
-
-@pytest.mark.parametrize("second", [ranked(a=1.0), ranked(a=1.0, c=2.0), ranked(a=1, b=1) * 2])
-def test_networks_must_judge_the_same(second):
-    with pytest.raises(ValueError, match="each must judge the same names, once"):
-        metrics.settled(ranked(a=1.0, b=2.0), second)
-
-
 # --- all --------------------------------------------------------------------------------------
 
 

@@ -106,6 +106,33 @@ def test_names_are_measures_times_networks():
         assert ("fid" in name) <= (each.extractor == "inception")
 
 
+def test_numbers_have_keys_of_their_own_and_labels_of_the_field():
+    found = {n.key: n for name in scoring.scores() for n in scoring.numbers(name)}
+    assert len(found) == sum(len(scoring.numbers(name)) for name in scoring.scores())
+    assert len({(n.label, n.unit) for n in found.values()}) == len(found)
+    labels = {
+        "fid": "FID",
+        "fid_infinity": "FID∞",
+        "fd_lite0": "FD (EfficientNet-Lite0)",
+        "fd_mobilenet": "FD (MobileNetV2)",
+        "kid_inception": "KID (Inception)",
+        "precision_lite0": "Precision (EfficientNet-Lite0)",
+        "is": "Inception score",
+        "frechet": "Fréchet distance",
+    }
+    assert {key: found[key].label for key in labels} == labels
+    names = ("fid", "fd_inception_half_pixel", "fd_lite0", "frechet", "swd")
+    networks = ["Inception", "Inception", "EfficientNet-Lite0", "", ""]
+    assert [found[name].network for name in names] == networks
+    assert len({found[name].measure for name in names[:4]}) == 1
+
+
+def test_a_network_of_ones_own_is_called_by_its_name(monkeypatch):
+    monkeypatch.setitem(metrics.EXTRACTORS, "mine", lambda: projection("mine"))
+    (number,) = scoring.numbers("fd_mine")
+    assert (number.label, number.network) == ("FD (mine)", "mine")
+
+
 def test_scores_are_those_of_the_plain_functions(digits, networks):
     """And say what they depend on."""
     x, each = digits.eval.x, networks["inception"]
@@ -139,6 +166,7 @@ def test_scores_are_those_of_the_plain_functions(digits, networks):
 
 
 NAMES = ("fid", "fid_infinity", "kid_inception", "prdc_inception", "swd")
+BLIND_TO_NOISE, BLIND_TO_DROPPED = {"recall"}, {"precision", "density"}
 
 
 def test_every_score_is_worse_for_worse_samples(digits):
@@ -148,11 +176,12 @@ def test_every_score_is_worse_for_worse_samples(digits):
     noise = rng.normal(size=x.shape).astype(np.float32)
     sets = [x, x + 0.5 * noise, x + noise, x[digits.eval.label < 3]]
     found = [scoring.score(samples, reference, NAMES) for samples in sets]
-    found = [{name: score.get(name, -score.get("coverage", 0)) for name, score in each.items()}
-             for each in found]  # fmt: skip
     for name in NAMES:
-        real, noisy, noisier, dropped = (each[name] for each in found)
-        assert real < noisy < noisier and real < dropped, name
+        for number in scoring.numbers(name):
+            sign = 1 if number.lower_is_better else -1
+            real, noisy, noisier, dropped = (sign * each[name][number.entry] for each in found)
+            assert number.entry in BLIND_TO_NOISE or real < noisy < noisier, number.key
+            assert number.entry in BLIND_TO_DROPPED or real < dropped, number.key
 
 
 # --- samples from files ---------------------------------------------------------------------

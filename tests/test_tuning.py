@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from small_runs import assert_equal, compiled_quickly, small_config
 
-from diffax import cli, data, runtime, schedules, training
+from diffax import cli, data, evaluation, runtime, schedules, training
 from diffax.ablation import runner
 from diffax.training.writers import read_json_lines
 from diffax.tuning import Trial, results, run, trials
@@ -65,11 +65,11 @@ def test_bpd_is_of_the_network_and_not_of_the_schedule(trained, mixture):
     higher for a worse network."""
     other = schedules.get("linear_logsnr", log_snr_max=6.0, log_snr_min=-6.0)
     as_other = trained._replace(state=trained.state.replace(schedule=other))
-    value = trials.METRICS["bpd"](trained, mixture, 0)
-    np.testing.assert_allclose(trials.METRICS["bpd"](as_other, mixture, 0), value, rtol=1e-5)
+    value = trials.metrics()["bpd"](trained, mixture, 0)
+    np.testing.assert_allclose(trials.metrics()["bpd"](as_other, mixture, 0), value, rtol=1e-5)
     for spread in (0.3, 1.0):
         worse = trained._replace(state=trained.state.replace(ema_params=spoiled(trained, spread)))
-        higher = trials.METRICS["bpd"](worse, mixture, 0)
+        higher = trials.metrics()["bpd"](worse, mixture, 0)
         assert higher > value
         value = higher
 
@@ -78,8 +78,12 @@ def test_a_metric_that_cannot_compare_schedules_is_refused(mixture):
     cases = [
         ("loss", {}, "visits easy ones has a low loss and no better network"),
         ("vlb_variance", {}, "not the network"),
-        ("fid", {}, "allowed are bpd, frechet"),
-        ("frechet", {}, "needs labelled data with a spatial axis"),
+        ("fd", {}, "metric='fd': allowed are bpd, frechet, .*fd_lite0.*swd"),
+        ("prdc", {}, "it is 4 numbers, precision, recall, density, coverage"),
+        ("is", {}, "higher is better of it"),
+        ("frechet", {}, "need labelled data with a spatial axis"),
+        ("fd_lite0", {}, "lite0 takes images"),
+        ("swd", {"schedule__log_snr_max": None, "schedule__log_snr_min": None}, "finite log-SNR"),
         ("bpd", {"schedule__num_steps": 100}, "compares schedules in continuous time"),
         ("bpd", {"model__conditioning": "step"}, "told the log-SNR"),
         ("bpd", {"schedule__log_snr_max": None, "schedule__log_snr_min": None}, "finite log-SNR"),
@@ -108,7 +112,7 @@ def tune(folder, *flags):
 def instead_of_training(arm, seed, directory, text, workdir):
     """What `runner.run_one` returns, with a bpd that is lower by 0.5 in the tuned arm."""
     bpd = seed - 0.5 * (arm.name == "tuned") + 0.01 * seed * len(arm.overrides)
-    return {"metrics": {m.key: 1.0 for m in runner.METRICS} | {"bpd": bpd}}
+    return {"metrics": {m.key: 1.0 for m in runner.METRICS} | {"swd": 1.0, "bpd": bpd}}
 
 
 def test_tune_from_the_command_line(tuned, mixture, capsys, monkeypatch):
@@ -127,7 +131,7 @@ def test_tune_from_the_command_line(tuned, mixture, capsys, monkeypatch):
     config = cli.read_config(str(out / "best.py"), [])
     assert config.schedule.s == float(winner["schedule.s"])
     training.train(config, tuned / "again")
-    measured = trials.METRICS["bpd"](training.load(tuned / "again"), mixture, config.seed)
+    measured = trials.metrics()["bpd"](training.load(tuned / "again"), mixture, config.seed)
     np.testing.assert_allclose(measured, float(winner["bpd"]), rtol=1e-6)
 
     # The verdict is that of fresh seeds.
@@ -137,6 +141,27 @@ def test_tune_from_the_command_line(tuned, mixture, capsys, monkeypatch):
     assert {r["arm"] for r in numbers["runs"]} == {"default", "tuned"}
     assert said.out.splitlines()[-1] == numbers["verdict"][0]
     assert "Bits per dimension of tuned minus that of default is −0.470" in numbers["verdict"][0]
+
+
+def test_a_score_of_samples_is_searched_and_confirmed(trained, mixture, tmp_path, monkeypatch):
+    """By the number that `evaluate` gives; the confirmation measures it, and it is the headline."""
+    found = evaluation.evaluate(trained, mixture, ["swd"], 3)["swd"]["swd"]
+    assert trials.metrics()["swd"](trained, mixture, 3) == found
+    made = [Trial(1, {"schedule.s": 0.05}, "complete", {12: 1.0}, 1.0)]
+    monkeypatch.setattr(run, "search", lambda *args: made)
+    asked = []
+
+    def run_one(arm, seed, directory, text, workdir):
+        asked.append(json.loads(text)["evaluation"]["metrics"])
+        others = {m.key: 1.0 for m in runner.METRICS}
+        return {"metrics": others | {"swd": np.exp(0.01 * seed * len(arm.overrides))}}
+
+    monkeypatch.setattr(runner, "run_one", run_one)
+    search = ["schedule.s=0.001:0.1:log"]
+    tuned = run.tune(small_config(), search, tmp_path, 1, metric="swd", confirm=2, workers=1)
+    assert asked == 4 * [["swd"]]
+    assert [m.key for m in tuned.report.analysis.spec.metrics][:2] == ["swd", "vlb_variance"]
+    assert tuned.verdict.startswith("Sliced Wasserstein distance of tuned is 1.02 times that of")
 
 
 @pytest.mark.parametrize(

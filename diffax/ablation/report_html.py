@@ -70,10 +70,15 @@ def _table(table: blocks.Table, analysis: Analysis) -> str:
         f'<th scope="col">{_content(cell, analysis)}</th>' if cell.text else "<th></th>"
         for cell in table.head
     )
-    rows = "".join(_row(row, len(table.head), analysis) for row in table.rows)
+    # A group of rows is one body, which a printed page keeps in one piece.
+    bodies: list[str] = []
+    for row in table.rows:
+        if row.kind == "group" or not bodies:
+            bodies.append("")
+        bodies[-1] += _row(row, len(table.head), analysis)
     return (
         f'<div class="scroll"><table class="{table.kind}"><thead><tr>{head}</tr></thead>'
-        f"<tbody>{rows}</tbody></table></div>"
+        f"{''.join(f'<tbody>{rows}</tbody>' for rows in bodies)}</table></div>"
     )
 
 

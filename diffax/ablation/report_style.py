@@ -54,6 +54,8 @@ strong { font-weight: 650; }
 .facts dt { color: var(--muted); font-size: .8125rem; }
 .facts dd { margin: 0; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
+.scroll + .scroll { margin-top: 1.8rem; }
+.scroll + p { margin-top: 2rem; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums lining-nums;
   font-size: .9375rem; line-height: 1.35; }
 td, thead th { text-align: right; }
@@ -63,19 +65,19 @@ th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
   background: var(--paper); padding-right: .5rem; }
 thead th { font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 12rem; }
 thead { border-bottom: 1px solid var(--muted); }
-tbody tr + tr { border-top: 1px solid var(--rule); }
+tbody tr + tr, tbody + tbody { border-top: 1px solid var(--rule); }
 td small, thead small { display: block; font-weight: 400; margin-top: .1rem; }
 tr.focus th, tr.focus td { font-weight: 650; }
 tr.focus small { font-weight: 400; }
 .group th { font-weight: 600; padding-top: 1.3rem; }
 .group small { font-weight: 400; margin-left: .7rem; }
-.differences td:last-child { text-align: left; }
+.differences td:last-child, .settled td, .settled thead th { text-align: left; }
 abbr { text-decoration: none; color: var(--muted); font-weight: 400; }
-.differences td, .differences th { padding-top: .3rem; padding-bottom: .3rem; }
-.differences tr.group th { padding-top: 1.1rem; }
+:is(.differences, .settled) :is(td, th) { padding-top: .3rem; padding-bottom: .3rem; }
+:is(.differences, .settled) tr.group th { padding-top: 1.1rem; }
 .differences thead th:last-child { text-align: left; }
 .key { white-space: nowrap; }
-.differences .key { white-space: inherit; }
+:is(.differences, .settled) .key { white-space: inherit; }
 .key small { margin-left: .5rem; font-weight: 400; }
 .swatch { width: 1.25rem; height: .5rem; margin-right: .55rem; vertical-align: .12em; }
 .swatch line { stroke-width: 3; }
@@ -124,9 +126,11 @@ pre-wrap;
   section { margin-top: 1.6rem; }
   :root { --paper: #fff; }
   h2, h3, .note, .legend { break-after: avoid; break-inside: avoid; }
-  tr, .verdict, .samples, pre { break-inside: avoid; }
+  tr, tbody, .results, .headline, .verdict li, .samples, pre { break-inside: avoid; }
+  .scroll + p { break-after: avoid; }
   .samples { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: 1rem; }
   .panels { grid-template-columns: repeat(2, 1fr); }
+  .verdict { box-decoration-break: clone; -webkit-box-decoration-break: clone; }
   .verdict, pre, .partial { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll { overflow: visible; }
   table { font-size: 8.5pt; }

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
 from typing import Any
 
-from diffax.ablation import figures, samples
-from diffax.ablation.analysis import POWERS, Analysis, Comparison, shortened
+import numpy as np
+
+from diffax.ablation import differences, figures, samples
+from diffax.ablation.analysis import Analysis, shortened
 from diffax.ablation.blocks import (
     Cell,
     Code,
@@ -25,11 +26,11 @@ from diffax.ablation.blocks import (
     Verdict,
     Words,
 )
+from diffax.ablation.differences import wish
 from diffax.ablation.grid import format_seconds
 from diffax.ablation.jsonable import flatten, jsonable
-from diffax.ablation.numerals import p_text, seeds_text, span
-from diffax.ablation.opinions import networks
-from diffax.ablation.spec import SCALES, Metric
+from diffax.ablation.numerals import span
+from diffax.ablation.spec import Metric
 from diffax.ablation.verdict import claim, conclusion, needed, verdict
 
 # name of a curve -> its title and what to look at; others are titled by their name.
@@ -63,9 +64,7 @@ CURVES = {
         "Variance of the bound’s estimate on held-out data.",
     ),
 }
-MARKS = {"lower": "▼", "higher": "▲"}
-# The outcome of a comparison in a word or two; others are their own.
-OUTCOMES = {"suggested": "undecided after correction", "same": "the same", "unknown": "one pair"}
+ACROSS = 7  # metrics at most side by side in one table, so that it fits on paper
 
 
 def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
@@ -84,7 +83,7 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
     )
     sections = [
         _results(analysis),
-        _differences(analysis),
+        differences.section(analysis),
         _arms(analysis),
         _curves(analysis),
         _samples(analysis),
@@ -106,7 +105,7 @@ def _verdict(analysis: Analysis) -> Verdict:
     # The headline says how many seeds; the others only where they rest on fewer.
     lines = [
         (
-            MARKS.get(c.outcome, "○"),
+            differences.MARKS.get(c.outcome, "○"),
             claim(analysis.spec, c, pairs=i == 0 or c.pairs != stated[0].pairs),
             conclusion(c),
             needed(c),
@@ -135,13 +134,10 @@ def _facts(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any]:
 def _results(analysis: Analysis) -> Section:
     spec = analysis.spec
     metrics = [m for m in spec.metrics if analysis.measured(m)]
-    head = [Cell(""), *(Cell(m.label, _unit(m), wish=_wish(m)) for m in metrics)]
-    rows = [
-        Row(
-            [key(analysis, arm), *(_value(analysis.cells.get((arm, m.key)), m) for m in metrics)],
-            "focus" if arm == spec.focus else "",
-        )
-        for arm in analysis.arms
+    count = -(-len(metrics) // ACROSS)
+    tables = [
+        _results_table(analysis, [metrics[i] for i in part])
+        for part in np.array_split(np.arange(len(metrics)), count)
     ]
     note = (
         f"Mean over seeds, and under it the {spec.percent} interval by Student’s t; on the "
@@ -149,7 +145,19 @@ def _results(analysis: Analysis) -> Section:
         "intervals hold the spread between seeds, which a paired comparison removes: to compare "
         "two arms, look at the differences below."
     )
-    return Section("Results", note, [Table("results", head, rows)])
+    return Section("Results", note, tables)
+
+
+def _results_table(analysis: Analysis, metrics: Sequence[Metric]) -> Table:
+    head = [Cell(""), *(Cell(m.label, _unit(m), wish=wish(m)) for m in metrics)]
+    rows = [
+        Row(
+            [key(analysis, arm), *(_value(analysis.cells.get((arm, m.key)), m) for m in metrics)],
+            "focus" if arm == analysis.spec.focus else "",
+        )
+        for arm in analysis.arms
+    ]
+    return Table("results", head, rows)
 
 
 def _unit(metric: Metric) -> str:
@@ -157,129 +165,11 @@ def _unit(metric: Metric) -> str:
     return ", ".join(x for x in (metric.unit, average) if x)
 
 
-def _wish(metric: Metric) -> str | None:
-    return {True: "lower", False: "higher", None: None}[metric.lower_is_better]
-
-
 def _value(cell, metric: Metric) -> Cell:
     if cell is None:
         return Cell("–")
     interval = span(metric.text, cell.interval) if cell.interval else "one seed"
     return Cell(metric.text(cell.mean), interval)
-
-
-def _differences(analysis: Analysis) -> Section:
-    main = [m for m in analysis.spec.metrics if m.main and analysis.of_metric(m.key)]
-    panels = [
-        Panel(
-            f"forest-{i}",
-            figures.forest(analysis, m),
-            m.label,
-            {"linear": "", "log": "Ratios, on a log axis."}[m.scale],
-        )
-        for i, m in enumerate(main)
-    ]
-    powers = " / ".join(f"{100 * power:g}" for power in POWERS)
-    titles = ("", "effect", f"{analysis.spec.percent} interval", "pairs", "p", "p, signs")
-    head = [Cell(title) for title in (*titles, f"seeds, {powers}%", "reading")]
-    rows = []
-    for metric in analysis.spec.metrics:
-        found = [c for c in analysis.of_metric(metric.key) if not c.repeats]
-        if found:
-            rows.append(Row([_heading(analysis, metric)], "group"))
-        rows += [_comparison(analysis, c) for c in found]
-    blocks = [Panels(panels), Table("differences", head, rows)] if rows else []
-    return Section("Paired differences", _differences_note(analysis), blocks + _settled(analysis))
-
-
-def _settled(analysis: Analysis) -> list[Words | Table]:
-    """What the networks say of each pair of arms, where a measure was taken over two or more."""
-    judged: dict[str, dict[tuple[str, str], Comparison]] = {}
-    for c in analysis.comparisons:
-        if len(networks(c.opinions)) > 1 and not c.repeats:
-            judged.setdefault(c.metric.measure, {}).setdefault((c.arm, c.reference), c)
-    found = [c for pairs in judged.values() for c in pairs.values()]
-    if not found:
-        return []
-    columns = list(dict.fromkeys(name for c in found for name in networks(c.opinions)))
-    rows = []
-    for measure, pairs in judged.items():
-        first, *_ = pairs.values()
-        rows.append(Row([replace(_heading(analysis, first.metric), text=measure)], "group"))
-        rows += [_ranking(analysis, c, columns) for c in pairs.values()]
-    head = [Cell(""), *map(Cell, columns), Cell("ranking")]
-    return [Words([_SETTLED]), Table("settled", head, rows)]
-
-
-_SETTLED = (
-    "A network whose features judge samples has tastes of its own. The ranking of two arms is "
-    "settled only where every network that was asked decides it, each after correction, and all "
-    "in the same direction."
-)
-
-
-def _ranking(analysis: Analysis, c: Comparison, columns: Sequence[str]) -> Row:
-    said = [
-        " / ".join(_reading(o.outcome) for o in c.opinions if o.network == name) or "–"
-        for name in columns
-    ]
-    settled = f"settled: {c.outcome}{_better(c)}" if c.settled else "not settled"
-    return Row([_pair(analysis, c), *map(Cell, [*said, settled])])
-
-
-def _pair(analysis: Analysis, c: Comparison) -> Cell:
-    """The arms of a comparison, or the first where all rows have the same other one."""
-    spec = analysis.spec
-    sign = SCALES[c.metric.scale].sign
-    against = f" {sign} {spec.label(c.reference)}" if spec.focus else ""
-    return Cell(f"{spec.label(c.arm)}{against}", arm=analysis.row(c))
-
-
-def _reading(outcome: str) -> str:
-    return f"{MARKS.get(outcome, '○')} {OUTCOMES.get(outcome, outcome)}"
-
-
-def _better(c: Comparison) -> str:
-    return {True: ", better", False: ", worse", None: ""}[c.better]
-
-
-def _heading(analysis: Analysis, metric: Metric) -> Cell:
-    """The metric and, where all rows have the same one, what they are compared to."""
-    spec = analysis.spec
-    against = "" if spec.focus else f"{SCALES[metric.scale].sign} {spec.label(spec.baseline)}"
-    small = ", ".join(part for part in (metric.unit, against) if part)
-    return Cell(metric.label, small, wish=_wish(metric))
-
-
-def _differences_note(analysis: Analysis) -> str:
-    pairs = max((c.pairs for c in analysis.comparisons), default=0)
-    least = f" (with {pairs}: {2.0 ** (1 - pairs):.2g})" if pairs > 1 else ""
-    return (
-        "Each row compares two arms run with the same seeds. They differ where the interval leaves "
-        "out the upright line, no effect. Filled marks are decided also after Holm’s correction "
-        "for the comparisons of that metric; hollow ones are not. p is that of the paired t test, "
-        "on the logarithm for ratios (÷), corrected; it takes the differences for normal. “p, "
-        "signs” is that of the exact sign-flip test, not corrected, which takes them for symmetric "
-        f"alone, and cannot be below 2 in 2ⁿ with n pairs{least}. “Seeds” is how many pairs would "
-        "find a difference of this size with that power, at the level that the correction leaves "
-        "at worst, were effect and spread as measured here: a rough guide, from few seeds."
-        + " Arms that share a training are compared once in what does not depend on sampling."
-        * any(c.repeats for c in analysis.comparisons)
-    )
-
-
-def _comparison(analysis: Analysis, c: Comparison) -> Row:
-    metric = c.metric
-    cells = (
-        metric.effect_text(c.effect),
-        span(metric.effect_text, c.difference),
-        str(c.pairs),
-        p_text(c.p_holm),
-        p_text(c.difference and c.difference.p_sign_flip),
-        " / ".join(map(seeds_text, c.seeds_needed.values())) or "–",
-        f"{_reading(c.outcome)}{_better(c)}",
-    )
-    return Row([_pair(analysis, c), *map(Cell, cells)])
 
 
 def _arms(analysis: Analysis) -> Section:

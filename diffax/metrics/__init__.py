@@ -28,7 +28,6 @@ from diffax.metrics.kernel import KernelDistance, cubic_kernel, kernel_distance
 from diffax.metrics.lpips import lpips_distance, lpips_diversity
 from diffax.metrics.neighbours import PRDC, prdc
 from diffax.metrics.pretrained import EXTRACTORS, convert_inception, get_extractor
-from diffax.metrics.ranking import Pair, Ranked, settled
 from diffax.metrics.sliced import sliced_wasserstein
 
 __all__ = [
@@ -42,8 +41,6 @@ __all__ = [
     "KernelDistance",
     "Moments",
     "PRDC",
-    "Pair",
-    "Ranked",
     "convert_inception",
     "cubic_kernel",
     "feature_statistics",
@@ -66,7 +63,6 @@ __all__ = [
     "prdc",
     "read_moments",
     "reference_statistics",
-    "settled",
     "shuffled",
     "sliced_wasserstein",
     "width",

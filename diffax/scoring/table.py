@@ -93,7 +93,12 @@ def _called(name: str, network: str | None) -> str:
 
 
 def numbers(name: str) -> list[Number]:
-    """What the score of a name gives: one number under that name, or several."""
+    """What the score of a name gives: one number under that name, or several.
+
+    Raises:
+      ValueError: an unknown name.
+    """
+    check_names([name])
     chosen, network = scores()[name]
     found = []
     for entry, (label, short, *reading) in chosen.numbers.items():

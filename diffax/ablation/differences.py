@@ -1,0 +1,137 @@
+"""The section of a report that compares arms pair by pair, and says which rankings are settled."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import replace
+
+from diffax.ablation import figures
+from diffax.ablation.analysis import POWERS, Analysis, Comparison
+from diffax.ablation.blocks import Cell, Panel, Panels, Row, Section, Table, Words
+from diffax.ablation.numerals import p_text, seeds_text, span
+from diffax.ablation.opinions import networks
+from diffax.ablation.spec import SCALES, Metric
+
+MARKS = {"lower": "▼", "higher": "▲"}
+# The outcome of a comparison in a word or two; others are their own.
+OUTCOMES = {"suggested": "undecided after correction", "same": "the same", "unknown": "one pair"}
+
+
+def section(analysis: Analysis) -> Section:
+    """Forest plots, the table of all comparisons and that of the rankings by several networks."""
+    main = [m for m in analysis.spec.metrics if m.main and analysis.of_metric(m.key)]
+    panels = [
+        Panel(
+            f"forest-{i}",
+            figures.forest(analysis, m),
+            m.label,
+            {"linear": "", "log": "Ratios, on a log axis."}[m.scale],
+        )
+        for i, m in enumerate(main)
+    ]
+    powers = " / ".join(f"{100 * power:g}" for power in POWERS)
+    titles = ("", "effect", f"{analysis.spec.percent} interval", "pairs", "p", "p, signs")
+    head = [Cell(title) for title in (*titles, f"seeds, {powers}%", "reading")]
+    rows = []
+    for metric in analysis.spec.metrics:
+        found = [c for c in analysis.of_metric(metric.key) if not c.repeats]
+        if found:
+            rows.append(Row([_heading(analysis, metric)], "group"))
+        rows += [_comparison(analysis, c) for c in found]
+    blocks = [Panels(panels), Table("differences", head, rows)] if rows else []
+    return Section("Paired differences", _note(analysis), blocks + _settled(analysis))
+
+
+def _settled(analysis: Analysis) -> list[Words | Table]:
+    """What the networks say of each pair of arms, where a measure was taken over two or more."""
+    judged: dict[str, dict[tuple[str, str], Comparison]] = {}
+    for c in analysis.comparisons:
+        if len(networks(c.opinions)) > 1 and not c.repeats:
+            judged.setdefault(c.metric.measure, {}).setdefault((c.arm, c.reference), c)
+    found = [c for pairs in judged.values() for c in pairs.values()]
+    if not found:
+        return []
+    columns = list(dict.fromkeys(name for c in found for name in networks(c.opinions)))
+    rows = []
+    for measure, pairs in judged.items():
+        first, *_ = pairs.values()
+        rows.append(Row([replace(_heading(analysis, first.metric), text=measure)], "group"))
+        rows += [_ranking(analysis, c, columns) for c in pairs.values()]
+    head = [Cell(""), *map(Cell, columns), Cell("ranking")]
+    return [Words([_SETTLED]), Table("settled", head, rows)]
+
+
+_SETTLED = (
+    "A network whose features judge samples has tastes of its own. The ranking of two arms is "
+    "settled only where every network that was asked decides it, each after correction, and all "
+    "in the same direction."
+)
+
+
+def _ranking(analysis: Analysis, c: Comparison, columns: Sequence[str]) -> Row:
+    said = [
+        " / ".join(_reading(o.outcome) for o in c.opinions if o.network == name) or "–"
+        for name in columns
+    ]
+    settled = f"settled: {c.outcome}{_better(c)}" if c.settled else "not settled"
+    return Row([_pair(analysis, c), *map(Cell, [*said, settled])])
+
+
+def _pair(analysis: Analysis, c: Comparison) -> Cell:
+    """The arms of a comparison, or the first where all rows have the same other one."""
+    spec = analysis.spec
+    sign = SCALES[c.metric.scale].sign
+    against = f" {sign} {spec.label(c.reference)}" if spec.focus else ""
+    return Cell(f"{spec.label(c.arm)}{against}", arm=analysis.row(c))
+
+
+def _reading(outcome: str) -> str:
+    return f"{MARKS.get(outcome, '○')} {OUTCOMES.get(outcome, outcome)}"
+
+
+def _better(c: Comparison) -> str:
+    return {True: ", better", False: ", worse", None: ""}[c.better]
+
+
+def _heading(analysis: Analysis, metric: Metric) -> Cell:
+    """The metric and, where all rows have the same one, what they are compared to."""
+    spec = analysis.spec
+    against = "" if spec.focus else f"{SCALES[metric.scale].sign} {spec.label(spec.baseline)}"
+    small = ", ".join(part for part in (metric.unit, against) if part)
+    return Cell(metric.label, small, wish=wish(metric))
+
+
+def _note(analysis: Analysis) -> str:
+    pairs = max((c.pairs for c in analysis.comparisons), default=0)
+    least = f" (with {pairs}: {2.0 ** (1 - pairs):.2g})" if pairs > 1 else ""
+    return (
+        "Each row compares two arms run with the same seeds. They differ where the interval leaves "
+        "out the upright line, no effect. Filled marks are decided also after Holm’s correction "
+        "for the comparisons of that metric; hollow ones are not. p is that of the paired t test, "
+        "on the logarithm for ratios (÷), corrected; it takes the differences for normal. “p, "
+        "signs” is that of the exact sign-flip test, not corrected, which takes them for symmetric "
+        f"alone, and cannot be below 2 in 2ⁿ with n pairs{least}. “Seeds” is how many pairs would "
+        "find a difference of this size with that power, at the level that the correction leaves "
+        "at worst, were effect and spread as measured here: a rough guide, from few seeds."
+        + " Arms that share a training are compared once in what does not depend on sampling."
+        * any(c.repeats for c in analysis.comparisons)
+    )
+
+
+def _comparison(analysis: Analysis, c: Comparison) -> Row:
+    metric = c.metric
+    cells = (
+        metric.effect_text(c.effect),
+        span(metric.effect_text, c.difference),
+        str(c.pairs),
+        p_text(c.p_holm),
+        p_text(c.difference and c.difference.p_sign_flip),
+        " / ".join(map(seeds_text, c.seeds_needed.values())) or "–",
+        f"{_reading(c.outcome)}{_better(c)}",
+    )
+    return Row([_pair(analysis, c), *map(Cell, cells)])
+
+
+def wish(metric: Metric) -> str | None:
+    """What is wished for, as a `blocks.Cell` has it."""
+    return {True: "lower", False: "higher", None: None}[metric.lower_is_better]
