@@ -57,7 +57,7 @@ def _settled(analysis: Analysis) -> list[Words | Table]:
         first, *_ = pairs.values()
         rows.append(Row([replace(_heading(analysis, first.metric), text=measure)], "group"))
         rows += [_ranking(analysis, c, columns) for c in pairs.values()]
-    head = [Cell(""), *map(Cell, columns), Cell("ranking")]
+    head = [Cell(""), Cell("ranking"), *map(Cell, columns)]
     return [Words([_SETTLED]), Table("settled", head, rows)]
 
 
@@ -74,7 +74,7 @@ def _ranking(analysis: Analysis, c: Comparison, columns: Sequence[str]) -> Row:
         for name in columns
     ]
     settled = f"settled: {c.outcome}{_better(c)}" if c.settled else "not settled"
-    return Row([_pair(analysis, c), *map(Cell, [*said, settled])])
+    return Row([_pair(analysis, c), *map(Cell, [settled, *said])])
 
 
 def _pair(analysis: Analysis, c: Comparison) -> Cell:

@@ -55,7 +55,7 @@ strong { font-weight: 650; }
 .facts dd { margin: 0; font-variant-numeric: tabular-nums; }
 .scroll { overflow-x: auto; }
 .scroll + .scroll { margin-top: 1.8rem; }
-.scroll + p { margin-top: 2rem; }
+.scroll + p { margin-top: 2rem; color: var(--muted); font-size: .875rem; line-height: 1.5; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums lining-nums;
   font-size: .9375rem; line-height: 1.35; }
 td, thead th { text-align: right; }
@@ -117,6 +117,7 @@ pre-wrap;
   th .key { white-space: normal; }
   th .key small { display: block; margin-left: 0; text-indent: 0; }
   .group th { white-space: normal; max-width: 20rem; }
+  .settled td { white-space: normal; }
   .differences :is(td, thead th):is(:nth-child(4), :nth-child(6)) { display: none; }
 }
 @media print {
