@@ -6,9 +6,9 @@
     print(build_report(spec, results, workdir).table)
 
 `grid` runs arms × seeds and `store` keeps the results, `spec` is the question, `statistics` has the
-intervals, tests and power, `analysis` turns results into numbers and `verdict` numbers into
-sentences; `report` writes the page, whose content is in `sections`. `runner` and `measure` alone
-know what a run does.
+intervals, tests and power, `analysis` turns results into numbers, `opinions` says which rankings
+are settled, and `verdict` turns numbers into sentences; `report` writes the page, whose content is
+in `sections` and `differences`. `runner` and `measure` alone know what a run does.
 """
 
 from diffax.ablation.analysis import Analysis, Cell, Comparison, analyse

@@ -89,16 +89,21 @@ def measured_metrics(
     return sorted((first | known | first).values(), key=lambda m: not m.main)
 
 
-def plan_scores(config: ConfigDict, dataset: data.Dataset) -> None:
+def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
     """Refuses scores that can't be measured, and prepares what they need, once for all runs.
+
+    `configs`: of runs on that data.
 
     Raises:
       ValueError: see `scoring.plan`.
     """
-    reference = scoring.Reference.of(dataset, config.data)
-    num = config.evaluation.num_samples
-    planned = scoring.plan(score_names(config, dataset), reference, dataset.shape, num)
-    scoring.prepare(planned, reference)
+    reference = scoring.Reference.of(dataset, configs[0].data)
+    needs = [(tuple(score_names(c, dataset)), c.evaluation.num_samples) for c in configs]
+    plans = [
+        scoring.plan(names, reference, dataset.shape, num) for names, num in dict.fromkeys(needs)
+    ]
+    for planned in plans:
+        scoring.prepare(planned, reference)
 
 
 def training_configuration(config: ConfigDict) -> dict[str, Any]:
@@ -119,7 +124,9 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     Raises:
       ValueError: the directory holds a training of another configuration.
     """
-    settings = store.fingerprint(store.plain(config.evaluation))
+    chosen = config.evaluation.to_dict()
+    del chosen["metrics"]  # of samples
+    settings = store.fingerprint(store.plain(chosen))
     path = directory / f"measured-{settings[:12]}.json"
     store.refuse_another(directory, training_configuration(config))
     if path.exists():

@@ -88,8 +88,7 @@ def run_ablation(
         own = measure.training_configuration(arm_config(config, arm, seed))
         store.refuse_another(training_directory(workdir, arm, seed), own)
     measured = measure.measured_metrics(spec.metrics, configs, dataset)
-    for each in configs:
-        measure.plan_scores(each, dataset)
+    measure.plan_scores(configs, dataset)
     text = config_lib.to_json(config)
     trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
     environments = worker_environments(workers, -(-len(trainings) // max(shard[1], 1)))
