@@ -136,3 +136,10 @@ def test_the_table_has_what_two_networks_judged_alone():
     assert (heading.cells[0].text, row.cells[0].text) == ("Fréchet distance", "a ÷ b")
     words = ["not settled", "▼ lower", "▼ lower", "▲ higher / ○ undecided"]
     assert [cell.text for cell in row.cells[1:]] == words
+
+
+def test_what_is_equal_in_all_arms_has_no_empty_figure():
+    blocks = differences.section(analyse(*made(dict(fd_lite0=LOW, swd=(1.0, 1.0, 1.0))))).blocks
+    panels, table = blocks
+    assert [panel.title for panel in panels.panels] == ["FD (EfficientNet-Lite0)"]
+    assert [row.cells[0].text for row in table.rows] == ["FD (EfficientNet-Lite0)", "a"]

@@ -19,7 +19,8 @@ OUTCOMES = {"suggested": "undecided after correction", "same": "the same", "unkn
 
 def section(analysis: Analysis) -> Section:
     """Forest plots, the table of all comparisons and that of the rankings by several networks."""
-    main = [m for m in analysis.spec.metrics if m.main and analysis.of_metric(m.key)]
+    told = {c.metric.key for c in analysis.comparisons if not c.repeats}
+    main = [m for m in analysis.spec.metrics if m.main and m.key in told]
     panels = [
         Panel(
             f"forest-{i}",
@@ -113,7 +114,7 @@ def _note(analysis: Analysis) -> str:
         f"alone, and cannot be below 2 in 2ⁿ with n pairs{least}. “Seeds” is how many pairs would "
         "find a difference of this size with that power, at the level that the correction leaves "
         "at worst, were effect and spread as measured here: a rough guide, from few seeds."
-        + " Arms that share a training are compared once in what does not depend on sampling."
+        + " Arms with the same values, as those that share a training have, have no row of their own."
         * any(c.repeats for c in analysis.comparisons)
     )
 
