@@ -1,5 +1,7 @@
 """A ranking is settled only where two networks or more decide it alike; the page says which are."""
 
+import json
+
 import pytest
 from test_ablation_report import Page
 
@@ -117,6 +119,9 @@ def test_the_page_has_a_table_of_rankings(tmp_path):
     plain = report.markdown.read_text(encoding="utf-8").replace("\\", "")
     assert f"| {' | '.join(fd)} |" in plain and f"| {' | '.join(kid)} |" in plain
     assert all("settled only where" in words for words in (page.text, plain))
+    numbers = json.loads(report.json.read_text(encoding="utf-8"))["comparisons"]
+    assert [c["settled"] for c in numbers] == [True, True, False, False]
+    assert numbers[3]["opinions"][1]["outcome"] == "higher"
     for c in report.analysis.comparisons:
         assert sentence(spec, c).replace("−", "-") in report.table
 

@@ -114,7 +114,7 @@ def _note(analysis: Analysis) -> str:
         f"alone, and cannot be below 2 in 2ⁿ with n pairs{least}. “Seeds” is how many pairs would "
         "find a difference of this size with that power, at the level that the correction leaves "
         "at worst, were effect and spread as measured here: a rough guide, from few seeds."
-        + " Arms with the same values, as those that share a training have, have no row of their own."
+        + " Arms with the same values, as of one training, have no row of their own."
         * any(c.repeats for c in analysis.comparisons)
     )
 

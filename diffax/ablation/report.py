@@ -133,7 +133,8 @@ def report_numbers(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any
         for arm in analysis.arms
     }
     comparisons = [
-        asdict(c) | {"metric": c.metric.key, "scale": c.metric.scale} for c in analysis.comparisons
+        asdict(c) | {"metric": c.metric.key, "scale": c.metric.scale, "settled": c.settled}
+        for c in analysis.comparisons
     ]
     runs = [{k: v for k, v in r.items() if k != "samples"} for r in analysis.results]
     numbers = {
