@@ -10,6 +10,7 @@ import optax
 import pytest
 from exact import in_float64, predicts, three_modes, wrong
 
+from diffax import config as config_lib
 from diffax import likelihood, objectives, process, schedules
 from diffax.schedules.learned import SHAPES
 
@@ -224,6 +225,34 @@ def test_the_gradient_through_what_the_network_is_told_is_needed():
     right = interval_of_variance(diffusion_terms(followed(schedule, EXACT), EXACT))
     wronged = interval_of_variance(diffusion_terms(followed(schedule, deaf), EXACT))
     assert right[1] < wronged[0]
+
+
+def test_by_default_the_gradient_is_not_clipped_since_that_goes_astray():
+    """In small batches its direction is that of rare large values, which clipping outvotes."""
+    learning = config_lib.default_config()
+    learning.schedule_learning.learning_rate = 3e-3
+    clipped = learning.copy_and_resolve_references()
+    clipped.schedule_learning.clip_norm = 1.0
+    mixture, start = three_modes(), schedules.learned(kind="monotone", size=32, **ENDS)
+
+    def variance(config, key):
+        optimizer = config_lib.build_schedule_optimizer(config)
+
+        def step(carry, key):
+            schedule, state = carry
+            gradient = gradient_of(schedule, mixture.sample(key, 32), jax.random.fold_in(key, 1))
+            updates, state = optimizer.update(gradient, state)
+            return (optax.apply_updates(schedule, updates), state), None
+
+        carry, _ = jax.lax.scan(step, (start, optimizer.init(start)), jax.random.split(key, 1000))
+        return jnp.var(diffusion_terms(carry[0], EXACT, n=50_000))
+
+    keys = jax.random.split(jax.random.key(5), 3)
+    free, outvoted = (
+        jax.jit(jax.vmap(functools.partial(variance, config)))(keys)
+        for config in (learning, clipped)
+    )
+    assert 1.5 * jnp.max(free) < jnp.min(outvoted), (free, outvoted)
 
 
 def deaf(x_t, log_snr):

@@ -13,6 +13,7 @@ import jax
 
 Environment = dict[str, str]
 
+
 def worker_environments(workers: int | None, most: int) -> list[Environment]:
     """What each worker adds to its environment; one alone works in this process and adds nothing.
 

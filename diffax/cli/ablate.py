@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import ast
 import os
 import re
 import shlex
 import sys
-from collections.abc import Callable
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -107,53 +105,18 @@ def _shard(text: str) -> tuple[int, int]:
 
 def _axis(text: str, config: ConfigDict) -> tuple[str, list[Any]]:
     """KEY=A,B,... with the values read as the key's type."""
+    from diffax.config import reading
+
     key, equals, values = text.partition("=")
     if not (key and equals and values):
         raise ValueError(f"--axis={text}: must read KEY=A,B,...")
     if key == "seed":
         raise ValueError(f"--axis={text}: seeds are what arms are repeated over; see --seeds")
-    *sections, last = key.split(".")
     try:
-        section = config
-        for name in sections:
-            section = section[name]
-        kind, default = section.get_type(last), section[last]
-    except (KeyError, AttributeError, TypeError):
-        raise ValueError(f"--axis={text}: the config has no key {key!r}") from None
-    if issubclass(kind, ConfigDict):
-        raise ValueError(f"--axis={text}: {key} is a section; name one of {', '.join(default)}")
+        kind = reading.kind_of(config, key)
+    except ValueError as error:
+        raise ValueError(f"--axis={text}: {error}") from None
     try:
-        return key, [_value(word, kind) for word in _words(values)]
-    except (ValueError, SyntaxError):
+        return key, [reading.read(word, kind) for word in reading.split(values)]
+    except ValueError:
         raise ValueError(f"--axis={text}: {key} takes values of type {kind.__name__}") from None
-
-
-def _words(text: str) -> list[str]:
-    """What stands between the commas that are not within brackets."""
-    words, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
-            words.append("")
-        else:
-            words[-1] += letter
-    return [word.strip() for word in words]
-
-
-def _value(word: str, kind: type) -> Any:
-    # Whether the key may be None is for the config's own check to say.
-    return None if word == "None" else _READERS.get(kind, kind)(word)
-
-
-def _sequence(word: str) -> tuple[Any, ...]:
-    value = ast.literal_eval(word)
-    if not isinstance(value, (tuple, list)):
-        raise ValueError(word)
-    return tuple(value)
-
-
-_READERS: dict[type, Callable[[str], Any]] = {
-    bool: shared.true_or_false,
-    tuple: _sequence,
-    list: _sequence,
-}

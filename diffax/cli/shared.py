@@ -70,9 +70,9 @@ def _interval(text: str) -> tuple[float, ...]:
 
 
 def true_or_false(text: str) -> bool:
-    if text.lower() not in ("true", "false"):
-        raise ValueError(text)
-    return text.lower() == "true"
+    from diffax.config import reading
+
+    return reading.read(text, bool)
 
 
 # flag -> key of config.sampling; the flag's type is that of the key's values

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import schedules
+from diffax.config import reading
 from diffax.config.defaults import schedule_keywords
 from diffax.schedules import registry
 
@@ -78,20 +79,23 @@ def read(text: str, config: ConfigDict) -> Parameter:
             f"--search {text}: {key} decides what is measured or how much is computed, so trials"
             " that differ in it can't be compared"
         )
-    kind = _kind(text, key, config)
-    if kind not in _READERS:
+    try:
+        kind = reading.kind_of(config, key)
+    except ValueError as error:
+        raise ValueError(f"--search {text}: {error}") from None
+    if kind not in _SEARCHED:
         raise ValueError(f"--search {text}: {key}, of type {kind.__name__}, can't be searched")
     ends = written.split(":")
     values = ends[:2] if len(ends) > 1 else written.split(",")
     try:
-        values = [_READERS[kind](value) for value in values]
-    except (KeyError, ValueError):
+        values = [reading.read(value, kind) for value in values]
+    except ValueError:
         raise ValueError(f"--search {text}: {key} takes values of type {kind.__name__}") from None
     if len(ends) == 1:
         if len(set(values)) < max(2, len(values)):
             raise ValueError(f"--search {text}: two or more values are needed, each once")
         return Choice(key, tuple(values))
-    if kind not in (int, float) or ends[2:] not in ([], ["log"]):
+    if kind not in (int, float) or None in values or ends[2:] not in ([], ["log"]):
         raise ValueError(f"--search {text}: a range reads LOW:HIGH or LOW:HIGH:log, in numbers")
     low, high = values
     log = ends[2:] == ["log"]
@@ -101,21 +105,8 @@ def read(text: str, config: ConfigDict) -> Parameter:
     return Range(key, low, high, log)
 
 
-def _kind(text: str, key: str, config: ConfigDict) -> type:
-    *sections, last = key.split(".")
-    try:
-        for section in sections:
-            config = config[section]
-        return config.get_type(last)
-    except (KeyError, AttributeError, TypeError):
-        raise ValueError(f"--search {text}: the config has no key {key!r}") from None
-
-
-def _boolean(text: str) -> bool:
-    return {"true": True, "false": False}[text.lower()]
-
-
-_READERS: dict[type, Callable[[str], Any]] = {int: int, float: float, str: str, bool: _boolean}
+# Of other types are no values that can be drawn, or compared.
+_SEARCHED = (int, float, str, bool)
 
 
 class Space:
