@@ -36,6 +36,7 @@ def config_of(**changes):
     return small_config(
         **LEARNED,
         schedule__kind="polynomial",
+        schedule_learning__clip_norm=1.0,  # its moments no larger than others
         training__checkpoint_every=4,
         evaluation__num_examples=64,  # a batch that needs no filling up on any number of devices
         **changes,

@@ -30,6 +30,7 @@ from diffax.training.checkpoint import Checkpoints
 CHANGES = dict(
     **LEARNED,
     schedule__kind="polynomial",
+    schedule_learning__clip_norm=1.0,  # its moments no larger than others
     objective__time_sampling="importance",
     model__width=32,
 )
