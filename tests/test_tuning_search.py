@@ -60,6 +60,8 @@ def test_a_range_or_values_are_read_as_the_keys_type(text, expected):
         ("schedule.s=0:inf", "both finite"),
         ("schedule.s=0.1:0.2:lin", "LOW:HIGH:log"),
         ("schedule.name=a:b", "in numbers"),
+        ("schedule.s=None:0.1", "in numbers"),
+        ("schedule=1,2", "schedule is a section"),
         ("schedule.name=cosine", "two or more"),
         ("schedule.zero_terminal_snr=yes,no", "values of type bool"),
         ("model.channel_mults=1,2", "type tuple, can't be searched"),
