@@ -58,7 +58,7 @@ def _small_arrays_are_split_too(monkeypatch):
 
 def config_of(layout, **changes):
     where = {f"parallel__{key}": value for key, value in layout.items()}
-    return small_config(**CHANGES, **where, **changes)
+    return small_config(**{**CHANGES, **where, **changes})
 
 
 def begin(config):
@@ -112,6 +112,18 @@ def test_every_layout_gives_the_numbers_of_one_device(layout, per_call, micro_ba
     expected_state, expected_metrics = one_device()
     assert_close(plain(state), expected_state, rtol=1e-5, atol=1e-5)
     assert_close(metrics, expected_metrics, rtol=1e-5, atol=1e-5)
+
+
+def test_without_clipping_too_all_but_the_schedules_moments_are_those_of_one_device():
+    """These are as large as its gradient, of which the order of sums shows more than 1e-5."""
+    (one, numbers), (split, found) = (
+        after_steps(config_of(layout, schedule_learning__clip_norm=0.0))
+        for layout in (ONE, LAYOUTS["both"])
+    )
+    for name in ("params", "ema_params", "schedule", "opt_state", "time_sampler_state"):
+        whole, parts = (jax.device_get(getattr(state, name)) for state in (one, split))
+        assert_close(parts, whole, rtol=1e-5, atol=1e-5)
+    assert_close(found, numbers, rtol=1e-5, atol=1e-5)
 
 
 # --- where arrays lie -----------------------------------------------------------------------
