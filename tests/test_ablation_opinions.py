@@ -148,3 +148,26 @@ def test_what_is_equal_in_all_arms_has_no_empty_figure():
     panels, table = blocks
     assert [panel.title for panel in panels.panels] == ["FD (EfficientNet-Lite0)"]
     assert [row.cells[0].text for row in table.rows] == ["FD (EfficientNet-Lite0)", "a"]
+
+
+def test_each_pair_of_arms_is_settled_by_itself():
+    """Both networks have f below b; of f and c they disagree."""
+    values = {"f": (1.0, 1.0), "b": (2.0, 2.0), "c": (2.0, 0.5)}
+    metrics = score_metrics(["fd_lite0", "fd_mobilenet"])
+    results = [
+        {
+            "arm": arm,
+            "seed": seed,
+            "metrics": {m.key: x * (1 + 0.01 * seed * (arm == "f")) for m, x in zip(metrics, seen)},
+        }
+        for seed in range(3)
+        for arm, seen in values.items()
+    ]
+    found = analyse(Spec("T", "Q?", "b", metrics, focus="f"), results).comparisons
+    settled = [(c.reference, c.outcome, c.settled) for c in found]
+    assert settled == [
+        ("b", "lower", True),
+        ("c", "lower", False),
+        ("b", "lower", True),
+        ("c", "higher", False),
+    ]
