@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax import config as config_lib
 from diffax import likelihood, schedules, scoring, training
 from diffax.data import Dataset, Split
 from diffax.generator import Generator
@@ -82,6 +83,7 @@ def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
       ValueError: a schedule with an infinite end.
     """
     config = run.config.evaluation
+    num_steps = config.vlb_num_steps or run.config.schedule.num_steps
     mesh = parallel.make_mesh(1)
     bound = training.make_bound(run.config, run.model, run.dataset, dataset.eval, mesh)
     terms = bound(run.state, seed)
@@ -94,7 +96,7 @@ def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
         "vlb_variance": float(terms.diffusion.var(ddof=1)),
         "num_examples": num,
         "repeats": config.repeats,
-        "time": f"{config.vlb_num_steps} steps" if config.vlb_num_steps else "continuous",
+        "time": f"{num_steps} steps" if num_steps else "continuous",
         "levels": dataset.levels,
     }
 
@@ -125,6 +127,24 @@ def bound_along_line(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any
     first, last = schedules.concrete_ends(run.state.schedule)
     line = schedules.linear_logsnr(log_snr_max=first, log_snr_min=last)
     return bound_along(run, dataset, line, seed)
+
+
+def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+    """The variance of a training batch's gradient by the network's parameters: what noise in the
+    data's order, the times and the noise leaves in a step (`training.make_gradient_variance`).
+
+    It is of the loss as trained, so arms of another weighting or prediction have another scale.
+    """
+    mesh = parallel.make_mesh(1)
+    variance = training.make_gradient_variance(
+        run.config, run.model, run.dataset, dataset.train, mesh
+    )
+    return {
+        "grad_variance": variance(run.state, seed),
+        "num_batches": run.config.evaluation.gradient_batches,
+        "batch_size": run.config.training.batch_size,
+        "seed": seed,
+    }
 
 
 def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
@@ -171,7 +191,7 @@ def loss_by_log_snr(
     under different schedules noise level by noise level. In discrete time the nearest index is
     taken.
     """
-    schedule = run.state.schedule
+    schedule = config_lib.acting_schedule(run.config, run.state.schedule)
     first, last = (np.clip(float(end), -20.0, 20.0) for end in ends_of(schedule))
     times = schedule.inverse_log_snr(jnp.linspace(last, first, num_levels))
     indices = np.arange(min(num_examples, len(split)))
@@ -189,7 +209,7 @@ def loss_by_log_snr(
         x0 = batch["x"]
         noise = jax.random.normal(key, x0.shape)
         t = jnp.broadcast_to(t, x0.shape[:1])
-        log_snr = state.schedule.log_snr(t)
+        log_snr = schedule.log_snr(t)
         prediction = run.config.objective.prediction
         errors = likelihood.eps_error(predict, x0, noise, t, log_snr, prediction)
         return log_snr[0], jnp.mean(errors) / math.prod(x0.shape[1:])

@@ -33,6 +33,7 @@ def get_config():
     config.evaluation.repeats = 2
     config.evaluation.num_examples = 64
     config.evaluation.num_samples = 64
+    config.evaluation.gradient_batches = 0
     return config
 """
 LEARNED = dict(schedule__name="learned", schedule__size=8)
@@ -81,6 +82,7 @@ def small_config(**changes):
     config.training.checkpoint_every = 0
     config.evaluation.num_examples = 100
     config.evaluation.batch_size = 64
+    config.evaluation.gradient_batches = 0
     config.sampling.num_samples = 16
     config.sampling.num_steps = 4
     config.parallel.num_devices = 1

@@ -17,7 +17,8 @@ CONFIG = """
 from small_runs import small_config
 
 def get_config():
-    return small_config(training__num_steps=6, evaluation__num_samples=64, evaluation__repeats=2)
+    return small_config(training__num_steps=6, evaluation__num_samples=64, evaluation__repeats=2,
+                        training__eval_every=3, evaluation__gradient_batches=2)
 """
 # What was compiled once is read from the disk, by other processes too.
 COMMAND = """
@@ -69,7 +70,14 @@ def test_ways_to_sample_share_one_training(whole):
     assert homes == ["trainings/common/seed0", "trainings/common/seed1"]
     assert all((home / "checkpoints").is_dir() for home in trained)
     few, many = (numbers(workdir, "summary")[arm] for arm in ARMS)
-    assert few["bpd"] == many["bpd"]  # of the training
+    for key in ("bpd", "grad_variance"):  # of the training
+        assert few[key] == many[key] and few[key]["mean"] > 0
+    for run in numbers(workdir, "runs"):
+        assert run["evaluation"]["grad_variance"]["num_batches"] == 2
+        curve = run["curves"]["gradient_variance"]
+        assert curve["step"] == [3, 6]
+        measured = run["metrics"]["grad_variance"]
+        assert curve["variance"][-1] == pytest.approx(measured, rel=1e-5)
     assert few["swd"]["values"] != many["swd"]["values"]  # of the samples
     repeats = {c["metric"]: c["repeats"] for c in numbers(workdir, "comparisons")}
     assert repeats["bpd"] and not repeats["swd"]

@@ -93,6 +93,8 @@ def test_the_metrics_are_those_given_and_then_those_measured():
     config, rest = small_config(), ["prior", "diffusion", "reconstruction", "bpd_own"]
     assert keys(runner.METRICS, digits, config) == ["vlb_variance", "bpd", "frechet", *rest]
     assert keys(runner.METRICS, mixture, config) == ["vlb_variance", "bpd", "swd", *rest]
+    of_gradient = small_config(evaluation__gradient_batches=4)
+    assert "grad_variance" in keys(runner.METRICS, mixture, of_gradient)
     discrete = small_config(schedule__num_steps=10)
     assert "bpd_own" not in keys(runner.METRICS, mixture, discrete)
     scores = small_config(evaluation__metrics=("kid", "prdc_lite0", "kid"))
@@ -147,18 +149,27 @@ def test_what_is_no_axis_is_refused(text, said):
         axis(text)
 
 
-def test_combinations_that_exclude_one_another_are_left_out():
+def test_a_learned_schedule_goes_with_every_number_of_steps():
     axes = {
-        "schedule.name": ["linear", "learned"],
-        "schedule.num_steps": [250],
+        "schedule.name": ["linear", "cosine", "sigmoid", "learned"],
+        "schedule.num_steps": [250, 1000],
         "objective.prediction": ["eps", "v"],
     }
     arms, left_out = runner.possible_arms(small_config(), axes)
-    names = [f"schedule.name={s},schedule.num_steps=250,objective.prediction={p}"
-             for s in ("linear", "learned") for p in ("eps", "v")]  # fmt: skip
-    assert [arm.name for arm in arms] == names[:2]
-    assert list(left_out) == names[2:]
-    assert "a learned schedule is trained in continuous time" in left_out[names[2]]
+    assert len(arms) == 16 and not left_out
+
+
+def test_combinations_that_exclude_one_another_are_left_out():
+    axes = {
+        "objective.learned_variance": [False, True],
+        "schedule.num_steps": [0, 250],
+    }
+    arms, left_out = runner.possible_arms(small_config(), axes)
+    kept = [(False, 0), (False, 250), (True, 250)]
+    assert [tuple(arm.overrides.values()) for arm in arms] == kept
+    (reason,) = left_out.values()
+    assert list(left_out) == ["objective.learned_variance=True,schedule.num_steps=0"]
+    assert "the variance of a step of discrete time" in reason
     # A value that is impossible alone may be possible beside others, and the reverse.
     axes = {"sampling.sampler": ["ddim", "ddpm"], "sampling.variance": ["fixed_small", None]}
     arms, left_out = runner.possible_arms(small_config(), axes)
@@ -172,7 +183,10 @@ def test_combinations_that_exclude_one_another_are_left_out():
     ("axes", "said"),
     [
         ({"schedule.name": ["linear", "cosin"]}, "schedule.name is 'cosin'"),
-        ({"schedule.name": ["learned"], "schedule.num_steps": [10]}, "no arm of the grid"),
+        (
+            {"schedule.name": ["learned"], "model.conditioning": ["step"]},
+            "no arm of the grid",
+        ),
         ({"schedule.nme": ["linear"]}, "schedule.nme"),
     ],
 )

@@ -97,7 +97,7 @@ def test_refused(key, value, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schedule.num_steps": 50}, ["learned schedule", "num_steps=50"]),
+        ({"schedule.num_steps": 20}, ["config.sampling", "num_steps=50", "2 to 20"]),
         ({"model.conditioning": "step"}, ["conditioning='step'", "log_snr"]),
         ({"training.batch_size": 33}, ["training.batch_size is 33", "even"]),
         ({"schedule.kind": "spline"}, ["kind='spline'", "monotone, piecewise_linear, polynomial"]),

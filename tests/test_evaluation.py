@@ -41,6 +41,16 @@ def test_the_bound_says_what_it_depends_on_and_adds_up(run_and_data):
     assert found == evaluation.evaluate(run, dataset, ["bpd"], seed=3)["bpd"]
 
 
+def test_the_bound_says_in_how_many_steps_it_is(run_and_data):
+    run, dataset = run_and_data
+    assert evaluation.bits_per_dim(run, dataset)["time"] == "continuous"
+    for key, steps in (("evaluation.vlb_num_steps", 5), ("schedule.num_steps", 7)):
+        config = config_lib.changed(run.config, {key: steps, "evaluation.num_examples": 64})
+        acting = config_lib.acting_schedule(config, run.state.schedule)
+        other = run._replace(config=config, state=run.state.replace(schedule=acting))
+        assert evaluation.bits_per_dim(other, dataset)["time"] == f"{steps} steps"
+
+
 def test_along_another_schedule_the_bound_agrees_and_its_variance_is_that_schedules(run_and_data):
     run, dataset = run_and_data
     own = evaluation.bits_per_dim(run, dataset)

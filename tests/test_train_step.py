@@ -19,8 +19,9 @@ from small_runs import (
 
 import diffax
 from diffax import config as config_lib
-from diffax import objectives, process, schedules, training
+from diffax import objectives, process, schedules, time_sampling, training
 from diffax.config import optimizers
+from diffax.schedules import alpha_of, sigma_of
 from diffax.training.step import moving_average
 from diffax.training.window import Window
 
@@ -131,6 +132,61 @@ def test_schedule_moves_between_fixed_ends(kind, objective, num_steps):
     names = {"updated", "vlb", "vlb_variance", "grad_norm", "grad_variance"}
     assert {n.removeprefix("schedule_") for n in metrics[0] if n.startswith("schedule_")} == names
     assert all(m["schedule_grad_norm"] > 0 and m["schedule_grad_variance"] > 0 for m in metrics)
+
+
+@pytest.mark.parametrize(("objective", "own_steps"), [("variance", 0), ("vlb", 0), ("vlb", 5)])
+def test_in_discrete_time_the_network_sees_the_steps_of_the_learned_schedule(objective, own_steps):
+    """The loss is that of the discretised schedule as it is now; what is learned is continuous."""
+    config = small_config(
+        **LEARNED, schedule__num_steps=8, objective__prediction="v",
+        schedule_learning__objective=objective, schedule_learning__num_steps=own_steps,
+        schedule_learning__optimizer="sgd", schedule_learning__learning_rate=0.25,
+    )  # fmt: skip
+    config_lib.validate(config)
+    step, state = prepare(config)
+    state = step(state, batch_of(seed=1))[0]  # away from the start
+    batch = batch_of()
+    new, metrics = step(state, batch)
+    assert state.schedule.num_steps is None
+    keys = jax.random.split(jax.random.fold_in(state.key, 1), 5)
+    u, _ = time_sampling.stratified().sample((), keys[0], 32)
+    noise = jax.random.normal(keys[1], (32, 2))
+    model, levels = config_lib.build_model(config, MIXTURE), state.schedule.discretize(8)
+    log_snr = levels.log_snr(jnp.floor(u * 8).astype(jnp.int32))
+    alpha, sigma = (process.expand_to(f(log_snr), noise) for f in (alpha_of, sigma_of))
+    predict = training.predictor(model, state.params)
+    out = predict(alpha * batch["x"] + sigma * noise, log_snr)
+    expected = jnp.mean((out - (alpha * noise - sigma * batch["x"])) ** 2)
+    assert float(metrics["loss"]) == pytest.approx(float(expected), rel=1e-5)
+
+    def gradient(half, key):
+        return objectives.schedule_gradient(
+            state.schedule, predict, batch["x"][half::2], key, objective=objective,
+            prediction="v", num_steps=own_steps or 8, levels=None,
+        )  # fmt: skip
+
+    halves = [jax.jit(gradient, static_argnums=0)(i, k) for i, k in enumerate(
+        jax.random.split(keys[4]))]  # fmt: skip
+    followed = jax.tree.map(lambda s, g, h: s - 0.25 * 0.5 * (g + h), state.schedule, *halves)
+    assert_close(new.schedule, followed, rtol=1e-4, atol=1e-5)
+
+
+def test_a_learned_schedule_in_discrete_time_samples_and_bounds_by_its_steps():
+    config = small_config(**LEARNED, schedule__num_steps=6)
+    state, _ = train_steps(config, 2)
+    fixed = state.replace(schedule=state.schedule.discretize(6))
+    model = config_lib.build_model(config, MIXTURE)
+    for function in (
+        lambda s: training.make_eval_step(config, model, MIXTURE)(s, jax.random.key(1), batch_of()),
+        lambda s: training.make_sampler(config, model, MIXTURE)(
+            s, jax.random.split(jax.random.key(2), 3), jnp.zeros(3, jnp.int32), 1.0
+        ),
+    ):
+        function = jax.jit(function)
+        assert_close(function(state), function(fixed), rtol=1e-5, atol=1e-6)
+    config.sampling.num_steps = 7
+    with pytest.raises(ValueError, match="num_steps=7.*2 to 6"):
+        config_lib.validate(config)
 
 
 def test_learned_endpoints_move_when_asked_for():

@@ -32,6 +32,7 @@ METRICS = (
     Metric("prior", "Prior term", "bits/dim", digits=5, main=False),
     Metric("diffusion", "Diffusion term", "bits/dim", digits=3, main=False),
     Metric("reconstruction", "Reconstruction term", "bits/dim", digits=3, main=False),
+    Metric("grad_variance", "Var(gradient)", lower_is_better=None, scale="log", main=False),
     Metric("bpd_own", "By its own schedule", "bits/dim", digits=3, main=False),
 )
 PARTS = ("prior", "diffusion", "reconstruction")
@@ -47,7 +48,8 @@ LOGGED = (
     ("training_loss", "loss", "loss"),
     ("loss_variance", "loss_variance", "variance"),
     ("gradient_norm", "grad_norm", "norm"),
-    ("gradient_variance", "schedule_grad_variance", "variance"),
+    ("gradient_variance", "eval_grad_variance", "variance"),
+    ("schedule_gradient_variance", "schedule_grad_variance", "variance"),
     ("bound_in_training", "eval_vlb", "bits/dim"),
     ("bound_variance_in_training", "eval_vlb_variance", "variance"),
 )
@@ -76,8 +78,11 @@ def measured_metrics(
       ValueError: another metric is given that they don't have.
     """
     names = dict.fromkeys(name for config in configs for name in score_names(config, dataset))
-    free = any(map(_bound_is_free, configs))
-    known = {m.key: m for m in METRICS if m.key != "bpd_own" or free}
+    measured = {
+        "bpd_own": any(map(_bound_is_free, configs)),
+        "grad_variance": any(config.evaluation.gradient_batches for config in configs),
+    }
+    known = {m.key: m for m in METRICS if measured.get(m.key, True)}
     known |= {m.key: m for m in score_metrics(list(names))}
     for metric in given:
         if metric.key not in known and metric not in METRICS:
@@ -149,6 +154,9 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
         along |= evaluation.bound_along_line(run, dataset, config.seed)
         evaluated = {"bpd": own | along, "bpd_own": own}
     values = evaluated["bpd"] | {"bpd_own": own["bpd"], "vlb_variance": own["vlb_variance"]}
+    if config.evaluation.gradient_batches:
+        evaluated["grad_variance"] = evaluation.gradient_variance(run, dataset, config.seed)
+        values |= evaluated["grad_variance"]
     measured = {
         "metrics": {m.key: values[m.key] for m in METRICS if m.key in values},
         "evaluation": evaluated,

@@ -143,8 +143,8 @@ def possible_arms(
 ) -> tuple[list[Arm], dict[str, str]]:
     """The arms of the grid that can be run, and name -> reason for those that can't.
 
-    Some values exclude one another: a learned schedule has no steps, say. Those arms are left out;
-    a value that is impossible in every arm, and by itself, is an error.
+    Some values exclude one another: in continuous time no step's variance is learned, say. Those
+    arms are left out; a value that is impossible in every arm, and by itself, is an error.
 
     Raises:
       ValueError: such a value, or no arm that can be run.

@@ -52,6 +52,10 @@ CURVES = {
         "Of the network, before it is clipped: spikes are steps that were nearly lost.",
     ),
     "gradient_variance": (
+        "Variance of the gradient",
+        "Of the network, between training batches: what is left to chance in a step.",
+    ),
+    "schedule_gradient_variance": (
         "Variance of the schedule’s gradient",
         "How noisy the gradient of a learned schedule is along training.",
     ),

@@ -9,6 +9,7 @@ A file under configs/ starts from `default_config()` in its `get_config()`; on t
 """
 
 from diffax.config.build import (
+    acting_schedule,
     build_model,
     build_optimizer,
     build_sampler,
@@ -27,6 +28,7 @@ from diffax.config.storage import changed, differences, from_json, to_json
 __all__ = [
     "DECAYS",
     "OPTIMIZERS",
+    "acting_schedule",
     "build_model",
     "build_optimizer",
     "build_sampler",

@@ -26,7 +26,8 @@ def build_schedule(
     """The noise schedule of `config.schedule`.
 
     Built in this order: the constructor; its endpoints, by `with_endpoints` where it takes none
-    itself; the input scale; the resolution shift; zero terminal SNR; discrete time.
+    itself; the input scale; the resolution shift; zero terminal SNR; discrete time. A learned one
+    is learned in continuous time and stays in it: see `acting_schedule`.
 
     Args:
       config: the whole config.
@@ -58,14 +59,19 @@ def build_schedule(
         schedule = schedules.shifted(schedule, max(shape[:-1]), section.base_resolution)
     if section.zero_terminal_snr:
         schedule = schedules.zero_terminal_snr(schedule)
-    if section.num_steps > 0:
-        if is_learned(schedule):
-            raise ValueError(
-                f"num_steps={section.num_steps}: a learned schedule is trained in continuous time,"
-                " so it must be 0; schedule_learning.num_steps sets the steps of the bound"
-            )
-        schedule = schedule.discretize(section.num_steps)
-    return schedule
+    return schedule if is_learned(schedule) else acting_schedule(config, schedule)
+
+
+def acting_schedule(config: ConfigDict, schedule: AnySchedule) -> AnySchedule:
+    """The schedule by which one trains the network, samples and bounds the likelihood.
+
+    In discrete time, of `config.schedule.num_steps` steps, that is the T levels of `schedule` as
+    it is now: of a learned one, whose parameters go on changing. Otherwise it is `schedule`.
+    """
+    num_steps = config.schedule.num_steps
+    if num_steps == 0 or schedule.num_steps is not None:
+        return schedule
+    return schedule.discretize(num_steps)
 
 
 def build_sampling_schedule(config: ConfigDict, shape: Sequence[int]) -> AnySchedule | None:

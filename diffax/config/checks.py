@@ -95,6 +95,9 @@ RULES: dict[str, Rule] = {
     "evaluation.repeats": _at_least(1),
     "evaluation.vlb_num_steps": _at_least(0),
     "evaluation.ode_num_steps": _at_least(1),
+    "evaluation.gradient_batches": _rule(
+        lambda value: value == 0 or value >= 2, "at least 2, or 0 for none"
+    ),
     "evaluation.num_samples": _at_least(1),
     "parallel.num_devices": _at_least(0),
     "parallel.fsdp": _at_least(1),
@@ -227,7 +230,7 @@ def _require_finite_ends(config: ConfigDict, schedule: AnySchedule, purpose: str
 
 
 def _objective(config: ConfigDict, schedule: AnySchedule) -> None:
-    if config.objective.learned_variance and schedule.num_steps is None:
+    if config.objective.learned_variance and not config.schedule.num_steps:
         raise ValueError(
             "learned_variance=True is the variance of a step of discrete time: schedule.num_steps,"
             " which is 0, must be at least 2"
@@ -242,10 +245,11 @@ def _schedule_learning(config: ConfigDict, schedule: AnySchedule) -> None:
             f" in each of the {training.grad_accumulation} micro-batches (grad_accumulation), since"
             " the variance of its gradient is measured between two halves"
         )
-    if section.objective == "vlb" and section.num_steps < 1:
+    if section.objective == "vlb" and not (section.num_steps or config.schedule.num_steps):
         raise ValueError(
             f"objective='vlb' with num_steps={section.num_steps}: in continuous time the VLB does"
-            " not depend on the schedule's shape; num_steps must be at least 1"
+            " not depend on the schedule's shape; num_steps, or schedule.num_steps, must be at"
+            " least 1"
         )
 
 
@@ -266,7 +270,11 @@ def _sampling(config: ConfigDict, schedule: AnySchedule) -> None:
     if config.sampling.schedule is not None:
         schedule = _sampling_schedule(config, schedule)
     visit = (options["num_steps"], options["grid"], options["prediction"])
-    jax.eval_shape(lambda: samplers.visited_levels(schedule, *visit))  # checks, computes nothing
+
+    def visited() -> Any:
+        return samplers.visited_levels(build.acting_schedule(config, schedule), *visit)
+
+    jax.eval_shape(visited)  # checks, computes nothing
 
 
 def _guidance(config: ConfigDict) -> None:

@@ -56,7 +56,7 @@ def default_config() -> ConfigDict:
     # goes astray, the shape grows jumps, and the variance with them.
     learning.clip_norm = 0.0
     learning.update_every = 1  # training steps from one update to the next; 0: never
-    learning.num_steps = 0  # T of the VLB that is followed; 0: continuous time
+    learning.num_steps = 0  # T of the VLB that is followed; 0: schedule.num_steps
 
     objective = config.objective = ConfigDict()
     objective.prediction = "eps"  # what the network predicts
@@ -109,6 +109,8 @@ def default_config() -> ConfigDict:
     evaluation.num_examples = 0  # of the evaluation split, the first so many; 0: all
     evaluation.vlb_num_steps = 0  # T of the bound; 0: continuous time
     evaluation.ode_num_steps = 50  # of the ODE likelihood
+    # Over so many batches of the training split the variance of the gradient; 0: not measured.
+    evaluation.gradient_batches = 16
     evaluation.num_samples = 2000  # drawn for the metrics of samples
     # Of samples, keys of diffax.scoring.scores(), as ("fd_lite0", "fd_mobilenet", "prdc"); (): the
     # Fréchet distance of a classifier's features, or sliced Wasserstein where none can be trained.

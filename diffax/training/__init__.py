@@ -14,6 +14,7 @@ from diffax.training.evaluation import (
     make_evaluation,
     make_ode_bits,
 )
+from diffax.training.gradient import make_gradient_variance
 from diffax.training.interrupt import Interrupted
 from diffax.training.loop import train
 from diffax.training.outputs import make_sampler
@@ -34,6 +35,7 @@ __all__ = [
     "make_bound",
     "make_eval_step",
     "make_evaluation",
+    "make_gradient_variance",
     "make_ode_bits",
     "make_sampler",
     "make_train_step",

@@ -1,4 +1,5 @@
-"""The variational bound on a split, with the averaged parameters."""
+"""What is measured of a state: the variational bound on a split, with the averaged parameters, and
+the variance of the gradient, with those being trained."""
 
 from __future__ import annotations
 
@@ -12,9 +13,11 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffax import config as config_lib
 from diffax import likelihood
-from diffax.data import Split
+from diffax.data import Dataset, Split
 from diffax.training import parallel
+from diffax.training.gradient import make_gradient_variance
 from diffax.training.state import DatasetInfo, TrainState, predictor
 
 
@@ -29,7 +32,7 @@ def make_eval_step(
         return likelihood.vlb(
             key,
             predictor(model, state.ema_params, label, mean_only=mean_only),
-            state.schedule,
+            config_lib.acting_schedule(config, state.schedule),
             batch["x"],
             num_steps=config.evaluation.vlb_num_steps or None,
             prediction=config.objective.prediction,
@@ -69,7 +72,7 @@ def make_ode_bits(
         mean_only = config.objective.learned_variance
         return likelihood.ode_bits_per_dim(
             predictor(model, state.ema_params, label, mean_only=mean_only),
-            state.schedule,
+            config_lib.acting_schedule(config, state.schedule),
             batch["x"],
             key=key,
             levels=dataset.levels,
@@ -115,15 +118,18 @@ def _over_split(
 
 
 def make_evaluation(
-    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, split: Split, mesh: Mesh
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, data: Dataset, mesh: Mesh
 ) -> Callable[[TrainState], dict[str, float]]:
-    """state -> what the loop logs of the bound, always under the same noise (`config.seed`).
+    """state -> what the loop logs of it, always under the same noise (`config.seed`).
 
-    Means in bits/dim, "eval_vlb" and its terms "eval_prior", "eval_diffusion" and
-    "eval_reconstruction"; and "eval_vlb_variance", the variance of one example's diffusion term at
-    one time.
+    On the evaluation split means in bits/dim, "eval_vlb" and its terms "eval_prior",
+    "eval_diffusion" and "eval_reconstruction"; and "eval_vlb_variance", the variance of one
+    example's diffusion term at one time. On the training split "eval_grad_variance", by
+    `make_gradient_variance`, unless `evaluation.gradient_batches` is 0.
     """
-    bound = make_bound(config, model, dataset, split, mesh)
+    bound = make_bound(config, model, dataset, data.eval, mesh)
+    variance = make_gradient_variance(config, model, dataset, data.train, mesh)
+    of_gradient = config.evaluation.gradient_batches > 0
 
     def evaluate(state: TrainState) -> dict[str, float]:
         terms = bound(state, config.seed)
@@ -131,6 +137,7 @@ def make_evaluation(
             "eval_vlb": float(np.mean(terms.total)),
             **{f"eval_{name}": float(np.mean(term)) for name, term in terms._asdict().items()},
             "eval_vlb_variance": float(np.var(terms.diffusion)),
+            **({"eval_grad_variance": variance(state, config.seed)} if of_gradient else {}),
         }
 
     return evaluate

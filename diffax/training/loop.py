@@ -91,7 +91,7 @@ def train(
     )
 
     like, init, compiled = compile_run(config, model, info, mesh)
-    evaluate = make_evaluation(config, model, info, dataset.eval, mesh)
+    evaluate = make_evaluation(config, model, info, dataset, mesh)
     draw_samples = outputs.make_drawing(config, model, info, root, mesh)
 
     with ExitStack() as stack:

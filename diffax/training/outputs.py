@@ -63,7 +63,7 @@ def make_sampler(
                 sampling.guidance_interval,
                 sampling.guidance_rescale,
             )
-        schedule = state.schedule if other is None else other
+        schedule = config_lib.acting_schedule(config, state.schedule) if other is None else other
         return operation(keys, predict, schedule, (len(keys), *dataset.shape), *given, **options)
 
     return draw

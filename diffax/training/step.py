@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import likelihood, objectives, time_sampling
+from diffax.training.gradient import Batch, make_gradient, step_keys, told
 from diffax.training.spread import HERE, Spread, over_micro_batches
 from diffax.training.state import DatasetInfo, TrainState, predictor
 
-Batch = dict[str, Any]
 Metrics = dict[str, jax.Array]
 
 # A training step gives these metrics, scalars all. Those that must be finite for an update to be
@@ -49,50 +49,18 @@ def make_train_step(
     optimizer = config_lib.build_optimizer(config)
     learning_rate = config_lib.learning_rate_at(config)
     times = time_sampling.get(config.objective.time_sampling)
-    objective, micro_batches = config.objective, config.training.grad_accumulation
+    gradient = make_gradient(config, model, dataset, spread)
     update_schedule = _make_schedule_update(config, model, dataset, spread)
 
     def train_step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-        names = ("times", "noise", "dropout", "label", "schedule")
-        keys = dict(zip(names, jax.random.split(jax.random.fold_in(state.key, state.step), 5)))
-        x0 = batch["x"]
-        num = x0.shape[0] * spread.size
-        u, weight = times.sample(state.time_sampler_state, keys["times"], num)
-        noise = jax.random.normal(keys["noise"], (num, *x0.shape[1:]), x0.dtype)
-        label = _told_label(config, dataset, batch, keys["label"], spread)
-        mine = spread.mine({"u": u, "weight": weight, "noise": noise})
-
-        def loss_of(params: Any, rows: Batch, dropout: jax.Array) -> tuple[jax.Array, Batch]:
-            losses, aux = objectives.training_loss(
-                None,
-                predictor(model, params, rows["label"], train=True, rngs={"dropout": dropout}),
-                state.schedule,
-                rows["x0"],
-                time_sampling.times_of(state.schedule, rows["u"]),
-                prediction=objective.prediction,
-                weighting=objective.weighting,
-                learned_variance=objective.learned_variance,
-                hybrid_weight=objective.hybrid_weight,
-                noise=rows["noise"],
-            )
-            each = {"loss": losses, "weighted": rows["weight"] * losses, "log_snr": aux["log_snr"]}
-            return jnp.mean(each["weighted"]), each
-
-        def loss_and_gradient(rows: Batch, number: jax.Array | int) -> tuple[Any, Batch]:
-            part = spread.index() * micro_batches + number
-            dropout = jax.random.fold_in(keys["dropout"], part)
-            value = jax.value_and_grad(loss_of, has_aux=True)
-            (loss, each), gradient = value(state.params, rows, dropout)
-            return (loss, gradient), each
-
-        rows = {"x0": x0, "label": label, **mine}
-        means, each = over_micro_batches(loss_and_gradient, rows, micro_batches)
-        (loss, grads), each = spread.mean(means), spread.join(each)
+        keys = step_keys(jax.random.fold_in(state.key, state.step))
+        batch = told(config, dataset, batch, keys["label"], spread)
+        loss, grads, each = gradient(state, batch, keys)
         updates, opt_state = optimizer.update(grads, state.opt_state, state.params)
         params = optax.apply_updates(state.params, updates)
         ema_params = moving_average(state.ema_params, params, config.ema.decay, state.step)
         schedule, schedule_opt_state, schedule_metrics = update_schedule(
-            state, x0, label, keys["schedule"]
+            state, batch["x"], batch["label"], keys["schedule"]
         )
         worst = jnp.argmax(jnp.nan_to_num(each["loss"], nan=jnp.inf))
         metrics = {
@@ -109,7 +77,7 @@ def make_train_step(
             opt_state=opt_state,
             schedule=schedule,
             schedule_opt_state=schedule_opt_state,
-            time_sampler_state=times.update(state.time_sampler_state, u, each["loss"]),
+            time_sampler_state=times.update(state.time_sampler_state, each["u"], each["loss"]),
         )
         before = {name: getattr(state, name) for name in updated}
         finite = [jnp.isfinite(metrics[name]) for name in MUST_BE_FINITE if name in metrics]
@@ -127,17 +95,6 @@ def moving_average(average: Any, params: Any, decay: float, step: jax.Array) -> 
     """
     d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
     return jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
-
-
-def _told_label(
-    config: ConfigDict, dataset: DatasetInfo, batch: Batch, key: jax.Array, spread: Spread
-) -> jax.Array | None:
-    """The labels that the network is told: the null class for a share of them; None without."""
-    if not config.model.class_conditional:
-        return None
-    label = batch["label"]
-    dropped = jax.random.bernoulli(key, config.model.label_dropout, (len(label) * spread.size,))
-    return jnp.where(spread.mine(dropped), dataset.num_classes, label)
 
 
 def _make_schedule_update(
@@ -160,7 +117,7 @@ def _make_schedule_update(
                 None,
                 objective=section.objective,
                 prediction=config.objective.prediction,
-                num_steps=section.num_steps or None,
+                num_steps=section.num_steps or config.schedule.num_steps or None,
                 levels=dataset.levels,
                 has_aux=True,
                 draws=half["draws"],
