@@ -23,11 +23,11 @@ class Constant(nn.Module):
         return jnp.full_like(x, 1.0) * w
 
 
-def variance_of(config, model, num_batches, devices=1, seed=0):
+def variance_of(config, model, num_batches, devices=1, fsdp=1, seed=0):
     config = config_lib.changed(config, {"evaluation.gradient_batches": num_batches})
     dataset = data.load(config.data)
     state = training.create_state(config, model, MIXTURE)
-    mesh = parallel.make_mesh(devices)
+    mesh = parallel.make_mesh(devices, fsdp)
     function = training.make_gradient_variance(config, model, MIXTURE, dataset.train, mesh)
     return function(state, seed)
 
@@ -71,8 +71,8 @@ def test_it_is_the_trace_of_the_covariance_of_gradients():
         tree = gradient(x0, jax.random.fold_in(jax.random.key(3), i))
         rows.append(np.concatenate([np.ravel(leaf) for leaf in jax.tree.leaves(tree)]))
     expected = np.var(np.asarray(rows, np.float64), axis=0, ddof=1).sum()
-    for devices in (1, 4):
-        assert variance_of(config, model, 6, devices, seed=3) == pytest.approx(expected, rel=1e-3)
+    for layout in ((1, 1), (4, 2)):
+        assert variance_of(config, model, 6, *layout, seed=3) == pytest.approx(expected, rel=1e-3)
 
 
 def test_larger_batches_have_less_of_it():

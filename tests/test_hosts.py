@@ -43,7 +43,7 @@ def config_of(**changes):
     )
 
 
-LOOKED_AT = dict(training__sample_every=12, training__eval_every=12)
+LOOKED_AT = dict(training__sample_every=12, training__eval_every=12, evaluation__gradient_batches=2)
 SPLIT = config_of(parallel__num_devices=0, parallel__fsdp=4, **LOOKED_AT)
 
 
@@ -98,7 +98,9 @@ def assert_same_run(workdir, expected):
 def test_two_processes_make_the_run_of_one(together, one_process):
     """The same global batches in the same order, each process reading its half."""
     assert_same_run(together, one_process)
-    assert lines(together)[-1].keys() == lines(one_process)[-1].keys() >= {"loss", "eval_vlb"}
+    logged = lines(together)[-1].keys()
+    assert logged == lines(one_process)[-1].keys()
+    assert logged >= {"loss", "eval_vlb", "eval_grad_variance"}
     names = [{p.name for p in (w / "samples").iterdir()} for w in (together, one_process)]
     assert names[0] == names[1] == {"step_000012.png"}
 

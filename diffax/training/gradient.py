@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any
 
@@ -18,7 +19,7 @@ from diffax import objectives, time_sampling
 from diffax.data import Split
 from diffax.training import parallel
 from diffax.training.spread import HERE, Spread, Together, over_micro_batches
-from diffax.training.state import DatasetInfo, TrainState, predictor
+from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
 
 Batch = dict[str, Any]
 
@@ -107,7 +108,13 @@ def make_gradient_variance(
     parameters, squared.
     """
     gradient = make_gradient(config, model, dataset, Together(mesh))
+    like = jax.eval_shape(functools.partial(create_state, config, model, dataset)).params
+    whole = parallel.replicated(mesh)
+    where = parallel.state_sharding(like, mesh), whole
     num, size = config.evaluation.gradient_batches, config.training.batch_size
+
+    def start() -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), jnp.zeros(())
 
     def add(state: TrainState, sums: Any, batch: Batch, key: jax.Array) -> Any:
         keys = step_keys(key)
@@ -120,13 +127,13 @@ def make_gradient_variance(
         total, squares = sums
         return optax.tree.norm(total) ** 2, squares
 
-    add = jax.jit(add, donate_argnums=1)
-    norms = jax.jit(norms, out_shardings=parallel.replicated(mesh))
+    start = jax.jit(start, out_shardings=where)
+    add = jax.jit(add, donate_argnums=1, out_shardings=where)
+    norms = jax.jit(norms, out_shardings=whole)
 
     def variance(state: TrainState, seed: int) -> float:
         state = jax.device_put(state, parallel.state_sharding(state, mesh))
-        sums = jax.tree.map(jnp.zeros_like, state.params), jnp.zeros(())
-        rng = np.random.default_rng(seed)
+        sums, rng = start(), np.random.default_rng(seed)
         for i in range(num):
             rows = rng.choice(len(split), size, replace=size > len(split))
             label = None if split.label is None else split.label[rows]
