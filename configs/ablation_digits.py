@@ -29,6 +29,7 @@ def get_config() -> ConfigDict:
     config.training.batch_size = 64
     config.training.num_steps = 600
     config.training.log_every = 100
+    config.training.eval_every = 200
     config.training.checkpoint_every = 300
     config.sampling.clip_x0 = 1.0
     config.evaluation.num_samples = 500

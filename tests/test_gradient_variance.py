@@ -5,11 +5,17 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import MIXTURE, small_config
+from small_runs import MIXTURE, compiled_quickly, small_config
 
 from diffax import config as config_lib
 from diffax import data, evaluation, objectives, time_sampling, training
 from diffax.training import parallel
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _compiled_quickly(tmp_path_factory):
+    with compiled_quickly(tmp_path_factory.mktemp("compiled")):
+        yield
 
 
 class Constant(nn.Module):
