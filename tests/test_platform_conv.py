@@ -47,7 +47,9 @@ def test_minimal_filtering_filters(matrices):
         )
 
 
-def test_the_convolution_of_4x4_images_is_the_convolution():
+@pytest.mark.parametrize("least", [2, 4])
+def test_the_convolution_of_4x4_images_is_the_convolution(least, monkeypatch):
+    monkeypatch.setattr(winograd, "LEAST_IMAGES_IN_HALVES", least)  # in halves, or all at once
     args = normal(0, 3, 4, 4, 2), normal(1, 3, 3, 2, 3)
     compare_forms([conv_plain, winograd.conv_of_4x4], args, normal(2, 3, 4, 4, 3), 1e-5)
 

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 NORM_EPSILON = 1e-5
 
@@ -77,14 +78,20 @@ def group_norm_plain(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: in
 def group_norm_cpu(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int) -> jax.Array:
     """`group_norm_plain` with channel sums first, then groups, and one multiply-add per element.
 
-    Summing over the positions alone keeps the channels contiguous: half the time on a CPU.
+    Summing over the positions alone keeps the channels contiguous: half the time on a CPU. The sum
+    of a group comes from a product with a matrix of ones and zeros, which gives it to every channel
+    of the group: repeated instead, it would be looked up entry by entry in what reads the result.
+    An entry that isn't finite spoils the example's other groups too.
     """
+    channels = x.shape[-1]
     wide = x.astype(jnp.promote_types(x.dtype, jnp.float32))
-    rows = wide.reshape(x.shape[0], -1, x.shape[-1])
+    rows = wide.reshape(x.shape[0], -1, channels)
+    width = channels // groups
+    together = jnp.asarray(np.kron(np.eye(groups), np.ones((width, width))), wide.dtype)
 
     def group_mean(of: jax.Array) -> jax.Array:  # (B, N, C) -> (B, 1, C)
-        per_group = of.mean(axis=1).reshape(x.shape[0], 1, groups, -1).mean(axis=3)
-        return jnp.repeat(per_group, x.shape[-1] // groups, axis=2)
+        sums = jnp.matmul(of.mean(axis=1), together, precision=jax.lax.Precision.HIGHEST)
+        return (sums / width)[:, None]
 
     rows = rows - jax.lax.stop_gradient(group_mean(rows[:, :1]))
     mean = group_mean(rows)

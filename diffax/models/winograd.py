@@ -58,6 +58,8 @@ LEAST_CHANNELS_OF_GRADIENT = 96
 # What goes through at once: entries of input or output, and tiles in the weight gradient.
 ENTRIES_OF_CHUNK = 2**18
 TILES_OF_CHUNK = 128
+# Of 4x4, from which on a batch goes through in halves.
+LEAST_IMAGES_IN_HALVES = 64
 
 
 def combine(matrix: np.ndarray, parts: Sequence[jax.Array]) -> list[jax.Array]:
@@ -181,18 +183,27 @@ def conv_3x3(x: jax.Array, kernel: jax.Array) -> jax.Array:
 def conv_of_4x4(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A padded 3x3 convolution of 4x4 float32 images, (B, 4, 4, C) with (3, 3, C, D).
 
-    A quarter of the multiplications: one product a point for the whole batch. An image is one tile,
-    so that constant matrices take its 16 positions, and the kernel's 9, to the 36 points.
+    A quarter of the multiplications: one product a point for many images. An image is one tile, so
+    that constant matrices take its 16 positions, and the kernel's 9, to the 36 points.
+
+    The batch goes through in halves: both read what computes x, so that XLA doesn't fuse that into
+    the change of axes, where it would run entry by entry.
     """
-    batch, channels, features = x.shape[0], *kernel.shape[2:]
+    channels, features = kernel.shape[2:]
 
     def apply(matrix: np.ndarray, a: jax.Array) -> jax.Array:
         """Along both axes of an image at once: (positions, ...) -> (positions, ...)."""
         product = jnp.asarray(np.kron(matrix, matrix), a.dtype) @ a.reshape(len(a), -1)
         return product.reshape(-1, *a.shape[1:])
 
-    positions = x.reshape(batch, TILE * TILE, channels).swapaxes(0, 1)
-    inputs = apply(IMAGES.input[:, 1:-1], positions)  # beside the image all is zero
     kernels = apply(IMAGES.filter, kernel.reshape(9, channels, features))
-    outputs = apply(IMAGES.output, jnp.einsum("qbc,qcd->qbd", inputs, kernels))
-    return outputs.swapaxes(0, 1).reshape(batch, TILE, TILE, features)
+
+    def convolve_half(x: jax.Array) -> jax.Array:
+        positions = x.reshape(len(x), TILE * TILE, channels).swapaxes(0, 1)
+        inputs = apply(IMAGES.input[:, 1:-1], positions)  # beside the image all is zero
+        outputs = apply(IMAGES.output, jnp.einsum("qbc,qcd->qbd", inputs, kernels))
+        return outputs.swapaxes(0, 1).reshape(-1, TILE, TILE, features)
+
+    if len(x) < LEAST_IMAGES_IN_HALVES:
+        return convolve_half(x)
+    return jnp.concatenate([convolve_half(half) for half in jnp.array_split(x, 2)])
