@@ -98,11 +98,12 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
       ValueError: see `scoring.plan`.
     """
     reference = scoring.Reference.of(dataset, configs[0].data)
-    needs = [(tuple(score_names(c, dataset)), c.evaluation.num_samples) for c in configs]
-    plans = [
-        scoring.plan(names, reference, dataset.shape, num) for names, num in dict.fromkeys(needs)
-    ]
-    for planned in plans:
+    needs = {}
+    for config in configs:
+        names, num = tuple(score_names(config, dataset)), config.evaluation.num_samples
+        label = evaluation.classes_told(config, dataset, num)
+        needs[names, num, label is None] = names, reference, dataset.shape, num, label
+    for planned in [scoring.plan(*need) for need in needs.values()]:
         scoring.prepare(planned, reference)
 
 

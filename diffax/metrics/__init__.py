@@ -25,12 +25,20 @@ from diffax.metrics.frechet import (
 )
 from diffax.metrics.inception_score import InceptionScore, inception_score
 from diffax.metrics.kernel import KernelDistance, cubic_kernel, kernel_distance
-from diffax.metrics.lpips import lpips_distance, lpips_diversity
+from diffax.metrics.lpips import (
+    LPIPS_NETWORK,
+    Diversity,
+    diversity_within_classes,
+    lpips_distance,
+    lpips_diversity,
+    require_lpips,
+)
 from diffax.metrics.neighbours import PRDC, prdc
 from diffax.metrics.pretrained import EXTRACTORS, convert_inception, get_extractor
 from diffax.metrics.sliced import sliced_wasserstein
 
 __all__ = [
+    "Diversity",
     "EXTRACTORS",
     "Extractor",
     "Extrapolation",
@@ -39,10 +47,12 @@ __all__ = [
     "HasMoments",
     "InceptionScore",
     "KernelDistance",
+    "LPIPS_NETWORK",
     "Moments",
     "PRDC",
     "convert_inception",
     "cubic_kernel",
+    "diversity_within_classes",
     "feature_statistics",
     "features",
     "fewest_for_infinity",
@@ -63,6 +73,7 @@ __all__ = [
     "prdc",
     "read_moments",
     "reference_statistics",
+    "require_lpips",
     "shuffled",
     "sliced_wasserstein",
     "width",

@@ -16,7 +16,9 @@ from diffax.scoring.reference import Reference
 # Measures that compare all pairs take this many examples a side at most, drawn by the seed.
 NUM_PAIRED = 10_000
 CONFIDENCE = 0.95
+NUM_PAIRS = 1000  # of images of one class, whose distances are averaged
 INCEPTION = "inception"
+LPIPS = "lpips"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Seen:
       x: the samples, (N, ..., C) uint8 or float32.
       extractor: None where a measure takes the values themselves.
       seed: of what is drawn at random: the order of the samples, and which of the reference.
+      label: (N,), the classes of the samples; None if not known.
     """
 
     x: np.ndarray
     reference: Reference
     extractor: metrics.Extractor | None
     seed: int
+    label: np.ndarray | None = None
 
     @functools.cached_property
     def samples(self) -> metrics.Features:
@@ -104,13 +108,14 @@ class Reading(NamedTuple):
     Attributes:
       label: its name in the field.
       short: that before the name of a network, in brackets; "" for the same.
+      lower_is_better: None if neither is.
       scale: "log" for positive numbers that vary by factors, "linear" for others.
       digits: significant digits shown on a log scale, decimals on a linear one.
     """
 
     label: str
     short: str = ""
-    lower_is_better: bool = True
+    lower_is_better: bool | None = True
     scale: str = "linear"
     digits: int = 3
 
@@ -124,6 +129,7 @@ class Measure(NamedTuple):
       numbers: which of what the function gives are scores; "value" where there is one.
       of: the least that the reference must be, "nothing", "moments" or "examples".
       over: whose features it takes, a key of `table.NETWORKS`.
+      within_classes: whether it needs the classes of the samples, some class twice.
     """
 
     function: Callable[[Seen], dict[str, Any]]
@@ -131,6 +137,7 @@ class Measure(NamedTuple):
     numbers: Mapping[str, Reading]
     of: str = "examples"
     over: str = "any"
+    within_classes: bool = False
 
 
 def frechet(seen: Seen) -> dict[str, Any]:
@@ -214,6 +221,31 @@ def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
     }
 
 
+def lpips_diversity(seen: Seen) -> dict[str, Any]:
+    """How far apart images of one class lie: `metrics.diversity_within_classes`.
+
+    "reference_value" is that of the training split by its own labels, over as many pairs.
+    """
+    found = metrics.diversity_within_classes(seen.x, seen.label, NUM_PAIRS, seen.seed)
+    said = {
+        **found._asdict(),
+        "pairs": NUM_PAIRS,
+        "num_samples": len(seen.x),
+        "num_classes": len(np.unique(seen.label)),
+    }
+    dataset = seen.reference.dataset
+    if dataset is None or dataset.train.label is None:
+        return said
+    train = dataset.train
+    real = metrics.diversity_within_classes(train.x, train.label, NUM_PAIRS, seen.seed)
+    return {
+        **said,
+        "reference_value": real.value,
+        "reference_standard_error": real.standard_error,
+        **seen.about_reference(len(train)),
+    }
+
+
 # The extrapolated distance and KID may be negative.
 MEASURES = {
     "frechet": Measure(
@@ -249,6 +281,15 @@ MEASURES = {
         lambda width: 1,
         {"value": Reading("Sliced Wasserstein distance", scale="log")},
         over="values",
+    ),
+    # Neither is better of diversity alone: noise is diverse.
+    "lpips_diversity": Measure(
+        lpips_diversity,
+        lambda width: 2,
+        {"value": Reading("LPIPS diversity within classes", lower_is_better=None)},
+        "nothing",
+        over=LPIPS,
+        within_classes=True,
     ),
 }
 
