@@ -78,7 +78,7 @@ def train(
     root = Path(workdir).absolute()
     check_writable(root)
     writers.check_tensorboard(settings.tensorboard)
-    dataset = data.load(config.data)
+    dataset = data.load_kept(config.data)
     info = DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)
     batches = data.batches(
