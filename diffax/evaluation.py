@@ -13,11 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import likelihood, schedules, scoring, training
 from diffax.data import Dataset, Split
-from diffax.generator import Generator
+from diffax.generator import Generator, in_turn
 from diffax.process import AnySchedule
 from diffax.schedules import ends_of
 from diffax.training import Run, parallel
@@ -49,10 +50,11 @@ def evaluate(
         # Refuses, if it does, before the samples are drawn.
         reference = scoring.Reference.of(dataset, run.config.data)
         num = run.config.evaluation.num_samples if samples is None else len(samples)
-        planned = scoring.plan(of_samples, reference, dataset.shape, num)
+        label = classes_told(run.config, dataset, num)
+        planned = scoring.plan(of_samples, reference, dataset.shape, num, label)
         samples = draw(run, num, seed) if samples is None else np.asarray(samples)
         drawn = {"sampling": _sampling(run)}
-        scores = scoring.measure(planned, samples, reference, seed)
+        scores = scoring.measure(planned, samples, reference, seed, label)
         found = {name: score | drawn for name, score in scores.items()}
     for name in names:
         if name in LIKELIHOODS:
@@ -180,6 +182,13 @@ LIKELIHOODS: dict[str, Callable[[Run, Dataset, int], dict[str, Any]]] = {
 def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np.ndarray:
     """Samples of a run by its config.sampling, (num_samples, ..., C); see `Generator`."""
     return Generator(run, batch_size, num_devices=1)(num_samples, seed)
+
+
+def classes_told(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:
+    """The classes that the network is told of what `draw` gives, (num_samples,); None for none."""
+    if not config.model.class_conditional:
+        return None
+    return in_turn(num_samples, dataset.num_classes)
 
 
 def loss_by_log_snr(

@@ -195,7 +195,7 @@ class Generator:
     def _labels(self, num: int, label: int | Sequence[int] | None) -> np.ndarray:
         classes = self.run.dataset.num_classes
         if label is None:
-            return np.arange(num) % max(classes, 1)
+            return in_turn(num, classes)
         if not self.run.config.model.class_conditional:
             raise ValueError(f"label={label}: this network is not told classes")
         labels = np.broadcast_to(np.asarray(label), (num,)) if np.ndim(label) == 0 else label
@@ -223,6 +223,11 @@ class Generator:
 
             self._compiled[key] = jax.jit(draw, out_shardings=parallel.split(self._mesh))
         return self._compiled[key]
+
+
+def in_turn(num: int, num_classes: int) -> np.ndarray:
+    """The classes of `num` samples for which none are asked, (num,)."""
+    return np.arange(num) % max(num_classes, 1)
 
 
 # --- operations: (keys, predict, schedule, shape, *given, **settings and sampling's options) ------

@@ -63,6 +63,30 @@ def test_none_means_the_default_and_a_plain_mapping_will_do(tmp_path):
     assert data.load({"name": "npz", "path": path, "array": None}).shape == (2,)
 
 
+def test_what_was_read_last_is_kept_while_its_files_are_as_they_were(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x=np.ones((9, 2)), label=np.arange(9) % 3)
+    fields = {"name": "npz", "path": path}
+    kept = data.load_kept(fields)
+    assert data.load_kept(ml_collections.ConfigDict(fields | {"array": None})) is kept
+    for array in (kept.train.x, kept.eval.x, kept.train.label, kept.eval.label):
+        with pytest.raises(ValueError, match="read-only"):
+            array[0] = 0
+    own = data.load(fields)  # one's own, to do with as one likes
+    own.train.x[0] = 0
+    assert own is not kept and np.all(kept.train.x == 1)
+    save_npz(tmp_path / "a.npz", x=np.zeros((11, 2)))
+    assert len(data.load_kept(fields).train) == 10
+    with pytest.raises(ValueError, match=r"data\.nmae is not a field"):
+        data.load_kept({"nmae": "digits"})
+    for name in "ab":
+        save_image(tmp_path / "images" / f"{name}.png")
+    fields = {"name": "folder", "path": str(tmp_path / "images")}
+    kept = data.load_kept(fields)
+    assert data.load_kept(fields) is kept
+    save_image(tmp_path / "images" / "c.png")
+    assert len(data.load_kept(fields).train) == len(kept.train) + 1
+
+
 def test_flip_of_what_is_no_image_is_refused(tmp_path):
     path = save_npz(tmp_path / "a.npz", x=np.ones((9, 2)))
     with pytest.raises(ValueError, match=r"data\.flip=True mirrors images .* \(2,\)"):

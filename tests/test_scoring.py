@@ -93,6 +93,35 @@ def test_reference_statistics_are_kept_by_data_preprocessing_and_network(
     np.testing.assert_array_equal(first, again)
 
 
+def test_what_is_of_the_reference_alone_is_computed_once(digits, networks, tmp_path, monkeypatch):
+    """For all samples, by number and seed; what is read again is what was computed."""
+    monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path))
+    reference, names = scoring.Reference.of(digits), ["fd_lite0", "kid_lite0", "prdc_lite0"]
+    sizes, outputs = [], extractor._outputs
+
+    def counted(each, x, order):
+        sizes.append(len(order))
+        return outputs(each, x, order)
+
+    monkeypatch.setattr(extractor, "_outputs", counted)
+    x = digits.eval.x[:200]
+
+    def score(x, seed):
+        sizes.clear()
+        return scoring.score(x, reference, names, seed), list(sizes)
+
+    first, taken = score(x, 0)
+    train, held_out = len(digits.train), len(digits.eval)
+    assert sorted(taken) == sorted([200, train, held_out, 200, 200])
+    again, taken = score(x, 0)
+    assert taken == [200] and again == first  # of the samples alone
+    other, taken = score(x, 1)
+    assert taken == [200] * 3 and other["kid_lite0"]["floor"] != first["kid_lite0"]["floor"]
+    _, taken = score(x[:150], 0)
+    assert taken == [150] * 3
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["features", "floors", "statistics"]
+
+
 # --- scores ---------------------------------------------------------------------------------
 
 

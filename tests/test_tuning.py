@@ -84,6 +84,7 @@ def test_a_metric_that_cannot_compare_schedules_is_refused(mixture):
         ("fd", {}, "metric='fd': allowed are bpd, frechet, .*fd_lite0.*swd"),
         ("prdc", {}, "it is 4 numbers, precision, recall, density, coverage"),
         ("is", {}, "higher is better of it"),
+        ("lpips_diversity", {}, "neither lower nor higher is better of it"),
         ("frechet", {}, "need labelled data with a spatial axis"),
         ("fd_lite0", {}, "lite0 takes images"),
         ("swd", {"schedule__log_snr_max": None, "schedule__log_snr_min": None}, "finite log-SNR"),

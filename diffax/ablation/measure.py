@@ -9,7 +9,6 @@ A training lies in a directory of its own, workdir/trainings/<name>/seed<k>, in 
 
 from __future__ import annotations
 
-import functools
 import json
 import time
 from collections.abc import Sequence
@@ -103,11 +102,12 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
       ValueError: see `scoring.plan`.
     """
     reference = scoring.Reference.of(dataset, configs[0].data)
-    needs = [(tuple(score_names(c, dataset)), c.evaluation.num_samples) for c in configs]
-    plans = [
-        scoring.plan(names, reference, dataset.shape, num) for names, num in dict.fromkeys(needs)
-    ]
-    for planned in plans:
+    needs = {}
+    for config in configs:
+        names, num = tuple(score_names(config, dataset)), config.evaluation.num_samples
+        label = evaluation.classes_told(config, dataset, num)
+        needs[names, num, label is None] = names, reference, dataset.shape, num, label
+    for planned in [scoring.plan(*need) for need in needs.values()]:
         scoring.prepare(planned, reference)
 
 
@@ -144,7 +144,7 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
         if config.training[name] >= config.training.num_steps:
             config.training[name] = 0
     training.train(config, directory)
-    run, dataset = training.load(directory), load_data(config)
+    run, dataset = training.load(directory), data.load_kept(config.data)
     # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
     # from their spread.
     own = evaluation.evaluate(run, dataset, ("bpd",), config.seed)["bpd"]
@@ -178,23 +178,13 @@ def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, 
       "metrics", "evaluation": as `of_training`; "samples": the name of a file in `directory`.
     """
     run = training.load(trained)._replace(config=config)
-    dataset = load_data(config)
+    dataset = data.load_kept(config.data)
     names = score_names(config, dataset)
     samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
     values = {n.key: evaluated[name][n.entry] for name in names for n in scoring.numbers(name)}
     np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])
     return {"metrics": values, "evaluation": evaluated, "samples": "samples.npz"}
-
-
-def load_data(config: ConfigDict) -> data.Dataset:
-    """The data of a config; what was read last is kept for the next run of the same data."""
-    return _read_data(config_lib.to_json(config))
-
-
-@functools.lru_cache(maxsize=1)
-def _read_data(text: str) -> data.Dataset:
-    return data.load(config_lib.from_json(text).data)
 
 
 def num_shown(dataset: data.Dataset) -> int:

@@ -21,7 +21,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import runtime, schedules
+from diffax import data, runtime, schedules
 from diffax.ablation import measure, store
 from diffax.ablation import spec as spec_lib
 from diffax.ablation.devices import worker_environments
@@ -80,7 +80,7 @@ def run_ablation(
     for each in configs:
         config_lib.validate(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.
-    dataset = measure.load_data(config)
+    dataset = data.load_kept(config.data)
     for each in configs:
         schedule = config_lib.build_schedule(each, dataset.shape)
         schedules.require_finite_ends(schedule, "the bound, in bits/dim,")

@@ -37,9 +37,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--metrics",
         help="comma-separated: bpd, bpd_ode (of a run); frechet, frechet_infinity, kid, prdc (over"
-        " the features of a classifier of the data); swd; fid, fid_infinity, kid_inception,"
-        " prdc_inception, is; fd_lite0, kid_lite0, fd_mobilenet, ... (default for a run bpd and its"
-        " config.evaluation.metrics or frechet, frechet,kid,prdc for --data, fid for --reference)",
+        " the features of a classifier of the data); swd; lpips_diversity (within classes); fid,"
+        " fid_infinity, kid_inception, prdc_inception, is; fd_lite0, kid_lite0, fd_mobilenet, ..."
+        " (default for a run bpd and its config.evaluation.metrics or frechet, frechet,kid,prdc for"
+        " --data, fid for --reference)",
     )
     parser.add_argument(
         "--num-samples",
@@ -116,9 +117,9 @@ def _of_samples(args: argparse.Namespace) -> dict[str, Any]:
     else:
         raise ValueError("--samples needs a reference: --data=NAME, or --reference=FILE")
     scoring.check_names(names)
-    x, about = scoring.read_samples(args.samples, reference.dataset, args.array or "")
-    found = scoring.score(x, reference, names, args.seed)
-    return {name: score | about for name, score in found.items()}
+    samples = scoring.read_samples(args.samples, reference.dataset, args.array or "")
+    found = scoring.score(samples.x, reference, names, args.seed, samples.label)
+    return {name: score | samples.about for name, score in found.items()}
 
 
 def _names(args: argparse.Namespace, kind: str) -> list[str]:

@@ -10,7 +10,7 @@ For instance:
 from diffax.data.dataset import DataConfig, Dataset, Split
 from diffax.data.mixture import GaussianMixture, default_mixture
 from diffax.data.pipeline import batches
-from diffax.data.sources import SOURCES, Source, known_fields, load
+from diffax.data.sources import SOURCES, Source, known_fields, load, load_kept
 
 __all__ = [
     "SOURCES",
@@ -23,4 +23,5 @@ __all__ = [
     "default_mixture",
     "known_fields",
     "load",
+    "load_kept",
 ]

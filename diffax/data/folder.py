@@ -29,10 +29,7 @@ def load(config: DataConfig) -> Dataset:
         in the folder and in sub-folders; the message names the file.
     """
     x, relative = read(config)
-    names = tuple(sorted({path.parts[0] for path in relative if len(path.parts) > 1}))
-    label = None
-    if names:
-        label = np.array([names.index(path.parts[0]) for path in relative], np.int32)
+    label, names = classes(relative)
     digests = [hashlib.sha256(path.as_posix().encode()).hexdigest() for path in relative]
     train, evaluation = (
         Split(x[i], None if label is None else label[i]) for i in cut(len(x), np.argsort(digests))
@@ -58,6 +55,15 @@ def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
     for i, path in enumerate(files):
         x[i] = _reading(path, lambda p: images.decode(p, channels, config.image_size))
     return images.pad(x, config.pad_to), [path.relative_to(root) for path in files]
+
+
+def classes(paths: list[pathlib.Path]) -> tuple[np.ndarray | None, tuple[str, ...]]:
+    """The labels of images with these paths within the folder, as in `load`, (N,) int32, and the
+    classes' names; None and () without sub-folders."""
+    names = tuple(sorted({path.parts[0] for path in paths if len(path.parts) > 1}))
+    if not names:
+        return None, ()
+    return np.array([names.index(path.parts[0]) for path in paths], np.int32), names
 
 
 def _files(root: pathlib.Path, config: DataConfig) -> list[pathlib.Path]:

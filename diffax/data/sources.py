@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 from diffax.data import folder, mixture2d, npz, tfds_images
@@ -65,6 +67,37 @@ def load(data_config) -> Dataset:
     dataset = source.load(config)
     check_flip(config.flip, dataset.shape)
     return dataset
+
+
+def load_kept(data_config) -> Dataset:
+    """`load`, but the set that was read last is kept: asked for again, nothing is read.
+
+    For trainings and measurements that follow one another in a process. Where `path` names files,
+    they are read again if one was changed. The arrays can't be written to, since they are shared.
+    """
+    config = _read(data_config)
+    return _kept(config, tfds_images.data_dir(config), _state_of_files(config.path))
+
+
+@functools.lru_cache(maxsize=1)
+def _kept(config: DataConfig, data_dir: str, files: tuple) -> Dataset:
+    del data_dir, files  # what else it depends on
+    dataset = load(dataclasses.asdict(config))
+    for split in (dataset.train, dataset.eval):
+        for array in (split.x, split.label):
+            if array is not None:
+                array.flags.writeable = False
+    return dataset
+
+
+def _state_of_files(path: str) -> tuple:
+    """Changes with any file at or below a path; () for none."""
+    if not path:
+        return ()
+    root = Path(path)
+    files = sorted(root.rglob("*")) if root.is_dir() else [root]
+    stats = [(str(file), file.stat()) for file in files if file.is_file()]
+    return tuple((name, found.st_size, found.st_mtime_ns) for name, found in stats)
 
 
 def _read(data_config) -> DataConfig:

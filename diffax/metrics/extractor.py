@@ -16,6 +16,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 from diffax import runtime
 from diffax.data import Split
 from diffax.data.dataset import to_float
+from diffax.metrics.cache import kept
 from diffax.metrics.frechet import FeatureStatistics
 
 # Of this many examples at most the features themselves are kept: 400 MB of Inception's. All count
@@ -100,6 +101,15 @@ def reference_statistics(extractor: Extractor, split: Split) -> FeatureStatistic
     if not path.exists():
         feature_statistics(extractor, split.x).save(path)
     return FeatureStatistics.load(path)
+
+
+def reference_features(extractor: Extractor, x: np.ndarray) -> np.ndarray:
+    """`features` of examples of a data set, kept in the cache as `reference_statistics` are.
+
+    All runs of an ablation with the same seed ask for the same ones.
+    """
+    name = f"{extractor.fingerprint}-{content_hash(x)}"
+    return kept("features", name, lambda: {"features": features(extractor, x)})["features"]
 
 
 def shuffled(num: int, seed: int) -> np.ndarray:

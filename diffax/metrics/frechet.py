@@ -12,6 +12,8 @@ from typing import NamedTuple, Protocol
 import numpy as np
 from scipy import stats
 
+from diffax.metrics.cache import write_arrays
+
 
 class HasMoments(Protocol):
     """Of features: the mean, (F,), and the covariance, (F, F), both float64."""
@@ -72,12 +74,7 @@ class FeatureStatistics:
 
     def save(self, path: str | os.PathLike) -> None:
         """Writes an .npz, so that a reader sees all of it or none."""
-        path = Path(path)
-        path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        with open(partial, "wb") as file:
-            np.savez(file, **dataclasses.asdict(self))
-        os.replace(partial, path)
+        write_arrays(path, dataclasses.asdict(self))
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> FeatureStatistics:

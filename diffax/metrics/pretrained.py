@@ -16,6 +16,7 @@ from flax import traverse_util
 
 from diffax import runtime
 from diffax.metrics import inception, mobile
+from diffax.metrics.cache import write_arrays
 from diffax.metrics.extractor import Extractor, content_hash
 from diffax.metrics.torch_file import read_torch_file
 
@@ -69,11 +70,7 @@ def convert_inception(path: str | os.PathLike, out: str | os.PathLike | None = N
             INCEPTION_FILE,
             digest[:8],
         )
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = out.with_name(f".{os.getpid()}.{out.name}")
-    with open(partial, "wb") as file:
-        np.savez(file, sha256=digest, **traverse_util.flatten_dict(params, sep="/"))
-    os.replace(partial, out)
+    write_arrays(out, {"sha256": digest, **traverse_util.flatten_dict(params, sep="/")})
     return out
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from collections.abc import Iterator
 from typing import Any, ClassVar
 
 import jax
@@ -23,6 +24,37 @@ LOG_SNR_MIN = -10.0
 def static(**kwargs: Any) -> Any:
     """A dataclass field that is part of the tree's structure, not a leaf: hashable, not traced."""
     return dataclasses.field(metadata={"static": True}, **kwargs)
+
+
+def number() -> Any:
+    """A `static` field that holds a float, which the formulas take traced as well: by
+    `with_numbers` one compiled program serves every value of it."""
+    return dataclasses.field(metadata={"static": True, "number": True})
+
+
+def numbers(x: Any) -> list[float]:
+    """The values of all `number` fields of a fixed schedule, in the order of `with_numbers`."""
+    found = []
+    for field in dataclasses.fields(x) if dataclasses.is_dataclass(x) else ():
+        value = getattr(x, field.name)
+        found.extend([value] if "number" in field.metadata else numbers(value))
+    return found
+
+
+def with_numbers(x: Any, values: Iterator[Any]) -> Any:
+    """A fixed schedule with these in its `number` fields, floats or traced scalars.
+
+    With traced ones it lives within that trace alone: it can't be hashed, so that no compiled
+    function takes it as an argument, and no scan carries it.
+    """
+    if not dataclasses.is_dataclass(x):
+        return x
+    changed = {}
+    for field in dataclasses.fields(x):
+        value = getattr(x, field.name)
+        is_number = "number" in field.metadata
+        changed[field.name] = next(values) if is_number else with_numbers(value, values)
+    return dataclasses.replace(x, **changed)
 
 
 def pytree(cls: type) -> type:

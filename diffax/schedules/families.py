@@ -7,6 +7,7 @@ that are exact at their own end, so float32 is accurate at both.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -19,9 +20,9 @@ from diffax.schedules.base import (
     check_num_steps,
     finite,
     from_betas,
+    number,
     positive,
     pytree,
-    static,
 )
 
 _T = 1000  # the number of steps that beta_min and beta_max refer to
@@ -58,8 +59,8 @@ class BetaFamily(Schedule):
 class Linear(BetaFamily):
     """beta linear in t; the continuous form is the VP-SDE (Ho 2020; Song 2021, eq. 33)."""
 
-    beta_min: float = static()
-    beta_max: float = static()
+    beta_min: float = number()
+    beta_max: float = number()
 
     def integral(self, t):
         """1000 (beta_min t + (beta_max - beta_min) t^2 / 2)."""
@@ -80,11 +81,11 @@ class Linear(BetaFamily):
 class Quadratic(BetaFamily):
     """sqrt(beta) linear in t, "scaled_linear" elsewhere (Ho 2020's code; Rombach 2022)."""
 
-    beta_min: float = static()
-    beta_max: float = static()
+    beta_min: float = number()
+    beta_max: float = number()
 
     def _roots(self):
-        return math.sqrt(self.beta_min), math.sqrt(self.beta_max) - math.sqrt(self.beta_min)
+        return self.beta_min**0.5, self.beta_max**0.5 - self.beta_min**0.5
 
     def integral(self, t):
         """1000 (a^2 t + a d t^2 + d^2 t^3 / 3), a = sqrt(beta_min), d = sqrt(beta_max) - a."""
@@ -101,8 +102,8 @@ class Quadratic(BetaFamily):
 class SigmoidBeta(BetaFamily):
     """beta = beta_min + (beta_max - beta_min) sigmoid(-6 + 12 t) (common in code)."""
 
-    beta_min: float = static()
-    beta_max: float = static()
+    beta_min: float = number()
+    beta_max: float = number()
 
     def integral(self, t):
         """1000 (beta_min t + (beta_max - beta_min) (softplus(12 t - 6) - softplus(-6)) / 12)."""
@@ -154,7 +155,7 @@ def sigmoid_beta(beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
 class Cosine(Schedule):
     """alpha_bar = cos^2(u) / cos^2(u0), u = (t + s) / (1 + s) pi / 2 (Nichol 2021, eq. 17)."""
 
-    s: float = static()
+    s: float = number()
 
     def log_snr(self, t):
         """cos^2 u0 - cos^2 u = sin(u - u0) sin(u + u0) gives 1 - alpha_bar without cancellation."""
@@ -170,7 +171,7 @@ class Cosine(Schedule):
         """u from its sine and cosine; near t = 0, t from sin(u - u0) instead of from u - u0."""
         log_snr = as_float(log_snr)
         quarter = 0.5 * math.pi / (1 + self.s)
-        cos0, sin0 = math.cos(quarter * self.s), math.sin(quarter * self.s)
+        cos0, sin0 = jnp.cos(quarter * self.s), jnp.sin(quarter * self.s)
         clean, noise = jax.nn.sigmoid(log_snr), jax.nn.sigmoid(-log_snr)
         cos_u = cos0 * jnp.sqrt(clean)
         sin_u = jnp.sqrt(cos0**2 * noise + sin0**2)
@@ -204,9 +205,9 @@ def cosine(s: float = 0.008) -> Schedule:
 class Sigmoid(Schedule):
     """alpha_bar through a logistic (Jabri 2022; Chen 2023, section 2.2)."""
 
-    start: float = static()
-    end: float = static()
-    tau: float = static()
+    start: float = number()
+    end: float = number()
+    tau: float = number()
 
     def _constants(self):
         start, end = self.start / self.tau, self.end / self.tau
@@ -222,7 +223,7 @@ class Sigmoid(Schedule):
         """t D = log1p(2 sinh(D / 2) / (K + e^(-D / 2))), K = exp(log_snr - offset)."""
         width, offset = self._constants()
         log_k = as_float(log_snr) - offset
-        gap = width / 2 + math.log(-math.expm1(-width))  # log(2 sinh(D / 2))
+        gap = width / 2 + jnp.log(-jnp.expm1(-width))  # log(2 sinh(D / 2))
         ratio = jnp.exp(gap - jnp.logaddexp(log_k, jnp.full_like(log_k, -width / 2)))
         return jnp.clip(jnp.log1p(ratio) / width, 0.0, 1.0)
 
@@ -264,5 +265,5 @@ def _log_sinh(x: jax.Array) -> jax.Array:
     return x + jnp.log(-jnp.expm1(-2 * x)) - math.log(2)
 
 
-def _log_cosh(x: float) -> float:
-    return abs(x) + math.log1p(math.exp(-2 * abs(x))) - math.log(2)
+def _log_cosh(x: Any) -> jax.Array:
+    return abs(x) + jnp.log1p(jnp.exp(-2 * abs(x))) - math.log(2)

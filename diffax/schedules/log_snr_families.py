@@ -23,6 +23,7 @@ from diffax.schedules.base import (
     check_endpoints,
     finite,
     hold_ends,
+    number,
     positive,
     pytree,
     static,
@@ -33,8 +34,8 @@ from diffax.schedules.base import (
 class LinearLogSnr(Schedule):
     """log-SNR linear in t (Kingma 2021, section 5)."""
 
-    log_snr_max: float = static()
-    log_snr_min: float = static()
+    log_snr_max: float = number()
+    log_snr_min: float = number()
 
     def log_snr(self, t):
         """log_snr_max (1 - t) + log_snr_min t."""
@@ -98,8 +99,8 @@ def _smaller(upper: jax.Array, lower: jax.Array) -> jax.Array:
 class CosineLogSnr(Quantile):
     """log_snr = -2 log tan(a t + b) (Salimans & Ho 2022): hyperbolic-secant density."""
 
-    log_snr_max: float = static()
-    log_snr_min: float = static()
+    log_snr_max: float = number()
+    log_snr_min: float = number()
     centre = 0.0
 
     def tail(self, log_snr):
@@ -116,10 +117,10 @@ class CosineLogSnr(Quantile):
 class SigmoidLogSnr(Quantile):
     """log-SNR logistic-distributed over t."""
 
-    log_snr_max: float = static()
-    log_snr_min: float = static()
-    location: float = static()
-    scale: float = static()
+    log_snr_max: float = number()
+    log_snr_min: float = number()
+    location: float = number()
+    scale: float = number()
 
     @property
     def centre(self):
@@ -139,10 +140,10 @@ class SigmoidLogSnr(Quantile):
 class Laplace(Quantile):
     """log-SNR Laplace-distributed over t (Hang 2024)."""
 
-    log_snr_max: float = static()
-    log_snr_min: float = static()
-    mu: float = static()
-    b: float = static()
+    log_snr_max: float = number()
+    log_snr_min: float = number()
+    mu: float = number()
+    b: float = number()
 
     @property
     def centre(self):
@@ -165,10 +166,10 @@ class Laplace(Quantile):
 class Edm(Quantile):
     """log-SNR normal-distributed over t: EDM's training density (Karras 2022, table 1)."""
 
-    log_snr_max: float = static()
-    log_snr_min: float = static()
-    mean: float = static()
-    std: float = static()
+    log_snr_max: float = number()
+    log_snr_min: float = number()
+    mean: float = number()
+    std: float = number()
 
     @property
     def centre(self):

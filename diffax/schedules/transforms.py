@@ -19,6 +19,7 @@ from diffax.schedules.base import (
     as_float,
     check_endpoints,
     hold_ends,
+    number,
     positive,
     pytree,
     sigma_of,
@@ -33,8 +34,8 @@ class Truncated(Schedule):
     """The part of `inner` between two of its log-SNR values; made by `with_endpoints`."""
 
     inner: Schedule
-    log_snr_max: float = static()
-    log_snr_min: float = static()
+    log_snr_max: float = number()
+    log_snr_min: float = number()
 
     def _span(self):
         ends = jnp.asarray([self.log_snr_max, self.log_snr_min], jnp.result_type(float))
@@ -62,8 +63,8 @@ class Truncated(Schedule):
 class Stretch(LogSnrMap):
     """Affine: the schedule's own ends go to the given ones."""
 
-    log_snr_max: float = static()
-    log_snr_min: float = static()
+    log_snr_max: float = number()
+    log_snr_min: float = number()
 
     def forward(self, log_snr, first, last):
         """log_snr_min + (log_snr - last) (log_snr_max - log_snr_min) / (first - last)."""
@@ -80,7 +81,7 @@ class Stretch(LogSnrMap):
 class Shift(LogSnrMap):
     """log_snr + offset."""
 
-    offset: float = static()
+    offset: float = number()
 
     def forward(self, log_snr, first, last):
         """log_snr + offset."""

@@ -8,7 +8,7 @@ over another network's it is not, and has another name.
 """
 
 from diffax.scoring.measures import MEASURES, NUM_PAIRED, Measure, Reading, Seen
-from diffax.scoring.reference import Reference, read_samples
+from diffax.scoring.reference import Reference, Samples, read_samples
 from diffax.scoring.table import (
     PUBLISHED,
     Number,
@@ -32,6 +32,7 @@ __all__ = [
     "Planned",
     "Reading",
     "Reference",
+    "Samples",
     "Score",
     "Seen",
     "check_names",

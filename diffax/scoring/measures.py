@@ -16,7 +16,9 @@ from diffax.scoring.reference import Reference
 # Measures that compare all pairs take this many examples a side at most, drawn by the seed.
 NUM_PAIRED = 10_000
 CONFIDENCE = 0.95
+NUM_PAIRS = 1000  # of images of one class, whose distances are averaged
 INCEPTION = "inception"
+LPIPS = "lpips"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,12 +29,14 @@ class Seen:
       x: the samples, (N, ..., C) uint8 or float32.
       extractor: None where a measure takes the values themselves.
       seed: of what is drawn at random: the order of the samples, and which of the reference.
+      label: (N,), the classes of the samples; None if not known.
     """
 
     x: np.ndarray
     reference: Reference
     extractor: metrics.Extractor | None
     seed: int
+    label: np.ndarray | None = None
 
     @functools.cached_property
     def samples(self) -> metrics.Features:
@@ -71,13 +75,23 @@ class Seen:
         """Features of samples, and of as many training examples, or all there are."""
         own = self.samples.kept[:NUM_PAIRED]
         some = _some(self.reference.dataset.train.x, len(own), self.seed)
-        return own, metrics.features(self.extractor, some)
+        return own, metrics.reference_features(self.extractor, some)
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
-        """Features of as many examples of the evaluation split as of the training split."""
-        some = _some(self.reference.dataset.eval.x, len(self.paired[1]), self.seed)
-        return metrics.features(self.extractor, some)
+        """As many examples of the evaluation split as of the training split."""
+        return _some(self.reference.dataset.eval.x, len(self.paired[1]), self.seed)
+
+    def of_reference(self, what: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
+        """Numbers of the reference alone, kept in the cache: the same for all samples.
+
+        `what`: of what kind, with all that they depend on beyond network, reference and seed.
+        """
+        network = self.extractor.fingerprint if self.extractor else "values"
+        dataset = self.reference.dataset
+        parts = [part for split in (dataset.train, dataset.eval) for part in (split.x, split.label)]
+        name = f"{what}-{network}-seed{self.seed}-{metrics.content_hash(*parts)}"
+        return {k: float(v) for k, v in metrics.kept("floors", name, make).items()}
 
     def about_reference(self, num: int) -> dict[str, Any]:
         """What the reference is, with the number of examples that stand for it."""
@@ -104,13 +118,14 @@ class Reading(NamedTuple):
     Attributes:
       label: its name in the field.
       short: that before the name of a network, in brackets; "" for the same.
+      lower_is_better: None if neither is.
       scale: "log" for positive numbers that vary by factors, "linear" for others.
       digits: significant digits shown on a log scale, decimals on a linear one.
     """
 
     label: str
     short: str = ""
-    lower_is_better: bool = True
+    lower_is_better: bool | None = True
     scale: str = "linear"
     digits: int = 3
 
@@ -124,6 +139,7 @@ class Measure(NamedTuple):
       numbers: which of what the function gives are scores; "value" where there is one.
       of: the least that the reference must be, "nothing", "moments" or "examples".
       over: whose features it takes, a key of `table.NETWORKS`.
+      within_classes: whether it needs the classes of the samples, some class twice.
     """
 
     function: Callable[[Seen], dict[str, Any]]
@@ -131,6 +147,7 @@ class Measure(NamedTuple):
     numbers: Mapping[str, Reading]
     of: str = "examples"
     over: str = "any"
+    within_classes: bool = False
 
 
 def frechet(seen: Seen) -> dict[str, Any]:
@@ -168,10 +185,15 @@ def kid(seen: Seen) -> dict[str, Any]:
     own, train = seen.paired
     blocks = min(20, *(len(side) // 2 for side in (own, train, seen.held_out)))
     found = metrics.kernel_distance(own, train, blocks=blocks)
+
+    def floor() -> dict[str, float]:
+        held_out = metrics.features(seen.extractor, seen.held_out)
+        return {"floor": metrics.kernel_distance(held_out, train, blocks=blocks).value}
+
     return {
         "value": found.value,
         "standard_error": found.standard_error,
-        "floor": metrics.kernel_distance(seen.held_out, train, blocks=blocks).value,
+        **seen.of_reference(f"kid-{len(train)}-{blocks}", floor),
         "num_samples": len(own),
         **seen.about_reference(len(train)),
     }
@@ -214,6 +236,31 @@ def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
     }
 
 
+def lpips_diversity(seen: Seen) -> dict[str, Any]:
+    """How far apart images of one class lie: `metrics.diversity_within_classes`.
+
+    "reference_value" is that of the training split by its own labels, over as many pairs.
+    """
+    found = metrics.diversity_within_classes(seen.x, seen.label, NUM_PAIRS, seen.seed)
+    said = {
+        **found._asdict(),
+        "pairs": NUM_PAIRS,
+        "num_samples": len(seen.x),
+        "num_classes": len(np.unique(seen.label)),
+    }
+    dataset = seen.reference.dataset
+    if dataset is None or dataset.train.label is None:
+        return said
+
+    def of_train() -> dict[str, float]:
+        x, label = dataset.train.x, dataset.train.label
+        real = metrics.diversity_within_classes(x, label, NUM_PAIRS, seen.seed)
+        return {f"reference_{key}": number for key, number in real._asdict().items()}
+
+    kept = seen.of_reference(f"lpips-{NUM_PAIRS}", of_train)
+    return {**said, **kept, **seen.about_reference(len(dataset.train))}
+
+
 # The extrapolated distance and KID may be negative.
 MEASURES = {
     "frechet": Measure(
@@ -249,6 +296,15 @@ MEASURES = {
         lambda width: 1,
         {"value": Reading("Sliced Wasserstein distance", scale="log")},
         over="values",
+    ),
+    # Neither is better of diversity alone: noise is diverse.
+    "lpips_diversity": Measure(
+        lpips_diversity,
+        lambda width: 2,
+        {"value": Reading("LPIPS diversity within classes", lower_is_better=None)},
+        "nothing",
+        over=LPIPS,
+        within_classes=True,
     ),
 }
 

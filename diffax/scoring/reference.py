@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -46,13 +46,26 @@ class Reference:
         return cls(about, moments=moments)
 
 
-def read_samples(
-    path: str | Path, dataset: Dataset | None = None, array: str = ""
-) -> tuple[np.ndarray, dict[str, Any]]:
-    """(x, what is said of it) of a folder of images or an .npz, (N, ..., C) uint8 or float32.
+class Samples(NamedTuple):
+    """Samples of a file or a folder.
+
+    Attributes:
+      x: (N, ..., C) uint8 or float32.
+      label: their classes as they stand there; None without.
+      about: which; JSON-able.
+    """
+
+    x: np.ndarray
+    label: np.ndarray | None
+    about: dict[str, Any]
+
+
+def read_samples(path: str | Path, dataset: Dataset | None = None, array: str = "") -> Samples:
+    """The samples of a folder of images or an .npz.
 
     Images are read in their own size, grey or in colour as the data set is; see `data.folder` and
-    `data.npz`. Floats of images must be in [-1, 1].
+    `data.npz`. Floats of images must be in [-1, 1]. The classes are the sub-folders of a folder,
+    and the array `label` of an .npz.
 
     Args:
       array: the name of the array in an .npz with several.
@@ -63,11 +76,14 @@ def read_samples(
     """
     if not Path(path).exists():
         raise FileNotFoundError(f"samples={str(path)!r}: no such file or folder")
-    reader = folder.read if Path(path).is_dir() else npz.read
     channels = dataset.shape[-1] if dataset is not None and len(dataset.shape) == 3 else 0
     config = DataConfig(path=str(path), channels=channels, array=array)
     try:
-        x, _ = reader(config)
+        if Path(path).is_dir():
+            x, files = folder.read(config)
+            label, _ = folder.classes(files)
+        else:
+            x, label = npz.read(config)
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"samples={str(path)!r}: {error}") from None
     if x.dtype == np.float32 and x.ndim == 4 and (dataset is None or dataset.levels):
@@ -77,4 +93,4 @@ def read_samples(
                 f"samples={str(path)!r}: values from {low:g} to {high:g}; floats must be in"
                 " [-1, 1], and 8-bit values uint8"
             )
-    return x, {"samples": str(path), "samples_hash": content_hash(x)}
+    return Samples(x, label, {"samples": str(path), "samples_hash": content_hash(x)})

@@ -9,7 +9,7 @@ import numpy as np
 
 from diffax import metrics
 from diffax.data.dataset import to_8_bits
-from diffax.scoring.measures import INCEPTION, MEASURES, Measure, Seen
+from diffax.scoring.measures import INCEPTION, LPIPS, MEASURES, Measure, Seen
 from diffax.scoring.reference import Reference
 
 CLASSIFIER = "classifier"
@@ -25,16 +25,18 @@ _NETWORKS = {
 }
 # Networks with the weights of another: no second opinion beside it.
 _SAME_WEIGHTS = {"inception_half_pixel": "inception"}
-# Measure.over -> the networks whose features it takes; None: no network's, the values themselves.
+# Measure.over -> the networks whose features it takes; None: no other's, but what `_ITSELF` says.
 NETWORKS: dict[str, Callable[[], tuple[str | None, ...]]] = {
     "any": lambda: (CLASSIFIER, *metrics.EXTRACTORS),
     INCEPTION: lambda: tuple({INCEPTION} & metrics.EXTRACTORS.keys()),
     "values": lambda: (None,),
+    LPIPS: lambda: (None,),
 }
+_ITSELF = {"values": "the values themselves", LPIPS: metrics.LPIPS_NETWORK}
 
 
 class Score(NamedTuple):
-    """A measure over the features of a network (None: over values)."""
+    """A measure over the features of a network (None: over those that are its own, or values)."""
 
     measure: Measure
     extractor: str | None
@@ -59,7 +61,7 @@ class Number(NamedTuple):
     unit: str
     measure: str
     network: str
-    lower_is_better: bool
+    lower_is_better: bool | None
     scale: str
     digits: int
 
@@ -124,14 +126,20 @@ def check_names(names: Sequence[str], *others: str) -> None:
 
 
 def plan(
-    names: Sequence[str], reference: Reference, shape: tuple[int, ...], num: int
+    names: Sequence[str],
+    reference: Reference,
+    shape: tuple[int, ...],
+    num: int,
+    label: np.ndarray | None = None,
 ) -> dict[str, Planned]:
     """The scores of those names with their networks, for `num` samples of `shape`, (..., C).
 
+    `label`: the classes of the samples, (num,); None if they aren't known.
+
     Raises:
       ValueError: what `measure` would refuse, before anything is computed: an unknown name, samples
-        of another shape than the reference's, too few of them, or a reference or a network that
-        doesn't fit. A network whose weights are absent says itself what to do.
+        of another shape than the reference's, too few of them, no classes, or a reference or a
+        network that doesn't fit. A network whose weights are absent says itself what to do.
     """
     check_names(names)
     dataset = reference.dataset
@@ -140,11 +148,19 @@ def plan(
             f"the samples have shape {tuple(shape)} and {dataset.name!r} has {dataset.shape}: bring"
             " both to one size (data.image_size resizes the reference)"
         )
+    known = scores()
+    for name in names:
+        chosen = known[name].measure
+        _check_reference(name, chosen, reference)
+        if chosen.within_classes:
+            _check_classes(name, num, label)
+        if chosen.over == LPIPS:
+            _check_images(name, "LPIPS", shape)
+            metrics.require_lpips()
     at_hand = {None: None}
     planned = {}
     for name in names:
-        score = scores()[name]
-        _check_reference(name, score.measure, reference)
+        score = known[name]
         if score.extractor not in at_hand:
             at_hand[score.extractor] = _extractor(score.extractor, name, reference, shape)
         extractor = at_hand[score.extractor]
@@ -165,7 +181,11 @@ def prepare(planned: Mapping[str, Planned], reference: Reference) -> None:
 
 
 def measure(
-    planned: Mapping[str, Planned], samples: np.ndarray, reference: Reference, seed: int = 0
+    planned: Mapping[str, Planned],
+    samples: np.ndarray,
+    reference: Reference,
+    seed: int = 0,
+    label: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Each score of `planned`: a dict of numbers and of what they depend on; JSON-able.
 
@@ -175,6 +195,7 @@ def measure(
     Args:
       samples: (N, ..., C), uint8, or float in [-1, 1] where the data are 8-bit.
       seed: of the order in which they are taken, and of which reference examples stand for all.
+      label: as `plan` was told.
 
     Raises:
       ValueError: samples with values that are not finite.
@@ -192,11 +213,12 @@ def measure(
     found = {}
     for name, (chosen, extractor) in planned.items():
         network = extractor.name if extractor else None
-        seen = by_network.setdefault(network, Seen(x, reference, extractor, seed))
-        features = {"features": "the values themselves"}
+        seen = by_network.setdefault(network, Seen(x, reference, extractor, seed, label))
         if extractor:
             features = {"features": network, "features_fingerprint": extractor.fingerprint}
             features |= extractor.about
+        else:
+            features = {"features": _ITSELF[chosen.over]}
         numbers = chosen.function(seen)
         numbers = {name if key == "value" else key: value for key, value in numbers.items()}
         found[name] = {**numbers, **features, "sample_values": str(x.dtype), "seed": seed}
@@ -204,11 +226,15 @@ def measure(
 
 
 def score(
-    samples: np.ndarray, reference: Reference, names: Sequence[str], seed: int = 0
+    samples: np.ndarray,
+    reference: Reference,
+    names: Sequence[str],
+    seed: int = 0,
+    label: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """`measure` of what `plan` finds: see there for arguments and errors."""
-    planned = plan(names, reference, samples.shape[1:], len(samples))
-    return measure(planned, samples, reference, seed)
+    planned = plan(names, reference, samples.shape[1:], len(samples), label)
+    return measure(planned, samples, reference, seed, label)
 
 
 def _extractor(
@@ -216,11 +242,7 @@ def _extractor(
 ) -> metrics.Extractor:
     if network == CLASSIFIER:
         return _classifier(name, reference)
-    if len(shape) != 3 or shape[-1] not in (1, 3):
-        raise ValueError(
-            f"metrics={name!r}: {network} takes images (H, W, 1 or 3), and the samples have shape"
-            f" {tuple(shape)}"
-        )
+    _check_images(name, network, shape)
     return metrics.get_extractor(network)
 
 
@@ -231,6 +253,29 @@ def _classifier(name: str, reference: Reference) -> metrics.Extractor:
             " and covariance alone; choose a score over another network, or give the data"
         )
     return metrics.get_classifier(reference.dataset, seed=0)
+
+
+def _check_images(name: str, network: str, shape: tuple[int, ...]) -> None:
+    if len(shape) != 3 or shape[-1] not in (1, 3):
+        raise ValueError(
+            f"metrics={name!r}: {network} takes images (H, W, 1 or 3), and the samples have shape"
+            f" {tuple(shape)}"
+        )
+
+
+def _check_classes(name: str, num: int, label: np.ndarray | None) -> None:
+    if label is None:
+        raise ValueError(
+            f"metrics={name!r}: it needs the class of each sample, and none is known; samples of a"
+            " class-conditional run, a folder with a sub-folder per class and an .npz with an array"
+            " 'label' have them"
+        )
+    if np.shape(label) != (num,):
+        raise ValueError(
+            f"metrics={name!r}: the samples' label has shape {np.shape(label)}; it must be ({num},)"
+        )
+    if len(np.unique(label)) == num:
+        raise ValueError(f"metrics={name!r}: no class has two samples of the {num}")
 
 
 def _check_reference(name: str, chosen: Measure, reference: Reference) -> None:

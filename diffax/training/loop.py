@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data
-from diffax.training import feed, hosts, outputs, parallel, writers
+from diffax.training import feed, hosts, lifted, outputs, parallel, writers
 from diffax.training.checkpoint import Checkpoints, kept
 from diffax.training.evaluation import make_evaluation
 from diffax.training.interrupt import Interrupted, Interruption
@@ -78,7 +78,7 @@ def train(
     root = Path(workdir).absolute()
     check_writable(root)
     writers.check_tensorboard(settings.tensorboard)
-    dataset = data.load(config.data)
+    dataset = data.load_kept(config.data)
     info = DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)
     batches = data.batches(
@@ -179,7 +179,7 @@ def compile_run(
     like = jax.eval_shape(create, jax.random.key(config.seed))
     check_batch_size(config, mesh, like)
     make_step = functools.partial(make_train_step, config, model, dataset)
-    compiled = parallel.compile_step(make_step, mesh, like, config.parallel.mode)
+    compiled = lifted.compile_step(make_step, mesh, like, config.parallel.mode)
     return like, parallel.compile_init(create, mesh, like), compiled
 
 

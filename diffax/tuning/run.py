@@ -83,7 +83,7 @@ def tune(
     if confirm < 0 or confirm == 1:
         raise ValueError(f"confirm={confirm}: 0 for none, or at least 2 seeds, for an interval")
     space = Space(config, [read(text, config) for text in searched])
-    dataset = data.load(config.data)
+    dataset = data.load_kept(config.data)
     check_metric(metric, config, dataset)
     steps = rungs(config.training.num_steps, num_rungs)
     root = Path(workdir).absolute()

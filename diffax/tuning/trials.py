@@ -41,9 +41,15 @@ def _objection(name: str) -> str | None:
     found = scoring.numbers(name)
     if len(found) > 1:
         return f"it is {len(found)} numbers, {', '.join(number.entry for number in found)}"
-    return None if found[0].lower_is_better else "higher is better of it"
+    return _WISHES[found[0].lower_is_better]
 
 
+# By `lower_is_better`
+_WISHES = {
+    True: None,
+    False: "higher is better of it",
+    None: "neither lower nor higher is better of it alone",
+}
 # What one might ask for, and why it misleads.
 _REFUSED = {
     "loss": "the training loss is an average over the noise levels that the schedule itself visits,"
@@ -64,7 +70,9 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset) -> None:
     schedules.require_finite_ends(schedule, "the bound, in bits/dim,")
     if name in scoring.scores():
         reference = scoring.Reference.of(dataset, config.data)
-        scoring.plan([name], reference, dataset.shape, config.evaluation.num_samples)
+        num = config.evaluation.num_samples
+        label = evaluation.classes_told(config, dataset, num)
+        scoring.plan([name], reference, dataset.shape, num, label)
         return
     continuous = not (config.schedule.num_steps or config.evaluation.vlb_num_steps)
     if not (continuous and config.model.conditioning == "log_snr"):

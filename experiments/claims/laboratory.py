@@ -229,7 +229,8 @@ class Laboratory:
         training.train(config, directory)
         if not cost.exists():
             write_json(cost, time.process_time() - begin)
-        return Trained(training.load(directory), directory, data.load(config.data), network.data)
+        dataset = data.load_kept(config.data)
+        return Trained(training.load(directory), directory, dataset, network.data)
 
     def draw(
         self, trained: Trained, num: int, seed: int, label: np.ndarray | None = None, **options: Any
