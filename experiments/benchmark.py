@@ -13,6 +13,8 @@ far (the forward pass comes first, compilation included), on an accelerator the 
 training step stands the input pipeline alone: its images per second, and its time for a batch as a
 share of the step's, below 1 if it keeps up.
 
+Memory is used again from call to call, as the command line has it (`diffax.runtime.start`).
+
 Workloads E, F and G are for an accelerator: the CIFAR-10 U-Net of Ho 2020 in training, with 128 and
 with 512 images, and 50 DDIM steps of 256. A part's "flops_per_second" is what XLA counts in the
 compiled step over the time, "share_of_peak" that over the rate of a large matrix product in the
@@ -48,6 +50,7 @@ from workloads import (
     matrix_rate,
 )
 
+from diffax import runtime
 from diffax.models import layers, platform
 
 # The matrices whose product shows the peak: large enough for the device.
@@ -193,6 +196,7 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--against", choices=sorted(PEERS), help="run in turn with this library")
     parser.add_argument("--peer-python", default="", help="the Python that has this library")
     options = parser.parse_args(argv)
+    runtime.reuse_memory()  # as the command line does
     if options.repeats is not None and options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; it must be at least 1")
     if options.peer_python and options.against is None:
