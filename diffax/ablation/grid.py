@@ -115,10 +115,10 @@ def run_grid(
     """Runs every arm with every seed, skipping what is done; returns the results.
 
     Seeds are the outer loop: all arms of the first seed are done first (of the first seeds, where
-    groups are joined), so that a report made half way is already paired. A run that was interrupted is called again with the same directory and
-    may resume from what it left there. A run that raises an `Exception` keeps its traceback in its
-    directory, the others go on, and `GridError` at the end names it. Ctrl-C stops at once; what is
-    finished is kept.
+    groups are joined), so that a report made half way is already paired. A run that was interrupted
+    is called again with the same directory and may resume from what it left there. A run that
+    raises an `Exception` keeps its traceback in its directory, the others go on, and `GridError` at
+    the end names it. Ctrl-C stops at once; what is finished is kept.
 
     Args:
       arms: distinct names.
@@ -149,8 +149,8 @@ def run_grid(
         runs, with all of them. It must be picklable as `run_one` is.
 
     Returns:
-      One dict per run, seeds outermost: what run_one returned, with "arm",
-      "seed", "seconds" and "directory" (str) set.
+      One dict per run, seeds outermost: what run_one returned, with "arm", "seed", "seconds" and
+      "directory" (str) set.
 
     Raises:
       ValueError: no or repeated arms or seeds, a configuration that does not match what is on

@@ -22,11 +22,11 @@ from diffax.ablation.jsonable import read_json, write_json
 _LOG = logging.getLogger("diffax")
 NOTE = "together.json"
 
-# Measured on a core, experiments/results/seeds_vectorised.md: several seeds of an MLP take 0.7 to
-# 0.9 of the time of each by itself as long as a layer's output, of all seeds, is at most so many
-# numbers (512 KiB, what stays in the core's own cache), and more than 1 beyond. A U-Net's take 1.7:
-# its convolutions, of which each seed has its own kernels, become grouped ones.
-GAINING = {"mlp": 2**16}  # name in config.model -> numbers
+# Measured on a core, experiments/results/seeds_vectorised.md: several seeds of an MLP take 0.47 to
+# 0.96 of the time of each by itself as long as a layer's output, of all seeds, is at most so many
+# numbers (512 KiB, about a core's own cache), and up to 1.34 beyond. A U-Net's take 1.7: its
+# convolutions, of which each seed has kernels of its own, become grouped ones.
+GAINING = {"mlp": 2**17}  # name in config.model -> numbers
 
 
 def at_once(config: ConfigDict, vectorise: bool | None = None) -> int:
