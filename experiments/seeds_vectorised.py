@@ -1,38 +1,43 @@
 """Are several seeds faster as one vectorised program, or one after the other?
 
-    taskset -c 0 python experiments/seeds_vectorised.py      # on one core, as a worker has
+    taskset -c 0 python experiments/seeds_vectorised.py                   # on one core, as a worker
+    taskset -c 0 python experiments/seeds_vectorised.py --networks unet --seeds 2 --plain
 
-An ablation trains the same network with several seeds. `jax.vmap` over the train step makes one
-program of them; the laboratory spreads them over processes instead, each with a core or a device.
-Both are timed on the same steps: processor time of one core to the step and seed. What was found is
-in results/seeds_vectorised.md.
+An ablation trains the same network with several seeds. `training.train_together` makes one program
+of them, by `jax.vmap`; otherwise the laboratory spreads them over processes, each with a core or a
+device. The steps of both are timed in turn: processor time of one core to the step and seed. What
+was found is in results/seeds_vectorised.md, and in diffax/ablation/together.py what follows.
 """
 
 from __future__ import annotations
 
 import argparse
-import statistics
+import functools
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import jax
-import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data, training
+from diffax.models import platform, platform_conv
+from diffax.training.spread import HERE
+from diffax.training.vectorised import ALONE, Form, SideBySide
 
 
-def mixture() -> ConfigDict:
-    """An MLP on points in the plane."""
+def mlp(width: int) -> ConfigDict:
+    """An MLP on points in the plane; of width 64, that of configs/mixture2d.py."""
     config = config_lib.default_config()
     config.data.name = "mixture2d"
-    config.model.update(name="mlp", width=64)
+    config.model.update(name="mlp", width=width)
     config.training.batch_size = 256
     return config
 
 
-def digits() -> ConfigDict:
+def unet() -> ConfigDict:
     """The U-Net of configs/ablation_digits.py."""
     config = config_lib.default_config()
     config.data.name = "digits"
@@ -47,53 +52,59 @@ def digits() -> ConfigDict:
     return config
 
 
-CONFIGS: dict[str, Callable[[], ConfigDict]] = {"mixture2d, MLP": mixture, "digits, U-Net": digits}
+CONFIGS: dict[str, Callable[[], ConfigDict]] = {
+    **{f"mlp{width}": functools.partial(mlp, width) for width in (32, 64, 128, 256)},
+    "unet": unet,
+}
 
 
-def seconds_per_step(step: Callable, state, batch, repeats: int) -> float:
-    """The median processor time of a step, after two that compile and settle."""
-    times = []
-    for _ in range(repeats + 2):
-        start = time.process_time()
-        state, metrics = step(state, batch)
-        jax.block_until_ready((state, metrics))
-        times.append(time.process_time() - start)
-    return statistics.median(times[2:])
-
-
-def measure(config: ConfigDict, seeds: int, repeats: int) -> tuple[float, float]:
-    """Processor time to the step and seed: (one after the other, vectorised)."""
+def steps(config: ConfigDict, form: Form) -> Iterator[float]:
+    """The seconds that compiling takes, then the processor time to the seed of step after step."""
     dataset = data.load(config.data)
     info = training.DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)
-    step = training.make_train_step(config, model, info)
-
-    def create(key: jax.Array):
-        return training.create_state(config, model, info, key)
-
-    keys = jax.random.split(jax.random.key(0), seeds)
-    batch = next(data.batches(dataset.train, config.training.batch_size, 0))
-    batch = {"x": jnp.asarray(batch["x"]), "label": None}
-    states = list(map(jax.jit(create), keys))
-    one = seconds_per_step(jax.jit(step), states[0], batch, repeats)
-    each = {"x": jnp.broadcast_to(batch["x"], (seeds, *batch["x"].shape)), "label": None}
-    stacked = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
-    return one, seconds_per_step(jax.jit(jax.vmap(step)), stacked, each, repeats) / seeds
+    make = form.make_step(functools.partial(training.make_train_step, config, model, info))
+    create = jax.jit(
+        functools.partial(training.create_state, config, model, info),
+        compiler_options=platform.run_once(),
+    )
+    state = form.stack([create(key=jax.random.key(seed)) for seed in range(form.count)])
+    each = [data.batches(dataset.train, config.training.batch_size, s) for s in range(form.count)]
+    batch: dict[str, Any] = jax.device_put({"x": next(form.batches(each))["x"], "label": None})
+    start = time.perf_counter()
+    step = jax.jit(make(HERE), donate_argnums=0).lower(state, batch).compile()
+    yield time.perf_counter() - start
+    while True:
+        start = time.process_time()
+        state, metrics = step(state, batch)
+        jax.block_until_ready((state, metrics))
+        yield (time.process_time() - start) / form.count
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--seeds", type=int, default=4)
-    parser.add_argument("--repeats", type=int, default=20, help="steps timed (default 20)")
+    parser.add_argument("--networks", nargs="+", choices=CONFIGS, default=list(CONFIGS))
+    parser.add_argument("--seeds", type=int, nargs="+", default=[2, 4, 8], help="(default 2 4 8)")
+    parser.add_argument("--repeats", type=int, default=40, help="steps timed (default 40)")
+    parser.add_argument(
+        "--plain", action="store_true", help="without the convolutions that are made for a CPU"
+    )
     args = parser.parse_args()
-    print(f"| network | alone, ms | of {args.seeds} vectorised, ms | vectorised / alone |")
-    print("|---|---:|---:|---:|")
-    for name, make in CONFIGS.items():
-        one, several = measure(make(), args.seeds, args.repeats)
-        row = f"| {name} | {1e3 * one:.2f} | {1e3 * several:.2f} | {several / one:.2f} |"
-        print(row, flush=True)
+    if args.plain:
+        platform_conv.alone = lambda: False
+    print("| network | seeds | alone, ms | vectorised, ms | ratio | compiling, s |")
+    print("|---|---:|---:|---:|---:|---:|")
+    for name in args.networks:
+        for seeds in args.seeds:
+            both = [steps(CONFIGS[name](), form) for form in (ALONE, SideBySide(seeds))]
+            compiling = [next(each) for each in both]
+            times = np.array([[next(each) for each in both] for _ in range(args.repeats + 2)])
+            # Other work on the machine only adds.
+            alone, together = 1e3 * np.min(times[2:], axis=0)
+            row = f"| {name} | {seeds} | {alone:.2f} | {together:.2f} | {together / alone:.2f} |"
+            print(f"{row} {compiling[0]:.0f}, {compiling[1]:.0f} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -8,11 +8,13 @@ import ml_collections
 import numpy as np
 import pytest
 
+from diffax.ablation import store
 from diffax.ablation.grid import (
     Arm,
     GridError,
     format_seconds,
     grid,
+    joined,
     load_results,
     print_progress,
     run_grid,
@@ -323,3 +325,46 @@ def test_parts_make_up_the_grid(tmp_path):
     assert len(run_grid(arms, [0, 1], again, tmp_path)) == 12
     assert again.calls == []
     assert run_grid(arms[:1], [0], again, tmp_path, shard=(2, 2)) == []
+
+
+def test_groups_of_one_key_are_joined_and_prepared_before_their_first_run(tmp_path):
+    arms, run = [Arm("a1"), Arm("a2"), Arm("b1")], Recorder(fail=[("a1", 0)])
+    options = dict(
+        group=lambda arm, seed: (arm.name[0], seed),
+        join=lambda arm, seed: (arm.name[0], 2 if arm.name[0] == "a" else 1),
+        prepare=lambda runs: run.calls.append([(arm.name, seed) for arm, seed in runs]),
+    )
+    with pytest.raises(GridError):
+        run_grid(arms, [0, 1, 2], run, tmp_path, **options)
+    first = [("a1", 0), ("a2", 0)]
+    second = [("a1", 1), ("a2", 1), ("a1", 2), ("a2", 2)]
+    single = [[("b1", seed)] for seed in range(3)]
+    groups = [first, single[0], second, single[1], single[2]]
+    assert run.calls == [call for group in groups for call in (group, *group)]
+    # What is left is a group of its own.
+    again = run.calls = []
+    run.fail = set()
+    results = run_grid(arms, [0, 1, 2], run, tmp_path, **options)
+    assert again == [[("a1", 0)], ("a1", 0)] and len(results) == 9
+
+
+def test_a_preparation_that_fails_fails_the_first_run_alone(tmp_path):
+    def fail(runs):
+        raise OSError("no space left")
+
+    with pytest.raises(GridError, match="1 of 2 runs failed: linear seed 0 .*no space left"):
+        run_grid(
+            ARMS[:1], [0, 1], Recorder(), tmp_path, join=lambda arm, seed: (0, 2), prepare=fail
+        )
+    assert [r["seed"] for r in load_results(tmp_path)] == [1]
+
+
+@pytest.mark.parametrize(
+    ("seeds", "workers", "sizes"),
+    [(4, 1, [4]), (4, 2, [2, 2]), (5, 2, [2, 3]), (3, 4, [1, 1, 1]), (20, 2, [6, 7, 7])],
+)
+def test_every_worker_keeps_a_group_and_none_is_too_large(seeds, workers, sizes, tmp_path):
+    groups = [[store.make_run(ARMS[0], seed, tmp_path, {})] for seed in range(seeds)]
+    parts = joined(groups, lambda arm, seed: (arm.name, 8), workers)
+    assert [len(group) for group in parts] == sizes
+    assert [run.seed for group in parts for run in group] == list(range(seeds))

@@ -1,16 +1,17 @@
 """Ablations of real, tiny trainings: what arms share is made once, and parts add up to a whole."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
 from pathlib import Path
 
 import pytest
-from small_runs import compiled_quickly
+from small_runs import compiled_quickly, small_config
 
 from diffax import cli, runtime, training
-from diffax.ablation import report_on
+from diffax.ablation import report_on, together
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -35,11 +36,18 @@ def ablate(workdir, *flags):
     config.write_text(CONFIG)
     axis = "--axis=sampling.num_steps=3,5"
     fixed = [f"--config={config}", f"--workdir={workdir}", axis, "--seeds=2", "--workers=1"]
+    fixed.append("--seeds-together=never")  # until a later flag says otherwise
     return ["ablate", *fixed, *flags]
 
 
 def numbers(workdir, part):
     return json.loads((workdir / "results.json").read_text(encoding="utf-8"))[part]
+
+
+def files(workdir):
+    """All but those of checkpoints, and what was measured under settings of a hash."""
+    paths = (path.relative_to(workdir) for path in workdir.rglob("*") if path.is_file())
+    return {str(path) for path in paths if "checkpoints" not in path.parts}
 
 
 @pytest.fixture(scope="module")
@@ -81,6 +89,61 @@ def test_ways_to_sample_share_one_training(whole):
     assert few["swd"]["values"] != many["swd"]["values"]  # of the samples
     repeats = {c["metric"]: c["repeats"] for c in numbers(workdir, "comparisons")}
     assert repeats["bpd"] and not repeats["swd"]
+
+
+def test_seeds_in_one_program_give_the_same_numbers_to_rounding(whole, tmp_path, monkeypatch):
+    alone, _ = whole
+    made, train_together = [], training.train_together
+    monkeypatch.setattr(
+        training, "train_together", lambda c, d: made.append(list(d)) or train_together(c, d)
+    )
+    assert cli.main(ablate(tmp_path, "--seeds-together=auto")) == 0
+    homes = [tmp_path / "trainings" / "common" / f"seed{seed}" for seed in (0, 1)]
+    assert made == [homes]
+    assert files(tmp_path) - files(alone) == {
+        f"trainings/common/seed{seed}/together.json" for seed in (0, 1)
+    }
+    runs, others = numbers(tmp_path, "runs"), numbers(alone, "runs")
+    for run, other in zip(runs, others, strict=True):
+        assert (run["arm"], run["seed"]) == (other["arm"], other["seed"])
+        assert run["metrics"] == pytest.approx(other["metrics"], rel=1e-3)
+        assert (run["training"]["seeds"], other["training"]["seeds"]) == ([0, 1], [other["seed"]])
+    told = [numbers(w, "environment")["seeds trained in one program"] for w in (tmp_path, alone)]
+    assert told == [2, 1]
+    assert runs[0]["training"]["seconds"] > 0
+    # What is complete is not trained again: another way to sample, of the same trainings.
+    for result in (tmp_path / "runs").glob("*/*/result.json"):
+        result.unlink()
+    assert cli.main(ablate(tmp_path, "--seeds-together=auto")) == 0
+    assert made == [homes] and numbers(tmp_path, "summary") is not None
+
+
+def test_where_seeds_cannot_be_trained_together_each_is_by_itself(
+    whole, tmp_path, monkeypatch, caplog
+):
+    def fail(configs, directories):
+        raise FloatingPointError("the loss is nan in one of them")
+
+    monkeypatch.setattr(training, "train_together", fail)
+    monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)
+    assert cli.main(ablate(tmp_path, "--seeds-together=always")) == 0
+    assert "each seed is trained by itself, since together" in caplog.text
+    assert "the loss is nan in one of them" in caplog.text
+    for part in ("summary", "comparisons"):
+        assert numbers(tmp_path, part) == numbers(whole[0], part)
+    assert files(tmp_path) == files(whole[0])
+
+
+def test_small_networks_are_trained_together_by_default():
+    config = small_config(model__width=64, training__batch_size=256)
+    assert together.at_once(config) == 8
+    config.training.batch_size = 4096
+    assert together.at_once(config) == 1
+    assert together.at_once(config, True) > 100
+    config = small_config()
+    assert together.at_once(config) > 100 and together.at_once(config, False) == 1
+    config.model.name = "unet"
+    assert together.at_once(config) == 1
 
 
 def test_two_parts_at_once_and_a_report_are_one_run(whole, quick, tmp_path, capsys):

@@ -8,7 +8,7 @@
 `grid` runs arms × seeds and `store` keeps the results, `spec` is the question, `statistics` has the
 intervals, tests and power, `analysis` turns results into numbers, `opinions` says which rankings
 are settled, and `verdict` turns numbers into sentences; `report` writes the page, whose content is
-in `sections` and `differences`. `runner` and `measure` alone know what a run does.
+in `sections` and `differences`. `runner`, `measure` and `together` alone know what a run does.
 """
 
 from diffax.ablation.analysis import Analysis, Cell, Comparison, analyse

@@ -1,7 +1,7 @@
 """How many worker processes an ablation has, and which device is whose.
 
-Trainings are spread over processes, each with a core or a device of its own. What vectorising the
-seeds into one program would save, and why it is not done: experiments/results/seeds_vectorised.md.
+Trainings are spread over processes, each with a core or a device of its own. Which of them are
+trained several at once, by a process, is said in `together`.
 """
 
 from __future__ import annotations

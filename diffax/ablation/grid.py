@@ -9,6 +9,8 @@ samples and the like. Nothing here knows what a run does.
 
 from __future__ import annotations
 
+import dataclasses
+import functools
 import itertools
 import operator
 import os
@@ -107,14 +109,16 @@ def run_grid(
     worker_environment: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
     group: Callable[[Arm, int], Any] | None = None,
     shard: tuple[int, int] = (1, 1),
+    join: Callable[[Arm, int], tuple[Any, int]] | None = None,
+    prepare: Callable[[Sequence[tuple[Arm, int]]], None] | None = None,
 ) -> list[dict[str, Any]]:
     """Runs every arm with every seed, skipping what is done; returns the results.
 
-    Seeds are the outer loop: all arms of the first seed are done first, so that a report made half
-    way is already paired. A run that was interrupted is called again with the same directory and
-    may resume from what it left there. A run that raises an `Exception` keeps its traceback in its
-    directory, the others go on, and `GridError` at the end names it. Ctrl-C stops at once; what is
-    finished is kept.
+    Seeds are the outer loop: all arms of the first seed are done first (of the first seeds, where
+    groups are joined), so that a report made half way is already paired. A run that was interrupted
+    is called again with the same directory and may resume from what it left there. A run that
+    raises an `Exception` keeps its traceback in its directory, the others go on, and `GridError` at
+    the end names it. Ctrl-C stops at once; what is finished is kept.
 
     Args:
       arms: distinct names.
@@ -138,10 +142,15 @@ def run_grid(
         others find. None: each run is a group.
       shard: (i, n) runs the i-th of n parts of the grid, i from 1: every n-th group, so that n
         machines do all of it and no two of them the same.
+      join: join(arm, seed) -> (key, most), the same for a whole group. Of the groups that a shard
+        has to run, those of one key are joined, at most `most` of them, as far as every worker
+        still has one. None: none are.
+      prepare: prepare([(arm, seed), ...]) is called before the first run of each group, where that
+        runs, with all of them. It must be picklable as `run_one` is.
 
     Returns:
-      One dict per run, in the order in which they are started: what run_one returned, with "arm",
-      "seed", "seconds" and "directory" (str) set.
+      One dict per run, seeds outermost: what run_one returned, with "arm", "seed", "seconds" and
+      "directory" (str) set.
 
     Raises:
       ValueError: no or repeated arms or seeds, a configuration that does not match what is on
@@ -162,18 +171,26 @@ def run_grid(
     done = {run.directory for run in runs if store.is_done(run)}
     pending = [[run for run in unit if run.directory not in done] for unit in units]
     pending = [unit for unit in pending if unit]
-    tell = _Teller(on_progress, units, done, workers)
+    if join is not None:
+        pending = joined(pending, join, workers)
+    for unit in pending:
+        whole = tuple((run.arm, run.seed) for run in unit)
+        unit[0] = dataclasses.replace(unit[0], prepared=whole)
+    execute = functools.partial(store.execute, prepare=prepare)
+    first = {unit[0].directory for unit in pending}
+    first |= {unit[0].directory for unit in units if unit[0].directory in done}
+    tell = _Teller(on_progress, runs, first, done, workers)
     for run in runs:
         if run.directory in done:
             tell(run, "kept", store.read_result(run.directory)["seconds"])
     if workers == 1 or len(pending) < 2:
-        events = _in_turn(run_one, pending)
+        events = _in_turn(execute, run_one, pending)
     else:
         environments = worker_environment or {}
         if isinstance(environments, Mapping):
             environments = [environments] * workers
         environments = list(environments)[:workers]
-        events = processes.in_parallel(store.execute, run_one, pending, environments)
+        events = processes.in_parallel(execute, run_one, pending, environments)
     failures = []
     # closing: an interruption while an event is told must stop the workers too.
     with closing(events):
@@ -247,11 +264,9 @@ class _Teller:
     The first run of a group makes what the others share, and takes longer: each kind has a mean.
     """
 
-    def __init__(self, on_progress, units, done, workers):
-        self.on_progress, self.workers = on_progress, workers
-        runs = [run for unit in units for run in unit]
+    def __init__(self, on_progress, runs, first, done, workers):
+        self.on_progress, self.workers, self.first = on_progress, workers, first
         self.index = {run.directory: i for i, run in enumerate(runs, 1)}
-        self.first = {unit[0].directory for unit in units}
         self.left = [run.directory in self.first for run in runs if run.directory not in done]
         self.start, self.times = time.monotonic(), {True: [], False: []}
 
@@ -299,7 +314,23 @@ def _plan(arms, seeds, workdir, fingerprint, group) -> list[list[Run]]:
     return list(units.values())
 
 
-def _in_turn(run_one, units) -> Iterator[tuple[Run, str, float | None, str]]:
+def joined(
+    units: Sequence[list[Run]], join: Callable[[Arm, int], tuple[Any, int]], workers: int
+) -> list[list[Run]]:
+    """The groups joined as `run_grid` says, the first parts of every key before the second."""
+    kinds = {}
+    for unit in units:
+        key, most = join(unit[0].arm, unit[0].seed)
+        kinds.setdefault(key, (most, []))[1].append(unit)
+    parts = []
+    for most, same in kinds.values():
+        number = max(-(-len(same) // most), min(len(same), -(-workers // len(kinds))))
+        ends = [len(same) * i // number for i in range(number + 1)]
+        parts.append([sum(same[a:b], []) for a, b in itertools.pairwise(ends)])
+    return [part for row in itertools.zip_longest(*parts) for part in row if part]
+
+
+def _in_turn(execute, run_one, units) -> Iterator[tuple[Run, str, float | None, str]]:
     for run in itertools.chain.from_iterable(units):
         yield run, "started", None, ""
-        yield run, *store.execute(run_one, run)
+        yield run, *execute(run_one, run)

@@ -5,6 +5,7 @@ A training lies in a directory of its own, workdir/trainings/<name>/seed<k>, in 
 
     configuration.json     what it depends on: the config without sampling and evaluation
     measured-<hash>.json   what was measured under the evaluation settings of that hash
+    together.json          of one that shared a program with other seeds: see `together`
 """
 
 from __future__ import annotations
@@ -138,12 +139,7 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
         return read_json(path, _MEASURED)
     start = time.monotonic()
     store.note_configuration(directory, training_configuration(config))
-    config = config_lib.from_json(config_lib.to_json(config))
-    for name in ("eval_every", "sample_every"):
-        # What would be done at the end only is done below.
-        if config.training[name] >= config.training.num_steps:
-            config.training[name] = 0
-    training.train(config, directory)
+    training.train(as_trained(config), directory)
     run, dataset = training.load(directory), data.load_kept(config.data)
     # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
     # from their spread.
@@ -169,6 +165,15 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     }
     write_json(path, jsonable(measured, "what was measured"))
     return read_json(path, _MEASURED)  # the same to the run that trains and to those that follow
+
+
+def as_trained(config: ConfigDict) -> ConfigDict:
+    """The config with which the training of a run is made, without what is measured afterwards."""
+    config = config_lib.from_json(config_lib.to_json(config))
+    for name in ("eval_every", "sample_every"):
+        if config.training[name] >= config.training.num_steps:
+            config.training[name] = 0
+    return config
 
 
 def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, Any]:

@@ -1,7 +1,8 @@
 """From configs to a report: each run of the grid is a training, its samples and their evaluation.
 
 Arms that differ in sampling and evaluation alone share one training (see `measure`), and follow one
-another in one process. With `measure` the only part of the laboratory that knows what a run does.
+another in one process; seeds of small networks are trained several at once (see `together`). With
+these two the only part of the laboratory that knows what a run does.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data, runtime, schedules
-from diffax.ablation import measure, store
+from diffax.ablation import measure, store, together
 from diffax.ablation import spec as spec_lib
 from diffax.ablation.devices import worker_environments
 from diffax.ablation.grid import (
@@ -49,6 +50,7 @@ def run_ablation(
     workdir: str | os.PathLike,
     workers: int | None = None,
     shard: tuple[int, int] = (1, 1),
+    vectorise: bool | None = None,
 ) -> Report | None:
     """Trains and evaluates every arm with every seed, and writes the report.
 
@@ -66,6 +68,9 @@ def run_ablation(
         (see `devices`).
       shard: (i, n) for the i-th of n parts of the trainings, from 1, with all that is sampled
         from them.
+      vectorise: whether seeds of an arm are trained in one program, several at once, instead of
+        each by itself: None where that is faster (see `together`), True always, False never. The
+        numbers of the two agree to rounding, not bit by bit.
 
     Returns:
       The report; None if this is one of several shards, of which `report.report_on` makes one.
@@ -114,6 +119,11 @@ def run_ablation(
             worker_environment=environments,
             group=functools.partial(training_directory, workdir),
             shard=shard,
+            join=lambda arm, seed: (
+                training_directory(workdir, arm, seed).parent,
+                together.at_once(arm_config(config, arm, seed), vectorise),
+            ),
+            prepare=functools.partial(_train_seeds, text=text, workdir=os.fspath(workdir)),
         )
     except (GridError, KeyboardInterrupt):
         if shard[1] == 1 and any(Path(workdir).glob("runs/*/*/result.json")):
@@ -187,6 +197,18 @@ def training_directory(workdir: str | os.PathLike, arm: Arm, seed: int) -> Path:
     return Path(workdir) / "trainings" / name / f"seed{seed}"
 
 
+def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> None:
+    """Trains what some runs need, if they are of several seeds of one training, in one program."""
+    (arm, _), seeds = runs[0], list(dict.fromkeys(seed for _, seed in runs))
+    if len(seeds) > 1:
+        runtime.start(f"{arm.name}, seeds {', '.join(map(str, seeds))}: ")
+        config = config_lib.from_json(text)
+        together.train(
+            [arm_config(config, arm, seed) for seed in seeds],
+            [training_directory(workdir, arm, seed) for seed in seeds],
+        )
+
+
 def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> dict[str, Any]:
     """Trains, unless an arm before it has, and evaluates one run; see `analysis.analyse`.
 
@@ -197,6 +219,7 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
     trained = training_directory(workdir, arm, seed)
     once = measure.of_training(config, trained)
     sampled = measure.of_samples(config, trained, directory)
+    shared = together.note(trained, seed)
     return {
         "metrics": once["metrics"] | sampled["metrics"],
         "evaluation": once["evaluation"] | sampled["evaluation"],
@@ -204,7 +227,12 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
         "samples": sampled["samples"],
         "training": {
             "directory": str(trained.relative_to(workdir)),
-            "seconds": once["seconds"],
+            "seconds": once["seconds"] + shared["seconds"],
+            "seeds": shared["seeds"],
         },
-        "environment": environment() | {"device": jax.devices()[0].device_kind},
+        "environment": environment()
+        | {
+            "device": jax.devices()[0].device_kind,
+            "seeds trained in one program": len(shared["seeds"]),
+        },
     }

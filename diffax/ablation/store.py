@@ -11,7 +11,7 @@ import hashlib
 import json
 import time
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -31,6 +31,8 @@ class Run:
     seed: int
     directory: Path
     configuration: Any
+    # (arm, seed) of all that is prepared before this run, the first of a group of them
+    prepared: tuple[tuple[Any, int], ...] = ()
 
 
 def make_run(arm: Any, seed: int, workdir: Path, common: Any) -> Run:
@@ -95,13 +97,19 @@ def _differences(old: Any, new: Any, most: int = 3) -> str:
     return f" ({'; '.join(shown[:most])}{more})"
 
 
-def execute(run_one: Callable[..., Mapping[str, Any]], run: Run) -> tuple[str, float, str]:
+def execute(
+    run_one: Callable[..., Mapping[str, Any]],
+    run: Run,
+    prepare: Callable[[Sequence[tuple[Any, int]]], None] | None = None,
+) -> tuple[str, float, str]:
     """Runs once, in whichever process, and leaves the result or the traceback on disk."""
     start, failed = time.monotonic(), run.directory / "traceback.txt"
     run.directory.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
     try:
         note_configuration(run.directory, run.configuration)
+        if prepare is not None and run.prepared:
+            prepare(run.prepared)
         result = run_one(run.arm, run.seed, run.directory)
         if not isinstance(result, Mapping):
             raise TypeError(f"run_one must return a mapping, got {type(result).__name__}")

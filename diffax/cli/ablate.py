@@ -13,6 +13,8 @@ from ml_collections import ConfigDict
 
 from diffax.cli import shared
 
+_VECTORISE = {"auto": None, "always": True, "never": False}
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     shared.add_workdir(parser, "of the runs and the report; if interrupted there, it goes on")
@@ -42,6 +44,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         default=(1, 1),
         metavar="I/N",
         help="do the I-th of N parts alone, I from 1; diffax report makes a report of them all",
+    )
+    parser.add_argument(
+        "--seeds-together",
+        choices=list(_VECTORISE),
+        default="auto",
+        help="train several seeds of an arm in one program: where that is faster (auto, the"
+        " default: small MLPs), always, or never; the numbers agree to rounding",
     )
 
 
@@ -78,7 +87,10 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
         method="\n\n".join(f"Left out: {name}: {why}." for name, why in left_out.items()),
     )
     seeds = range(args.seeds)
-    report = runner.run_ablation(spec, config, arms, seeds, args.workdir, args.workers, args.shard)
+    vectorise = _VECTORISE[args.seeds_together]
+    report = runner.run_ablation(
+        spec, config, arms, seeds, args.workdir, args.workers, args.shard, vectorise
+    )
     if report is None:
         part, parts = args.shard
         print(f"part {part} of {parts} is done; with the others: diffax report --workdir=DIR ...")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+from collections.abc import Callable
 
 import numpy as np
 
@@ -97,11 +98,18 @@ class _Gather:
         num = len(self.split)
         first = number * self.batch_size
         epoch, offset = divmod(first, num)
-        indices = _permutation(self.seed, epoch, num)[offset : offset + self.batch_size]
+        indices = self._order(epoch)[offset : offset + self.batch_size]
         missing = self.batch_size - len(indices)
         if missing:
-            indices = np.concatenate([indices, _permutation(self.seed, epoch + 1, num)[:missing]])
+            indices = np.concatenate([indices, self._order(epoch + 1)[:missing]])
         return indices
+
+    @functools.cached_property
+    def _order(self) -> Callable[[int], np.ndarray]:
+        """Epoch -> its permutation; those of the latest are remembered, of each run its own."""
+        return functools.lru_cache(maxsize=4)(
+            lambda epoch: _permutation(self.seed, epoch, len(self.split))
+        )
 
 
 def _random_bits(seed: int, stream: int, number: int, num: int) -> np.ndarray:
@@ -114,6 +122,5 @@ def _random_bits(seed: int, stream: int, number: int, num: int) -> np.ndarray:
     return np.random.Philox(key=key, counter=counter).random_raw(num)
 
 
-@functools.lru_cache(maxsize=4)
 def _permutation(seed: int, epoch: int, num: int) -> np.ndarray:
     return np.argsort(_random_bits(seed, _PERMUTATIONS, epoch, num), kind="stable")

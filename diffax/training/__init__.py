@@ -16,12 +16,12 @@ from diffax.training.evaluation import (
 )
 from diffax.training.gradient import make_gradient_variance
 from diffax.training.interrupt import Interrupted
-from diffax.training.loop import train
+from diffax.training.loop import train, train_together
 from diffax.training.outputs import make_sampler
 from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
 from diffax.training.step import make_train_step
 from diffax.training.window import NonFiniteError
-from diffax.training.workdir import Run, load
+from diffax.training.workdir import Run, load, steps_done
 
 __all__ = [
     "DatasetInfo",
@@ -40,5 +40,7 @@ __all__ = [
     "make_sampler",
     "make_train_step",
     "predictor",
+    "steps_done",
     "train",
+    "train_together",
 ]

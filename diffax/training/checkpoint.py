@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -95,6 +95,11 @@ class Checkpoints:
                     checksums=ocp.args.JsonSave(sums),
                 ),
             )
+
+    def remove(self, steps: Iterable[int]) -> None:
+        """Removes the checkpoints of these steps."""
+        for step in list(steps):
+            self._manager.delete(step)
 
     def restore(
         self, like: Any, sharding: Any, step: int | None = None
@@ -213,10 +218,17 @@ class Checkpoints:
 
 def kept(directory: Path) -> str:
     """Words that say which checkpoint in a directory is the latest whole one."""
-    steps = ocp.utils.checkpoint_steps(directory)
-    if not steps:
+    step = latest_step(directory)
+    if step is None:
         return "no checkpoint was made before it"
-    return f"the checkpoint of step {max(steps)} in {directory} is kept"
+    return f"the checkpoint of step {step} in {directory} is kept"
+
+
+def latest_step(directory: Path) -> int | None:
+    """The step of the latest whole checkpoint in a directory, None if there is none."""
+    if not directory.exists():
+        return None
+    return max(ocp.utils.checkpoint_steps(directory), default=None)
 
 
 @contextlib.contextmanager

@@ -3,37 +3,27 @@
 from __future__ import annotations
 
 import functools
-import logging
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
+from typing import Any
 
 import flax.linen as nn
 import jax
-from clu import parameter_overview
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data
 from diffax.training import feed, hosts, lifted, outputs, parallel, writers
-from diffax.training.checkpoint import Checkpoints, kept
 from diffax.training.evaluation import make_evaluation
 from diffax.training.interrupt import Interrupted, Interruption
+from diffax.training.journal import Journal
 from diffax.training.state import DatasetInfo, TrainState, create_state
 from diffax.training.step import make_train_step
-from diffax.training.window import NonFiniteError, Window
-from diffax.training.workdir import (
-    CHECKPOINTS,
-    Run,
-    check_same_config,
-    check_writable,
-    saying_what_is_kept,
-    write_text,
-)
-
-_LOG = logging.getLogger("diffax")
+from diffax.training.vectorised import ALONE, Form, form_of
+from diffax.training.workdir import Run, check_writable, saying_what_is_kept
 
 
 def train(
@@ -71,60 +61,91 @@ def train(
         background, it comes with the next one or at the end.)
       Interrupted: (a KeyboardInterrupt) Ctrl-C or SIGTERM came; a checkpoint was saved first.
     """
+    return _train([config], [workdir], stop)[0]
+
+
+def train_together(
+    configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLike]
+) -> list[tuple[TrainState, dict[str, float]]]:
+    """Trains several runs that differ in their seeds alone, in one program: `train`, by `jax.vmap`.
+
+    For networks so small that one run leaves the processor with little to do in each operation.
+    Each workdir holds what `train` would leave there, and the numbers agree with it to rounding,
+    not bit by bit: the products of several runs are summed in another order.
+
+    Interrupted or killed, the same call goes on, exactly as if nothing had happened, from the
+    latest step of which every run has a checkpoint; later ones, which some of the runs have, are
+    removed. Until all have the next checkpoint, none loses the one before.
+
+    Args:
+      configs: of the runs, with training.num_steps etc. in common and distinct seeds.
+      workdirs: of each, as for `train`.
+
+    Returns:
+      For each run what `train` returns.
+
+    Raises:
+      ValueError: as `train`; the configs differ in more than the seed; two runs have one workdir or
+        one seed; more than one device or process, or mode "pmap"; or some runs have checkpoints,
+        but of no step in common: then each has to be trained by itself.
+      NonFiniteError: as `train`, in any of the runs, which the message names. All end with it, and
+        the last checkpoint of each is kept, from which `train` goes on with each by itself.
+      OSError, Interrupted: as `train`; of all runs.
+    """
+    _check_alike(configs, workdirs)
+    return _train(configs, workdirs)
+
+
+def _train(
+    configs: Sequence[ConfigDict],
+    workdirs: Sequence[str | os.PathLike],
+    stop: Callable[[int, Run], bool] | None = None,
+) -> list[tuple[TrainState, dict[str, float]]]:
+    config, form = configs[0], form_of(len(configs))
     hosts.join(config.parallel.multihost)
     config_lib.validate(config)
     settings = config.training
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
-    root = Path(workdir).absolute()
-    check_writable(root)
+    form.check(config, mesh)
+    roots = [Path(workdir).absolute() for workdir in workdirs]
+    for root in roots:
+        check_writable(root)
     writers.check_tensorboard(settings.tensorboard)
     dataset = data.load_kept(config.data)
     info = DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)
-    batches = data.batches(
-        dataset.train,
-        settings.batch_size,
-        config.seed,
-        flip=config.data.flip,
-        shard_index=jax.process_index(),
-        shard_count=jax.process_count(),
-    )
+    like, init, compiled = compile_run(config, model, info, mesh, form)
 
-    like, init, compiled = compile_run(config, model, info, mesh)
-    evaluate = make_evaluation(config, model, info, dataset, mesh)
-    draw_samples = outputs.make_drawing(config, model, info, root, mesh)
+    def journal(config: ConfigDict, root: Path) -> Journal:
+        batches = data.batches(
+            dataset.train,
+            settings.batch_size,
+            config.seed,
+            flip=config.data.flip,
+            shard_index=jax.process_index(),
+            shard_count=jax.process_count(),
+        )
+        evaluate = make_evaluation(config, model, info, dataset, mesh)
+        draw_samples = outputs.make_drawing(config, model, info, root, mesh)
+        return Journal(config, root, batches, evaluate, draw_samples, form)
 
     with ExitStack() as stack:
-        stack.enter_context(saying_what_is_kept(root))
-        checkpoints = stack.enter_context(
-            closing(Checkpoints(root / CHECKPOINTS, settings.keep_checkpoints))
-        )
-        if checkpoints.steps():
-            check_same_config(root, config)
-            state, memory = checkpoints.restore(like, parallel.state_sharding(like, mesh))
-            batches.set_state(memory["data"])
-            _LOG.info("resuming at step %d of %d", state.step, settings.num_steps)
-        else:
-            state, memory = init(jax.random.key(config.seed)), {"window": [], "metrics": {}}
-            _LOG.info("%s parameters", f"{parameter_overview.count_parameters(state.params):,}")
-        if hosts.is_first():
-            write_text(root / "config.json", config_lib.to_json(config))
-            write_text(root / "dataset.json", info.to_json())
-
-        done = int(state.step)
-        window, latest = Window(memory["window"], settings.max_skipped), dict(memory["metrics"])
-        writer = stack.enter_context(
-            closing(writers.create(root, settings.num_steps, done, settings.tensorboard))
-        )
+        stack.enter_context(saying_what_is_kept(*roots))
+        runs = [stack.enter_context(closing(journal(*each))) for each in zip(configs, roots)]
+        states = _restored(runs, like, parallel.state_sharding(like, mesh))
+        states = states or [init(jax.random.key(run.config.seed)) for run in runs]
+        for run, own in zip(runs, states):
+            run.begin(own, info)
+        done, state = int(states[0].step), form.stack(states)
+        del states  # their memory is used again
         signals = stack.enter_context(Interruption())
-        if done == 0:
-            outputs.write_schedule(root, state)
 
         sizes = feed.sizes(done, settings.num_steps, settings.steps_per_call)
-        supply = feed.Feed(batches, compiled.place, sizes)
+        supply = feed.Feed(form.batches([run.batches for run in runs]), compiled.place, sizes)
         for count, several in supply:
             state, metrics = compiled.step(state, several)
-            window.add(done + 1, metrics)
+            for run, own in zip(runs, form.each_metrics(metrics)):
+                run.window.add(done + 1, own)
             done += count
             last = done == settings.num_steps
             due = functools.partial(is_due, done - count, done, last=last)
@@ -132,45 +153,95 @@ def train(
                 signals.number, due(settings.log_every) or due(settings.checkpoint_every)
             )
 
-            scalars = {}
             if due(settings.log_every):
-                check_finite(window, checkpoints, last)
-                scalars.update(window.take_mean())
-            if due(settings.eval_every):
-                scalars.update(evaluate(state))
-            if scalars:
-                writer.write_scalars(done, scalars)
-                latest.update(scalars)
-            if due(settings.sample_every):
-                writer.write_images(done, {"samples": draw_samples(state)})
-                outputs.write_schedule(root, state)
+                _check_finite(runs, last)
+            wanted = due(settings.log_every), due(settings.eval_every), due(settings.sample_every)
+            if any(wanted):
+                for run, own in zip(runs, form.each(state)):
+                    run.look(done, own, *wanted)
             enough = stop is not None and stop(done, Run(config, model, state, info))
             if last or number or enough or due(settings.checkpoint_every):
-                check_finite(window, checkpoints, last)
-                memory = {
-                    "data": supply.get_state(),
-                    "window": window.memory(),
-                    "metrics": latest,
-                }
-                checkpoints.save(done, state, memory)
+                _check_finite(runs, last)
+                _save(runs, done, form.each(state), form.each_data(supply.get_state()))
             if number and not last:
-                checkpoints.wait()
+                for run in runs:
+                    run.checkpoints.wait()
                 raise Interrupted(
-                    f"stopped after step {done}, which is saved in {root}: the same call (or"
-                    " command) goes on from there",
+                    f"stopped after step {done}, which is saved in {', '.join(map(str, roots))}:"
+                    " the same call (or command) goes on from there",
                     number,
                 )
             if enough:
                 break
-        outputs.write_schedule(root, state)
-    return state, latest
+        states = form.each(state)
+        for run, own in zip(runs, states):
+            run.end(own)
+    return [(own, run.latest) for run, own in zip(runs, states)]
+
+
+def _restored(
+    runs: Sequence[Journal], like: TrainState, sharding: Any
+) -> Sequence[TrainState] | None:
+    """The states at the latest checkpoint that all runs have; None if there is no checkpoint."""
+    there = [set(run.checkpoints.steps()) for run in runs]
+    if not any(there):
+        return None
+    if len(runs) == 1:  # of those that can be read
+        return [runs[0].restore(like, sharding)]
+    common = set.intersection(*there)
+    if not common:
+        raise ValueError(
+            f"the runs in {', '.join(str(run.root) for run in runs)} have no checkpoint of a step"
+            " in common, so they can't go on together: train each by itself"
+        )
+    states = [run.restore(like, sharding, max(common)) for run in runs]
+    for run in runs:
+        run.checkpoints.remove(step for step in run.checkpoints.steps() if step > max(common))
+    return states
+
+
+def _save(
+    runs: Sequence[Journal], step: int, states: Sequence[TrainState], data: Sequence[Any]
+) -> None:
+    """Saves all runs; none begins before the earlier checkpoints of all are whole, so that there is
+    always a step of which all have one."""
+    if len(runs) > 1:
+        for run in runs:
+            run.checkpoints.wait()
+    for run, own, position in zip(runs, states, data):
+        run.save(step, own, position)
+
+
+def _check_finite(runs: Sequence[Journal], last: bool) -> None:
+    for run in runs:
+        run.check_finite(last)
+
+
+def _check_alike(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLike]) -> None:
+    """Raises ValueError if these are not runs that differ in their seeds alone."""
+    if not configs or len(configs) != len(workdirs):
+        raise ValueError(
+            f"there are {len(configs)} configs and {len(workdirs)} workdirs; each run needs one of"
+            " both, and there must be at least one run"
+        )
+    for config in configs[1:]:
+        others = [key for key in config_lib.differences(configs[0], config) if key != "seed"]
+        if others:
+            raise ValueError(
+                f"the configs differ in {', '.join(others)}; runs that are trained together may"
+                " differ in seed alone"
+            )
+    seeds = [config.seed for config in configs]
+    for name, values in ("seeds", seeds), ("workdirs", [Path(w).absolute() for w in workdirs]):
+        if len(set(values)) < len(values):
+            raise ValueError(f"the {name} of the runs must be distinct: {list(map(str, values))}")
 
 
 def compile_run(
-    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, mesh: Mesh
+    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, mesh: Mesh, form: Form = ALONE
 ) -> tuple[TrainState, Callable[[jax.Array], TrainState], parallel.Compiled]:
     """What a run consists of, in its mode and over a mesh: the state's shapes, the function
-    key -> first state, and the steps.
+    key -> first state, and the steps, of the runs that `form` says.
 
     Raises:
       ValueError: the batch can't be split as the config asks for, or an impossible mode.
@@ -179,7 +250,7 @@ def compile_run(
     like = jax.eval_shape(create, jax.random.key(config.seed))
     check_batch_size(config, mesh, like)
     make_step = functools.partial(make_train_step, config, model, dataset)
-    compiled = lifted.compile_step(make_step, mesh, like, config.parallel.mode)
+    compiled = lifted.compile_step(make_step, mesh, like, config.parallel.mode, form)
     return like, parallel.compile_init(create, mesh, like), compiled
 
 
@@ -197,20 +268,3 @@ def check_batch_size(config: ConfigDict, mesh: Mesh, state: TrainState) -> None:
         "the halves of a batch between which a learned schedule's gradient is compared": halves,
     }
     parallel.check_divides("training.batch_size", config.training.batch_size, mesh, times)
-
-
-def check_finite(window: Window, checkpoints: Checkpoints, last: bool) -> None:
-    """Raises NonFiniteError, saying what is kept, if too many steps in a row were not finite."""
-    try:
-        window.check(last)
-    except NonFiniteError as error:
-        checkpoints.wait()
-        raise NonFiniteError(
-            error.step,
-            error.quantity,
-            error.value,
-            error.log_snr,
-            error.skipped,
-            f"; {kept(checkpoints.directory)}. A lower optimizer.learning_rate or clip_norm, or"
-            " more warmup_steps, usually helps",
-        ) from None

@@ -24,7 +24,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax.training.checkpoint import Checkpoints, kept
+from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.state import DatasetInfo, TrainState, create_state
 
 CHECKPOINTS = "checkpoints"
@@ -77,15 +77,17 @@ def check_writable(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def saying_what_is_kept(workdir: Path) -> Iterator[None]:
-    """An error of the disk is raised again as an OSError that is a sentence: which workdir, what
-    the system says, and which checkpoint is kept."""
+def saying_what_is_kept(*workdirs: Path) -> Iterator[None]:
+    """An error of the disk is raised again as an OSError that is a sentence: which workdir (of
+    several: one of them), what the system says, and which checkpoint is kept."""
     try:
         yield
     except OSError as error:
+        places = " or ".join(map(str, workdirs))
+        all_kept = ", ".join(kept(workdir / CHECKPOINTS) for workdir in workdirs)
         raise OSError(
-            f"workdir {workdir} can't be written to ({error.strerror or error});"
-            f" {kept(workdir / CHECKPOINTS)}, and once there is a remedy the same call (or command)"
+            f"workdir {places} can't be written to ({error.strerror or error});"
+            f" {all_kept}, and once there is a remedy the same call (or command)"
             " goes on"
         ) from error
 
@@ -124,6 +126,11 @@ class Run(NamedTuple):
     model: nn.Module
     state: TrainState
     dataset: DatasetInfo
+
+
+def steps_done(workdir: str | os.PathLike) -> int:
+    """The step of the latest checkpoint in a run's directory; 0 if there is none."""
+    return latest_step(Path(workdir).absolute() / CHECKPOINTS) or 0
 
 
 def load(workdir: str | os.PathLike, step: int | None = None) -> Run:

@@ -91,8 +91,8 @@ class LogLines:
     compilation too.
     """
 
-    def __init__(self, num_steps: int, last_step: int = 0):
-        self._num_steps = num_steps
+    def __init__(self, num_steps: int, last_step: int = 0, label: str = ""):
+        self._num_steps, self._label = num_steps, label
         self._before = last_step, time.monotonic()
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
@@ -101,8 +101,8 @@ class LogLines:
         left = datetime.timedelta(seconds=round(seconds * (self._num_steps - step)))
         values = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
         _LOG.info(
-            "step %d/%d  %.3g steps/s  %s left  %s",
-            *(step, self._num_steps, 1 / max(seconds, 1e-9), left, values),
+            "%sstep %d/%d  %.3g steps/s  %s left  %s",
+            *(self._label, step, self._num_steps, 1 / max(seconds, 1e-9), left, values),
         )
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
@@ -148,9 +148,14 @@ def check_tensorboard(wanted: bool) -> None:
 
 
 def create(
-    workdir: str | os.PathLike, num_steps: int, last_step: int = 0, tensorboard: bool = False
+    workdir: str | os.PathLike,
+    num_steps: int,
+    last_step: int = 0,
+    tensorboard: bool = False,
+    label: str = "",
 ) -> MetricWriter:
-    """Writers to workdir/metrics.jsonl, to the log and, if asked for, to workdir/tensorboard.
+    """Writers to workdir/metrics.jsonl, to the log, each line behind `label`, and, if asked for, to
+    workdir/tensorboard.
 
     Of several processes only the first writes.
     """
@@ -159,7 +164,7 @@ def create(
         return Several(())
     writers = [
         JsonLines(Path(workdir) / "metrics.jsonl", last_step),
-        LogLines(num_steps, last_step),
+        LogLines(num_steps, last_step, label),
     ]
     if tensorboard:
         from clu import metric_writers  # imports TensorFlow
