@@ -8,7 +8,7 @@ from small_runs import assert_close, compiled_quickly, small_config
 
 from diffax import schedules, training
 from diffax.data import sources
-from diffax.schedules.base import numbers, with_numbers
+from diffax.schedules.fields import numbers, with_numbers
 from diffax.training import lifted, parallel
 
 

@@ -20,10 +20,9 @@ from diffax.schedules.base import (
     check_num_steps,
     finite,
     from_betas,
-    number,
     positive,
-    pytree,
 )
+from diffax.schedules.fields import number, pytree
 
 _T = 1000  # the number of steps that beta_min and beta_max refer to
 

@@ -22,9 +22,8 @@ from diffax.schedules.base import (
     as_float,
     check_endpoints,
     hold_ends,
-    pytree,
-    static,
 )
+from diffax.schedules.fields import pytree, static
 
 
 class Shape(NamedTuple):

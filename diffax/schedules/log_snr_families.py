@@ -23,11 +23,9 @@ from diffax.schedules.base import (
     check_endpoints,
     finite,
     hold_ends,
-    number,
     positive,
-    pytree,
-    static,
 )
+from diffax.schedules.fields import number, pytree, static
 
 
 @pytree

@@ -19,12 +19,10 @@ from diffax.schedules.base import (
     as_float,
     check_endpoints,
     hold_ends,
-    number,
     positive,
-    pytree,
     sigma_of,
-    static,
 )
+from diffax.schedules.fields import number, pytree, static
 
 AnySchedule = Schedule | DiscreteSchedule
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
 
-from diffax.schedules.base import numbers, with_numbers
+from diffax.schedules.fields import numbers, with_numbers
 from diffax.training import parallel
 from diffax.training.spread import Spread
 from diffax.training.state import TrainState
