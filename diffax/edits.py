@@ -22,7 +22,7 @@ class Drawn(NamedTuple):
       said: a line on the outcome; "" if there is nothing to say.
     """
 
-    arrays: Mapping[str, np.ndarray]
+    arrays: dict[str, np.ndarray]
     drawn: Mapping[str, np.ndarray]
     said: str = ""
 

@@ -74,6 +74,21 @@ class Generator:
         """`num` samples (at least 1), (num, ..., C); `seed` is that of the noise."""
         return self._draw("sample", {}, (), num, seed, label, options)
 
+    def labels(self, num: int, label: int | Sequence[int] | None = None) -> np.ndarray:
+        """The classes that `num` samples are told, (num,); `label` as in a call."""
+        classes = self.run.dataset.num_classes
+        if label is None:
+            return in_turn(num, classes)
+        if not self.run.config.model.class_conditional:
+            raise ValueError(f"label={label}: this network is not told classes")
+        labels = np.broadcast_to(np.asarray(label), (num,)) if np.ndim(label) == 0 else label
+        labels = np.asarray(labels)
+        if labels.shape != (num,) or labels.min() < 0 or labels.max() >= classes:
+            raise ValueError(
+                f"label={label}: a class, 0 to {classes - 1}, or one for each of {num}"
+            )
+        return labels
+
     def from_start(
         self, start: np.ndarray, seed: int = 0, label: Any = None, **options: Any
     ) -> np.ndarray:
@@ -162,7 +177,7 @@ class Generator:
             raise ValueError(f"num={num}: at least 1 sample")
         config = self._config(name, options)
         draw, scale = self._drawer(config, name, settings), config.sampling.guidance_scale
-        labels = self._labels(num, label)
+        labels = self.labels(num, label)
         size = min(self._batch_size, -(-num // self._mesh.size) * self._mesh.size)
         key, parts = jax.random.key(seed), []
         for i in range(0, num, size):
@@ -191,20 +206,6 @@ class Generator:
                 raise ValueError(f"{option}={value!r}: {error}") from None
         config_lib.validate(config)
         return config
-
-    def _labels(self, num: int, label: int | Sequence[int] | None) -> np.ndarray:
-        classes = self.run.dataset.num_classes
-        if label is None:
-            return in_turn(num, classes)
-        if not self.run.config.model.class_conditional:
-            raise ValueError(f"label={label}: this network is not told classes")
-        labels = np.broadcast_to(np.asarray(label), (num,)) if np.ndim(label) == 0 else label
-        labels = np.asarray(labels)
-        if labels.shape != (num,) or labels.min() < 0 or labels.max() >= classes:
-            raise ValueError(
-                f"label={label}: a class, 0 to {classes - 1}, or one for each of {num}"
-            )
-        return labels
 
     def _drawer(self, config: Any, name: str, settings: dict[str, Any]) -> Callable:
         """The compiled function of these options; the scale is an argument of it."""

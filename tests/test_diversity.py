@@ -132,6 +132,7 @@ def test_an_ablation_over_guidance_and_a_run(stand_in, tmp_path, capsys, monkeyp
     config, workdir = tmp_path / "config.py", tmp_path / "work"
     few, told = "--config.evaluation.num_samples=40", "--config.model.class_conditional=true"
     learning = ["--config.optimizer.warmup_steps=0", "--config.optimizer.learning_rate=0.03"]
+    learning += ["--config.sampling.clip_x0=1.0"]
     config.write_text(TINY)
     ablate = ["ablate", f"--config={config}", f"--workdir={workdir}", "--workers=1", "--seeds=1"]
     ablate += ["--axis=sampling.guidance_scale=2.0,4.0", f"--metrics={NAME}", few, *learning]
@@ -146,7 +147,15 @@ def test_an_ablation_over_guidance_and_a_run(stand_in, tmp_path, capsys, monkeyp
         capsys.readouterr()
         flags = ["--guidance-scale=4", f"--metrics={NAME}"]
         assert cli.main(["evaluate", f"--workdir={trained}", *flags]) == 0
-    found = json.loads(capsys.readouterr().out)[NAME]
+        found = json.loads(capsys.readouterr().out)[NAME]
+        out = ["--num=40", f"--out={tmp_path / 'drawn'}"]
+        assert cli.main(["sample", f"--workdir={trained}", "--guidance-scale=4", *out]) == 0
+    label = np.load(tmp_path / "drawn.npz")["label"]
+    np.testing.assert_array_equal(label, np.arange(40) % 10)
+    file = f"--samples={tmp_path / 'drawn.npz'}"
+    capsys.readouterr()
+    assert cli.main(["evaluate", file, "--data=digits", f"--metrics={NAME}"]) == 0
+    assert json.loads(capsys.readouterr().out)[NAME][NAME] == pytest.approx(strong, rel=1e-3)
     assert found[NAME] == pytest.approx(strong, rel=1e-6)
     assert found["num_classes"] == 10 and found["sampling"]["guidance_scale"] == 4
 

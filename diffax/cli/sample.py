@@ -69,6 +69,9 @@ def run(args: argparse.Namespace, _: None) -> None:
     else:
         edits.check_flags(None, flags | {"input": args.input})
         result = edits.draw(generate, args.num, args.steps, options)
+        if generate.run.config.model.class_conditional:
+            num = len(next(iter(result.arrays.values())))
+            result.arrays["label"] = generate.labels(num, args.label)
     out = Path(args.out or Path(args.workdir) / "samples" / (args.edit or "sample"))
     out = out.with_suffix("")
     out.parent.mkdir(parents=True, exist_ok=True)
