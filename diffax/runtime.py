@@ -28,11 +28,12 @@ _MALLOC_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_")
 
 
 def reuse_memory() -> None:
-    """Has glibc keep the memory that is freed, and give it out again.
+    """Has glibc keep the memory that is freed, and give it out again: for processes that train.
 
     On a CPU XLA asks for a program's temporary memory at every call, and frees it after. From the
     system it comes as new pages, each of which is cleared when it is first touched: a third of the
-    time of a small U-Net's training step. The process then holds on to the most that it has used.
+    time of a small U-Net's training step. The process then holds on to the most that it has used,
+    and a forward pass, whose memory is little, takes a tenth longer.
 
     Only on Linux with glibc, and if the environment doesn't set $GLIBC_TUNABLES, $MALLOC_ARENA_MAX
     or $MALLOC_MMAP_MAX_. Before JAX starts its threads, which keep what they have of their own.
@@ -44,16 +45,17 @@ def reuse_memory() -> None:
         mallopt(parameter, value)
 
 
-def start(label: str = "") -> None:
+def start(label: str = "", trains: bool = False) -> None:
     """diffax's log lines on standard error; compiled programs kept from one process to the next.
 
     They are kept in `cache_directory()`, unless $JAX_COMPILATION_CACHE_DIR names another place.
-    `label` stands before every line, to tell apart processes that share a terminal. Memory is used
-    again: see `reuse_memory`.
+    `label` stands before every line, to tell apart processes that share a terminal. One that
+    `trains` uses memory again: see `reuse_memory`.
     """
     import jax
 
-    reuse_memory()
+    if trains:
+        reuse_memory()
 
     logger = logging.getLogger("diffax")
     logger.setLevel(logging.INFO)

@@ -13,7 +13,7 @@ far (the forward pass comes first, compilation included), on an accelerator the 
 training step stands the input pipeline alone: its images per second, and its time for a batch as a
 share of the step's, below 1 if it keeps up.
 
-Memory is used again from call to call, as the command line has it (`diffax.runtime.start`).
+As on the command line, a process that trains uses memory again (`diffax.runtime.reuse_memory`).
 
 Workloads E, F and G are for an accelerator: the CIFAR-10 U-Net of Ho 2020 in training, with 128 and
 with 512 images, and 50 DDIM steps of 256. A part's "flops_per_second" is what XLA counts in the
@@ -22,7 +22,7 @@ same dtype. --remat computes each block again in the backward pass: compare the 
 
 With --against=diffusers every part is run in turn with the same of diffusers (PyTorch): same
 architecture, number of parameters (within 1%), batch, precision and optimizer, one core, a process
-for each, and the ratios ours / theirs are given: medians over the pairs, with lowest and highest.
+for each side and part, and the ratios ours / theirs are given: medians over the pairs, with lowest and highest.
 On an accelerator the peer is compiled (torch.compile, channels_last), and both may use tf32 where
 dtype is float32. It needs `pip install ".[bench]"`, here or, by --peer-python, in an environment of
 its own.
@@ -32,7 +32,7 @@ import argparse
 import json
 import shutil
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
 
@@ -83,9 +83,16 @@ def describe(name: str, dtype: str, remat: bool) -> dict:
     )
 
 
+def _settle(parts: Iterable[str]) -> None:
+    """Settings of a process that runs these parts."""
+    if "train" in parts:
+        runtime.reuse_memory()
+
+
 def run(name: str, dtype: str = "float32", repeats: int | None = None, remat: bool = False) -> dict:
     """The figures of a workload; those of its headline part stand at the top as well."""
     workload = WORKLOADS[name]
+    _settle(workload["parts"])
     task = workload["network"], workload["batch"], dtype, remat
     programs = {part: PARTS[part](*task) for part in workload["parts"]}
     for _ in range(repeats or workload["repeats"]):
@@ -133,7 +140,8 @@ def start(task: dict) -> tuple[dict, dict[str, Callable]]:
     """This program as a child of `pairing`."""
     workload = WORKLOADS[task["workload"]]
     given = workload["network"], workload["batch"], task["dtype"], task["remat"]
-    parts = {part: lambda part=part: PARTS[part](*given).run for part in workload["shared"]}
+    _settle([task["part"]])
+    parts = {task["part"]: lambda: PARTS[task["part"]](*given).run}
     return dict(parameters=count_parameters(given[0]), versions=versions()), parts
 
 
@@ -163,23 +171,22 @@ def against(
     python = python or sys.executable
     if shutil.which(python) is None:
         raise ValueError(f"--peer-python is {python!r}; it must be a program that can be run")
-    task = json.dumps(peer_task(name, dtype, remat))
-    commands = dict(
-        theirs=[python, str(here / PEERS[peer]), task],
-        ours=[sys.executable, str(here / "benchmark.py"), f"--serve={task}"],
-    )
-    with (
-        pairing.Child(peer, commands["theirs"]) as theirs,
-        pairing.Child("diffax", commands["ours"]) as ours,
-    ):
-        check_parameters(ours.about["parameters"], theirs.about["parameters"])
-        parts = {
-            part: pairing.in_turn(ours, theirs, part, repeats or workload["repeats"])
-            for part in workload["shared"]
-        }
-        about = describe(name, dtype, remat)
-        about |= dict(peer=peer, peer_parameters=theirs.about["parameters"])
-        return about | parts | ours.about["versions"] | theirs.about["versions"]
+    result = describe(name, dtype, remat) | dict(peer=peer)
+    for part in workload["shared"]:
+        task = json.dumps(peer_task(name, dtype, remat) | dict(part=part))
+        commands = dict(
+            theirs=[python, str(here / PEERS[peer]), task],
+            ours=[sys.executable, str(here / "benchmark.py"), f"--serve={task}"],
+        )
+        with (
+            pairing.Child(peer, commands["theirs"]) as theirs,
+            pairing.Child("diffax", commands["ours"]) as ours,
+        ):
+            check_parameters(ours.about["parameters"], theirs.about["parameters"])
+            result[part] = pairing.in_turn(ours, theirs, part, repeats or workload["repeats"])
+            result |= ours.about["versions"] | theirs.about["versions"]
+            result["peer_parameters"] = theirs.about["parameters"]
+    return result
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -196,7 +203,6 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--against", choices=sorted(PEERS), help="run in turn with this library")
     parser.add_argument("--peer-python", default="", help="the Python that has this library")
     options = parser.parse_args(argv)
-    runtime.reuse_memory()  # as the command line does
     if options.repeats is not None and options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; it must be at least 1")
     if options.peer_python and options.against is None:

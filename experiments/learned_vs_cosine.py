@@ -128,7 +128,7 @@ def main() -> None:
     args = parser.parse_args()
     if args.seeds < 2:
         parser.error(f"--seeds={args.seeds}: an interval needs at least 2")
-    runtime.start()
+    runtime.start(trains=True)
     config = load_config(args.config)
     if args.weighting is not None:
         config.objective.weighting = args.weighting

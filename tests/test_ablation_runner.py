@@ -25,7 +25,7 @@ def get_config():
 COMMAND = """
 import sys
 from diffax import cli, runtime
-runtime.start = lambda *label: None
+runtime.start = lambda *_, **__: None
 sys.exit(cli.main(sys.argv[1:]))
 """
 ARMS = ["sampling.num_steps=3", "sampling.num_steps=5"]
@@ -55,7 +55,7 @@ def quick(tmp_path_factory):
     """Where compiled programs are kept; the command line leaves the settings alone."""
     folder = tmp_path_factory.mktemp("compiled")
     with pytest.MonkeyPatch.context() as patch, compiled_quickly(folder):
-        patch.setattr(runtime, "start", lambda *label: None)
+        patch.setattr(runtime, "start", lambda *_, **__: None)
         yield folder
 
 

@@ -128,7 +128,7 @@ def test_what_is_missing_is_said_before_any_work(stand_in, digits, monkeypatch):
 
 def test_an_ablation_over_guidance_and_a_run(stand_in, tmp_path, capsys, monkeypatch):
     """Both know the classes that the network was told, which come in turn."""
-    monkeypatch.setattr(runtime, "start", lambda *label: None)  # keeps the cache of this test
+    monkeypatch.setattr(runtime, "start", lambda *_, **__: None)  # keeps the cache of this test
     config, workdir = tmp_path / "config.py", tmp_path / "work"
     few, told = "--config.evaluation.num_samples=40", "--config.model.class_conditional=true"
     learning = ["--config.optimizer.warmup_steps=0", "--config.optimizer.learning_rate=0.03"]

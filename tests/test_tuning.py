@@ -120,7 +120,7 @@ def instead_of_training(arm, seed, directory, text, workdir):
 
 
 def test_tune_from_the_command_line(tuned, mixture, capsys, monkeypatch):
-    monkeypatch.setattr(runtime, "start", lambda *label: None)  # keeps the cache of this file
+    monkeypatch.setattr(runtime, "start", lambda *_, **__: None)  # keeps the cache of this file
     monkeypatch.setattr(runner, "run_one", instead_of_training)  # has tests of its own
     assert tune(tuned, "--trials=2", "--confirm=2") == 0
     said = capsys.readouterr()

@@ -201,7 +201,7 @@ def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> No
     """Trains what some runs need, if they are of several seeds of one training, in one program."""
     (arm, _), seeds = runs[0], list(dict.fromkeys(seed for _, seed in runs))
     if len(seeds) > 1:
-        runtime.start(f"{arm.name}, seeds {', '.join(map(str, seeds))}: ")
+        runtime.start(f"{arm.name}, seeds {', '.join(map(str, seeds))}: ", trains=True)
         config = config_lib.from_json(text)
         together.train(
             [arm_config(config, arm, seed) for seed in seeds],
@@ -214,7 +214,7 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
 
     `text` is the common config as JSON.
     """
-    runtime.start(f"{arm.name}, seed {seed}: ")
+    runtime.start(f"{arm.name}, seed {seed}: ", trains=True)
     config = arm_config(config_lib.from_json(text), arm, seed)
     trained = training_directory(workdir, arm, seed)
     once = measure.of_training(config, trained)

@@ -60,7 +60,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.error(f"not understood: {' '.join(rest)}")
     from diffax import runtime
 
-    runtime.start()
+    runtime.start(trains=command.takes_config)
     try:
         config = read_config(args.config, rest) if command.takes_config else None
         command.run(args, config)
