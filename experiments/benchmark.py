@@ -22,10 +22,10 @@ same dtype. --remat computes each block again in the backward pass: compare the 
 
 With --against=diffusers every part is run in turn with the same of diffusers (PyTorch): same
 architecture, number of parameters (within 1%), batch, precision and optimizer, one core, a process
-for each side and part, and the ratios ours / theirs are given: medians over the pairs, with lowest and highest.
-On an accelerator the peer is compiled (torch.compile, channels_last), and both may use tf32 where
-dtype is float32. It needs `pip install ".[bench]"`, here or, by --peer-python, in an environment of
-its own.
+for each side and part, and the ratios ours / theirs are given: medians over the pairs, with lowest
+and highest. On an accelerator the peer is compiled (torch.compile, channels_last), and both may use
+tf32 where dtype is float32. It needs `pip install ".[bench]"`, here or, by --peer-python, in an
+environment of its own.
 """
 
 import argparse
