@@ -6,7 +6,7 @@
 
 Batch size, image size and width of a U-Net each grow on their own, the rest being as in the middle
 of the plan, and the training step is timed as `diffax train` makes it: compiled by
-`training.parallel.compile_step`. Then the same few steps are made on 1, 2, 4 and 8 host devices, in
+`training.loop.compile_run`. Then the same few steps are made on 1, 2, 4 and 8 host devices, in
 one process and in two, in every layout, and compared with those of one device: the parameters (by
 their norm) and each loss may differ by TOLERANCE of their size; else the exit status is 1.
 

@@ -25,7 +25,7 @@ import workloads
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import training
+from diffax import runtime, training
 from diffax.training import loop, parallel, writers
 from diffax.training.checkpoint import Checkpoints
 
@@ -239,5 +239,6 @@ MEASURES: dict[str, Callable[..., Any]] = {
 
 if __name__ == "__main__":
     logging.getLogger("absl").setLevel(logging.ERROR)  # orbax tells of every wait
+    runtime.reuse_memory()  # as `diffax train` does
     kind, arguments = sys.argv[1:]
     print(json.dumps(MEASURES[kind](**json.loads(arguments))))
