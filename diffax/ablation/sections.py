@@ -53,7 +53,8 @@ CURVES = {
     ),
     "gradient_variance": (
         "Variance of the gradient",
-        "Of the network, between training batches: what is left to chance in a step.",
+        "Of the network, between training batches: what is left to chance in a step. Its scale is"
+        " that of the loss.",
     ),
     "schedule_gradient_variance": (
         "Variance of the schedule’s gradient",
