@@ -8,6 +8,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from diffax import config as config_lib
 from diffax import training
+from diffax.training import parallel
 
 MIXTURE = training.DatasetInfo("mixture2d", (2,), 0, None, ())
 # A config file for the command line.
@@ -120,6 +121,28 @@ def train_steps(config, num, batch_seed=0):
         state, measured = step(state, batch_of(seed=batch_seed + i))
         metrics.append(jax.device_get(measured))
     return state, metrics
+
+
+class PowerCut(RuntimeError):
+    """Stops a run without any farewell."""
+
+
+def cut_after(monkeypatch, steps):
+    """Lets a run make so many steps, then cuts it off."""
+    compile_step = parallel.compile_step
+
+    def compile_limited(*args):
+        compiled, made = compile_step(*args), []
+
+        def limited(state, batches):
+            if len(made) == steps:
+                raise PowerCut
+            made.append(None)
+            return compiled.step(state, batches)
+
+        return compiled._replace(step=limited)
+
+    monkeypatch.setattr(parallel, "compile_step", compile_limited)
 
 
 def write_tiny_config(folder):

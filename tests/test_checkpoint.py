@@ -10,8 +10,10 @@ import pytest
 from small_runs import (
     LEARNED,
     MIXTURE,
+    PowerCut,
     assert_equal,
     compiled_quickly,
+    cut_after,
     prepare,
     small_config,
 )
@@ -19,7 +21,7 @@ from small_runs import (
 import diffax
 from diffax import config as config_lib
 from diffax import training
-from diffax.training import loop, parallel, writers
+from diffax.training import writers
 from diffax.training.checkpoint import Checkpoints
 from diffax.training.window import Window
 
@@ -149,28 +151,6 @@ def test_other_precisions_are_read_and_converted(tmp_path):
 
 
 # --- resuming -------------------------------------------------------------------------------
-
-
-class PowerCut(RuntimeError):
-    """Stops a run without any farewell."""
-
-
-def cut_after(monkeypatch, steps):
-    """Lets a run make so many steps, then cuts it off."""
-    compile_step = parallel.compile_step
-
-    def compile_limited(*args):
-        compiled, made = compile_step(*args), []
-
-        def limited(state, batches):
-            if len(made) == steps:
-                raise PowerCut
-            made.append(None)
-            return compiled.step(state, batches)
-
-        return compiled._replace(step=limited)
-
-    monkeypatch.setattr(loop.parallel, "compile_step", compile_limited)
 
 
 def train_until_cut(monkeypatch, steps, config, workdir):

@@ -6,11 +6,19 @@ import signal
 import jax
 import numpy as np
 import pytest
-from small_runs import LEARNED, assert_close, assert_equal, compiled_quickly, small_config
+from small_runs import (
+    LEARNED,
+    PowerCut,
+    assert_close,
+    assert_equal,
+    compiled_quickly,
+    cut_after,
+    small_config,
+)
 
 from diffax import config as config_lib
 from diffax import data, training
-from diffax.training import loop, parallel, writers
+from diffax.training import loop, writers
 from diffax.training.checkpoint import Checkpoints
 from diffax.training.spread import HERE
 from diffax.training.vectorised import SideBySide
@@ -108,27 +116,6 @@ def test_the_schedules_turn_is_a_branch_under_vmap_too():
 # --- resumed ----------------------------------------------------------------------------------
 
 
-class PowerCut(Exception):
-    """In place of a process that is killed."""
-
-
-def cut_at_step(patch, steps):
-    compile_step = parallel.compile_step
-
-    def compile_limited(*args):
-        compiled, made = compile_step(*args), []
-
-        def limited(state, batches):
-            if len(made) == steps:
-                raise PowerCut
-            made.append(None)
-            return compiled.step(state, batches)
-
-        return compiled._replace(step=limited)
-
-    patch.setattr(loop.parallel, "compile_step", compile_limited)
-
-
 def cut_between_saves(patch, saves):
     """After so many checkpoints, those of one step of all runs being counted one by one."""
     save, made = Checkpoints.save, []
@@ -144,7 +131,7 @@ def cut_between_saves(patch, saves):
 
 @pytest.mark.parametrize(
     ("cut", "number", "found"),
-    [(cut_at_step, 10, 8), (cut_between_saves, 3, 4)],
+    [(cut_after, 10, 8), (cut_between_saves, 3, 4)],
     ids=["after a checkpoint", "between two of a step"],
 )
 def test_a_killed_training_ends_as_if_nothing_had_happened(

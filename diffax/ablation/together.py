@@ -13,6 +13,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 from ml_collections import ConfigDict
 
 from diffax import training
@@ -27,6 +28,10 @@ NOTE = "together.json"
 # numbers (512 KiB, about a core's own cache), and up to 1.34 beyond. A U-Net's take 1.7: its
 # convolutions, of which each seed has kernels of its own, become grouped ones.
 GAINING = {"mlp": 2**17}  # name in config.model -> numbers
+
+# Why trainings may not go together that each by itself may: a form that is refused, a number that
+# isn't finite in one of them, a disk or a memory that is full.
+_FAILURES = (ValueError, FloatingPointError, OSError, jax.errors.JaxRuntimeError)
 
 
 def at_once(config: ConfigDict, vectorise: bool | None = None) -> int:
@@ -58,7 +63,7 @@ def train(configs: Sequence[ConfigDict], directories: Sequence[Path]) -> None:
         store.note_configuration(directory, measure.training_configuration(config))
     try:
         training.train_together([measure.as_trained(c) for c, _ in left], [d for _, d in left])
-    except Exception as error:
+    except _FAILURES as error:
         _LOG.warning("each seed is trained by itself, since together they can't be: %s", error)
         return
     note = {
