@@ -348,6 +348,26 @@ def test_groups_of_one_key_are_joined_and_prepared_before_their_first_run(tmp_pa
     assert again == [[("a1", 0)], ("a1", 0)] and len(results) == 9
 
 
+def test_parts_of_a_grid_are_disjoint_and_whole_where_groups_are_joined(tmp_path):
+    """However far each machine has come, and whatever it joins: the parts are cut first."""
+    arms, seeds, done = [Arm("a"), Arm("b")], range(5), []
+    for part, most in ((1, 4), (2, 2), (3, 1)):
+        run = Recorder()
+        prepared = []
+        run_grid(
+            arms,
+            seeds,
+            run,
+            tmp_path,
+            shard=(part, 3),
+            join=lambda arm, seed, most=most: (arm.name, most),
+            prepare=lambda runs, prepared=prepared: prepared.append(len(runs)),
+        )
+        assert max(prepared) <= most and sum(prepared) == len(run.calls)
+        done += run.calls
+    assert sorted(done) == [(arm.name, seed) for arm in arms for seed in seeds]
+
+
 def test_a_preparation_that_fails_fails_the_first_run_alone(tmp_path):
     def fail(runs):
         raise OSError("no space left")
