@@ -79,7 +79,7 @@ def diversity_within_classes(
     evenly from the others of its class. Pairs that share an image are not independent, which the
     standard error counts: the root of the sum of r_p r_q over all pairs p, q that share one (p = q
     included), over the number of pairs, r being a distance less the mean (Aronow, Samii & Assenova
-    2015, equation 2); at least that of independent pairs.
+    2015); at least that of independent pairs.
 
     Args:
       x: (N, H, W, 1 or 3) uint8, or float in [-1, 1].
