@@ -136,6 +136,9 @@ def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, An
     data's order, the times and the noise leaves in a step (`training.make_gradient_variance`).
 
     It is of the loss as trained, so arms of another weighting or prediction have another scale.
+
+    Raises:
+      ValueError: config.evaluation.gradient_batches is below 2.
     """
     mesh = parallel.make_mesh(1)
     variance = training.make_gradient_variance(

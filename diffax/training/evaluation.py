@@ -128,16 +128,19 @@ def make_evaluation(
     `make_gradient_variance`, unless `evaluation.gradient_batches` is 0.
     """
     bound = make_bound(config, model, dataset, data.eval, mesh)
-    variance = make_gradient_variance(config, model, dataset, data.train, mesh)
-    of_gradient = config.evaluation.gradient_batches > 0
+    variance = None
+    if config.evaluation.gradient_batches:
+        variance = make_gradient_variance(config, model, dataset, data.train, mesh)
 
     def evaluate(state: TrainState) -> dict[str, float]:
         terms = bound(state, config.seed)
-        return {
+        found = {
             "eval_vlb": float(np.mean(terms.total)),
             **{f"eval_{name}": float(np.mean(term)) for name, term in terms._asdict().items()},
             "eval_vlb_variance": float(np.var(terms.diffusion)),
-            **({"eval_grad_variance": variance(state, config.seed)} if of_gradient else {}),
         }
+        if variance is not None:
+            found["eval_grad_variance"] = variance(state, config.seed)
+        return found
 
     return evaluate

@@ -106,12 +106,20 @@ def make_gradient_variance(
 
     which is unbiased. Before clipping; the unit is that of the loss, squared, over that of the
     parameters, squared.
+
+    Raises:
+      ValueError: fewer than two batches.
     """
+    num, size = config.evaluation.gradient_batches, config.training.batch_size
+    if num < 2:
+        raise ValueError(
+            f"config.evaluation.gradient_batches is {num}; the variance of the gradient needs at"
+            " least 2"
+        )
     gradient = make_gradient(config, model, dataset, Together(mesh))
     like = jax.eval_shape(functools.partial(create_state, config, model, dataset)).params
     whole = parallel.replicated(mesh)
     where = parallel.state_sharding(like, mesh), whole
-    num, size = config.evaluation.gradient_batches, config.training.batch_size
 
     def start() -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), jnp.zeros(())
