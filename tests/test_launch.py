@@ -57,6 +57,7 @@ def start_local(tmp_path, diffax, *arguments, **environment):
         env=os.environ | {"PATH": f"{tmp_path}:{os.environ['PATH']}"} | environment,
         stdout=subprocess.PIPE,
         text=True,
+        start_new_session=True,
     )
 
 
@@ -75,12 +76,29 @@ def test_local_ends_all_processes_when_one_fails(tmp_path):
     assert start_local(tmp_path, "exit 0", "none").wait(timeout=30) == 2
 
 
-def test_local_hands_a_signal_on_and_lets_all_processes_save(tmp_path):
+def terminate(script):
+    script.terminate()
+
+
+def press_ctrl_c(script):
+    """All processes of the terminal get it: also the script's `sleep` and what labels the lines."""
+    os.killpg(script.pid, signal.SIGINT)
+
+
+@pytest.mark.parametrize("send", [terminate, press_ctrl_c])
+def test_local_hands_a_signal_on_and_lets_all_processes_save(tmp_path, send):
     """Also the one that takes longer than the other."""
     saves = "trap 'sleep 0.$JAX_PROCESS_ID; echo saved; exit 143' TERM"
-    script = start_local(tmp_path, f"{saves}; echo ready; sleep 5 & wait", "2")
+    waits = "for i in {1..300}; do sleep 0.1; done"
+    script = start_local(tmp_path, f"{saves}; echo ready; {waits}", "2", GRACE="60")
     ready = [script.stdout.readline() for _ in range(2)]
     assert sorted(ready) == ["[0] ready\n", "[1] ready\n"]
-    script.send_signal(signal.SIGTERM)
+    send(script)
     assert sorted(script.stdout.readline() for _ in range(2)) == ["[0] saved\n", "[1] saved\n"]
     assert script.wait(timeout=30) == 143
+
+
+def test_local_hands_on_a_signal_that_comes_before_all_are_started(tmp_path):
+    """One that came between a start and the line that notes it used to miss that process."""
+    first_tells = "if ((JAX_PROCESS_ID == 0)); then kill -TERM $PPID; fi; exec sleep 1000"
+    assert start_local(tmp_path, first_tells, "30", GRACE="60").wait(timeout=30) == 143

@@ -33,14 +33,17 @@ export JAX_COORDINATOR_ADDRESS=127.0.0.1:${PORT:-$((20000 + RANDOM % 12000))}
 export JAX_NUM_PROCESSES=$count
 
 processes=()
-trap 'kill -TERM "${processes[@]}" 2>/dev/null || true' INT TERM
+# Handed on by the loop below, when all processes are known: a trap may run between a start and the
+# line that notes it.
+told=
+trap 'told=yes' INT TERM
 # What is left when the script ends for another reason than that all have ended.
 trap 'kill -KILL "${processes[@]}" 2>/dev/null || true' EXIT
 
 for ((i = 0; i < count; i++)); do
   # Not by a pipe: $! shall be the process, not what labels its lines.
   JAX_PROCESS_ID=$i diffax train --config.parallel.multihost=true "$@" \
-    > >(sed -u "s/^/[$i] /") 2>&1 &
+    > >(trap '' INT; exec sed -u "s/^/[$i] /") 2>&1 &
   processes+=($!)
 done
 
@@ -48,7 +51,11 @@ status=0
 watchdog=
 left=("${processes[@]}")
 while ((${#left[@]} > 0)); do
-  sleep 0.1
+  if [[ -n $told ]]; then
+    told=
+    kill -TERM "${left[@]}" 2>/dev/null || true
+  fi
+  sleep 0.1 || true # Ctrl-C ends it too
   still=()
   for process in "${left[@]}"; do
     if kill -0 "$process" 2>/dev/null; then
