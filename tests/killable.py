@@ -18,6 +18,7 @@ import time
 import traceback
 from pathlib import Path
 
+import jax
 from small_runs import compiled_quickly
 
 from diffax import config as config_lib
@@ -28,16 +29,22 @@ from diffax.training import hosts, parallel
 
 def run(config: str, workdir: str) -> int:
     """Trains in this process; returns its exit status."""
-    hosts.HEARTBEAT_SECONDS = 5  # a test needn't wait longer
+    hosts.HEARTBEAT_SECONDS = 10  # a test needn't wait longer
     parallel.LEAST_SPLIT = 64  # so that small networks are split too
     try:
         _, metrics = training.train(config_lib.from_json(config), workdir)
+    except training.Interrupted as stop:
+        metrics, status = {}, stop.exit_status
     except Exception:
         traceback.print_exc()
         return 1
+    else:
+        status = 0
     if hosts.is_first():
         Path(workdir).with_suffix(".returned").write_text(json.dumps(metrics))
-    return 0
+    if jax.distributed.is_initialized():
+        jax.distributed.shutdown()  # waits for the others, as the end of a program of one's own
+    return status
 
 
 def serve(compiled: str) -> None:
@@ -79,7 +86,7 @@ class Killable:
         self._pids = json.loads(self._program.stdout.readline())
         return self._pids
 
-    def wait(self, seconds=120):
+    def wait(self, seconds=300):
         """The exit statuses of what was started last, negative for a signal: of a process that
         takes longer, SIGKILL."""
         timer = threading.Timer(seconds, self._kill)

@@ -4,6 +4,8 @@ import io
 import os
 import signal
 import socket
+import subprocess
+import sys
 import time
 import urllib.error
 
@@ -135,6 +137,45 @@ def test_a_killed_process_ends_the_job_which_goes_on_exactly(killable, together,
     found, expected = everything(workdir), everything(together)
     assert_equal(found[0], expected[0])
     assert found[1] == expected[1]
+
+
+def test_damage_that_one_process_alone_sees_is_passed_over_by_both(killable, tmp_path):
+    """In a network so large that a file of one process's parts is read by that process alone."""
+    workdir = tmp_path / "run"
+    config = config_of(
+        model__width=128, parallel__num_devices=0, parallel__fsdp=4, training__num_steps=8
+    )
+    killable.start(config, workdir, two_processes())
+    assert killable.wait() == [0, 0]
+    expected = plain(workdir)
+    parts = workdir / "checkpoints" / "8" / "state" / "ocdbt.process_1"
+    largest = max(parts.rglob("d/*"), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+    killable.start(config, workdir, two_processes())
+    assert killable.wait() == [0, 0]
+    assert (workdir / "checkpoints" / "damaged-8").is_dir()
+    assert_equal(plain(workdir), expected)
+
+
+def test_one_that_is_told_to_stop_saves_with_all(killable, tmp_path):
+    workdir = tmp_path / "run"
+    config = config_of(parallel__num_devices=0, parallel__fsdp=4, training__num_steps=100_000)
+    pids = killable.start(config, workdir, two_processes())
+    wait_until(lambda: on_disk(workdir)[0])
+    os.kill(pids[1], signal.SIGTERM)
+    assert killable.wait() == [143, 143]
+    assert training.load(workdir).state.step == max(on_disk(workdir)[0]) < 100_000
+
+
+def test_one_that_is_told_to_stop_while_the_job_starts_ends():
+    """`jax.distributed` takes SIGTERM for itself."""
+    program = (
+        "import os, signal, time; from diffax.training import hosts; hosts.join(True);"
+        " os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
+    )
+    environment = {**os.environ, **two_processes()[0], "JAX_NUM_PROCESSES": "1"}
+    done = subprocess.run([sys.executable, "-c", program], env=environment, timeout=50)
+    assert done.returncode == -signal.SIGTERM
 
 
 # --- who the others are -----------------------------------------------------------------------

@@ -1,6 +1,8 @@
 """Several seeds trained in one program: the same runs as by themselves, and as well kept."""
 
 import functools
+import logging
+import shutil
 import signal
 
 import jax
@@ -150,6 +152,21 @@ def test_a_killed_training_ends_as_if_nothing_had_happened(
     again = training.train_together(configs(), homes(tmp_path))
     assert_equal(arrays(again[1][0]), arrays(resumed[1][0]))
     assert_same_runs(tmp_path, undisturbed[0])
+
+
+def test_where_the_latest_of_one_run_is_damaged_all_go_on_from_the_one_before(
+    tmp_path, monkeypatch, caplog
+):
+    monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)  # so that caplog sees it
+    runs = configs(training__keep_checkpoints=2)
+    first, again = tmp_path / "first", tmp_path / "again"
+    training.train_together(runs, homes(first))
+    shutil.copytree(first, again)
+    loop_file = homes(again)[1] / "checkpoints" / "12" / "loop" / "metadata"
+    loop_file.write_bytes(loop_file.read_bytes()[:20])
+    training.train_together(runs, homes(again))
+    assert "step 12 in" in caplog.text and "those of step 8 are used" in caplog.text
+    assert_same_runs(again, first)
 
 
 def test_runs_without_a_step_in_common_go_on_by_themselves(tmp_path):

@@ -27,6 +27,7 @@ import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 from orbax.checkpoint.checkpoint_managers import LatestN
 
+from diffax.training import hosts
 from diffax.training.checksum import checksums
 
 _LOG = logging.getLogger("diffax")
@@ -34,6 +35,10 @@ _LOG = logging.getLogger("diffax")
 
 class OtherArraysError(ValueError):
     """A checkpoint holds other arrays than are wanted."""
+
+
+class DamagedError(ValueError):
+    """A checkpoint can't be read."""
 
 
 class NotSavedError(OSError):
@@ -58,11 +63,8 @@ class Checkpoints:
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
         )
-        handlers = dict(
-            state=ocp.StandardCheckpointHandler(),
-            loop=ocp.JsonCheckpointHandler(),
-            checksums=ocp.JsonCheckpointHandler(),
-        )
+        self._state, self._text = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
+        handlers = dict(state=self._state, loop=self._text, checksums=self._text)
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
@@ -116,7 +118,8 @@ class Checkpoints:
 
         Raises:
           FileNotFoundError: there is no checkpoint, or none of that step.
-          ValueError: it holds other arrays than `like`, or there is none that can be read.
+          OtherArraysError: it holds other arrays than `like`.
+          DamagedError: it can't be read, nor, if `step` was left out, can another.
         """
         steps = self.steps()
         if not steps:
@@ -146,9 +149,9 @@ class Checkpoints:
                 self._put_aside(damaged, candidate)
                 return _from_paths(by_path, like), loop
         latest, error = next(iter(damaged.items()))
-        raise ValueError(
-            f"the checkpoint of step {latest} in {self.directory} can't be read, nor is there"
-            f" another that can: {error}"
+        others = ", nor is there another that can" if step is None else ""
+        raise DamagedError(
+            f"the checkpoint of step {latest} in {self.directory} can't be read{others}: {error}"
         ) from error
 
     def _put_aside(self, damaged: dict[int, Exception], used: int) -> None:
@@ -172,26 +175,28 @@ class Checkpoints:
     def _read(
         self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]
     ) -> tuple[dict[str, jax.Array], dict[str, Any]]:
-        saved = self._manager.item_metadata(step).state
-        items = {"loop": ocp.args.JsonRestore()}
-        # Checkpoints made before there were checksums are taken as they are.
-        if checked := (self.directory / str(step) / "checksums").exists():
-            items["checksums"] = ocp.args.JsonRestore()
-        texts = self._manager.restore(step, args=ocp.args.Composite(**items))
-        there = {path: tuple(meta.shape) for path, meta in saved.items()}
-        if checked and texts.checksums["shapes"] != _text_checksum(there):
-            raise ValueError("the arrays' names or shapes are not those that were saved")
-        self._check_same_arrays(step, there, wanted)
+        # By the handlers themselves, since the manager's reading ends with waiting for the other
+        # hosts, of which one alone may find damage.
+        folder, text = self.directory / str(step), self._text.restore
+        with hosts.failing_together():
+            saved, loop = self._state.metadata(folder / "state"), text(folder / "loop")
+            # Checkpoints made before there were checksums are taken as they are.
+            checked = (folder / "checksums").exists()
+            sums = text(folder / "checksums") if checked else {}
+            there = {path: tuple(meta.shape) for path, meta in saved.items()}
+            if checked and sums["shapes"] != _text_checksum(there):
+                raise ValueError("the arrays' names or shapes are not those that were saved")
+            self._check_same_arrays(step, there, wanted)
         # Restored as another dtype, they would have other checksums.
         as_saved = {path: leaf.update(dtype=saved[path].dtype) for path, leaf in wanted.items()}
-        state = self._manager.restore(
-            step, args=ocp.args.Composite(state=ocp.args.StandardRestore(as_saved))
-        ).state
+        with hosts.failing_together():
+            state = self._state.restore(folder / "state", args=ocp.args.StandardRestore(as_saved))
         if checked:
             # All but 64 bits where JAX has only 32.
             same = {path: leaf for path, leaf in state.items() if leaf.dtype == saved[path].dtype}
-            _check_sums(_sums(same, texts.loop), texts.checksums)
-        return {path: state[path].astype(leaf.dtype) for path, leaf in wanted.items()}, texts.loop
+            with hosts.failing_together():
+                _check_sums(_sums(same, loop), sums)
+        return {path: state[path].astype(leaf.dtype) for path, leaf in wanted.items()}, loop
 
     def _check_same_arrays(
         self, step: int, there: dict[str, tuple], wanted: dict[str, jax.ShapeDtypeStruct]

@@ -6,9 +6,13 @@ Only the first writes metrics, configs and pictures; all write checkpoints.
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import signal
+import threading
 import urllib.request
+from collections.abc import Iterator
 
 import jax
 import numpy as np
@@ -90,6 +94,14 @@ def join(multihost: bool | None = None) -> None:
             " JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID say who they are, and"
             " config.parallel.multihost=False that there are none"
         ) from error
+    _let_sigterm_act()
+
+
+def _let_sigterm_act() -> None:
+    """SIGTERM does again what Python knows of: `jax.distributed` has it noted alone, for a service
+    that nobody asks here, so that a job which is told to stop while it starts would not."""
+    if threading.current_thread() is threading.main_thread():
+        signal.signal(signal.SIGTERM, signal.getsignal(signal.SIGTERM) or signal.SIG_DFL)
 
 
 def is_first() -> bool:
@@ -106,3 +118,16 @@ def agreed(number: int, ask: bool) -> int:
     if jax.process_count() == 1:
         return number
     return int(np.max(multihost_utils.process_allgather(np.int32(number)))) if ask else 0
+
+
+@contextlib.contextmanager
+def failing_together() -> Iterator[None]:
+    """An error in the body, of one process, is an error in all, so that none goes on to something
+    that all must do and waits there. All must come to its end or raise."""
+    found = None
+    try:
+        yield
+    except Exception as error:
+        found = error
+    if agreed(int(found is not None), True):
+        raise found or ValueError("another process of the job failed here; see what it says")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import functools
+import logging
 import os
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
@@ -17,6 +18,7 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data
 from diffax.training import feed, hosts, lifted, outputs, parallel, writers
+from diffax.training.checkpoint import DamagedError
 from diffax.training.evaluation import make_evaluation
 from diffax.training.interrupt import Interrupted, Interruption
 from diffax.training.journal import Journal
@@ -24,6 +26,8 @@ from diffax.training.state import DatasetInfo, TrainState, create_state
 from diffax.training.step import make_train_step
 from diffax.training.vectorised import ALONE, Form, form_of
 from diffax.training.workdir import Run, check_writable, saying_what_is_kept
+
+_LOG = logging.getLogger("diffax")
 
 
 def train(
@@ -74,8 +78,8 @@ def train_together(
     not bit by bit: the products of several runs are summed in another order.
 
     Interrupted or killed, the same call goes on, exactly as if nothing had happened, from the
-    latest step of which every run has a checkpoint; later ones, which some of the runs have, are
-    removed. Until all have the next checkpoint, none loses the one before.
+    latest step of which every run has a checkpoint that can be read; later ones are removed. Until
+    all have the next checkpoint, none loses the one before.
 
     Args:
       configs: of the runs, with training.num_steps etc. in common and distinct seeds.
@@ -182,21 +186,31 @@ def _train(
 def _restored(
     runs: Sequence[Journal], like: TrainState, sharding: Any
 ) -> Sequence[TrainState] | None:
-    """The states at the latest checkpoint that all runs have; None if there is no checkpoint."""
+    """The states at the latest checkpoint that all runs have and that can be read; None if there
+    is no checkpoint."""
     there = [set(run.checkpoints.steps()) for run in runs]
     if not any(there):
         return None
     if len(runs) == 1:  # of those that can be read
         return [runs[0].restore(like, sharding)]
-    common = set.intersection(*there)
+    common = sorted(set.intersection(*there))
     if not common:
         raise ValueError(
             f"the runs in {', '.join(str(run.root) for run in runs)} have no checkpoint of a step"
             " in common, so they can't go on together: train each by itself"
         )
-    states = [run.restore(like, sharding, max(common)) for run in runs]
+    while True:
+        step = common.pop()
+        try:
+            states = [run.restore(like, sharding, step) for run in runs]
+        except DamagedError as error:
+            if not common:
+                raise
+            _LOG.warning("%s; those of step %d are used", error, common[-1])
+        else:
+            break
     for run in runs:
-        run.checkpoints.remove(step for step in run.checkpoints.steps() if step > max(common))
+        run.checkpoints.remove(later for later in run.checkpoints.steps() if later > step)
     return states
 
 
