@@ -129,6 +129,7 @@ NAMED = {
     "schedule.name": schedules.names(),
     "schedule_learning.objective": objectives.SCHEDULE_OBJECTIVES,
     "schedule_learning.optimizer": optimizers.OPTIMIZERS,
+    "schedule_learning.decay": optimizers.DECAYS,
     "objective.prediction": process.PREDICTIONS,
     "objective.weighting": objectives.WEIGHTINGS,
     "objective.time_sampling": time_sampling.TIME_SAMPLERS,

@@ -246,6 +246,22 @@ def test_schedule_does_not_feel_the_networks_learning():
     assert float(metrics["schedule_grad_variance"]) == pytest.approx(variance, rel=1e-3)
 
 
+def test_the_schedules_rate_decays_over_the_steps():
+    """After a quarter of them, a linear decay leaves three quarters of the same update."""
+    changes = {}
+    for decay in ("constant", "linear"):
+        config = small_config(
+            **LEARNED, schedule_learning__optimizer="sgd", schedule_learning__decay=decay
+        )
+        step, state = prepare(config)
+        state = state.replace(step=jnp.int32(config.training.num_steps // 4))
+        new, _ = step(state, batch_of())
+        changes[decay] = jax.tree.map(lambda a, b: a - b, new.schedule, state.schedule)
+    assert optax.tree.norm(changes["constant"]) > 1e-3
+    expected = jax.tree.map(lambda change: 0.75 * change, changes["constant"])
+    assert_close(changes["linear"], expected, rtol=1e-3, atol=1e-6)
+
+
 def test_schedule_is_updated_every_so_many_steps():
     config = small_config(**LEARNED, schedule_learning__update_every=3)
     step, state = prepare(config)

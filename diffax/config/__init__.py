@@ -19,6 +19,7 @@ from diffax.config.build import (
     is_learned,
     learning_rate_at,
     sampling_options,
+    schedule_decay_at,
 )
 from diffax.config.checks import validate
 from diffax.config.defaults import default_config
@@ -42,6 +43,7 @@ __all__ = [
     "is_learned",
     "learning_rate_at",
     "sampling_options",
+    "schedule_decay_at",
     "to_json",
     "validate",
 ]

@@ -135,9 +135,17 @@ def build_optimizer(config: ConfigDict) -> optax.GradientTransformation:
 
 
 def build_schedule_optimizer(config: ConfigDict) -> optax.GradientTransformation:
-    """The learned schedule's optimiser: no weight decay, no warm-up, a constant rate."""
+    """The learned schedule's optimiser: no weight decay; its updates are yet to be multiplied by
+    `schedule_decay_at`."""
     section = config.schedule_learning
     return optimizers.optimizer(section.optimizer, section.learning_rate, section.clip_norm)
+
+
+def schedule_decay_at(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
+    """The factor on the learned schedule's learning rate as a function of the step, from 0."""
+    return optimizers.learning_rate(
+        1.0, 0, config.schedule_learning.decay, config.training.num_steps
+    )
 
 
 def build_sampler(config: ConfigDict) -> samplers.Sampler:

@@ -54,6 +54,7 @@ RULES: dict[str, Rule] = {
     "schedule_learning.objective": _one_of(lambda: objectives.SCHEDULE_OBJECTIVES),
     "schedule_learning.optimizer": _OPTIMIZER,
     "schedule_learning.learning_rate": _NOT_NEGATIVE,
+    "schedule_learning.decay": _one_of(lambda: optimizers.DECAYS),
     "schedule_learning.clip_norm": _NOT_NEGATIVE,
     "schedule_learning.update_every": _at_least(0),
     "schedule_learning.num_steps": _at_least(0),

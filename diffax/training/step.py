@@ -103,6 +103,7 @@ def _make_schedule_update(
     """(state, x0, label, key) -> schedule, its optimiser's state, metrics."""
     section = config.schedule_learning
     optimizer = config_lib.build_schedule_optimizer(config)
+    decay = config_lib.schedule_decay_at(config)
     mean_only = config.objective.learned_variance
 
     def gradients(spread, whole, rows):
@@ -152,6 +153,7 @@ def _make_schedule_update(
     def update(state, x0, label, key):
         gradient, metrics = measured_gradient(state, x0, label, key)
         updates, opt_state = optimizer.update(gradient, state.schedule_opt_state)
+        updates = optax.tree.scale(decay(state.step), updates)
         return optax.apply_updates(state.schedule, updates), opt_state, metrics
 
     def schedule_update(state, x0, label, key):
