@@ -9,6 +9,10 @@ import sys
 from pathlib import Path
 
 
+class Failed(Exception):
+    """Work ended for a reason that its message tells a user in a sentence: no traceback helps."""
+
+
 def cache_directory() -> Path:
     """Where diffax keeps what can be made again.
 

@@ -70,8 +70,8 @@ def test_workers_contain_failures_and_finish_the_rest(tmp_path):
         )
     message = str(error.value)
     assert message.startswith("4 of 6 runs failed: ")
-    assert "raises seed 1 (ValueError: no such thing)" in message
-    assert "dies seed 0 (its process died, killed or out of memory)" in message
+    assert "raises seed 0, raises seed 1 (ValueError: no such thing)" in message
+    assert "dies seed 0, dies seed 1 (its process died, killed or out of memory)" in message
     assert sorted(e.status for e in events) == ["failed"] * 4 + ["finished"] * 2 + ["started"] * 6
     trace = tmp_path / "runs" / "raises" / "seed0" / "traceback.txt"
     assert "ValueError: no such thing" in trace.read_text()

@@ -219,6 +219,26 @@ def test_a_longer_run_goes_on(tmp_path):
     assert_equal(plain(state), plain(expected))
 
 
+def test_another_number_of_steps_is_refused_where_a_rate_decays_over_them(tmp_path):
+    """Grown, it would not be the run of that many steps."""
+    for changes, words in (
+        ({"optimizer__decay": "cosine"}, "optimizer.decay='cosine'"),
+        ({**LEARNED, "schedule_learning__decay": "linear"}, "schedule_learning.decay='linear'"),
+    ):
+        workdir = tmp_path / words
+        training.train(small_config(training__num_steps=4, **changes), workdir)
+        with pytest.raises(ValueError, match=rf"num_steps was 4 and is 8 \(the steps of {words}\)"):
+            training.train(small_config(training__num_steps=8, **changes), workdir)
+        assert training.load(workdir).config.training.num_steps == 4
+
+
+def test_fewer_steps_than_are_done_are_refused(tmp_path):
+    training.train(small_config(training__num_steps=8), tmp_path)
+    with pytest.raises(ValueError, match="num_steps is 6, but the run in .* is at step 8 already"):
+        training.train(small_config(training__num_steps=6), tmp_path)
+    assert training.load(tmp_path).config.training.num_steps == 8
+
+
 def test_another_config_is_refused_with_the_differences(tmp_path):
     training.train(small_config(), tmp_path)
     changed = small_config(seed=3, optimizer__learning_rate=0.5, training__log_every=2)

@@ -70,6 +70,31 @@ def test_a_changed_config_is_refused_with_the_difference(trained, config_file, c
     assert said.count("\n") == 1
 
 
+DIVERGES = [
+    "--config.optimizer.learning_rate=1e30", "--config.optimizer.warmup_steps=0",
+    "--config.training.max_skipped=0",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (["train"], ["diffax train: ", "step 2", "learning_rate"]),
+        (
+            ["ablate", "--axis=sampling.num_steps=2,3", "--seeds=1", "--workers=1"],
+            ["diffax ablate: 2 of 2 runs failed", "num_steps=2 seed 0, ", "learning_rate"],
+        ),
+    ],
+)
+def test_a_run_that_diverges_is_one_sentence(flags, said, config_file, tmp_path, capsys):
+    command, *rest = flags
+    arguments = [command, f"--config={config_file}", f"--workdir={tmp_path}", *rest, *DIVERGES]
+    assert cli.main(arguments) == 1
+    errors = capsys.readouterr().err
+    last = errors.strip().splitlines()[-1]
+    assert all(words in last for words in said) and "Traceback" not in errors
+
+
 def test_what_cannot_be_written_is_one_sentence(tmp_path, capsys):
     (tmp_path / "file").write_text("in the way")
     assert cli.main(["schedules", "--names=linear", f"--out={tmp_path / 'file'}"]) == 1
@@ -212,6 +237,16 @@ def test_evaluate_says_what_each_number_depends_on(trained, capsys):
     assert "frechet" in capsys.readouterr().err
     assert cli.main(["evaluate", f"--workdir={trained}", "--num-samples=0"]) == 1
     assert "evaluation.num_samples" in capsys.readouterr().err
+
+
+def test_evaluate_writes_what_is_not_finite_as_null(trained, monkeypatch, tmp_path):
+    """NaN, which json writes unless told otherwise, is no JSON."""
+    found = {"bpd": {"bpd": float("nan"), "prior": 0.5}}
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_: found)
+    out = tmp_path / "found.json"
+    assert cli.main(["evaluate", f"--workdir={trained}", f"--out={out}"]) == 0
+    read = json.loads(out.read_text(), parse_constant=pytest.fail)
+    assert read == {"bpd": {"bpd": None, "prior": 0.5}}
 
 
 def test_evaluate_measures_what_the_config_of_the_run_asks_for(trained, monkeypatch):

@@ -9,6 +9,7 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 from killable import Killable, on_disk, wait_until
 from small_runs import LEARNED, assert_equal, compiled_quickly, small_config
@@ -161,6 +162,22 @@ def test_a_full_disk_is_said_and_the_run_goes_on_when_there_is_room(
     assert_equal(state.params, expected.params)
     assert resumed_metrics == metrics
     assert files(tmp_path / "run") == files(tmp_path / "whole")
+
+
+def test_another_reason_than_the_disk_is_not_called_one(compiled, tmp_path, monkeypatch):
+    """Such as another host that is gone."""
+    workdir = tmp_path / "run"
+
+    def times_out(self, step, **kwargs):
+        raise RuntimeError("Barrier timed out\nand more")
+
+    with compiled_quickly(compiled), monkeypatch.context() as patch:
+        patch.setattr(ocp.CheckpointManager, "save", times_out)
+        with pytest.raises(OSError) as caught:
+            training.train(small_config(), workdir)
+    assert str(caught.value).startswith(
+        f"the run in {workdir} ends (a checkpoint could not be written: Barrier timed out); "
+    )
 
 
 # --- what a resumption refuses ----------------------------------------------------------------

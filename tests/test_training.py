@@ -101,6 +101,7 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
     assert int(state.step) == 12 and np.isfinite(metrics["loss"])
     lines = writers.read_json_lines(tmp_path / "metrics.jsonl")
     assert [line.get("skipped_steps") for line in lines] == [None, 1, None]
+    assert "skipped_steps" not in metrics  # none in the last window
     assert all(np.isfinite(line["loss"]) for line in lines)
 
 

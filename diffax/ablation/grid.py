@@ -24,6 +24,7 @@ from typing import Any
 
 from diffax.ablation import processes, store
 from diffax.ablation.store import Run
+from diffax.runtime import Failed
 
 
 @dataclass(frozen=True)
@@ -64,7 +65,7 @@ class Progress:
     message: str = ""
 
 
-class GridError(RuntimeError):
+class GridError(Failed, RuntimeError):
     """Some runs failed; the message names each, and the results of the others are kept."""
 
 
@@ -191,16 +192,18 @@ def run_grid(
             environments = [environments] * workers
         environments = list(environments)[:workers]
         events = processes.in_parallel(execute, run_one, pending, environments)
-    failures = []
+    failures: dict[str, list[str]] = {}  # of each reason the runs
     # closing: an interruption while an event is told must stop the workers too.
     with closing(events):
         for run, status, seconds, message in events:
             tell(run, status, seconds, message)
             if status == "failed":
-                failures.append(f"{run.arm.name} seed {run.seed} ({message})")
+                failures.setdefault(message, []).append(f"{run.arm.name} seed {run.seed}")
     if failures:
+        count = sum(map(len, failures.values()))
+        why = "; ".join(f"{', '.join(sorted(names))} ({m})" for m, names in failures.items())
         raise GridError(
-            f"{len(failures)} of {len(runs)} runs failed: {'; '.join(failures)}. Each one's "
+            f"{count} of {len(runs)} runs failed: {why}. Each one's "
             f"traceback is in traceback.txt in its directory under {Path(workdir) / 'runs'}; "
             "finished results are kept, and the same call tries the failed ones again."
         )

@@ -51,8 +51,8 @@ def make_parser() -> argparse.ArgumentParser:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Runs a command; returns the exit status: 0, 1 for a user's error, 130 if interrupted, 143 if
-    terminated (SIGTERM) after what was reached is saved."""
+    """Runs a command; returns the exit status: 0, 1 for a user's error or a run that failed, 130
+    if interrupted, 143 if terminated (SIGTERM) after what was reached is saved."""
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     command = COMMANDS[args.command]
@@ -64,7 +64,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     try:
         config = read_config(args.config, rest) if command.takes_config else None
         command.run(args, config)
-    except (ValueError, OSError) as error:
+    except (ValueError, OSError, runtime.Failed) as error:
         print(f"diffax {args.command}: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:

@@ -241,9 +241,11 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # orbax has no one kind for what it can't write
-        number = re.search(r"os_error_code='(\d+)'", str(error))  # how tensorstore tells it
-        reason = os.strerror(int(number[1])) if number else getattr(error, "strerror", None)
-        raise NotSavedError(f"a checkpoint: {reason or _first_line(error)}") from error
+        told = re.search(r"os_error_code='(\d+)'", str(error))  # by tensorstore
+        number = int(told[1]) if told else getattr(error, "errno", None)
+        if number:
+            raise NotSavedError(number, f"a checkpoint: {os.strerror(number)}") from error
+        raise NotSavedError(f"a checkpoint could not be written: {_first_line(error)}") from error
 
 
 def _first_line(error: Exception) -> str:

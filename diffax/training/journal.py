@@ -61,6 +61,11 @@ class Journal:
         state, self._memory = self.checkpoints.restore(like, sharding, step)
         self.batches.set_state(self._memory["data"])
         num = self.config.training.num_steps
+        if state.step > num:
+            raise ValueError(
+                f"training.num_steps is {num}, but the run in {self.root} is at step {state.step}"
+                " already: set it to that or more, or take another workdir"
+            )
         _LOG.info("%sresuming at step %d of %d", self._label, state.step, num)
         return state
 
@@ -85,6 +90,7 @@ class Journal:
         """Writes what is due at a step: metrics, the bound, a picture and the schedule."""
         scalars = {}
         if log:
+            self.latest.pop("skipped_steps", None)  # is there only if there were any
             scalars.update(self.window.take_mean())
         if evaluate:
             scalars.update(self._evaluate(state))

@@ -9,10 +9,11 @@ from typing import Any
 import jax
 import numpy as np
 
+from diffax.runtime import Failed
 from diffax.training.step import MUST_BE_FINITE
 
 
-class NonFiniteError(FloatingPointError):
+class NonFiniteError(Failed, FloatingPointError):
     """Too many steps in a row had a loss or a gradient that was not finite.
 
     Attributes:

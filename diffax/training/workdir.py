@@ -43,11 +43,13 @@ MAY_CHANGE = (
     "training.keep_checkpoints",
     "training.max_skipped",
     "training.log_every",
-    "training.num_steps",
     "training.sample_every",
     "training.steps_per_call",
     "training.tensorboard",
 )
+# So may this, unless a rate decays over the steps: their number then decides what each one does.
+_NUM_STEPS = "training.num_steps"
+_DECAYING = ("optimizer", "schedule_learning")
 
 
 @contextlib.contextmanager
@@ -78,31 +80,36 @@ def check_writable(workdir: Path) -> None:
 
 @contextlib.contextmanager
 def saying_what_is_kept(*workdirs: Path) -> Iterator[None]:
-    """An error of the disk is raised again as an OSError that is a sentence: which workdir (of
-    several: one of them), what the system says, and which checkpoint is kept."""
+    """An OSError is raised again as one that is a sentence: which workdir (of several: one of
+    them), what the system says of the disk, or else the error, and which checkpoint is kept."""
     try:
         yield
     except OSError as error:
         places = " or ".join(map(str, workdirs))
         all_kept = ", ".join(kept(workdir / CHECKPOINTS) for workdir in workdirs)
+        of_disk = f"workdir {places} can't be written to ({error.strerror})"
         raise OSError(
-            f"workdir {places} can't be written to ({error.strerror or error});"
-            f" {all_kept}, and once there is a remedy the same call (or command)"
-            " goes on"
+            f"{of_disk if error.errno else f'the run in {places} ends ({error})'}; {all_kept}, and"
+            " once there is a remedy the same call (or command) goes on"
         ) from error
 
 
 def check_same_config(workdir: Path, config: ConfigDict) -> None:
     """Raises ValueError, listing the differences, if the run that lies there has another config.
 
-    Keys that begin as in `MAY_CHANGE` may differ, and with training.allow_config_change all may.
+    Keys that begin as in `MAY_CHANGE` may differ, training.num_steps too where every rate is
+    constant, and with training.allow_config_change all may.
     """
     if config.training.allow_config_change:
         return
+    decays = [f"{name}.decay={config[name].decay!r}" for name in _DECAYING]
+    decays = [decay for decay in decays if not decay.endswith("'constant'")]
+    may_change = MAY_CHANGE if decays else (*MAY_CHANGE, _NUM_STEPS)
     changes = [
         f"{key} was {old!r} and is {new!r}"
+        + (f" (the steps of {' and '.join(decays)})" if key == _NUM_STEPS else "")
         for key, (old, new) in config_lib.differences(read_config(workdir), config).items()
-        if not key.startswith(MAY_CHANGE)
+        if not key.startswith(may_change)
     ]
     if changes:
         raise ValueError(
