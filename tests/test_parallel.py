@@ -1,5 +1,6 @@
 """Devices: every mode gives one device's numbers, and a state moves from one to any other."""
 
+import dataclasses
 import functools
 import json
 import types
@@ -61,11 +62,11 @@ def config_of(layout, **changes):
     return small_config(**{**CHANGES, **where, **changes})
 
 
-def begin(config):
+def begin(config, info=MIXTURE):
     """The first state of a config where it belongs, and the compiled steps."""
-    model = config_lib.build_model(config, MIXTURE)
+    model = config_lib.build_model(config, info)
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
-    _, init, compiled = loop.compile_run(config, model, MIXTURE, mesh)
+    _, init, compiled = loop.compile_run(config, model, info, mesh)
     return init(jax.random.key(config.seed)), compiled
 
 
@@ -124,6 +125,27 @@ def test_without_clipping_too_all_but_the_schedules_moments_are_those_of_one_dev
         whole, parts = (jax.device_get(getattr(state, name)) for state in (one, split))
         assert_close(parts, whole, rtol=1e-5, atol=1e-5)
     assert_close(found, numbers, rtol=1e-5, atol=1e-5)
+
+
+def test_a_unet_with_attention_too():
+    """Its convolutions, group norms and heads, split over two devices while the batch is over four,
+    with blocks that are computed again."""
+    images = dataclasses.replace(MIXTURE, shape=(8, 8, 1), levels=256)
+    x = np.random.default_rng(0).uniform(-1, 1, (16, 8, 8, 1)).astype(np.float32)
+    found = []
+    for layout in (ONE, dict(num_devices=4, fsdp=2)):
+        where = {f"parallel__{key}": value for key, value in layout.items()}
+        config = small_config(**where, model__name="unet", model__remat=layout is not ONE)
+        config.model.update(
+            channels=8, channel_mults=(1,), num_blocks=1, attention_resolutions=(8,), head_width=8
+        )
+        state, compiled = begin(config, images)
+        for _ in range(2):
+            batch = compiled.place({"x": x[None], "label": None})
+            state, metrics = compiled.step(state, batch)
+            found.append(jax.device_get((state.params, state.ema_params, metrics)))
+    for one, split in zip(found[:2], found[2:]):
+        assert_close(split, one, rtol=1e-5, atol=1e-5)
 
 
 # --- where arrays lie -----------------------------------------------------------------------
