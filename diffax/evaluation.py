@@ -78,11 +78,12 @@ def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
 
     Each example is seen at config.evaluation.repeats noise levels. "bpd" is the mean bound, in
     bits/dim, "prior", "diffusion" and "reconstruction" its terms, "standard_error" that of "bpd"
-    as an estimate for the population of images. "vlb_variance" is the variance of the diffusion
-    term of one example at one time, in (bits/dim)^2: what training sees (Kingma 2021, figure 4).
+    as an estimate for the population of images, left out for a single one. "vlb_variance" is the
+    variance of the diffusion term of one example at one time, in (bits/dim)^2: what training sees
+    (Kingma 2021, figure 4).
 
     Raises:
-      ValueError: a schedule with an infinite end.
+      ValueError: a schedule with an infinite end, or one example at one noise level alone.
     """
     config = run.config.evaluation
     num_steps = config.vlb_num_steps or run.config.schedule.num_steps
@@ -91,9 +92,14 @@ def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     terms = bound(run.state, seed)
     per_example = terms.total.mean(axis=0)
     num = len(per_example)
+    if terms.diffusion.size < 2:
+        raise ValueError(
+            f"evaluation.repeats={config.repeats} with {num} example: the variance of the bound"
+            " needs at least 2 values; raise evaluation.repeats or evaluation.num_examples"
+        )
     return {
         "bpd": float(per_example.mean()),
-        "standard_error": float(per_example.std(ddof=1) / math.sqrt(num)),
+        **_standard_error(per_example),
         **{name: float(np.mean(term)) for name, term in terms._asdict().items()},
         "vlb_variance": float(terms.diffusion.var(ddof=1)),
         "num_examples": num,
@@ -101,6 +107,13 @@ def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
         "time": f"{num_steps} steps" if num_steps else "continuous",
         "levels": dataset.levels,
     }
+
+
+def _standard_error(values: np.ndarray) -> dict[str, float]:
+    """That of their mean; {} for a single value, which tells none."""
+    if len(values) < 2:
+        return {}
+    return {"standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
 
 
 def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0) -> dict[str, Any]:
@@ -153,7 +166,8 @@ def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, An
 
 
 def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
-    """Bits/dim by the probability-flow ODE on the evaluation split, and its standard error.
+    """Bits/dim by the probability-flow ODE on the evaluation split, and its standard error, as in
+    `bits_per_dim`.
 
     By `likelihood.ode_bits_per_dim`: one random probe of the divergence and one dequantisation per
     example, config.evaluation.ode_num_steps steps.
@@ -166,7 +180,7 @@ def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any
     (bits,) = ode_bits(run.state, seed)
     return {
         "bpd": float(bits.mean()),
-        "standard_error": float(bits.std(ddof=1) / math.sqrt(len(bits))),
+        **_standard_error(bits),
         "num_examples": len(bits),
         "num_steps": run.config.evaluation.ode_num_steps,
         "divergence": "hutchinson, 1 probe",

@@ -4,6 +4,7 @@ Without the weights, which a package of its own holds, the mean absolute differe
 distance; what it does to real images is in the last test.
 """
 
+import dataclasses
 import json
 import sys
 from types import SimpleNamespace
@@ -76,6 +77,15 @@ def test_the_score_says_what_it_depends_on(stand_in, digits):
     (metric,) = measure.score_metrics([NAME])
     assert (metric.key, metric.label) == (NAME, "LPIPS diversity within classes")
     assert metric.lower_is_better is None
+
+
+def test_a_reference_with_no_class_twice_has_no_value(stand_in, digits):
+    label = digits.train.label
+    first = np.array([np.argmax(label == each) for each in range(10)])
+    few = dataclasses.replace(digits, train=data.Split(digits.train.x[first], label[first]))
+    samples = digits.eval.x[:50], digits.eval.label[:50]
+    found = scoring.score(samples[0], scoring.Reference.of(few), [NAME], label=samples[1])[NAME]
+    assert found[NAME] == metrics.lpips_diversity(*samples) and "reference_value" not in found
 
 
 def test_samples_of_files_bring_their_classes(stand_in, digits, tmp_path, capsys):

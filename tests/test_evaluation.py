@@ -1,5 +1,6 @@
 """Evaluation of runs whose network is exact, so that every number is known."""
 
+import json
 import math
 
 import flax.linen as nn
@@ -49,6 +50,20 @@ def test_the_bound_says_in_how_many_steps_it_is(run_and_data):
         acting = config_lib.acting_schedule(config, run.state.schedule)
         other = run._replace(config=config, state=run.state.replace(schedule=acting))
         assert evaluation.bits_per_dim(other, dataset)["time"] == f"{steps} steps"
+
+
+def test_what_a_single_value_does_not_tell_is_left_out_or_refused(run_and_data):
+    run, dataset = run_and_data
+    one = {"evaluation.num_examples": 1}
+    single = run._replace(config=config_lib.changed(run.config, one))
+    found = evaluation.evaluate(single, dataset, ["bpd", "bpd_ode"])
+    assert found["bpd"]["vlb_variance"] > 0
+    for bound in found.values():
+        assert bound["num_examples"] == 1 and "standard_error" not in bound
+    json.dumps(found, allow_nan=False)
+    once = single._replace(config=config_lib.changed(single.config, {"evaluation.repeats": 1}))
+    with pytest.raises(ValueError, match="evaluation.repeats=1 with 1 example: .* at least 2"):
+        evaluation.bits_per_dim(once, dataset)
 
 
 def test_along_another_schedule_the_bound_agrees_and_its_variance_is_that_schedules(run_and_data):
@@ -120,7 +135,7 @@ def test_distances_of_samples(run_and_data, monkeypatch):
     assert found["kid"]["floor"] == metrics.kernel_distance(held_out, some[:300]).value
     assert metrics.prdc(own, some[:300]).coverage == found["prdc"]["coverage"]
     assert found["swd"]["swd"] == metrics.sliced_wasserstein(own, some[:10_000], seed=2)
-    assert found["swd"]["swd"] > found["swd"]["floor"] > 0
+    assert found["swd"]["swd"] > found["swd"]["floor"] > 0 and found["swd"]["num_floor"] == 300
     frechet = found["frechet"]
     both = map(metrics.FeatureStatistics.of, (samples, train))
     assert frechet["frechet"] == pytest.approx(metrics.frechet_distance(*both))

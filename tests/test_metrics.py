@@ -144,6 +144,36 @@ def test_extrapolation_takes_away_the_bias_of_few_samples():
     assert found[0].distances[1] == pytest.approx(mean)
     line = np.polyfit(np.arange(1, 6) / 128, found[0].distances, 1)
     assert (found[0].slope, found[0].value) == pytest.approx(tuple(line))
+    parabola = np.polyfit(np.arange(1, 6) / 128, found[0].distances, 2)
+    assert found[0].value + found[0].bend == pytest.approx(parabola[-1])
+
+
+@pytest.mark.parametrize("mean, scale", [(0.0, 1.0), (0.1, 1.1)])
+def test_the_interval_of_the_extrapolated_distance_holds_the_exact_one(mean, scale):
+    """Of 40 sets of the fewest examples; by the noise alone it is in fewer than 30 intervals.
+
+    Samples of the reference's own distribution have negative distances; about them, too, the ends
+    lie in order."""
+    width, covered, by_noise = 64, 0, 0
+    reference = statistics(np.zeros(width), np.eye(width))
+    exact = width * (mean**2 + (scale - 1) ** 2)
+    for seed in range(40):
+        x = gaussian(metrics.fewest_for_infinity(width), width, seed, scale, mean)
+        found = metrics.frechet_infinity(x, reference)
+        error = metrics.frechet_standard_error(x, reference)
+        low, high = found.interval(error)
+        assert low < found.value < high
+        covered += low < exact < high
+        by_noise += abs(found.value - exact) < 1.96 * error
+    assert by_noise < 30 and covered >= 36
+
+
+def test_ends_lie_about_the_estimate():
+    """Cut off at 0, where the estimate is not below that itself."""
+    assert metrics.normal_interval(1.0, 1.0) == pytest.approx((0, 2.96), abs=1e-3)
+    assert metrics.normal_interval(-1.0, 0.1) == pytest.approx((-1, -0.804), abs=1e-3)
+    ends = metrics.normal_interval(-1.0, 0.1, lowest=-np.inf)
+    assert ends == pytest.approx((-1.196, -0.804), abs=1e-3)
 
 
 def test_extrapolation_asks_for_enough_examples():

@@ -3,7 +3,9 @@
 A random projection stands for the networks that were trained elsewhere.
 """
 
+import dataclasses
 import json
+import tracemalloc
 
 import flax.linen as nn
 import jax
@@ -184,9 +186,11 @@ def test_scores_are_those_of_the_plain_functions(digits, networks):
     infinity = found["fid_infinity"]
     assert infinity["fid_infinity"] < fid["fid"] == pytest.approx(infinity["distances"][0])
     assert infinity["sizes"][:2] == [len(x), len(x) // 2]
+    assert infinity["low"] < infinity["fid_infinity"] < infinity["high"]
     some = train[metrics.shuffled(len(train), 4)[: len(x)]]
     kid = metrics.kernel_distance(own[metrics.shuffled(len(x), 4)], some)
     assert found["kid_inception"]["kid_inception"] == pytest.approx(kid.value, rel=1e-3)
+    assert found["kid_inception"]["num_floor"] == len(x)
     score = metrics.inception_score(metrics.logits(each, x[metrics.shuffled(len(x), 4)]))
     assert found["is"]["is"] == pytest.approx(score.mean, rel=1e-5)
     assert found["is"]["standard_deviation"] == pytest.approx(score.standard_deviation, rel=1e-3)
@@ -211,6 +215,67 @@ def test_every_score_is_worse_for_worse_samples(digits):
             real, noisy, noisier, dropped = (sign * each[name][number.entry] for each in found)
             assert number.entry in BLIND_TO_NOISE or real < noisy < noisier, number.key
             assert number.entry in BLIND_TO_DROPPED or real < dropped, number.key
+
+
+def test_a_negative_distance_lies_in_its_interval(digits):
+    """The reference's own examples have distance 0 as they are, and extrapolated less."""
+    x = digits.train.x
+    found = scoring.score(x, scoring.Reference.of(digits), ["fid_infinity"])["fid_infinity"]
+    assert found["low"] < found["fid_infinity"] < found["high"] < 0
+    sampling = found["high"] - found["fid_infinity"]
+    assert sampling > 1.96 * found["standard_error"]
+    assert "by a parabola" in found["interval"]
+
+
+def small(digits, train, held_out):
+    """A reference of so many examples."""
+    splits = [data.Split(s.x[:n]) for s, n in ((digits.train, train), (digits.eval, held_out))]
+    return scoring.Reference.of(dataclasses.replace(digits, train=splits[0], eval=splits[1]))
+
+
+def test_a_floor_of_too_few_held_out_examples_is_left_out(digits):
+    """The score is what it is with more of them; KID's floor says of how many it is."""
+    names = ["fid", "kid_inception", "prdc_inception", "swd"]
+    for num, fewest in ((1, {}), (3, {"fid"}), (4, {"fid", "kid_inception"})):
+        found = scoring.score(digits.eval.x[:12], small(digits, 27, num), names)
+        more = scoring.score(digits.eval.x[:12], small(digits, 27, 40), names)
+        for name in names:
+            assert found[name].get(name) == more[name].get(name)
+            assert ("floor" in found[name]) == ("num_floor" in found[name]) == (name in fewest)
+        assert found["kid_inception"].get("num_floor", num) == num
+        assert more["swd"]["num_floor"] == more["kid_inception"]["num_floor"] == 12
+
+
+def test_the_floor_of_swd_is_that_of_as_many_as_the_samples(digits):
+    """Held-out examples as samples have the floor itself for their distance."""
+    x = digits.eval.x[metrics.shuffled(len(digits.eval), 3)[:20]]
+    found = scoring.score(x, scoring.Reference.of(digits), ["swd"], seed=3)["swd"]
+    assert found["floor"] == pytest.approx(found["swd"])
+    assert found["num_floor"] == found["num_samples"] == 20
+
+
+def test_too_few_on_either_side_are_refused_before_any_work(digits, monkeypatch):
+    """The classifier would be trained first."""
+    monkeypatch.setattr(metrics, "get_classifier", None)
+    for name, fewest in {"frechet": 2, "frechet_infinity": 2, "kid": 4, "prdc": 6}.items():
+        reference = small(digits, fewest - 1, 1)
+        said = f"'{name}': it needs at least {fewest} reference examples, and the training split"
+        with pytest.raises(ValueError, match=f"{said} of 'digits' has {fewest - 1}"):
+            scoring.plan([name], reference, digits.shape, 999)
+        if name != "frechet_infinity":  # of which the network says how many
+            with pytest.raises(ValueError, match=f"{fewest} samples, and there are {fewest - 1}"):
+                scoring.plan([name], scoring.Reference.of(digits), digits.shape, fewest - 1)
+    for name, fewest in {"fid": 2, "kid_inception": 4, "prdc_inception": 6, "swd": 1}.items():
+        scoring.score(digits.eval.x[:fewest], small(digits, fewest, 1), [name])
+
+
+def test_integers_are_not_looked_through_for_what_is_not_finite(digits):
+    x = np.zeros((20_000, *digits.shape), np.uint8)
+    tracemalloc.start()
+    scoring.measure({}, x, scoring.Reference({}, digits))
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < x.nbytes / 10
 
 
 # --- samples from files ---------------------------------------------------------------------
@@ -277,7 +342,14 @@ def test_what_is_refused_says_why(digits, files, capsys):
     np.savez(files / "few.npz", x=x[:50])
     np.savez(files / "several.npz", a=x, b=x)
     (files / "empty").mkdir()
+    sizes = {"one": [(8, 8)], "mixed": [(8, 8), (9, 8)]}
+    for name, each in sizes.items():
+        (files / name).mkdir()
+        for i, size in enumerate(each):
+            Image.new("L", size).save(files / name / f"{i}.png")
     cases = {
+        ("one", "--data=digits"): "'fid': it needs at least 2 samples, and there are 1",
+        ("mixed", "--data=digits"): "1.png is 8 by 9 pixels; bring them to one size",
         ("wide.npz", "--data=digits"): "(4, 8, 1) and 'digits' has (8, 8, 1): bring both to one",
         ("unit.npz", "--data=digits"): "floats must be in [-1, 1]",
         ("several.npz", "--data=digits"): "name the array",
@@ -296,6 +368,7 @@ def test_what_is_refused_says_why(digits, files, capsys):
         assert evaluate(files / name, *flags) == 1
         assert said in capsys.readouterr().err, (name, flags)
     assert evaluate(files / "several.npz", "--data=digits", "--metrics=fid", "--array=a") == 0
+    assert evaluate(files / "one", "--data=digits", "--metrics=swd") == 0
     assert cli.main(["evaluate", "--workdir=w", "--data=digits"]) == 1
     assert "--data=digits: only with --samples" in capsys.readouterr().err
 

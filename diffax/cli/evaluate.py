@@ -32,7 +32,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="directory of a trained run, whose samples are drawn and held against its data",
     )
     what.add_argument(
-        "--samples", metavar="PATH", help="a folder of images, or an .npz, from anywhere"
+        "--samples",
+        metavar="PATH",
+        help="a folder of images of one size, or an .npz, from anywhere",
     )
     parser.add_argument(
         "--metrics",
@@ -69,6 +71,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: None) -> None:
+    from diffax.ablation.jsonable import jsonable
     from diffax.training.workdir import check_writable, write_text
 
     if args.workdir and (flags := _given(args, ["data", "reference", "array", *DATA_FLAGS])):
@@ -87,7 +90,8 @@ def run(args: argparse.Namespace, _: None) -> None:
     if args.out:  # before the work: a place that can't be written loses nothing
         check_writable(out.parent)
     results = _of_run(args) if args.workdir else _of_samples(args)
-    text = json.dumps(results, indent=1)
+    # What isn't finite, as the bound of a diverged run, is null: JSON has no NaN.
+    text = json.dumps(jsonable(results), indent=1, allow_nan=False)
     write_text(out, text)
     print(text)
 

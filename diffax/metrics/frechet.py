@@ -181,8 +181,11 @@ def frechet_standard_error(features: np.ndarray, reference: HasMoments) -> float
 
 
 def normal_interval(
-    value: float, standard_error: float, confidence: float = 0.95
+    value: float, standard_error: float, confidence: float = 0.95, lowest: float = 0.0
 ) -> tuple[float, float]:
-    """The (low, high) of a distance, not below 0, by its standard error."""
+    """The (low, high) about an estimate by its standard error.
+
+    `lowest`: cuts off what no distance can be; never the estimate itself, which both ends enclose.
+    """
     margin = stats.norm.ppf(0.5 + confidence / 2) * standard_error
-    return float(max(value - margin, 0.0)), float(value + margin)
+    return float(max(value - margin, min(value, lowest))), float(value + margin)

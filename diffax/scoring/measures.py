@@ -17,6 +17,10 @@ from diffax.scoring.reference import Reference
 NUM_PAIRED = 10_000
 CONFIDENCE = 0.95
 NUM_PAIRS = 1000  # of images of one class, whose distances are averaged
+NEIGHBOURS = 5  # of PRDC; each example needs as many others
+# The fewest examples on either side.
+FEWEST_FOR_MOMENTS = 2
+FEWEST_FOR_KID = 4  # two blocks of two
 INCEPTION = "inception"
 LPIPS = "lpips"
 
@@ -64,10 +68,11 @@ class Seen:
 
     @functools.cached_property
     def floor(self) -> dict[str, Any]:
-        """The Fréchet distance of the held-out examples, if there are any; and their number."""
-        if self.reference.dataset is None:
+        """The Fréchet distance of the held-out examples and their number; {} for too few."""
+        dataset = self.reference.dataset
+        if dataset is None or len(dataset.eval) < FEWEST_FOR_MOMENTS:
             return {}
-        held_out = metrics.reference_statistics(self.extractor, self.reference.dataset.eval)
+        held_out = metrics.reference_statistics(self.extractor, dataset.eval)
         return {"floor": self.distance(held_out), "num_floor": held_out.n}
 
     @functools.cached_property
@@ -105,11 +110,11 @@ class Seen:
             return {**said, **self.reference.about}
         return {**said, **self.about_reference(len(self.reference.dataset.train))}
 
-    def interval(self, value: float) -> dict[str, Any]:
-        """That of a Fréchet distance."""
-        low, high = metrics.normal_interval(value, self.standard_error, CONFIDENCE)
-        said = f"{CONFIDENCE:.0%}, over the samples, by the influence function"
-        return {"low": low, "high": high, "standard_error": self.standard_error, "interval": said}
+    def about_interval(self, ends: tuple[float, float], also: str = "") -> dict[str, Any]:
+        """The ends of that of a Fréchet distance, and what it is of."""
+        said = f"{CONFIDENCE:.0%}, over the samples, by the influence function{also}"
+        error = self.standard_error
+        return {"low": ends[0], "high": ends[1], "standard_error": error, "interval": said}
 
 
 class Reading(NamedTuple):
@@ -140,6 +145,7 @@ class Measure(NamedTuple):
       of: the least that the reference must be, "nothing", "moments" or "examples".
       over: whose features it takes, a key of `table.NETWORKS`.
       within_classes: whether it needs the classes of the samples, some class twice.
+      fewest_of_reference: the number of training examples that it needs, if they are the reference.
     """
 
     function: Callable[[Seen], dict[str, Any]]
@@ -148,28 +154,33 @@ class Measure(NamedTuple):
     of: str = "examples"
     over: str = "any"
     within_classes: bool = False
+    fewest_of_reference: int = 1
 
 
 def frechet(seen: Seen) -> dict[str, Any]:
     """The Fréchet distance, and its interval by `metrics.frechet_standard_error`.
 
-    "floor" is the distance of the evaluation split to the training split.
+    "floor" is the distance of the evaluation split to the training split; left out, as that of
+    every measure, where too few examples are held out.
     """
     value = seen.distance(seen.samples.statistics)
-    return {"value": value, **seen.interval(value), **seen.about_moments()}
+    ends = metrics.normal_interval(value, seen.standard_error, CONFIDENCE)
+    return {"value": value, **seen.about_interval(ends), **seen.about_moments()}
 
 
 def frechet_infinity(seen: Seen) -> dict[str, Any]:
     """The Fréchet distance extrapolated to infinitely many samples: `metrics.frechet_infinity`.
 
-    "sizes" and "distances" are the points of the line. Of the reference, and of the floor, the
-    numbers stay what they are.
+    "sizes" and "distances" are the points of the line, "bend" is what a parabola through them
+    differs by, which the interval holds beside the noise (`metrics.Extrapolation.interval`). Of the
+    reference, and of the floor, the numbers stay what they are.
     """
     found = metrics.frechet_infinity(seen.samples.kept, seen.moments)
-    points = {"sizes": list(found.sizes), "distances": list(found.distances)}
+    points = {"sizes": list(found.sizes), "distances": list(found.distances), "bend": found.bend}
+    ends = found.interval(seen.standard_error, CONFIDENCE)
     return {
         "value": found.value,
-        **seen.interval(found.value),
+        **seen.about_interval(ends, ", and of the line, by a parabola"),
         "method": "line through 1 / n (Chong & Forsyth 2020), over equal parts",
         **points,
         **seen.about_moments(),
@@ -180,26 +191,33 @@ def frechet_infinity(seen: Seen) -> dict[str, Any]:
 def kid(seen: Seen) -> dict[str, Any]:
     """KID: `metrics.kernel_distance` to as many training examples.
 
-    "floor" is that of as many held-out examples.
+    "floor" is that of as many held-out examples, or all there are.
     """
     own, train = seen.paired
-    blocks = min(20, *(len(side) // 2 for side in (own, train, seen.held_out)))
-    found = metrics.kernel_distance(own, train, blocks=blocks)
+    found = _in_blocks(own, train)
 
-    def floor() -> dict[str, float]:
+    def of_held_out() -> dict[str, float]:
         held_out = metrics.features(seen.extractor, seen.held_out)
-        return {"floor": metrics.kernel_distance(held_out, train, blocks=blocks).value}
+        return {"floor": _in_blocks(held_out, train).value}
 
+    floor = {}
+    if len(seen.held_out) >= FEWEST_FOR_KID:
+        floor = seen.of_reference(f"kid-{len(train)}", of_held_out)
+        floor |= {"num_floor": len(seen.held_out)}
     return {
         "value": found.value,
         "standard_error": found.standard_error,
-        **seen.of_reference(f"kid-{len(train)}-{blocks}", floor),
+        **floor,
         "num_samples": len(own),
         **seen.about_reference(len(train)),
     }
 
 
-def prdc(seen: Seen, k: int = 5) -> dict[str, Any]:
+def _in_blocks(x: np.ndarray, y: np.ndarray) -> metrics.KernelDistance:
+    return metrics.kernel_distance(x, y, blocks=min(20, len(x) // 2, len(y) // 2))
+
+
+def prdc(seen: Seen, k: int = NEIGHBOURS) -> dict[str, Any]:
     """Precision, recall, density and coverage: `metrics.prdc` against as many training examples."""
     own, train = seen.paired
     own = own[: len(train)]
@@ -224,14 +242,25 @@ def inception_score(seen: Seen) -> dict[str, Any]:
 
 
 def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
-    """On the data's own values: `metrics.sliced_wasserstein`; any data will do."""
+    """On the data's own values: `metrics.sliced_wasserstein`; any data will do.
+
+    "floor" is that of as many held-out examples as samples, since fewer lie farther away.
+    """
     dataset, seed = seen.reference.dataset, seen.seed
-    sets = (Split(_some(x, NUM_PAIRED, seed)) for x in (seen.x, dataset.train.x, dataset.eval.x))
-    own, train, held_out = (each.array() for each in sets)
+    num = min(len(seen.x), NUM_PAIRED)
+
+    def some(x: np.ndarray, num: int) -> np.ndarray:
+        return Split(_some(x, num, seed)).array()
+
+    train, floor = some(dataset.train.x, NUM_PAIRED), {}
+    if len(dataset.eval) >= num:
+        held_out = some(dataset.eval.x, num)
+        floor["floor"] = metrics.sliced_wasserstein(held_out, train, seed=seed)
+        floor["num_floor"] = num
     return {
-        "value": metrics.sliced_wasserstein(own, train, seed=seed),
-        "floor": metrics.sliced_wasserstein(held_out, train, seed=seed),
-        "num_samples": len(own),
+        "value": metrics.sliced_wasserstein(some(seen.x, num), train, seed=seed),
+        **floor,
+        "num_samples": num,
         **seen.about_reference(len(train)),
     }
 
@@ -239,7 +268,8 @@ def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
 def lpips_diversity(seen: Seen) -> dict[str, Any]:
     """How far apart images of one class lie: `metrics.diversity_within_classes`.
 
-    "reference_value" is that of the training split by its own labels, over as many pairs.
+    "reference_value" is that of the training split by its own labels, over as many pairs; left out
+    without labels, or with no class twice.
     """
     found = metrics.diversity_within_classes(seen.x, seen.label, NUM_PAIRS, seen.seed)
     said = {
@@ -250,6 +280,8 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
     }
     dataset = seen.reference.dataset
     if dataset is None or dataset.train.label is None:
+        return said
+    if len(np.unique(dataset.train.label)) == len(dataset.train):
         return said
 
     def of_train() -> dict[str, float]:
@@ -265,24 +297,32 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
 MEASURES = {
     "frechet": Measure(
         frechet,
-        lambda width: 2,
+        lambda width: FEWEST_FOR_MOMENTS,
         {"value": Reading("Fréchet distance", "FD", scale="log")},
         "moments",
+        fewest_of_reference=FEWEST_FOR_MOMENTS,
     ),
     "frechet_infinity": Measure(
         frechet_infinity,
         metrics.fewest_for_infinity,
         {"value": Reading("Fréchet distance, extrapolated", "FD∞")},
         "moments",
+        fewest_of_reference=FEWEST_FOR_MOMENTS,
     ),
-    "kid": Measure(kid, lambda width: 4, {"value": Reading("KID", digits=5)}),
+    "kid": Measure(
+        kid,
+        lambda width: FEWEST_FOR_KID,
+        {"value": Reading("KID", digits=5)},
+        fewest_of_reference=FEWEST_FOR_KID,
+    ),
     "prdc": Measure(
         prdc,
-        lambda width: 6,
+        lambda width: NEIGHBOURS + 1,
         {
             share: Reading(share.capitalize(), lower_is_better=False)
             for share in metrics.PRDC._fields
         },
+        fewest_of_reference=NEIGHBOURS + 1,
     ),
     "is": Measure(
         inception_score,

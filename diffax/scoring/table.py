@@ -138,7 +138,7 @@ def plan(
 
     Raises:
       ValueError: what `measure` would refuse, before anything is computed: an unknown name, samples
-        of another shape than the reference's, too few of them, no classes, or a reference or a
+        of another shape than the reference's, too few of either, no classes, or a reference or a
         network that doesn't fit. A network whose weights are absent says itself what to do.
     """
     check_names(names)
@@ -152,6 +152,7 @@ def plan(
     for name in names:
         chosen = known[name].measure
         _check_reference(name, chosen, reference)
+        _check_number(name, chosen, 0, num)  # of which no network is needed to know
         if chosen.within_classes:
             _check_classes(name, num, label)
         if chosen.over == LPIPS:
@@ -200,12 +201,7 @@ def measure(
     Raises:
       ValueError: samples with values that are not finite.
     """
-    finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
-    if not finite.all():
-        raise ValueError(
-            f"{np.sum(~finite)} of {len(samples)} samples have values that are not finite: they"
-            " have no score"
-        )
+    _check_finite(samples)
     dataset = reference.dataset
     eight_bits = samples.ndim == 4 if dataset is None else dataset.levels == 256
     x = to_8_bits(samples) if eight_bits else np.asarray(samples, np.float32)
@@ -279,10 +275,35 @@ def _check_classes(name: str, num: int, label: np.ndarray | None) -> None:
 
 
 def _check_reference(name: str, chosen: Measure, reference: Reference) -> None:
-    if chosen.of == "examples" and reference.dataset is None:
+    dataset, fewest = reference.dataset, chosen.fewest_of_reference
+    if chosen.of == "examples" and dataset is None:
         raise ValueError(
             f"metrics={name!r}: it needs reference examples, and the reference is mean and"
             " covariance alone; give the data"
+        )
+    if dataset is not None and len(dataset.train) < fewest:
+        raise ValueError(
+            f"metrics={name!r}: it needs at least {fewest} reference examples, and the training"
+            f" split of {dataset.name!r} has {len(dataset.train)}"
+        )
+
+
+def _check_number(name: str, chosen: Measure, width: int, num: int) -> None:
+    if num < chosen.fewest(width):
+        raise ValueError(
+            f"metrics={name!r}: it needs at least {chosen.fewest(width)} samples, and there are"
+            f" {num}"
+        )
+
+
+def _check_finite(samples: np.ndarray) -> None:
+    if np.issubdtype(samples.dtype, np.integer):  # which all are; the check would take a copy
+        return
+    finite = np.isfinite(samples).reshape(len(samples), -1).all(axis=1)
+    if not finite.all():
+        raise ValueError(
+            f"{np.sum(~finite)} of {len(samples)} samples have values that are not finite: they"
+            " have no score"
         )
 
 
@@ -295,11 +316,7 @@ def _check_width(
     num: int,
 ) -> None:
     width = metrics.width(extractor, shape) if extractor else 0
-    if num < chosen.fewest(width):
-        raise ValueError(
-            f"metrics={name!r}: it needs at least {chosen.fewest(width)} samples, and there are"
-            f" {num}"
-        )
+    _check_number(name, chosen, width, num)
     moments = reference.moments
     if moments is not None and chosen.of != "nothing" and len(moments.mean) != width:
         raise ValueError(
