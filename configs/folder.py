@@ -20,6 +20,8 @@ def get_config() -> ConfigDict:
     config.data.flip = True
     config.model.channel_mults = (1, 2, 2, 4)
     config.schedule.base_resolution = 32
+    config.schedule.log_snr_max = 10.0
+    config.schedule.log_snr_min = -10.0
     config.objective.prediction = "v"
     config.training.batch_size = 32
     config.training.num_steps = 50_000

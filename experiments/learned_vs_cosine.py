@@ -81,7 +81,8 @@ def make_spec(command: str, endpoints: str, config: ConfigDict) -> Spec:
         ),
         baseline="cosine",
         focus="learned",
-        metrics=runner.METRICS,
+        # Its own question first; the others follow.
+        metrics=[m for m in runner.METRICS if m.key == "vlb_variance"],
         parts=runner.PARTS,
         labels=LABELS,
         command=command,

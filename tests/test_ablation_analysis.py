@@ -198,6 +198,14 @@ def test_what_is_missing_is_an_error_that_names_it():
     results[3]["metrics"]["bpd"] = float("nan")
     with pytest.raises(ValueError, match="metric 'bpd' of arm 'linear', seed 1"):
         analyse(SPEC, results)
+    for r in results:
+        if r["arm"] == "linear":
+            r["metrics"]["bpd"] = float("nan")
+    said = "'bpd' of arm 'linear', seed 0; .* seed 1; .* seed 2"
+    with pytest.raises(ValueError, match=said):
+        analyse(SPEC, results)
+    partial = analyse(SPEC, results, partial=True)
+    assert len(partial.missing) == 3 and ("linear", "bpd") not in partial.cells
     with pytest.raises(ValueError, match="missing: arm 'learned', seed 2"):
         analyse(SPEC, make_results()[:-1])
     with pytest.raises(ValueError, match="missing: arm 'linear', seed 3; .* arm 'learned', seed 3"):
@@ -239,9 +247,20 @@ def test_wrong_results_are_refused():
         analyse(SPEC, make_results() + make_results()[:1])
     with pytest.raises(ValueError, match=r"a result has no 'metrics'; it has \['arm', 'seed'\]"):
         analyse(SPEC, [{"arm": "linear", "seed": 0}])
+
+
+@pytest.mark.parametrize("value", [0.0, -1e-6])
+def test_what_has_no_place_on_a_log_scale_is_tabled_and_said(value):
     results = make_results()
-    results[0]["metrics"]["var"] = 0.0
-    with pytest.raises(
-        ValueError, match="metric 'var' of arm 'linear' is 0; on a log scale it must"
-    ):
-        analyse(SPEC, results)
+    results[0]["metrics"]["var"] = value  # linear, seed 0
+    analysis = analyse(SPEC, results)
+    assert analysis.missing == [
+        f"metric 'var' of arm 'linear' on its log scale, being {value:g} with seed 0"
+    ]
+    cell = analysis.cells["linear", "var"]
+    assert (cell.interval, cell.on_scale) == (None, False)
+    assert cell.mean == pytest.approx(np.mean(values(results, "linear", "var")))
+    assert [c.reference for c in analysis.of_metric("var")] == ["cosine"]
+    assert [c.reference for c in analysis.of_metric("bpd")] == ["cosine", "linear"]
+    alone = analyse(SPEC, [r for r in results if r["arm"] != "linear"])
+    assert analysis.of_metric("var") == alone.of_metric("var")

@@ -51,6 +51,33 @@ def test_long_curves_are_thinned_by_means():
     assert loss.get_ydata()[0] == pytest.approx(np.exp(-np.arange(3) / 200).mean())
 
 
+def test_the_end_of_a_long_curve_is_drawn():
+    """901 points in blocks of four, the last of one point."""
+    results = make_results()
+    for r in results:
+        steps = np.arange(901)
+        r["curves"] = {"training_loss": {"step": steps, "loss": np.where(steps == 900, 5.0, 1.0)}}
+    loss = figures.curve(analyse(SPEC, results), "training_loss").axes[0].lines[0]
+    assert len(loss.get_xdata()) == 226
+    assert loss.get_xdata()[-1] == 900 and loss.get_ydata()[-1] == 5.0
+    assert loss.get_xdata()[-2] == 897.5 and loss.get_ydata()[-2] == 1.0
+
+
+@pytest.mark.parametrize("apart", [False, True], ids=["same x", "each its own x"])
+def test_a_curve_of_one_point_is_a_dot(apart):
+    results = make_results()
+    for r in results:
+        step = 100 + apart * r["seed"]
+        r["curves"] = {"training_loss": {"step": [step], "loss": [1.0 + r["seed"]]}}
+    ax = figures.curve(analyse(SPEC, results), "training_loss").axes[0]
+    assert len(ax.lines) == (9 if apart else 3)
+    assert all(line.get_marker() == "o" for line in ax.lines)
+    if not apart:  # the band from the lowest seed to the highest
+        assert all(band.get_linewidth() > 0 for band in ax.collections)
+    whole = figures.curve(analyse(SPEC, make_results()), "training_loss").axes[0]
+    assert not any(line.get_marker() == "o" for line in whole.lines)
+
+
 def test_seeds_on_their_own_grids_are_drawn_one_by_one():
     results = make_results()
     for r in results:

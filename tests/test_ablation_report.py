@@ -272,7 +272,7 @@ def test_a_partial_report_compares_the_seeds_that_both_arms_have(tmp_path):
     assert cosine.difference == statistics.paired_difference(ours[:2], theirs[:2])
     assert (linear.pairs, linear.outcome) == (1, "unknown")
     page = Page(report.html.read_text(encoding="utf-8"))
-    assert "Partial report. Not there yet: arm 'learned', seed 2" in page.text
+    assert "Partial report. Missing: arm 'learned', seed 2" in page.text
     assert "PARTIAL: missing arm 'learned', seed 2" in report.table
 
 
@@ -293,6 +293,56 @@ def test_an_arm_without_a_metric_or_a_curve_just_lacks_it(tmp_path):
     page = Page(report.html.read_text(encoding="utf-8"))
     assert page.row("linear beta")[3] == "–"
     assert len([tag for tag, _ in page.tags if tag == "img"]) == 2
+
+
+@pytest.mark.parametrize("partial", [False, True])
+def test_a_value_of_zero_on_a_log_scale_leaves_a_report(partial, tmp_path):
+    results = make_results()
+    for r in results:
+        if r["arm"] == "linear":
+            r["metrics"]["var"] = float(r["seed"])
+    report = build_report(SPEC, results, tmp_path, partial)
+    page = Page(report.html.read_text(encoding="utf-8"))
+    assert page.row("linear beta")[1] == "1.00 arithmetic, since not all are above 0"
+    assert "'var' of arm 'linear' on its log scale, being 0 with seed 0" in page.text
+    assert "metric 'var' of arm 'linear' on its log scale" in report.table
+    for r in results:
+        r["metrics"]["var"] = 0.0
+    report = build_report(SPEC, results, tmp_path, partial)
+    assert report.analysis.of_metric("var") == [] and report.html.exists()
+
+
+UNDRAWN = "Not drawn, of {}: samples must be uint8 images"
+
+
+@pytest.mark.parametrize("shape", [(6, 4, 4, 4), (6, 8, 8, 2), (6, 2, 2, 2, 1)])
+def test_samples_that_are_no_pictures_leave_a_report(shape, tmp_path):
+    results = make_results()
+    for r in results:
+        np.savez(tmp_path / f"{r['arm']}.npz", samples=np.zeros(shape, np.float32))
+        r |= {"samples": f"{r['arm']}.npz", "directory": str(tmp_path)}
+    spec = replace(SPEC, real_samples=np.zeros(shape, np.float32))
+    report = build_report(spec, results, tmp_path)
+    page = Page(report.html.read_text(encoding="utf-8"))
+    assert UNDRAWN.format("real data; linear beta; cosine; learned") in page.text
+    assert f"got float32 {shape}." in page.text and "The first samples" not in page.text
+    assert "got float32" in report.markdown.read_text(encoding="utf-8") and report.json.exists()
+    # What can be drawn is.
+    results[1]["samples"] = np.zeros((6, 4, 4, 3), np.float32)
+    page = Page(build_report(spec, results, tmp_path).html.read_text(encoding="utf-8"))
+    assert UNDRAWN.format("real data; linear beta; learned") in page.text
+    assert [a["alt"] for tag, a in page.tags if tag == "img"] == ["samples: cosine"]
+
+
+def test_what_a_metric_is_measured_on_stands_beside_it(tmp_path):
+    variance, *others = SPEC.metrics
+    spec = replace(SPEC, metrics=[replace(variance, basis="500 samples"), *others])
+    report = build_report(spec, make_results(), tmp_path)
+    page = Page(report.html.read_text(encoding="utf-8"))
+    assert page.row("")[1] == "Var(VLB) ↓ bits², 500 samples, geometric"
+    assert page.row("Var(VLB) ↓ bits², 500 samples")
+    assert page.text.count("500 samples. ") >= 2  # captions of the figures
+    assert "Var(VLB) [bits²], 500 samples, lower is better" in report.table
 
 
 def test_format_table_needs_no_report():

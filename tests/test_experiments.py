@@ -37,6 +37,7 @@ def test_every_arm_can_be_run(endpoints):
         config_lib.validate(runner.arm_config(config, arm, seed=0))
     spec = EXPERIMENT.make_spec("command", endpoints, config)
     assert "600 steps" in spec.method and "simple loss" in spec.question
+    assert [m.key for m in spec.metrics] == ["vlb_variance"]  # the headline
 
 
 def test_every_sampler_has_a_curve():

@@ -153,7 +153,7 @@ def test_a_score_of_samples_is_searched_and_confirmed(trained, mixture, tmp_path
     assert trials.metrics()["swd"](trained, mixture, 3) == found
     made = [Trial(1, {"schedule.s": 0.05}, "complete", {12: 1.0}, 1.0)]
     monkeypatch.setattr(run, "search", lambda *args: made)
-    asked = []
+    asked, nan = [], []
 
     def run_ablation(spec, config, arms, seeds, folder, workers):
         asked.append((spec.metrics[0].key, config.evaluation.metrics))
@@ -162,14 +162,21 @@ def test_a_score_of_samples_is_searched_and_confirmed(trained, mixture, tmp_path
             for s in seeds
             for a in arms
         ]
+        for result in results:
+            if nan and result["arm"] == "tuned":
+                result["metrics"]["swd"] = nan[0]
         spec = dataclasses.replace(spec, metrics=spec.metrics[:1], parts=())
-        return SimpleNamespace(analysis=analyse(spec, results))
+        return SimpleNamespace(analysis=analyse(spec, results, partial=bool(nan)))
 
     monkeypatch.setattr(runner, "run_ablation", run_ablation)
     search = ["schedule.s=0.001:0.1:log"]
     tuned = run.tune(small_config(), search, tmp_path, 1, metric="swd", confirm=2)
     assert asked == [("swd", ("swd",))]
     assert tuned.verdict.startswith("Sliced Wasserstein distance of tuned is 1.015 times that of")
+    nan[:] = [float("nan")]
+    tuned = run.tune(small_config(), search, tmp_path, 1, metric="swd", confirm=2)
+    said = "No comparison; missing: metric 'swd' of arm 'tuned', seed 1; metric 'swd' of"
+    assert tuned.verdict.startswith(said)
 
 
 @pytest.mark.parametrize(

@@ -25,11 +25,14 @@ POWERS = (0.8, 0.9)  # for which the seeds that are needed are told
 class Cell:
     """A metric of one arm: its value for every seed, their mean and (from two seeds) its interval.
 
-    The mean is the geometric one for a metric on a log scale."""
+    The mean is the geometric one for a metric on a log scale. `on_scale`: False if a value there is
+    not positive; then the mean is the arithmetic one, without an interval, and compared to none.
+    """
 
     values: Mapping[int, float]
     mean: float
     interval: Interval | None
+    on_scale: bool = True
 
 
 @dataclass(frozen=True)
@@ -87,7 +90,7 @@ class Analysis:
       results: as given.
       cells: (arm, metric key) -> Cell; an arm that does not have a metric lacks the entry.
       comparisons: metric by metric.
-      missing: what a partial report lacks, in words; empty when nothing does.
+      missing: what the report lacks, in words; empty when nothing does.
     """
 
     spec: Spec
@@ -123,11 +126,15 @@ def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = Fa
         "curves": {name: {column: [...]}}, see `figures`; "samples", see `samples.pictures`;
         "seconds": float; "directory": where a relative path in "samples" starts.
       partial: whether runs and values may be missing. Then means are taken over what is there and
-        comparisons over the seeds that both arms have, and `missing` names what is not.
+        comparisons over the seeds that both arms have, and `missing` names what is not. An arm
+        none of whose runs has a metric's key does without that metric: nothing is missing.
+
+    Values that are not positive on a log scale are named in `missing` in either case: that arm is
+    compared to none by that metric.
 
     Raises:
       ValueError: an unknown arm, metric or scale; a run given twice; a run or a value that is
-        missing or not finite (unless `partial`); a value that is not positive on a log scale.
+        missing or not finite (unless `partial`).
     """
     runs = _index(spec, results)
     arms = list(spec.arms) or list(dict.fromkeys(arm for arm, _ in runs))
@@ -136,24 +143,26 @@ def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = Fa
     missing = [
         f"arm {arm!r}, seed {seed}" for arm in arms for seed in seeds if (arm, seed) not in runs
     ]
-    cells = {}
+    cells, off_scale = {}, []
     for metric in spec.metrics:
         for arm in arms:
             values = _values(metric, arm, runs)
-            if not any(v is not None for v in values.values()):
+            named = f"metric {metric.key!r} of arm {arm!r}"
+            missing += [f"{named}, seed {seed}" for seed, v in values.items() if v is None]
+            values = {seed: v for seed, v in values.items() if v is not None}
+            if not values:
                 continue
-            missing += [
-                f"metric {metric.key!r} of arm {arm!r}, seed {seed}"
-                for seed, v in values.items()
-                if v is None
-            ]
-            cells[arm, metric.key] = _cell(spec, metric, arm, values)
+            cell = cells[arm, metric.key] = _cell(spec, metric, values)
+            if not cell.on_scale:
+                low = min(values, key=values.get)
+                off_scale.append(f"{named} on its log scale, being {values[low]:g} with seed {low}")
         if not any((arm, metric.key) in cells for arm in arms) and not partial:
             raise ValueError(f"metric {metric.key!r} has a finite value in no run")
     if missing and not partial:
         raise ValueError(
             f"missing: {shortened(missing)}. To report on what is there, ask for a partial report."
         )
+    missing += off_scale
     comparisons = [c for metric in spec.metrics for c in _compare(spec, metric, arms, cells)]
     heard = opinions.hear(comparisons)
     comparisons = [replace(c, opinions=said) for c, said in zip(comparisons, heard)]
@@ -206,19 +215,19 @@ def _check(spec, arms, runs) -> None:
 
 
 def _values(metric, arm, runs) -> dict[int, float | None]:
-    read = {seed: r["metrics"].get(metric.key) for (a, seed), r in runs.items() if a == arm}
+    """seed -> value, None if it is missing or not finite; empty if no run of the arm has any."""
+    measured = {seed: r["metrics"] for (a, seed), r in runs.items() if a == arm}
+    if not any(metric.key in found for found in measured.values()):
+        return {}
+    read = {seed: found.get(metric.key) for seed, found in measured.items()}
     values = {s: None if v is None or not math.isfinite(v) else float(v) for s, v in read.items()}
     return dict(sorted(values.items()))
 
 
-def _cell(spec, metric, arm, values) -> Cell:
-    values = {seed: v for seed, v in values.items() if v is not None}
+def _cell(spec, metric, values) -> Cell:
     array = np.array(list(values.values()))
     if metric.scale == "log" and array.min() <= 0:
-        raise ValueError(
-            f"metric {metric.key!r} of arm {arm!r} is {array.min():g}; on a log scale it must be "
-            "positive"
-        )
+        return Cell(values, float(array.mean()), None, on_scale=False)
     if array.size == 1:
         return Cell(values, float(array[0]), None)
     interval = SCALES[metric.scale].interval(array, spec.confidence)
@@ -235,7 +244,8 @@ def _pairs(spec, arms) -> list[tuple[str, str]]:
 def _compare(spec, metric, arms, cells) -> list[Comparison]:
     scale, found = SCALES[metric.scale], []
     for arm, reference in _pairs(spec, arms):
-        a, b = (getattr(cells.get((x, metric.key)), "values", {}) for x in (arm, reference))
+        both = [cells.get((x, metric.key)) for x in (arm, reference)]
+        a, b = (cell.values if cell and cell.on_scale else {} for cell in both)
         shared = [seed for seed in a if seed in b]
         if not shared:
             continue

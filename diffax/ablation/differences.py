@@ -26,7 +26,7 @@ def section(analysis: Analysis) -> Section:
             f"forest-{i}",
             figures.forest(analysis, m),
             m.label,
-            {"linear": "", "log": "Ratios, on a log axis."}[m.scale],
+            captioned(m, {"linear": "", "log": "Ratios, on a log axis."}[m.scale]),
         )
         for i, m in enumerate(main)
     ]
@@ -98,7 +98,7 @@ def _heading(analysis: Analysis, metric: Metric) -> Cell:
     """The metric and, where all rows have the same one, what they are compared to."""
     spec = analysis.spec
     against = "" if spec.focus else f"{SCALES[metric.scale].sign} {spec.label(spec.baseline)}"
-    small = ", ".join(part for part in (metric.unit, against) if part)
+    small = ", ".join(part for part in (metric.unit, metric.basis, against) if part)
     return Cell(metric.label, small, wish=wish(metric))
 
 
@@ -131,6 +131,11 @@ def _comparison(analysis: Analysis, c: Comparison) -> Row:
         f"{_reading(c.outcome)}{_better(c)}",
     )
     return Row([_pair(analysis, c), *map(Cell, cells)])
+
+
+def captioned(metric: Metric, caption: str) -> str:
+    """A figure's caption, behind what the metric is measured on."""
+    return f"{metric.basis}. {caption}".strip() if metric.basis else caption
 
 
 def wish(metric: Metric) -> str | None:

@@ -9,7 +9,7 @@ Curves come from a result's "curves", {name: {column: list}}. The column "step",
 (the first of these that is there) is x, the others are y. A column may hold None where there is no
 finite number. The curve "schedule" has the columns t, log_snr and, where the schedule was learned,
 log_snr_before. Seeds with the same x are drawn as their mean with a band from lowest to highest,
-others as one thin line each.
+others as one thin line each, and what has one point alone as a dot.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
 from scipy import special
 
-from diffax.ablation.analysis import Analysis
+from diffax.ablation.analysis import Analysis, Cell
 from diffax.ablation.numerals import fixed, tick
 from diffax.ablation.spec import SCALES, Metric
 
@@ -79,6 +79,12 @@ def drawn_arms(analysis: Analysis) -> list[str]:
         shared = tuple(r["training"]["directory"] for r in runs if r.get("training"))
         first.setdefault(shared or arm, arm)
     return list(first.values())
+
+
+def drawn_cells(analysis: Analysis, metric: Metric) -> dict[str, Cell]:
+    """The arms whose values of a metric have a place on its axis, with these."""
+    cells = {arm: analysis.cells.get((arm, metric.key)) for arm in analysis.arms}
+    return {arm: cell for arm, cell in cells.items() if cell and cell.on_scale}
 
 
 def line_style(index: int) -> tuple[str, str]:
@@ -137,10 +143,10 @@ def legend(analysis: Analysis) -> Figure:
 
 def metric_points(analysis: Analysis, metric: Metric) -> Figure:
     """Every arm's mean with its interval (bar) and the seeds (small dots)."""
-    arms = [arm for arm in analysis.arms if (arm, metric.key) in analysis.cells]
-    figure, ax = _rows([analysis.spec.label(arm) for arm in arms])
-    for y, arm in enumerate(arms):
-        cell, colour = analysis.cells[arm, metric.key], _colour(analysis, arm)
+    cells = drawn_cells(analysis, metric)
+    figure, ax = _rows([analysis.spec.label(arm) for arm in cells])
+    for y, (arm, cell) in enumerate(cells.items()):
+        colour = _colour(analysis, arm)
         seeds = list(cell.values.values())
         ax.plot(seeds, np.full(len(seeds), y + 0.27), "o", color=colour, alpha=0.6, ms=3, mew=0)
         if cell.interval:
@@ -284,22 +290,30 @@ def _lines(ax: Axes, xs, ys, colour, dash, width=1.6, band=0.15, zorder=3):
         return
     if any(x.shape != xs[0].shape or not np.array_equal(x, xs[0], equal_nan=True) for x in xs):
         for x, y in zip(xs, ys):
-            ax.plot(
-                *_thinned(x, y), color=colour, ls=dash, lw=0.7 * width, alpha=0.7, zorder=zorder
-            )
+            _line(ax, x, y, color=colour, ls=dash, lw=0.7 * width, alpha=0.7, zorder=zorder)
         return
     y = np.stack(ys)
     if band and len(ys) > 1:
         x, low = _thinned(xs[0], y.min(axis=0))
-        ax.fill_between(x, low, _thinned(xs[0], y.max(axis=0))[1], color=colour, alpha=band, lw=0)
-    ax.plot(*_thinned(xs[0], y.mean(axis=0)), color=colour, ls=dash, lw=width, zorder=zorder)
+        # The band of a single point has no width but that of its edge.
+        edge = 0 if x.size > 1 else 4
+        high = _thinned(xs[0], y.max(axis=0))[1]
+        ax.fill_between(x, low, high, color=colour, alpha=band, lw=edge)
+    _line(ax, xs[0], y.mean(axis=0), color=colour, ls=dash, lw=width, zorder=zorder)
+
+
+def _line(ax: Axes, x: np.ndarray, y: np.ndarray, **style) -> None:
+    x, y = _thinned(x, y)
+    alone = np.isfinite(y).sum() == 1
+    ax.plot(x, y, marker="o" if alone else "", ms=5, **style)
 
 
 def _thinned(x: np.ndarray, y: np.ndarray, most: int = 300) -> tuple[np.ndarray, np.ndarray]:
-    """Means of equal blocks, so that a long training curve does not swell the page."""
-    block = -(-x.size // most)
-    whole = x.size - x.size % block
-    return tuple(v[:whole].reshape(-1, block).mean(axis=1) for v in (x, y))
+    """Means of equal blocks, the last one as long as what is left, so that a long training curve
+    does not swell the page."""
+    starts = np.arange(0, x.size, max(1, -(-x.size // most)))
+    sizes = np.diff(starts, append=x.size)
+    return tuple(np.add.reduceat(v, starts) / sizes for v in (x, y))
 
 
 def _colour(analysis: Analysis, arm: str) -> str:

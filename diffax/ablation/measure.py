@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -24,11 +24,12 @@ from diffax import data, evaluation, metrics, scoring, training
 from diffax.ablation import store
 from diffax.ablation.jsonable import jsonable, read_json, write_json
 from diffax.ablation.spec import Metric
+from diffax.training.workdir import write_text
 
 # Of a training; those of samples are chosen by config.evaluation.metrics.
 METRICS = (
-    Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
     Metric("bpd", "Bits per dimension", "bits/dim", digits=3),
+    Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
     Metric("prior", "Prior term", "bits/dim", digits=5, main=False),
     Metric("diffusion", "Diffusion term", "bits/dim", digits=3, main=False),
     Metric("reconstruction", "Reconstruction term", "bits/dim", digits=3, main=False),
@@ -38,6 +39,9 @@ METRICS = (
 PARTS = ("prior", "diffusion", "reconstruction")
 # Samples kept for the report, from the same starting noise in every arm; points are small.
 _SHOWN, _POINTS_SHOWN = 32, 2000
+# Held-out examples of the bound along training, where it's the ablation that asks for it: three
+# times the whole of a large split would take longer than a short training.
+ALONG_TRAINING = 128
 
 # Sections of a config on which no training depends.
 AFTER_TRAINING = ("sampling", "evaluation")
@@ -61,29 +65,35 @@ def score_names(config: ConfigDict, dataset: data.Dataset) -> list[str]:
     return list(dict.fromkeys(config.evaluation.metrics or (default,)))
 
 
-def score_metrics(names: Sequence[str]) -> list[Metric]:
-    """A metric for each number of the scores of those names."""
+def score_metrics(names: Iterable[str], configs: Sequence[ConfigDict] = ()) -> list[Metric]:
+    """A metric for each number of the scores of those names; `configs`: of the runs, whose number
+    of samples it tells."""
+    counts = sorted({config.evaluation.num_samples for config in configs})
+    basis = f"{' or '.join(f'{count:,}' for count in counts)} samples" if counts else ""
     numbers = [number._asdict() for name in names for number in scoring.numbers(name)]
-    return [Metric(**{k: v for k, v in n.items() if k != "entry"}) for n in numbers]
+    return [Metric(**{k: v for k, v in n.items() if k != "entry"}, basis=basis) for n in numbers]
 
 
 def measured_metrics(
     given: Sequence[Metric], configs: Sequence[ConfigDict], dataset: data.Dataset
 ) -> list[Metric]:
-    """The metrics that runs of these configs have: those given first, main ones before others.
+    """The metrics that runs of these configs have, main ones before others.
 
-    Of `METRICS` those are left out that they don't have.
+    Those given come first, then the scores that evaluation.metrics names, then `METRICS`, but for
+    those that the runs don't have, and the score that is measured where none is named.
 
     Raises:
       ValueError: another metric is given that they don't have.
     """
+    named = dict.fromkeys(name for config in configs for name in config.evaluation.metrics)
     names = dict.fromkeys(name for config in configs for name in score_names(config, dataset))
     measured = {
         "bpd_own": any(map(_bound_is_free, configs)),
         "grad_variance": any(config.evaluation.gradient_batches for config in configs),
     }
-    known = {m.key: m for m in METRICS if measured.get(m.key, True)}
-    known |= {m.key: m for m in score_metrics(list(names))}
+    own = [m for m in METRICS if measured.get(m.key, True)]
+    found = [*score_metrics(named, configs), *own, *score_metrics(names, configs)]
+    known = {m.key: m for m in found}
     for metric in given:
         if metric.key not in known and metric not in METRICS:
             raise ValueError(
@@ -92,6 +102,14 @@ def measured_metrics(
             )
     first = {m.key: m for m in given if m.key in known}
     return sorted((first | known | first).values(), key=lambda m: not m.main)
+
+
+def require_bound(config: ConfigDict) -> None:
+    """Raises ValueError, naming the keys to set, if the bound of a config's runs is infinite."""
+    # Whether the ends are finite does not depend on the data, which need not be there yet.
+    schedule = config_lib.build_schedule(config, (1, 1))
+    purpose = "the bound, in bits/dim, by which every run is measured,"
+    config_lib.require_finite_ends(config, schedule, purpose)
 
 
 def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
@@ -140,6 +158,8 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     start = time.monotonic()
     store.note_configuration(directory, training_configuration(config))
     training.train(as_trained(config), directory)
+    # Who evaluates the run again does so by the config, not as was looked at on the way.
+    write_text(directory / "config.json", config_lib.to_json(config))
     run, dataset = training.load(directory), data.load_kept(config.data)
     # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
     # from their spread.
@@ -168,11 +188,22 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
 
 
 def as_trained(config: ConfigDict) -> ConfigDict:
-    """The config with which the training of a run is made, without what is measured afterwards."""
+    """The config with which the training of a run is made: so that its curves have points.
+
+    An eval_every below num_steps is the user's choice. With another, 0 included, the bound and the
+    variance of the gradient are measured after each third of the training, the bound on the first
+    `ALONG_TRAINING` examples at most. log_every is a third of the training at most. No picture is
+    drawn where the last is the only one: samples are drawn afterwards.
+    """
     config = config_lib.from_json(config_lib.to_json(config))
-    for name in ("eval_every", "sample_every"):
-        if config.training[name] >= config.training.num_steps:
-            config.training[name] = 0
+    settings, evaluated = config.training, config.evaluation
+    third = -(-settings.num_steps // 3)
+    settings.log_every = min(settings.log_every, third)
+    if not 0 < settings.eval_every < settings.num_steps:
+        settings.eval_every = third
+        evaluated.num_examples = min(evaluated.num_examples or ALONG_TRAINING, ALONG_TRAINING)
+    if settings.sample_every >= settings.num_steps:
+        settings.sample_every = 0
     return config
 
 

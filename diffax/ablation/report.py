@@ -200,7 +200,8 @@ def _metric_table(analysis: Analysis, metric: Metric) -> str:
     ]
     wish = {True: "lower is better", False: "higher is better", None: ""}[metric.lower_is_better]
     unit = f" [{metric.unit}]" if metric.unit else ""
-    return "\n".join([f"{metric.label}{unit}" + f", {wish}" * bool(wish), *rows])
+    about = [f"{metric.label}{unit}", *filter(None, (metric.basis, wish))]
+    return "\n".join([", ".join(about), *rows])
 
 
 def environment() -> dict[str, Any]:

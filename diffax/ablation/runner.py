@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, runtime, schedules
+from diffax import data, runtime, scoring
 from diffax.ablation import measure, store, together
 from diffax.ablation import spec as spec_lib
 from diffax.ablation.devices import worker_environments
@@ -59,9 +59,11 @@ def run_ablation(
 
     Args:
       spec: the question; its config, arms, seeds and real_samples are filled in, and the metrics
-        that the runs have (config.evaluation.metrics of samples) behind those it names. It is kept
-        in the workdir, so that `report.report_on` needs nothing else.
-      config: the config common to all arms; an arm's overrides are dotted keys of it.
+        that the runs have behind those it names, of which there may be none: see
+        `measure.measured_metrics`. It is kept in the workdir, so that `report.report_on` needs
+        nothing else.
+      config: the config common to all arms; an arm's overrides are dotted keys of it. What is
+        logged and evaluated along training: see `measure.as_trained`.
       arms, seeds: the grid.
       workdir: of trainings, runs, report and results.json.
       workers: processes, each with a thread or a device of its own; None for as many as there are
@@ -73,7 +75,8 @@ def run_ablation(
         numbers of the two agree to rounding, not bit by bit.
 
     Returns:
-      The report; None if this is one of several shards, of which `report.report_on` makes one.
+      The report, a partial one where a value is not finite; None if this is one of several shards,
+      of which `report.report_on` makes one.
 
     Raises:
       ValueError: a config that can't be run, a metric that can't be measured, a training of another
@@ -84,11 +87,10 @@ def run_ablation(
     configs = [arm_config(config, arm, 0) for arm in arms]
     for each in configs:
         config_lib.validate(each)
+        scoring.check_names(each.evaluation.metrics)
+        measure.require_bound(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.
     dataset = data.load_kept(config.data)
-    for each in configs:
-        schedule = config_lib.build_schedule(each, dataset.shape)
-        schedules.require_finite_ends(schedule, "the bound, in bits/dim,")
     for arm, seed in itertools.product(arms, seeds):
         own = measure.training_configuration(arm_config(config, arm, seed))
         store.refuse_another(training_directory(workdir, arm, seed), own)
@@ -131,7 +133,7 @@ def run_ablation(
             report = build_report(spec, found, workdir, partial=True)
             print(f"a report on what is finished: {report.html}", file=sys.stderr)
         raise
-    return build_report(spec, results, workdir) if shard[1] == 1 else None
+    return build_report(spec, results, workdir, partial=True) if shard[1] == 1 else None
 
 
 def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:

@@ -29,13 +29,31 @@ def pictures(samples: Sequence[tuple[Any, str | Path]]) -> list[bytes]:
       FileNotFoundError: no such file.
       ValueError: an array of another type or shape.
     """
-    loaded = [_load(*pair) for pair in samples]
+    return draw([load(*pair) for pair in samples])
+
+
+def draw(loaded: Sequence[np.ndarray | bytes]) -> list[bytes]:
+    """`pictures` of what `load` gives.
+
+    Raises:
+      ValueError: see `objection`.
+    """
+    for reason in filter(None, map(objection, loaded)):
+        raise ValueError(reason)
+    loaded = [
+        a if isinstance(a, bytes) else np.where(np.isfinite(a), a, a.dtype.type(0)) for a in loaded
+    ]
     real = [a for a in loaded if not isinstance(a, bytes) and a.ndim < 4 and a.dtype != np.uint8]
     limits = (min(a.min() for a in real), max(a.max() for a in real)) if real else (0, 1)
-    return [a if isinstance(a, bytes) else _draw(a, limits) for a in loaded]
+    return [a if isinstance(a, bytes) else _DRAWINGS[_form(a)](a, limits) for a in loaded]
 
 
-def _load(samples: Any, directory: str | Path) -> np.ndarray | bytes:
+def load(samples: Any, directory: str | Path) -> np.ndarray | bytes:
+    """One pair of those that `pictures` takes: an array, or the content of a PNG file.
+
+    Raises:
+      FileNotFoundError: no such file.
+    """
     if isinstance(samples, (str, Path)):
         path = Path(directory) / samples
         if not path.exists():
@@ -47,18 +65,24 @@ def _load(samples: Any, directory: str | Path) -> np.ndarray | bytes:
     array = np.asarray(samples)
     if isinstance(samples, list) and array.dtype.kind in "iu":  # JSON does not know uint8
         array = array.astype(np.uint8)
-    kind = "uint8" if array.dtype == np.uint8 else array.dtype.kind
-    if (kind, array.ndim) not in _DRAWINGS or array.ndim == 4 and array.shape[-1] not in (1, 3):
-        raise ValueError(
-            "samples must be uint8 images (n, H, W[, 1 or 3]), or real images (n, H, W, 1 or 3), "
-            f"signals (n, L, C) or points (n, 2), got {array.dtype} {array.shape}"
-        )
-    return array if kind == "uint8" else np.where(np.isfinite(array), array, 0.0)
+    return array
 
 
-def _draw(array: np.ndarray, limits: tuple[float, float]) -> bytes:
-    kind = "uint8" if array.dtype == np.uint8 else array.dtype.kind
-    return _DRAWINGS[kind, array.ndim](array, limits)
+def objection(loaded: np.ndarray | bytes) -> str | None:
+    """Why what `load` gives can't be drawn, in a sentence; None if it can."""
+    if isinstance(loaded, bytes):
+        return None
+    shape = loaded.shape
+    if _form(loaded) in _DRAWINGS and (len(shape) < 4 or shape[-1] in (1, 3)):
+        return None
+    return (
+        "samples must be uint8 images (n, H, W[, 1 or 3]), or real images (n, H, W, 1 or 3), "
+        f"signals (n, L, C) or points (n, 2), got {loaded.dtype} {shape}"
+    )
+
+
+def _form(array: np.ndarray) -> tuple[str, int]:
+    return "uint8" if array.dtype == np.uint8 else array.dtype.kind, array.ndim
 
 
 def _images(images: np.ndarray, limits: tuple[float, float]) -> bytes:

@@ -26,7 +26,7 @@ from diffax.ablation.blocks import (
     Verdict,
     Words,
 )
-from diffax.ablation.differences import wish
+from diffax.ablation.differences import captioned, wish
 from diffax.ablation.grid import format_seconds
 from diffax.ablation.jsonable import flatten, jsonable
 from diffax.ablation.numerals import span
@@ -62,7 +62,8 @@ CURVES = {
     ),
     "bound_in_training": (
         "Bound along training",
-        "Bits per dimension on held-out data by each arm’s own schedule, lower is better.",
+        "Bits per dimension on held-out data by each arm’s own schedule, lower is better; on a"
+        " part of the data, unless training.eval_every says when it is measured.",
     ),
     "bound_variance_in_training": (
         "Var(VLB) along training",
@@ -81,8 +82,7 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
     """
     spec = analysis.spec
     partial = (
-        f"Not there yet: {shortened(analysis.missing)}. Comparisons use the seeds that both arms"
-        " have."
+        f"Missing: {shortened(analysis.missing)}. Comparisons use the seeds that both arms have."
         if analysis.missing
         else ""
     )
@@ -167,24 +167,26 @@ def _results_table(analysis: Analysis, metrics: Sequence[Metric]) -> Table:
 
 def _unit(metric: Metric) -> str:
     average = "geometric" if metric.scale == "log" else ""
-    return ", ".join(x for x in (metric.unit, average) if x)
+    return ", ".join(x for x in (metric.unit, metric.basis, average) if x)
 
 
 def _value(cell, metric: Metric) -> Cell:
     if cell is None:
         return Cell("–")
+    if not cell.on_scale:
+        return Cell(metric.text(cell.mean), "arithmetic, since not all are above 0")
     interval = span(metric.text, cell.interval) if cell.interval else "one seed"
     return Cell(metric.text(cell.mean), interval)
 
 
 def _arms(analysis: Analysis) -> Section:
-    main = [m for m in analysis.spec.metrics if m.main and analysis.measured(m)]
+    main = [m for m in analysis.spec.metrics if m.main and figures.drawn_cells(analysis, m)]
     panels = [
         Panel(
             f"points-{i}",
             figures.metric_points(analysis, m),
             m.label,
-            "Log axis: equal steps are equal factors." if m.scale == "log" else "",
+            captioned(m, "Log axis: equal steps are equal factors." if m.scale == "log" else ""),
         )
         for i, m in enumerate(main)
     ]
@@ -253,18 +255,26 @@ def _samples(analysis: Analysis) -> Section:
         return Section("Samples", "", [])
     # The seed that most arms have; the first of those.
     seed = max(sorted(by_seed), key=lambda s: len(by_seed[s]))
-    arms = [arm for arm in analysis.arms if arm in by_seed[seed]]
-    sources = [(by_seed[seed][a]["samples"], by_seed[seed][a].get("directory", ".")) for a in arms]
-    titles = [key(analysis, arm) for arm in arms]
+    runs = {a: by_seed[seed][a] for a in analysis.arms if a in by_seed[seed]}
+    sources = [(key(analysis, a), r["samples"], r.get("directory", ".")) for a, r in runs.items()]
     if analysis.spec.real_samples is not None:
-        sources.insert(0, (analysis.spec.real_samples, "."))
-        titles.insert(0, Cell("real data"))
+        sources.insert(0, (Cell("real data"), analysis.spec.real_samples, "."))
+    shown, left_out = [], {}
+    for title, given, directory in sources:
+        loaded = samples.load(given, directory)
+        reason = samples.objection(loaded)
+        if reason is None:
+            shown.append((title, loaded))
+        else:
+            left_out.setdefault(reason, []).append(title.text)
     drawn = [
         Picture(f"samples-{i}", png, title)
-        for i, (png, title) in enumerate(zip(samples.pictures(sources), titles))
+        for i, ((title, _), png) in enumerate(zip(shown, samples.draw([x for _, x in shown])))
     ]
     note = f"The first samples of seed {seed}, not selected: from the same noise in every arm."
-    return Section("Samples", note, [Pictures(drawn)])
+    words = [f"Not drawn, of {'; '.join(names)}: {why}." for why, names in left_out.items()]
+    blocks = [Pictures(drawn)] * bool(drawn) + [Words(words)] * bool(words)
+    return Section("Samples", note * bool(drawn), blocks)
 
 
 def _making(analysis: Analysis, made: Mapping[str, Any]) -> Section:

@@ -70,6 +70,7 @@ class Metric:
       scale: "linear" (mean, paired differences) or "log" (positive values that vary by factors:
         geometric mean, paired ratios).
       digits: decimals shown on a linear scale, significant digits on a log scale.
+      basis: what it is measured on, in words that stand beside its name: "2,000 samples".
       main: whether the verdict speaks of it and it has figures of its own; others are tabled only.
       measure, network: of a score over a pretrained network's features: what is measured whatever
         the network, and whose opinion it is; see `opinions`.
@@ -84,6 +85,7 @@ class Metric:
     main: bool = True
     measure: str = ""
     network: str = ""
+    basis: str = ""
 
     def text(self, value: float) -> str:
         return SCALES[self.scale].value_text(value, self.digits)

@@ -81,7 +81,7 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
         title=" × ".join(axes),
         question=args.question or f"What difference does {' and '.join(axes)} make?",
         baseline=args.baseline or names[0],
-        metrics=runner.METRICS,
+        metrics=(),  # those of the runs, as `measure.measured_metrics` orders them
         parts=runner.PARTS,
         command=_command(),
         method="\n\n".join(f"Left out: {name}: {why}." for name, why in left_out.items()),

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, scoring
 from diffax.ablation import Arm, Metric, Report, Spec, runner
+from diffax.ablation.analysis import shortened
 from diffax.ablation.grid import format_seconds
 from diffax.ablation.measure import score_metrics
 from diffax.ablation.verdict import sentence
@@ -83,6 +84,7 @@ def tune(
     if confirm < 0 or confirm == 1:
         raise ValueError(f"confirm={confirm}: 0 for none, or at least 2 seeds, for an interval")
     space = Space(config, [read(text, config) for text in searched])
+    check_metric(metric, config)
     dataset = data.load_kept(config.data)
     check_metric(metric, config, dataset)
     steps = rungs(config.training.num_steps, num_rungs)
@@ -116,16 +118,17 @@ def tune(
         overrides = space.overrides(winner.values)
         seeds = [config.seed + 1 + i for i in range(confirm)]
         folder = root / "confirm" / f"trial_{winner.number:03d}"
-        own, measured = runner.METRICS, config
+        own, measured = [m for m in runner.METRICS if m.key == metric], config
         if metric in scoring.scores():
             names = dict.fromkeys([metric, *config.evaluation.metrics])
             measured = config_lib.changed(config, {"evaluation.metrics": tuple(names)})
-            own = [*score_metrics([metric]), *own]
-        spec = _spec(winner, sorted(own, key=lambda m: m.key != metric), metric, command)
+            own = score_metrics([metric], [measured])
+        spec = _spec(winner, own, metric, command)
         arms = [Arm("default"), Arm("tuned", overrides)]
         report = runner.run_ablation(spec, measured, arms, seeds, folder, workers)
-        (comparison,) = report.analysis.of_metric(metric)
-        said = sentence(report.analysis.spec, comparison)
+        analysis = report.analysis
+        stated = [sentence(analysis.spec, c) for c in analysis.of_metric(metric)]
+        said = stated[0] if stated else f"No comparison; missing: {shortened(analysis.missing)}."
     return Tuned(trials, winner, files, table, said, report)
 
 

@@ -11,7 +11,8 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, schedules, scoring, training
+from diffax import data, evaluation, scoring, training
+from diffax.ablation import measure
 from diffax.training import Interrupted, NonFiniteError, Run
 from diffax.tuning.search import Objective, Unfit
 from diffax.tuning.space import Space
@@ -59,16 +60,20 @@ _REFUSED = {
 }
 
 
-def check_metric(name: str, config: ConfigDict, dataset: data.Dataset) -> None:
-    """Raises ValueError, in a sentence, if a metric can't compare the trials of a config."""
+def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = None) -> None:
+    """Raises ValueError, in a sentence, if a metric can't compare the trials of a config.
+
+    Without a data set: as far as that can be said before it is loaded.
+    """
     allowed = metrics()
     if name not in allowed:
         reason = _objection(name) if name in scoring.scores() else _REFUSED.get(name)
         words = f" ({reason})" if reason else ""
         raise ValueError(f"metric={name!r}{words}: allowed are {', '.join(allowed)}")
-    schedule = config_lib.build_schedule(config, dataset.shape)
-    schedules.require_finite_ends(schedule, "the bound, in bits/dim,")
+    measure.require_bound(config)
     if name in scoring.scores():
+        if dataset is None:
+            return
         reference = scoring.Reference.of(dataset, config.data)
         num = config.evaluation.num_samples
         label = evaluation.classes_told(config, dataset, num)
