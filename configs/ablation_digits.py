@@ -21,7 +21,7 @@ def get_config() -> ConfigDict:
     config.model.head_width = 32
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0
-    config.schedule_learning.learning_rate = 1e-2
+    config.schedule_learning.learning_rate = 2e-2
     config.schedule_learning.update_every = 2
     config.optimizer.learning_rate = 2e-3
     config.optimizer.decay = "cosine"

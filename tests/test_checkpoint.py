@@ -223,7 +223,7 @@ def test_another_number_of_steps_is_refused_where_a_rate_decays_over_them(tmp_pa
     """Grown, it would not be the run of that many steps."""
     for changes, words in (
         ({"optimizer__decay": "cosine"}, "optimizer.decay='cosine'"),
-        ({**LEARNED, "schedule_learning__decay": "linear"}, "schedule_learning.decay='linear'"),
+        (LEARNED, "schedule_learning.decay='cosine'"),
     ):
         workdir = tmp_path / words
         training.train(small_config(training__num_steps=4, **changes), workdir)

@@ -141,6 +141,7 @@ def test_in_discrete_time_the_network_sees_the_steps_of_the_learned_schedule(obj
         **LEARNED, schedule__num_steps=8, objective__prediction="v",
         schedule_learning__objective=objective, schedule_learning__num_steps=own_steps,
         schedule_learning__optimizer="sgd", schedule_learning__learning_rate=0.25,
+        schedule_learning__decay="constant",
     )  # fmt: skip
     config_lib.validate(config)
     step, state = prepare(config)

@@ -21,7 +21,7 @@ from diffax.config.build import (
     sampling_options,
     schedule_decay_at,
 )
-from diffax.config.checks import validate
+from diffax.config.checks import require_finite_ends, validate
 from diffax.config.defaults import default_config
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
 from diffax.config.storage import changed, differences, from_json, to_json
@@ -42,6 +42,7 @@ __all__ = [
     "from_json",
     "is_learned",
     "learning_rate_at",
+    "require_finite_ends",
     "sampling_options",
     "schedule_decay_at",
     "to_json",

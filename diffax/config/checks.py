@@ -212,21 +212,24 @@ def _model(config: ConfigDict, schedule: AnySchedule) -> None:
 def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
     process.refuse_eps_at_zero_snr(schedule, config.objective.prediction)
     if build.is_learned(schedule) and config.schedule_learning.update_every > 0:
-        _require_finite_ends(config, schedule, "learning the schedule")
+        require_finite_ends(config, schedule, "learning the schedule")
 
 
 def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
     every = config.training.eval_every
     if every > 0:
-        _require_finite_ends(config, schedule, f"the bound (training.eval_every={every})")
+        require_finite_ends(config, schedule, f"the bound (training.eval_every={every})")
 
 
-def _require_finite_ends(config: ConfigDict, schedule: AnySchedule, purpose: str) -> None:
+def require_finite_ends(config: ConfigDict, schedule: AnySchedule, purpose: str) -> None:
+    """Raises ValueError, naming the keys to set, if the log-SNR of a config's schedule is infinite
+    at an end; `purpose`: what can't be done then."""
     first, last = map(float, jax.jit(schedules.ends_of)(schedule))
     if not (math.isfinite(first) and math.isfinite(last)):
         raise ValueError(
             f"{purpose} needs finite log-SNR at both ends, and {config.schedule.name!r} has"
-            f" {first:g} and {last:g}: set schedule.log_snr_max and schedule.log_snr_min"
+            f" {first:g} and {last:g}: set schedule.log_snr_max and schedule.log_snr_min, to 10 and"
+            " -10, say"
         )
 
 

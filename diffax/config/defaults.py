@@ -52,7 +52,8 @@ def default_config() -> ConfigDict:
     learning.objective = "variance"  # of the VLB estimate; or "vlb", in discrete time
     learning.optimizer = "adam"
     learning.learning_rate = 1e-3
-    learning.decay = "constant"  # of the rate, from the first step to the last
+    # Of the rate, from the first step to the last: the gradient is as noisy then as ever.
+    learning.decay = "cosine"
     # On the schedule's gradient; 0: off. Its direction is that of rare large values: clipped, it
     # goes astray, the shape grows jumps, and the variance with them.
     learning.clip_norm = 0.0

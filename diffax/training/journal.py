@@ -57,7 +57,7 @@ class Journal:
 
     def restore(self, like: TrainState, sharding: Any, step: int | None = None) -> TrainState:
         """The state at a checkpoint, the latest if left out, and the data as they were then."""
-        check_same_config(self.root, self.config)
+        check_same_config(self.root, self.config, config_lib.is_learned(like.schedule))
         state, self._memory = self.checkpoints.restore(like, sharding, step)
         self.batches.set_state(self._memory["data"])
         num = self.config.training.num_steps

@@ -49,7 +49,6 @@ MAY_CHANGE = (
 )
 # So may this, unless a rate decays over the steps: their number then decides what each one does.
 _NUM_STEPS = "training.num_steps"
-_DECAYING = ("optimizer", "schedule_learning")
 
 
 @contextlib.contextmanager
@@ -94,16 +93,16 @@ def saying_what_is_kept(*workdirs: Path) -> Iterator[None]:
         ) from error
 
 
-def check_same_config(workdir: Path, config: ConfigDict) -> None:
+def check_same_config(workdir: Path, config: ConfigDict, learned: bool) -> None:
     """Raises ValueError, listing the differences, if the run that lies there has another config.
 
-    Keys that begin as in `MAY_CHANGE` may differ, training.num_steps too where every rate is
-    constant, and with training.allow_config_change all may.
+    Keys that begin as in `MAY_CHANGE` may differ, training.num_steps too where the rates are
+    constant (the schedule's, if it is `learned`), and with training.allow_config_change all may.
     """
     if config.training.allow_config_change:
         return
-    decays = [f"{name}.decay={config[name].decay!r}" for name in _DECAYING]
-    decays = [decay for decay in decays if not decay.endswith("'constant'")]
+    rates = ("optimizer", "schedule_learning") if learned else ("optimizer",)
+    decays = [f"{r}.decay={config[r].decay!r}" for r in rates if config[r].decay != "constant"]
     may_change = MAY_CHANGE if decays else (*MAY_CHANGE, _NUM_STEPS)
     changes = [
         f"{key} was {old!r} and is {new!r}"
