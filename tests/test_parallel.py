@@ -217,8 +217,10 @@ def test_a_run_goes_on_in_another_layout(tmp_path):
     """Four steps in each, one workdir: the run that one device makes."""
     whole, _ = training.train(config_of(ONE), tmp_path / "whole")
     for i, layout in enumerate([LAYOUTS["both"], LAYOUTS["pmap"], ONE]):
-        config = config_of(layout, training__num_steps=4 * (i + 1))
-        state, _ = training.train(config, tmp_path / "moving")
+        end = 4 * (i + 1)
+        state, _ = training.train(
+            config_of(layout), tmp_path / "moving", lambda step, _, end=end: step == end
+        )
         assert len(state.step.sharding.device_set) == layout["num_devices"]
         loaded = training.load(tmp_path / "moving").state
         assert len(loaded.step.sharding.device_set) == 1

@@ -130,7 +130,6 @@ def digits_config() -> ConfigDict:
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.995
     config.schedule_learning.learning_rate = 1e-2
-    config.schedule_learning.decay = "constant"  # as the raw results were made
     config.schedule_learning.update_every = 2
     config.training.batch_size = 64
     config.training.num_steps = 3000
