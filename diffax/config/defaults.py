@@ -52,7 +52,7 @@ def default_config() -> ConfigDict:
     learning.objective = "variance"  # of the VLB estimate; or "vlb", in discrete time
     learning.optimizer = "adam"
     learning.learning_rate = 1e-3
-    # Of the rate, from the first step to the last: the gradient is as noisy then as ever.
+    # Of the rate, from the first step to the last: by then the gradient is nearly all noise.
     learning.decay = "cosine"
     # On the schedule's gradient; 0: off. Its direction is that of rare large values: clipped, it
     # goes astray, the shape grows jumps, and the variance with them.
