@@ -172,7 +172,7 @@ def test_imports_are_found_in_every_form(tmp_path, monkeypatch):
 
 # --- the source -----------------------------------------------------------------------------
 
-MAX_LINES = 400
+MAX_LINES = 700
 UNFINISHED = re.compile(r"\b(TO" r"DO|FIX" r"ME|XX" r"X)\b")  # split, to not find itself
 
 
