@@ -87,6 +87,23 @@ def test_rescale_brings_back_the_deviation():
     np.testing.assert_allclose(half, (full + none) / 2, rtol=1e-12)
 
 
+@pytest.mark.parametrize("shape", [(4, 1), (4, 5, 2)])
+def test_rescale_leaves_alone_what_has_no_deviation(shape):
+    """One number, or one value throughout: 0 / 0 in the formula."""
+    level = jnp.zeros(4)
+    predict = lambda x, log_snr, label: x * (1 + process.expand_to(label, x))  # noqa: E731
+    for x in (jnp.full(shape, 0.3), jnp.zeros(shape)):
+        guided, plain = (
+            guidance.classifier_free(predict, LABEL, 2, 4.0, rescale=r)(x, level) for r in (1, 0)
+        )
+        np.testing.assert_array_equal(guided, plain)
+    some = jnp.arange(1.0, 11.0).reshape(5, 2) * jnp.array([0.0, 1.0, 1.0, 0.0])[:, None, None]
+    found = guidance.classifier_free(predict, LABEL, 2, 4.0, rescale=1)(some, level)
+    np.testing.assert_allclose(
+        found.std((1, 2)), predict(some, level, LABEL).std((1, 2)), rtol=1e-5
+    )
+
+
 def test_one_call_of_twice_the_batch_and_the_variance_half_is_left_alone():
     shapes = []
 

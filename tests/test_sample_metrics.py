@@ -108,6 +108,31 @@ def test_prdc_of_equal_distributions():
     assert mean.precision == pytest.approx(mean.recall, abs=0.02)
 
 
+@pytest.mark.parametrize("copies", [1, 2, 7])
+@pytest.mark.parametrize(("width", "mean"), [(2, 0.0), (64, 0.0), (3, 1e6)])
+def test_points_against_copies_of_themselves(width, mean, copies):
+    """All lie within each other's balls, whose edges go through copies of points.
+
+    Of distinct points each is in its own ball and in k others on average, which makes the density
+    (k + 1) / k.
+    """
+    x, k = normal(60, width, 0, mean), 5
+    points = np.repeat(x, copies, axis=0)
+    found = metrics.prdc(points, points, k)
+    assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
+    np.testing.assert_allclose(found, metrics.prdc(points[::-1], points, k), rtol=1e-12)
+    if copies == 1:
+        assert found.density == pytest.approx((k + 1) / k)
+    part = metrics.prdc(points, x, k)
+    assert (part.precision, part.coverage) == (1, 1)
+
+
+def test_points_that_are_all_the_same():
+    same = np.full((20, 3), 0.1)
+    assert metrics.prdc(same, same, 5)[:2] == (1, 1)
+    assert metrics.prdc(same + 1e-9, same, 5)[:2] == (0, 0)
+
+
 def test_fidelity_and_diversity_are_told_apart():
     """Samples of one mode of two are precise and cover half; noise costs precision alone."""
     data = np.concatenate([normal(300, 2, 0), normal(300, 2, 1, mean=20)])

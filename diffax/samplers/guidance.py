@@ -37,7 +37,8 @@ def classifier_free(
       scale: a number, or a function of log-SNR.
       interval: (low, high) in log-SNR; outside it the scale is 1 (Kynkäänniemi 2024).
       rescale: share, 0 to 1, by which each example's deviation is brought back to that of cond (Lin
-        2023, eqs. 15-16), against over-exposure at large scales.
+        2023, eqs. 15-16), against over-exposure at large scales. One without any
+        deviation stays as it is.
 
     Raises:
       ValueError: an empty interval or a rescale outside [0, 1].
@@ -59,12 +60,21 @@ def classifier_free(
             extra = jnp.where(inside, extra, 0.0)
         out = cond + expand_to(extra, cond) * (cond - uncond)
         if rescale > 0:
-            axes = tuple(range(1, out.ndim))
-            ratio = jnp.std(cond, axes, keepdims=True) / jnp.std(out, axes, keepdims=True)
-            out = out * (1 - rescale + rescale * ratio)
+            out = out * (1 - rescale + rescale * _ratio_of_deviations(cond, out))
         return jnp.concatenate([out, variance], axis=-1)
 
     return process.by_log_snr(guided)
+
+
+def _ratio_of_deviations(of: jax.Array, to: jax.Array) -> jax.Array:
+    """The deviation of each example over that of another's, (batch, 1, ...); 1 where the latter has
+    none but for rounding, so that there is nothing to scale."""
+    axes = tuple(range(1, to.ndim))
+    variances = jnp.var(of, axes, keepdims=True), jnp.var(to, axes, keepdims=True)
+    rounding = 8 * jnp.finfo(to.dtype).eps * jnp.max(jnp.abs(to), axes, keepdims=True)
+    spread = variances[1] > rounding**2
+    above, below = (jnp.where(spread, variance, 1.0) for variance in variances)
+    return jnp.sqrt(above / below)
 
 
 def by_classifier(
