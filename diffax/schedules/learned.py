@@ -41,7 +41,7 @@ def _init_monotone(key: jax.Array, size: int) -> dict[str, jax.Array]:
     steepness = jax.random.uniform(key, (size,), minval=math.log(4.0), maxval=math.log(100.0))
     return {
         "slope": jnp.zeros(()),
-        "height": jnp.full((size,), math.log(5.0)),
+        "height": jnp.full((size,), math.log(5.0), steepness.dtype),
         "steepness": steepness,
         "centre": jnp.linspace(-0.1, 1.1, size),
     }

@@ -169,7 +169,8 @@ def _pmap_mode(make_step: Callable[[Spread], Callable], mesh: Mesh, state: Any) 
         donate_argnums=0,
     )
     here = [device for device in mesh.devices.flat if device.process_index == jax.process_index()]
-    rows = NamedSharding(Mesh(np.asarray(here), data), PartitionSpec(data))
+    by_row = Mesh(np.asarray(here), data)
+    rows, whole = (NamedSharding(by_row, PartitionSpec(*axes)) for axes in ((data,), ()))
 
     def place(batches: Any) -> Any:
         def by_device(array: np.ndarray) -> jax.Array:
@@ -179,6 +180,8 @@ def _pmap_mode(make_step: Callable[[Spread], Callable], mesh: Mesh, state: Any) 
         return jax.tree.map(by_device, batches)
 
     def step(state: Any, batches: Any) -> tuple[Any, Any]:
+        if jax.process_count() == 1:  # where pmap leaves it, or the second step compiles anew
+            state = jax.device_put(state, whole)
         out = run(state, batches)
         if jax.process_count() > 1:  # pmap gives back what is on this host's devices
             out = multihost_utils.host_local_array_to_global_array(out, mesh, PartitionSpec())

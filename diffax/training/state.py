@@ -74,6 +74,8 @@ def create_state(
     x = jnp.zeros((1, *dataset.shape))
     params = model.init(init_key, x, jnp.zeros((1,)))["params"]
     schedule = config_lib.build_schedule(config, dataset.shape, schedule_key)
+    # An update's types, not the weak ones of Python's numbers, or the second step compiles anew.
+    schedule = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), schedule)
     learned = config_lib.is_learned(schedule)
     return TrainState(
         step=jnp.zeros((), jnp.int32),

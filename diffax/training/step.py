@@ -152,7 +152,7 @@ def _make_schedule_update(
 
     def update(state, x0, label, key):
         gradient, metrics = measured_gradient(state, x0, label, key)
-        updates, opt_state = optimizer.update(gradient, state.schedule_opt_state)
+        updates, opt_state = optimizer.update(gradient, state.schedule_opt_state, state.schedule)
         updates = optax.tree.scale(decay(state.step), updates)
         return optax.apply_updates(state.schedule, updates), opt_state, metrics
 
