@@ -3,8 +3,9 @@
     diffax train --config=configs/audio.py --workdir=/tmp/audio --config.data.path=signals.npz
 
 L must be a multiple of 32, which five halvings need. If the file holds several arrays,
---config.data.array names the one. Expect waveforms with the outline of the data's in samples/. No
-time has been measured.
+--config.data.array names the one. int16 is read as audio, k / 32768; floats must lie in [-1, 1], or
+--config.data.range tells theirs. An array `label`, of numbers or words, gives classes. Expect
+waveforms with the outline of the data's in samples/. No time has been measured.
 """
 
 from ml_collections import ConfigDict

@@ -10,6 +10,7 @@ import numpy as np
 
 from diffax import data
 from diffax.data import images
+from diffax.data.archive import read_npz
 from diffax.generator import Generator
 
 
@@ -173,18 +174,21 @@ def _read_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         raise FileNotFoundError(f"--input={path}: no such file")
     if path.suffix.lower() != ".npz":
         return _read_image(path, shape)[None].astype(np.float32) / 127.5 - 1
-    with np.load(path) as content:
-        names = content.files
+
+    def pick(names: Sequence[str]) -> list[str]:
         if "samples" not in names and len(names) != 1:
-            raise ValueError(f"--input={path}: holds {', '.join(names)}; name one of them samples")
-        name = "samples" if "samples" in names else names[0]
-        x = np.asarray(content[name], np.float32)
-    if x.shape[1:] != shape or not np.isfinite(x).all() or np.abs(x).max() > 2:
+            held = ", ".join(names) or "no array"
+            raise ValueError(f"--input={path}: holds {held}; name one of them samples")
+        return ["samples"] if "samples" in names else list(names)
+
+    ((name, x),) = read_npz(path, pick).items()
+    numbers = x.dtype.kind in "fiu" and x.shape[1:] == shape and x.size > 0
+    if not numbers or not np.isfinite(x).all() or np.abs(x).max() > 2:
         raise ValueError(
-            f"--input={path}: {name!r} has shape {x.shape}; wanted are finite numbers in [-1, 1] of"
-            f" shape (n, {str(shape)[1:]}"
+            f"--input={path}: {name!r} is {x.dtype} of shape {x.shape}; wanted are finite numbers"
+            f" in [-1, 1] of shape (n, {str(shape)[1:]}"
         )
-    return x
+    return x.astype(np.float32)
 
 
 def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:

@@ -23,6 +23,16 @@ def cache_directory() -> Path:
     return Path(own) if own else Path(user) / "diffax"
 
 
+def available_memory() -> int:
+    """Bytes that can be had without swapping, as Linux estimates them; elsewhere the machine's."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+        sizes = {name: rest.split()[0] for name, _, rest in (line.partition(":") for line in lines)}
+        return int(sizes["MemAvailable"]) * 1024
+    except (OSError, KeyError):
+        return os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+
+
 # Parameters of glibc's mallopt, by malloc.h, and what they are set to: freed memory is not given
 # back, no allocation is a mapping of its own, and all threads share what is free.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8

@@ -1,16 +1,19 @@
 """load, folder, npz, mixture2d: what they deliver, and what they say when they cannot."""
 
+import io
+import logging
 import os
 import pathlib
 import subprocess
 import sys
+import zipfile
 
 import ml_collections
 import numpy as np
 import pytest
 from PIL import Image
 
-from diffax import data
+from diffax import data, runtime
 from diffax.data import images
 
 ROOT = pathlib.Path(__file__).parents[1]
@@ -59,12 +62,12 @@ def test_known_fields_are_the_defaults():
 
 
 def test_none_means_the_default_and_a_plain_mapping_will_do(tmp_path):
-    path = save_npz(tmp_path / "a.npz", x=np.ones((9, 2)))
+    path = save_npz(tmp_path / "a.npz", x=-np.ones((9, 2)))
     assert data.load({"name": "npz", "path": path, "array": None}).shape == (2,)
 
 
 def test_what_was_read_last_is_kept_while_its_files_are_as_they_were(tmp_path):
-    path = save_npz(tmp_path / "a.npz", x=np.ones((9, 2)), label=np.arange(9) % 3)
+    path = save_npz(tmp_path / "a.npz", x=-np.ones((9, 2)), label=np.arange(9) % 3)
     fields = {"name": "npz", "path": path}
     kept = data.load_kept(fields)
     assert data.load_kept(ml_collections.ConfigDict(fields | {"array": None})) is kept
@@ -73,7 +76,7 @@ def test_what_was_read_last_is_kept_while_its_files_are_as_they_were(tmp_path):
             array[0] = 0
     own = data.load(fields)  # one's own, to do with as one likes
     own.train.x[0] = 0
-    assert own is not kept and np.all(kept.train.x == 1)
+    assert own is not kept and np.all(kept.train.x == -1)
     save_npz(tmp_path / "a.npz", x=np.zeros((11, 2)))
     assert len(data.load_kept(fields).train) == 10
     with pytest.raises(ValueError, match=r"data\.nmae is not a field"):
@@ -88,7 +91,7 @@ def test_what_was_read_last_is_kept_while_its_files_are_as_they_were(tmp_path):
 
 
 def test_flip_of_what_is_no_image_is_refused(tmp_path):
-    path = save_npz(tmp_path / "a.npz", x=np.ones((9, 2)))
+    path = save_npz(tmp_path / "a.npz", x=-np.ones((9, 2)))
     with pytest.raises(ValueError, match=r"data\.flip=True mirrors images .* \(2,\)"):
         load(name="npz", path=path, flip=True)
 
@@ -252,9 +255,13 @@ def test_npz_of_bytes_and_floats(tmp_path):
     path = save_npz(tmp_path / "a.npz", x=np.ones((20, 4, 4, 3), np.uint8), y=np.eye(20))
     dataset = load(name="npz", path=path, flip=True)
     assert (dataset.shape, dataset.levels) == ((4, 4, 3), 256)
-    floats = load(name="npz", path=path, array="y")
+    floats = load(name="npz", path=path, array="y", range=(-1, 1))
     assert (floats.shape, floats.levels, floats.train.x.dtype) == ((20,), None, np.float32)
     assert floats.train.array().sum() == 18
+
+
+POINTS = np.linspace(-1, 1, 18).reshape(9, 2)
+BYTES = np.linspace(0, 255, 9 * 48).astype(np.uint8).reshape(9, 4, 4, 3)
 
 
 @pytest.mark.parametrize(
@@ -264,10 +271,37 @@ def test_npz_of_bytes_and_floats(tmp_path):
         ({"x": np.ones((9, 2))}, {"array": "q"}, r"data\.array='q' is not in .* which holds x"),
         ({"x": np.ones(9)}, {}, r"has shape \(9,\); it must be \(N, \.\.\., channels\)"),
         ({"x": np.ones((9, 2), np.int64)}, {}, r"dtype int64; it must be uint8, int16 or floating"),
+        ({"x": np.ones((9, 2), complex)}, {}, r"dtype complex128; it must be uint8"),
+        ({"x": np.ones((9, 2), complex)}, {"range": (-1, 1)}, r"dtype complex128; .* numbers"),
+        ({"x": np.full((9, 2), "word")}, {}, r"dtype <U4; it must be uint8"),
         ({"x": np.full((9, 2), np.nan)}, {}, r"not finite"),
-        ({"x": np.ones((9, 2)), "label": np.ones(8, int)}, {}, r"'label' in .* 9 integers"),
-        ({"x": np.ones((9, 2)), "label": -np.ones(9, int)}, {}, r"'label' in .* 9 integers"),
-        ({"x": np.array([[None]])}, {}, r"'x' in .*a\.npz' cannot be read"),
+        ({"x": np.zeros((9, 0))}, {}, r"has shape \(9, 0\)"),
+        ({"x": np.zeros((0, 9))}, {}, r"has shape \(0, 9\)"),
+        ({"x": np.array(1.0)}, {}, r"has shape \(\)"),
+        ({"x": np.array([[None]])}, {}, r"'x' in .*a\.npz can't be read \(Object arrays"),
+        ({"label": np.zeros(9, int)}, {}, r"holds label: name the array"),
+        ({}, {}, r"holds no array: name"),
+        ({"x": POINTS, "label": np.ones(8, int)}, {}, r"'label' in .* 9 integers .* int64 \(8,\)"),
+        ({"x": POINTS, "label": np.ones(9)}, {}, r"9 integers .* it is float64 \(9,\)"),
+        ({"x": POINTS, "label": -np.ones(9, int)}, {}, r"below 9; it has -1"),
+        ({"x": POINTS, "label": np.full(9, 2**32 + 3)}, {}, r"below 9; it has 4294967299"),
+        ({"x": POINTS, "label": np.full(9, 2**64 - 1, "u8")}, {}, r"it has 18446744073709551615"),
+        ({"x": POINTS, "label": np.full(9, 9, np.int8)}, {}, r"below 9; it has 9"),
+        # What another range than [-1, 1] fits better.
+        ({"x": BYTES / 1.0}, {}, r"float64 values from 0 to 255, .*\[-1, 1\]: set data\.range"),
+        ({"x": BYTES / np.float32(255)}, {}, r"float32 values from 0 to 1, .* data\.range"),
+        ({"x": BYTES.astype(np.int16)}, {}, r"int16 values from 0 to 255, .* data\.range"),
+        ({"x": BYTES / 1.0}, {"range": (0, 1)}, r"from 0 to 255, .* beyond data\.range=\(0, 1\)"),
+        ({"x": 1e3 * POINTS}, {"range": (-1, 1)}, r"beyond what can be trained on"),
+        ({"x": POINTS}, {"range": (1, -1)}, r"data\.range=\(1, -1\) must be \(low, high\)"),
+        ({"x": POINTS}, {"range": (0, float("inf"))}, r"two finite numbers"),
+        ({"x": POINTS}, {"range": (0.0, 1.0, 2.0)}, r"two finite numbers"),
+        # Axes that are surely not (N, ..., channels).
+        ({"x": np.zeros((9, 3, 8, 8), "u1")}, {}, r"\(9, 3, 8, 8\), and .*transpose\(0, 2, 3, 1\)"),
+        ({"x": np.zeros((9, 1, 8, 6))}, {}, r"transpose\(0, 2, 3, 1\)"),
+        ({"x": np.zeros((9, 1, 64))}, {}, r"transpose\(0, 2, 1\)"),
+        ({"x": np.zeros((9, 8, 8), "u1")}, {}, r"an axis of channels, .* x\[\.\.\., None\]"),
+        ({"x": np.zeros((9, 8, 8))}, {}, r"an axis of channels"),
     ],
 )
 def test_npz_errors(tmp_path, arrays, fields, message):
@@ -276,12 +310,99 @@ def test_npz_errors(tmp_path, arrays, fields, message):
         load(name="npz", path=path, **fields)
 
 
+@pytest.mark.parametrize("dtype", ["u1", "i2", "u2", "i8", "f2", "f4", "f8", ">f4", ">i2"])
+def test_npz_of_any_numbers_in_a_range(tmp_path, dtype):
+    path = save_npz(tmp_path / "a.npz", x=BYTES.astype(dtype))
+    dataset = load(name="npz", path=path, range=[0, 255])
+    assert dataset.levels == (256 if dtype == "u1" else None)
+    both = np.concatenate([dataset.train.array(), dataset.eval.array()])
+    np.testing.assert_allclose(np.unique(both), np.unique(BYTES) / 127.5 - 1, atol=1e-7)
+
+
+def test_npz_of_points_that_are_meant_as_they_are(tmp_path):
+    path = save_npz(tmp_path / "a.npz", x=4.5 * POINTS)
+    with pytest.raises(ValueError, match=r"from -4\.5 to 4\.5, .*\(-1, 1\) takes floats as they"):
+        load(name="npz", path=path)
+    dataset = load(name="npz", path=path, range=(-1.0, 1.0))
+    assert dataset.train.x.min() == np.float32(-4.5)
+    mask = save_npz(tmp_path / "b.npz", x=BYTES > 99)
+    assert set(np.unique(load(name="npz", path=mask, range=(0, 1)).train.x)) == {-1, 1}
+
+
+def test_npz_of_classes_that_have_names(tmp_path, caplog, monkeypatch):
+    words = np.array(["dog", "cat", "bird"])[np.arange(9) % 3]
+    dataset = load(name="npz", path=save_npz(tmp_path / "a.npz", x=POINTS, label=words))
+    assert (dataset.label_names, dataset.num_classes) == (("bird", "cat", "dog"), 3)
+    (place,) = np.flatnonzero(np.isclose(POINTS[:, 0], dataset.eval.x[0, 0]))
+    assert dataset.label_names[dataset.eval.label[0]] == words[place]
+    monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)
+    label = np.array([0, 1, 3] * 3, np.uint64)
+    dataset = load(name="npz", path=save_npz(tmp_path / "b.npz", x=POINTS, label=label))
+    assert dataset.label_names == ("0", "1", "2", "3") and dataset.train.label.dtype == np.int32
+    assert "no example is of class 2" in caplog.text
+
+
+def test_npz_of_odd_members(tmp_path, monkeypatch):
+    """Each is refused in a sentence that names the file; what is no array is passed over."""
+    good = io.BytesIO()
+    np.save(good, POINTS)
+    good = good.getvalue()
+
+    def refused(message, **members):
+        path = tmp_path / "a.npz"
+        with zipfile.ZipFile(path, "w") as archive:
+            for name, content in members.items():
+                archive.writestr(name.replace("__", "."), content)
+        with pytest.raises(ValueError, match=rf"(?=.*{path}).*{message}"):
+            load(name="npz", path=str(path))
+
+    refused("holds no array", x__txt=b"text", readme=b"text")
+    refused("'x' in .* can't be read", x__npy=b"text")
+    refused("'x' in .* can't be read", x__npy=b"")
+    refused("'x' in .* can't be read", x__npy=good[:-1])
+    refused("bytes follow the array", x__npy=good + b"more")
+    refused("'x' in .* can't be read", x__npy=good.replace(b"(9, 2)", b"(9,-2)"))
+    refused("'x' in .* can't be read", x__npy=good.replace(b"(9, 2), }  ", b"(99999999,2)}"))
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        archive.writestr("readme.txt", "text")
+        archive.writestr("x.npy", good)
+    assert len(load(name="npz", path=str(tmp_path / "a.npz")).train) == 8
+    with zipfile.ZipFile(tmp_path / "b.npz", "w") as archive:
+        archive.writestr("x.npy", good)
+        with pytest.warns(match="Duplicate"):
+            archive.writestr("x.npy", good)
+    with pytest.raises(ValueError, match=r"b\.npz holds 'x' 2 times"):
+        load(name="npz", path=str(tmp_path / "b.npz"), array="x")
+    content = (tmp_path / "a.npz").read_bytes()
+    for name, damaged in {
+        "half": content[: len(content) // 2],
+        "flip": content.replace(POINTS.tobytes(), (-POINTS).tobytes()),
+        "encrypted": content.replace(
+            b"PK\x01\x02\x14\x03\x14\x00\x00", b"PK\x01\x02\x14\x03\x14\x00\x01"
+        ),
+        "method": content.replace(
+            b"PK\x01\x02\x14\x03\x14\0\0\0\0", b"PK\x01\x02\x14\x03\x14\0\0\0\x63"
+        ),
+        "empty": b"",
+        "pickle": b"\x80\x04K\x01.",
+    }.items():
+        (tmp_path / f"{name}.npz").write_bytes(damaged)
+        with pytest.raises(ValueError, match=rf"{name}\.npz"):
+            load(name="npz", path=str(tmp_path / f"{name}.npz"))
+    # A polyglot: an archive behind other bytes is one all the same.
+    (tmp_path / "behind.npz").write_bytes(b"#!/bin/sh\n" + content)
+    assert len(load(name="npz", path=str(tmp_path / "behind.npz")).train) == 8
+    monkeypatch.setattr(runtime, "available_memory", lambda: 100)
+    with pytest.raises(ValueError, match=r"'x' in .*a\.npz would take 0\.0 GiB .* are free"):
+        load(name="npz", path=str(tmp_path / "a.npz"))
+
+
 def test_npz_that_is_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.path='nothing\.npz' is not a file"):
         load(name="npz", path="nothing.npz")
     path = tmp_path / "a.npy"
     np.save(path, np.ones((9, 2)))
-    with pytest.raises(ValueError, match=rf"data\.path='{path}' is not an \.npz"):
+    with pytest.raises(ValueError, match=rf"{path} is not an \.npz"):
         load(name="npz", path=str(path))
 
 

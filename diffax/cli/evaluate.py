@@ -12,6 +12,11 @@ from diffax.cli import shared
 
 DEFAULTS = {"run": "bpd,frechet", "data": "frechet,kid,prdc", "moments": "fid"}
 
+
+def _range(text: str) -> tuple[float, ...]:
+    return tuple(float(end) for end in text.split(","))
+
+
 # flag -> type and help; each is the field of diffax.data.DataConfig with that name
 DATA_FLAGS: dict[str, tuple[Callable, str]] = {
     "path": (str, "folder or file, of --data=folder and --data=npz"),
@@ -19,6 +24,8 @@ DATA_FLAGS: dict[str, tuple[Callable, str]] = {
     "image-size": (int, "resize and crop the reference to so many pixels a side"),
     "pad-to": (int, "frame the reference to so many pixels a side"),
     "channels": (int, "of --data=folder: 1 grey, 3 colour (default: as the files are)"),
+    "range": (_range, "of --data=npz: the LOW,HIGH that become -1 and 1 (default: by the type)"),
+    "skip-bad": (bool, "of --data=folder: leave out the files that can't be read"),
     "train-split": (str, "the TFDS split that is the reference (default train)"),
     "eval-split": (str, "the TFDS split that gives the floor (default test)"),
 }
@@ -66,7 +73,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     group.add_argument("--array", help="which array of the .npz holds the samples")
     for flag, (kind, text) in DATA_FLAGS.items():
-        group.add_argument(f"--{flag}", type=kind, help=text)
+        how = dict(action="store_const", const=True) if kind is bool else dict(type=kind)
+        group.add_argument(f"--{flag}", **how, help=text)
     shared.add_sampling_flags(parser)
 
 

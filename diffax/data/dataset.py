@@ -25,6 +25,10 @@ class DataConfig:
       train_split, eval_split: TFDS split names, slices as in "train[:90%]" included.
       channels: of `folder`; 1 grey, 3 colour, 0 grey if every file is.
       array: of `npz`; the key of the array, empty to find it.
+      range: of `npz`; (low, high), the values that become -1 and 1, such as (0, 255) or (0, 1).
+        (): uint8 and int16 have the range of their type, and floats must lie in [-1, 1].
+        (-1, 1): floats as they are, whatever they are.
+      skip_bad: of `folder`; leave out the files that can't be read, instead of refusing them all.
     """
 
     name: str = "digits"
@@ -37,6 +41,8 @@ class DataConfig:
     eval_split: str = "test"
     channels: int = 0
     array: str = ""
+    range: tuple[float, ...] = ()
+    skip_bad: bool = False
 
 
 @dataclasses.dataclass(frozen=True)

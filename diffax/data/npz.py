@@ -2,35 +2,52 @@
 
 from __future__ import annotations
 
+import logging
 import os
-import zipfile
-import zlib
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 
+from diffax.data.archive import read_npz
 from diffax.data.dataset import DataConfig, Dataset, Split, cut, make_dataset
 
+_LOG = logging.getLogger("diffax")
 _PREFERRED_KEYS = ("x", "audio", "samples", "arr_0")
+_AS_THEY_ARE = (-1.0, 1.0)
+_CHUNK = 1024  # examples that are float64 at a time
+# Of floats that are taken as they are: the largest without data.range, and with it.
+_ABOUT_ONE, _LARGEST = 1.5, 100.0
 
 
 def load(config: DataConfig) -> Dataset:
     """Reads one array (N, ..., C) of the file `config.path`, such as signals (N, length, 1).
 
     The array is the one that `config.array` names; without a name the only one beside `label`, or
-    else `x`, `audio`, `samples` or `arr_0`. int16 becomes real data k / 32768 in [-1, 1); uint8
-    stays 8-bit data; floats are taken as they are and should be of order one. An array `label` (N,)
-    of integers from 0 gives the classes. A tenth of the examples, drawn once and for all (Philox,
-    key 0), is the eval split.
+    else `x`, `audio`, `samples` or `arr_0`. What its numbers mean:
+
+      uint8             8-bit data, 0 to 255
+      int16             real data k / 32768 in [-1, 1), as audio is kept
+      floats            real data as they are, if they lie in [-1, 1] and are of both signs
+      anything else     needs `config.range`
+
+    With `config.range` = (low, high) low becomes -1 and high 1, and nothing may lie outside;
+    (-1, 1) takes floats as they are, whatever they are, such as points or standardised data.
+
+    An array `label` (N,) gives the classes: integers from 0, or words, whose classes are numbered
+    in the order of the alphabet. A tenth of the examples, drawn once and for all (Philox, key 0),
+    is the eval split.
 
     Raises:
       FileNotFoundError: if the file is missing.
       ValueError: if it is no .npz, or the array is not found or not usable; it names the file.
     """
-    x, label = read(config)
+    raw, label = _arrays(config)
+    where = f"the array in {config.path!r}"
+    _check_layout(raw.shape, raw.dtype, where)
+    x = _within(raw, config.range, where) if config.range else _of_order_one(raw, where)
     names: tuple[str, ...] = ()
     if label is not None:
-        label = _labels(label, len(x), config)
-        names = tuple(str(i) for i in range(label.max() + 1))
+        label, names = _classes(label, len(x), config.path)
     order = np.argsort(np.random.Philox(key=0).random_raw(len(x)), kind="stable")
     train, evaluation = (
         Split(x[i], None if label is None else label[i]) for i in cut(len(x), order)
@@ -39,29 +56,39 @@ def load(config: DataConfig) -> Dataset:
 
 
 def read(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
-    """The examples as in `load`, (N, ..., C) uint8 or float32, and `label` as it is, or None."""
+    """The examples, (N, ..., C) uint8 or float32, and `label` as it is, or None.
+
+    Floats are as they are, int16 is k / 32768.
+    """
+    raw, label = _arrays(config)
+    return _numbers(raw, f"the array in {config.path!r}"), label
+
+
+def _arrays(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
     if not os.path.isfile(config.path):
         raise FileNotFoundError(
             f"data.path={config.path!r} is not a file: data.name='npz' needs the path of an .npz."
         )
 
-    def member(archive, key: str) -> np.ndarray:
-        try:
-            return archive[key]
-        except (ValueError, OSError, zipfile.BadZipFile, zlib.error) as error:
-            raise ValueError(f"{key!r} in {config.path!r} cannot be read: {error}.") from error
+    def pick(names: Sequence[str]) -> Iterable[str]:
+        return dict.fromkeys([_key(config, names), *({"label"} & set(names))])
 
-    if not zipfile.is_zipfile(config.path):
-        raise ValueError(f"data.path={config.path!r} is not an .npz (write one with numpy.savez).")
-    with np.load(config.path, allow_pickle=False) as archive:
-        x = member(archive, _key(config, archive.files))
-        label = member(archive, "label") if "label" in archive.files else None
-    return _examples(x, config), label
+    found = read_npz(config.path, pick)
+    label = found.pop("label", None)
+    (x,) = found.values() if found else (label,)
+    if x.ndim < 2 or len(x) < 2 or 0 in x.shape:
+        raise ValueError(
+            f"the array in {config.path!r} has shape {x.shape}; it must be (N, ..., channels) with "
+            "at least 2 examples (give a signal a last axis of length 1)."
+        )
+    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+        raise ValueError(f"the array in {config.path!r} has values that are not finite.")
+    return x.astype(x.dtype.newbyteorder("="), copy=False), label
 
 
-def _key(config: DataConfig, keys: list[str]) -> str:
+def _key(config: DataConfig, keys: Sequence[str]) -> str:
     candidates = [key for key in keys if key != "label"]
-    listed = ", ".join(keys) or "nothing"
+    listed = ", ".join(keys) or "no array"
     if config.array:
         if config.array not in keys:
             raise ValueError(
@@ -76,30 +103,94 @@ def _key(config: DataConfig, keys: list[str]) -> str:
     raise ValueError(f"{config.path!r} holds {listed}: name the array to use by data.array.")
 
 
-def _examples(x: np.ndarray, config: DataConfig) -> np.ndarray:
-    if x.ndim < 2 or len(x) < 2:
+def _check_layout(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
+    """Refuses what is surely not (N, ..., channels)."""
+    if len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) > 4:
+        remedy = "channels come last: save x.transpose(0, 2, 3, 1)"
+    elif len(shape) == 3 and shape[1] in (1, 2) and shape[2] > 16:
+        remedy = "channels come last: save x.transpose(0, 2, 1)"
+    elif len(shape) == 3 and shape[2] > 4 and (shape[1] == shape[2] or dtype == np.uint8):
+        remedy = "images need an axis of channels, 1 for grey: save x[..., None]"
+    else:
+        return
+    raise ValueError(f"{where} has shape {shape}, and {remedy}.")
+
+
+def _numbers(raw: np.ndarray, where: str) -> np.ndarray:
+    """As they are, but for int16: k / 32768."""
+    if raw.dtype == np.uint8:
+        return raw
+    if raw.dtype == np.int16:
+        return raw.astype(np.float32) / 32768
+    if not np.issubdtype(raw.dtype, np.floating):
         raise ValueError(
-            f"the array in {config.path!r} has shape {x.shape}; it must be (N, ..., channels) with "
-            "at least 2 examples (give a signal a last axis of length 1)."
+            f"{where} has dtype {raw.dtype}; it must be uint8, int16 or floating, or numbers whose "
+            "(low, high) data.range tells."
         )
+    return raw.astype(np.float32)
+
+
+def _of_order_one(raw: np.ndarray, where: str) -> np.ndarray:
+    """`_numbers`; refuses what another range than [-1, 1] fits better."""
+    x = _numbers(raw, where)
     if x.dtype == np.uint8:
         return x
-    if x.dtype == np.int16:
-        return x.astype(np.float32) / 32768
-    if not np.issubdtype(x.dtype, np.floating):
+    low, high = x.min(), x.max()
+    # Images that were resized may go a little below 0.
+    if max(-low, high) > _ABOUT_ONE or low > -0.1 * high:
         raise ValueError(
-            f"the array in {config.path!r} has dtype {x.dtype}; "
-            "it must be uint8, int16 or floating."
+            f"{where} has {raw.dtype} values from {float(raw.min()):g} to {float(raw.max()):g}, "
+            "and data are trained on in [-1, 1]: set data.range to the (low, high) that become -1 "
+            "and 1, such as (0, 255) or (0, 1); (-1, 1) takes floats as they are."
         )
-    if not np.isfinite(x).all():
-        raise ValueError(f"the array in {config.path!r} has values that are not finite.")
-    return x.astype(np.float32)
+    return x
 
 
-def _labels(label: np.ndarray, num: int, config: DataConfig) -> np.ndarray:
-    if label.shape != (num,) or not np.issubdtype(label.dtype, np.integer) or label.min() < 0:
+def _within(raw: np.ndarray, ends: tuple[float, ...], where: str) -> np.ndarray:
+    """float32, of which -1 and 1 are the ends of a range; 8-bit data stay what they are."""
+    if raw.dtype.kind not in "biuf":
+        raise ValueError(f"{where} has dtype {raw.dtype}; it must be numbers.")
+    low, high = ends
+    smallest, largest = float(raw.min()), float(raw.max())
+    as_they_are = ends == _AS_THEY_ARE and raw.dtype.kind == "f"
+    allowed = (-_LARGEST, _LARGEST) if as_they_are else ends
+    if smallest < allowed[0] or largest > allowed[1]:
         raise ValueError(
-            f"'label' in {config.path!r} must hold {num} integers from 0 on; "
+            f"{where} has values from {smallest:g} to {largest:g}, which is beyond "
+            f"{'what can be trained on' if as_they_are else f'data.range={ends}'}."
+        )
+    if as_they_are or (raw.dtype == np.uint8 and ends == (0, 255)):
+        return _numbers(raw, where)
+    out = np.empty(raw.shape, np.float32)
+    for start in range(0, len(raw), _CHUNK):
+        part = slice(start, start + _CHUNK)
+        out[part] = (raw[part].astype(np.float64) - low) * (2 / (high - low)) - 1
+    return out
+
+
+def _classes(label: np.ndarray, num: int, path: str) -> tuple[np.ndarray, tuple[str, ...]]:
+    """The classes as int32, and their names."""
+    if label.shape != (num,) or label.dtype.kind not in "iuU":
+        raise ValueError(
+            f"'label' in {path!r} must hold {num} integers from 0 on, or words; "
             f"it is {label.dtype} {label.shape}."
         )
-    return label.astype(np.int32)
+    if label.dtype.kind == "U":
+        names, label = np.unique(label, return_inverse=True)
+        return label.astype(np.int32), tuple(names.tolist())
+    if label.min() < 0 or label.max() >= num:
+        wrong = label.min() if label.min() < 0 else label.max()
+        raise ValueError(
+            f"'label' in {path!r} must hold {num} integers from 0 on, one for each example, so "
+            f"below {num}; it has {wrong}."
+        )
+    count = int(label.max()) + 1
+    missing = sorted(set(range(count)) - set(label.tolist()))
+    if missing:
+        _LOG.warning(
+            "%s: no example is of class %s%s",
+            path,
+            ", ".join(map(str, missing[:10])),
+            f" and {len(missing) - 10} more" if len(missing) > 10 else "",
+        )
+    return label.astype(np.int32), tuple(str(i) for i in range(count))

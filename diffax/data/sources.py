@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import functools
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -23,11 +24,12 @@ class Source:
 
 _TFDS_FIELDS = ("image_size", "pad_to", "train_split", "eval_split")
 _COMMON_FIELDS = ("name", "data_dir", "flip")
+_MOST_PIXELS = 16_384  # a side
 
 SOURCES: dict[str, Source] = {
     "digits": Source(digits.load, _TFDS_FIELDS),
-    "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels")),
-    "npz": Source(npz.load, ("path", "array")),
+    "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels", "skip_bad")),
+    "npz": Source(npz.load, ("path", "array", "range")),
     "mixture2d": Source(mixture2d.load, ()),
 }
 _TFDS = Source(lambda config: tfds_images.load(config, also_known=tuple(SOURCES)), _TFDS_FIELDS)
@@ -100,6 +102,11 @@ def _state_of_files(path: str) -> tuple:
     return tuple((name, found.st_size, found.st_mtime_ns) for name, found in stats)
 
 
+def _is_range(ends: tuple) -> bool:
+    numbers = len(ends) == 2 and all(type(end) in (int, float) for end in ends)
+    return numbers and -math.inf < ends[0] < ends[1] < math.inf
+
+
 def _read(data_config) -> DataConfig:
     """Checks keys, types and ranges."""
     defaults = known_fields()
@@ -108,14 +115,23 @@ def _read(data_config) -> DataConfig:
         if key not in defaults:
             raise ValueError(f"data.{key} is not a field; the fields are {', '.join(defaults)}.")
         wanted = type(defaults[key])
+        if wanted is tuple and type(value) is list:  # as JSON has it
+            given[key] = value = tuple(value)
         if value is not None and type(value) is not wanted:
             raise ValueError(
                 f"data.{key}={value!r} is {type(value).__name__}; it must be {wanted.__name__}."
             )
     config = DataConfig(**{key: value for key, value in given.items() if value is not None})
     for key in ("image_size", "pad_to"):
-        if getattr(config, key) < 0:
-            raise ValueError(f"data.{key}={getattr(config, key)} must not be negative.")
+        if not 0 <= getattr(config, key) <= _MOST_PIXELS:
+            raise ValueError(
+                f"data.{key}={getattr(config, key)} must not be negative, nor above {_MOST_PIXELS}."
+            )
+    if config.range and not _is_range(config.range):
+        raise ValueError(
+            f"data.range={config.range!r} must be (low, high), two finite numbers with low < high, "
+            "or () for none."
+        )
     if config.channels not in (0, 1, 3):
         raise ValueError(
             f"data.channels={config.channels} must be 1 (grey), 3 (colour) or 0 (as the files are)."

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import zipfile
-from collections.abc import Callable
-from pathlib import Path
+from collections.abc import Callable, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy import stats
 
+from diffax.data.archive import read_npz
 from diffax.metrics.cache import write_arrays
 
 
@@ -91,15 +90,17 @@ def read_moments(path: str | os.PathLike) -> Moments:
       FileNotFoundError: no such file.
       ValueError: another kind of file, other arrays, or numbers that are not finite; names it.
     """
-    if not Path(path).is_file():
-        raise FileNotFoundError(f"{path}: no such file")
-    if not zipfile.is_zipfile(path):
-        raise ValueError(f"{path} is not an .npz; wanted is one with arrays mu (F,), sigma (F, F)")
-    with np.load(path, allow_pickle=False) as file:
-        if not {"mu", "sigma"} <= set(file.files):
-            held = ", ".join(file.files) or "nothing"
+
+    def pick(names: Sequence[str]) -> tuple[str, str]:
+        if not {"mu", "sigma"} <= set(names):
+            held = ", ".join(names) or "no array"
             raise ValueError(f"{path} holds {held}; wanted are arrays mu (F,) and sigma (F, F)")
-        found = Moments(*(np.asarray(file[key], np.float64) for key in ("mu", "sigma")))
+        return "mu", "sigma"
+
+    arrays = read_npz(path, pick)
+    if any(array.dtype.kind not in "fiu" for array in arrays.values()):
+        raise ValueError(f"{path}: mu and sigma must be numbers")
+    found = Moments(*(arrays[key].astype(np.float64) for key in ("mu", "sigma")))
     if found.mean.ndim != 1 or found.covariance.shape != 2 * found.mean.shape:
         raise ValueError(
             f"{path}: mu has shape {found.mean.shape} and sigma {found.covariance.shape}; wanted"
