@@ -11,6 +11,7 @@ import jax.numpy as jnp
 
 from diffax import likelihood, process
 from diffax.process import AnySchedule, Predict
+from diffax.registry import Registry, unknown
 from diffax.schedules import DiscreteSchedule, Schedule, alpha_of
 
 # --- weightings ---------------------------------------------------------------------------------
@@ -66,14 +67,26 @@ def p2(
     return jnp.exp(-gamma * jnp.logaddexp(math.log(k), log_snr)) * scale
 
 
-WEIGHTINGS: dict[str, Weighting] = {
-    "simple": simple,
-    "elbo": elbo,
-    "min_snr": min_snr,
-    "sigmoid": sigmoid,
-    "edm": edm,
-    "p2": p2,
-}
+WEIGHTINGS: Registry[Weighting] = Registry(
+    "weighting",
+    {
+        "simple": simple,
+        "elbo": elbo,
+        "min_snr": min_snr,
+        "sigmoid": sigmoid,
+        "edm": edm,
+        "p2": p2,
+    },
+)
+
+
+def register_weighting(name: str, weighting: Weighting) -> None:
+    """Makes a weighting, w(log_snr, fall, scale), reachable as config.objective.weighting.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    WEIGHTINGS.register(name, weighting)
 
 
 # --- the network's loss -------------------------------------------------------------------------
@@ -152,11 +165,7 @@ def training_loss(
 
 def get_weighting(weighting: str | Weighting) -> Weighting:
     """The weighting of that name, or the given function; ValueError with the allowed names."""
-    if callable(weighting):
-        return weighting
-    if weighting not in WEIGHTINGS:
-        raise ValueError(f"weighting={weighting!r}: allowed are {', '.join(WEIGHTINGS)}")
-    return WEIGHTINGS[weighting]
+    return weighting if callable(weighting) else WEIGHTINGS.lookup(weighting)
 
 
 def _refuse_infinite_weight(
@@ -280,8 +289,7 @@ def schedule_gradient(
         ends.
     """
     if objective not in SCHEDULE_OBJECTIVES:
-        allowed = ", ".join(SCHEDULE_OBJECTIVES)
-        raise ValueError(f"schedule objective={objective!r}: allowed are {allowed}")
+        raise ValueError(unknown("schedule objective", objective, SCHEDULE_OBJECTIVES))
     if schedule.num_steps is not None:
         raise ValueError("schedule_gradient needs a continuous schedule, not a discretised one")
     predict = process.by_log_snr(predict)

@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from diffax.registry import unknown
 from diffax.schedules import DiscreteSchedule, Schedule, alpha_of, sigma_of
 
 AnySchedule = Schedule | DiscreteSchedule
@@ -198,7 +199,7 @@ def convert(
     """
     for field, kind in (("source", source), ("target", target)):
         if kind not in _READ:
-            raise ValueError(f"{field}={kind!r}: allowed are {', '.join(_READ)}")
+            raise ValueError(unknown(field, kind, _READ))
     if source == target:
         return pred
     alpha, sigma = expand_to(alpha, x_t), expand_to(sigma, x_t)
@@ -209,7 +210,7 @@ def convert(
 def check_prediction(prediction: str) -> None:
     """Raises ValueError unless `prediction` is one that a network may be trained to give."""
     if prediction not in PREDICTIONS:
-        raise ValueError(f"prediction={prediction!r}: allowed are {', '.join(PREDICTIONS)}")
+        raise ValueError(unknown("prediction", prediction, PREDICTIONS))
 
 
 def refuse_eps_at_zero_snr(schedule: AnySchedule, prediction: str) -> None:

@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.process import AnySchedule
+from diffax.registry import Registry
 
 
 class TimeSampler(NamedTuple):
@@ -109,15 +110,20 @@ def importance(bins: int = 100, kept: int = 10, floor: float = 0.001) -> TimeSam
     return TimeSampler(init, sample, update)
 
 
-TIME_SAMPLERS: dict[str, Callable[..., TimeSampler]] = {
-    "uniform": uniform,
-    "stratified": stratified,
-    "importance": importance,
-}
+TIME_SAMPLERS: Registry[Callable[[], TimeSampler]] = Registry(
+    "time_sampling", {"uniform": uniform, "stratified": stratified, "importance": importance}
+)
+
+
+def register(name: str, constructor: Callable[[], TimeSampler]) -> None:
+    """Makes a time sampler reachable as config.objective.time_sampling; `constructor()` makes it.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    TIME_SAMPLERS.register(name, constructor)
 
 
 def get(name: str) -> TimeSampler:
     """The time sampler of that name; ValueError, with the allowed names, for another."""
-    if name not in TIME_SAMPLERS:
-        raise ValueError(f"time_sampling={name!r}: allowed are {', '.join(TIME_SAMPLERS)}")
-    return TIME_SAMPLERS[name]()
+    return TIME_SAMPLERS.lookup(name)()

@@ -49,6 +49,8 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
+from diffax import registry  # noqa: E402
+
 # Derandomised: a run draws the same examples every time, so that a failure is there for
 # everybody. Compilation falls into the first example, hence no deadline.
 settings.register_profile("diffax", derandomize=True, deadline=None, max_examples=25)
@@ -71,6 +73,14 @@ def hasty_compiler():
     jax.config.update("jax_disable_most_optimizations", True)
     yield
     jax.config.update("jax_disable_most_optimizations", before)
+
+
+@pytest.fixture
+def registering():
+    """What a test registers is forgotten after it."""
+    before = len(registry.added())
+    yield
+    registry.forget(before)
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -75,7 +75,7 @@ def test_a_wrong_axis_is_refused_at_start(axis, said, config_file, tmp_path, cap
 @pytest.mark.parametrize(
     ("names", "said"),
     [
-        ("fd_lite", "metrics='fd_lite': allowed are frechet, "),
+        ("fd_lite", "metrics='fd_lite' (did you mean fd_lite0?): allowed are frechet, "),
         ("frechet,bpd", "metrics='bpd': allowed are frechet, "),
         ("fid", "diffax metrics convert-inception"),
     ],

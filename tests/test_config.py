@@ -203,11 +203,9 @@ def test_every_schedule_can_be_built_at_given_ends(name):
     assert config_lib.is_learned(schedule) == (name == "learned")
 
 
-def test_a_registered_schedule_has_keys_of_its_own(monkeypatch):
+@pytest.mark.usefixtures("registering")
+def test_a_registered_schedule_has_keys_of_its_own():
     """Its keywords appear in the config, with the types of their defaults."""
-    monkeypatch.setattr(
-        "diffax.schedules.registry._CONSTRUCTORS", dict(schedules.registry._CONSTRUCTORS)
-    )
     schedules.register(
         "power", lambda power=2.0: schedules.from_log_snr(_power_log_snr, power=power)
     )

@@ -89,7 +89,7 @@ def test_predictors_are_told_the_time_or_the_level(name):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        (dict(sampler="euler2"), "sampler='euler2': allowed are ddim, ddpm"),
+        (dict(sampler="euler2"), "sampler='euler2' .did you mean euler.*: allowed are ddim, ddpm"),
         (dict(eta=2.0), "eta=2.0"),
         (dict(sampler="ddim", variance="fixed_small"), "no option 'variance'; allowed are eta"),
         (dict(sampler="ddpm", variance="none"), "variance='none': allowed are fixed_small"),

@@ -10,7 +10,6 @@ from schedule_cases import DISCRETE
 
 import diffax
 from diffax import schedules
-from diffax.schedules import registry
 
 # --- one's own ----------------------------------------------------------------------------------
 
@@ -19,8 +18,8 @@ def _power_log_snr(t, power):
     return 10.0 - 20.0 * t**power
 
 
-def test_registering_ones_own(monkeypatch):
-    monkeypatch.setattr(registry, "_CONSTRUCTORS", dict(registry._CONSTRUCTORS))
+@pytest.mark.usefixtures("registering")
+def test_registering_ones_own():
     schedules.register(
         "power", lambda power=2.0: schedules.from_log_snr(_power_log_snr, power=power)
     )
@@ -46,7 +45,10 @@ def test_names_and_constructors_agree():
 # --- errors -------------------------------------------------------------------------------------
 
 ERRORS = {
-    "unknown name": (lambda: schedules.get("cosin"), ["'cosin'", "mean 'cosine'", "linear_logsnr"]),
+    "unknown name": (
+        lambda: schedules.get("cosin"),
+        ["'cosin'", "did you mean cosine", "linear_logsnr"],
+    ),
     "unknown keyword": (lambda: schedules.get("cosine", tau=1), ["'tau'", "'cosine'", "are s"]),
     "no keywords": (lambda: schedules.get("alpha_bar_linear", s=1), ["'s'", "are none"]),
     "beta order": (

@@ -356,7 +356,11 @@ def test_what_is_refused_says_why(digits, files, capsys):
         ("none", "--data=digits"): "no such file or folder",
         ("empty", "--data=digits"): "no image found",
         ("few.npz", "--data=digits", "--metrics=fid_infinity"): "at least 96 samples",
-        ("few.npz", "--data=digits", "--metrics=fid,fic"): "'fic': allowed are frechet",
+        (
+            "few.npz",
+            "--data=digits",
+            "--metrics=fid,fic",
+        ): "'fic' (did you mean fid?): allowed are frechet",
         ("few.npz", "--data=digits", "--metrics=bpd"): "'bpd': allowed are frechet",
         ("few.npz", "--data=digits", "--steps=5"): "--steps=5: only with --workdir",
         ("few.npz", "--reference=r.npz", "--pad-to=9"): "--pad-to=9: only with --data",

@@ -24,6 +24,7 @@ from diffax.config.build import (
 from diffax.config.checks import require_finite_ends, validate
 from diffax.config.defaults import default_config
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
+from diffax.config.optimizers import register as register_optimizer
 from diffax.config.storage import changed, differences, from_json, to_json
 
 __all__ = [
@@ -42,6 +43,7 @@ __all__ = [
     "from_json",
     "is_learned",
     "learning_rate_at",
+    "register_optimizer",
     "require_finite_ends",
     "sampling_options",
     "schedule_decay_at",

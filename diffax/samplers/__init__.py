@@ -4,8 +4,17 @@ from diffax.samplers import guidance
 from diffax.samplers.base import Denoised, Level, Sampler, Step
 from diffax.samplers.editing import interpolate, invert, reconstruct, sdedit
 from diffax.samplers.grids import GRIDS
+from diffax.samplers.grids import register as register_grid
 from diffax.samplers.inpainting import inpaint
-from diffax.samplers.loop import SAMPLERS, get, options_of, sample, visited_levels
+from diffax.samplers.loop import (
+    SAMPLERS,
+    get,
+    key_types,
+    options_of,
+    register,
+    sample,
+    visited_levels,
+)
 
 __all__ = [
     "GRIDS",
@@ -19,8 +28,11 @@ __all__ = [
     "inpaint",
     "interpolate",
     "invert",
+    "key_types",
     "options_of",
     "reconstruct",
+    "register",
+    "register_grid",
     "sample",
     "sdedit",
     "visited_levels",

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax.registry import Registry, unknown
 from diffax.samplers.base import Level
 from diffax.schedules import DiscreteSchedule, Schedule
 
@@ -123,15 +124,31 @@ def _distinct(indices: jax.Array) -> jax.Array:
     return (gap - jnp.arange(indices.shape[0])).astype(jnp.int32)
 
 
-GRIDS: dict[str, Callable[[Range, int], Level]] = {
-    "uniform": trailing,
-    "trailing": trailing,
-    "leading": leading,
-    "linspace": linspace,
-    "quadratic": quadratic,
-    "logsnr": logsnr,
-    "karras": karras,
-}
+GRIDS: Registry[Callable[[Range, int], Level]] = Registry(
+    "grid",
+    {
+        "uniform": trailing,
+        "trailing": trailing,
+        "leading": leading,
+        "linspace": linspace,
+        "quadratic": quadratic,
+        "logsnr": logsnr,
+        "karras": karras,
+    },
+)
+
+
+def register(name: str, grid: Callable[[Range, int], Level]) -> None:
+    """Makes a grid reachable as `sample(..., grid=name)`, in configs and on the command line.
+
+    Args:
+      grid: grid(over, num_steps) -> the levels, fields of shape (num_steps,), the noisiest first:
+        `over.at(times)` or `over.at_log_snr(log_snrs)`.
+
+    Raises:
+      ValueError: the name is taken.
+    """
+    GRIDS.register(name, grid)
 
 
 def levels(over: Range, grid: str | Sequence[float] | jax.Array | Level, num_steps: int) -> Level:
@@ -148,7 +165,7 @@ def levels(over: Range, grid: str | Sequence[float] | jax.Array | Level, num_ste
     if not isinstance(grid, str):
         return over.at(_explicit(over, grid))
     if grid not in GRIDS:
-        raise ValueError(f"grid={grid!r}: allowed are {', '.join(GRIDS)}, or a list of times")
+        raise ValueError(f"{unknown('grid', grid, GRIDS)}, or a list of times")
     _check_count(over, num_steps)
     return GRIDS[grid](over, int(num_steps))
 

@@ -10,6 +10,7 @@ import jax.numpy as jnp
 
 from diffax import process
 from diffax.process import AnySchedule, Predict
+from diffax.registry import Registry, shared_arguments, suggestion
 from diffax.samplers import grids
 from diffax.samplers.base import (
     Denoised,
@@ -32,21 +33,44 @@ from diffax.samplers.unipc import unipc
 from diffax.schedules import concrete_ends, ends_of
 from diffax.schedules.base import as_float
 
-SAMPLERS: dict[str, Callable[..., Sampler]] = {
-    solver.__name__: solver
-    for solver in (
-        ddim,
-        ddpm,
-        euler,
-        heun,
-        plms,
-        dpm_solver,
-        dpmpp_2s,
-        dpmpp_2m,
-        dpmpp_2m_sde,
-        unipc,
-    )
-}
+SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
+    "sampler",
+    {
+        solver.__name__: solver
+        for solver in (
+            ddim,
+            ddpm,
+            euler,
+            heun,
+            plms,
+            dpm_solver,
+            dpmpp_2s,
+            dpmpp_2m,
+            dpmpp_2m_sde,
+            unipc,
+        )
+    },
+)
+
+
+def register(name: str, constructor: Callable[..., Sampler]) -> None:
+    """Makes a solver reachable as `sample(..., sampler=name)`, in configs and on the command line.
+
+    Args:
+      constructor: constructor(**options) -> `Sampler`; its options, numbers, words or tuples,
+        become keys of config.sampling.
+
+    Raises:
+      ValueError: the name is taken, or the type of an option isn't known or is another one than
+        that of another solver's option of the same name.
+    """
+    shared_arguments("sampler", {**SAMPLERS, name: constructor})
+    SAMPLERS.register(name, constructor)
+
+
+def key_types() -> dict[str, type]:
+    """The options of all solvers that are keys of a config, with their types."""
+    return shared_arguments("sampler", SAMPLERS)
 
 
 def get(name: str, **options: object) -> Sampler:
@@ -55,21 +79,19 @@ def get(name: str, **options: object) -> Sampler:
     Raises:
       ValueError: an unknown name, or an option that it does not take; lists the allowed ones.
     """
-    if name not in SAMPLERS:
-        raise ValueError(f"sampler={name!r}: allowed are {', '.join(SAMPLERS)}")
-    allowed = options_of(name)
+    constructor, allowed = SAMPLERS.lookup(name), options_of(name)
     for option in options:
         if option not in allowed:
             raise ValueError(
-                f"sampler {name!r} has no option {option!r}; allowed are"
-                f" {', '.join(allowed) or 'none'}"
+                f"sampler {name!r} has no option {option!r}{suggestion(option, allowed)};"
+                f" allowed are {', '.join(allowed) or 'none'}"
             )
-    return SAMPLERS[name](**options)
+    return constructor(**options)
 
 
 def options_of(name: str) -> tuple[str, ...]:
     """The keyword options of the sampler `name`."""
-    return tuple(inspect.signature(SAMPLERS[name]).parameters)
+    return tuple(inspect.signature(SAMPLERS.lookup(name)).parameters)
 
 
 def sample(

@@ -39,7 +39,7 @@ from diffax.schedules.log_snr_families import (
     linear_logsnr,
     sigmoid_logsnr,
 )
-from diffax.schedules.registry import get, keywords, names, register
+from diffax.schedules.registry import SCHEDULES, get, key_types, keywords, names, register
 from diffax.schedules.transforms import (
     concrete_ends,
     ends_of,
@@ -55,6 +55,7 @@ from diffax.schedules.transforms import (
 __all__ = [
     "LOG_SNR_MAX",
     "LOG_SNR_MIN",
+    "SCHEDULES",
     "DiscreteSchedule",
     "Schedule",
     "alpha_bar_linear",
@@ -71,6 +72,7 @@ __all__ = [
     "frozen",
     "get",
     "input_scaled",
+    "key_types",
     "keywords",
     "laplace",
     "learned",

@@ -2,32 +2,60 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from collections.abc import Callable
 from typing import Any
 
+from diffax.registry import Registry, shared_arguments, suggestion
 from diffax.schedules import families, log_snr_families
 from diffax.schedules.base import Schedule
 from diffax.schedules.learned import learned
 
-_CONSTRUCTORS: dict[str, Callable[..., Schedule]] = {}
+SCHEDULES: Registry[Callable[..., Schedule]] = Registry(
+    "schedule",
+    {
+        function.__name__: function
+        for function in (
+            families.linear,
+            families.quadratic,
+            families.cosine,
+            families.sigmoid,
+            families.sigmoid_beta,
+            families.alpha_bar_linear,
+            log_snr_families.linear_logsnr,
+            log_snr_families.cosine_logsnr,
+            log_snr_families.sigmoid_logsnr,
+            log_snr_families.laplace,
+            log_snr_families.edm,
+            learned,
+        )
+    },
+)
+_NO_KEYS = ("key",)  # for the initial parameters; no key of a config
 
 
 def register(name: str, constructor: Callable[..., Schedule]) -> None:
     """Makes `constructor` reachable as `get(name, **keywords)`, in configs and on the command line.
 
+    Args:
+      constructor: its keywords, numbers, words or tuples, become keys of config.schedule.
+
     Raises:
-      ValueError: the name is taken.
+      ValueError: the name is taken, or the type of a keyword isn't known or is another one than
+        that of another schedule's keyword of the same name.
     """
-    if name in _CONSTRUCTORS and _CONSTRUCTORS[name] is not constructor:
-        raise ValueError(f"a schedule named {name!r} is registered already")
-    _CONSTRUCTORS[name] = constructor
+    shared_arguments("schedule", {**SCHEDULES, name: constructor}, _NO_KEYS)
+    SCHEDULES.register(name, constructor)
+
+
+def key_types() -> dict[str, type]:
+    """The keywords of all schedules that are keys of a config, with their types."""
+    return shared_arguments("schedule", SCHEDULES, _NO_KEYS)
 
 
 def names() -> tuple[str, ...]:
     """The names that `get` knows, in the order of registration."""
-    return tuple(_CONSTRUCTORS)
+    return SCHEDULES.names()
 
 
 def keywords(name: str) -> tuple[str, ...]:
@@ -45,35 +73,12 @@ def get(name: str, **arguments: Any) -> Schedule:
     for argument in arguments:
         if argument not in allowed:
             raise ValueError(
-                f"schedule {name!r} has no argument {argument!r}; allowed are"
-                f" {', '.join(allowed) or 'none'}"
+                f"schedule {name!r} has no argument {argument!r}{suggestion(argument, allowed)};"
+                f" allowed are {', '.join(allowed) or 'none'}"
             )
     return constructor(name)(**arguments)
 
 
 def constructor(name: str) -> Callable[..., Schedule]:
     """The constructor of that name; ValueError, with the known names, if there is none."""
-    if name not in _CONSTRUCTORS:
-        near = difflib.get_close_matches(str(name), _CONSTRUCTORS, n=1)
-        hint = f" (did you mean {near[0]!r}?)" if near else ""
-        raise ValueError(
-            f"no schedule is named {name!r}{hint}; known are {', '.join(_CONSTRUCTORS)}"
-        )
-    return _CONSTRUCTORS[name]
-
-
-for _function in (
-    families.linear,
-    families.quadratic,
-    families.cosine,
-    families.sigmoid,
-    families.sigmoid_beta,
-    families.alpha_bar_linear,
-    log_snr_families.linear_logsnr,
-    log_snr_families.cosine_logsnr,
-    log_snr_families.sigmoid_logsnr,
-    log_snr_families.laplace,
-    log_snr_families.edm,
-    learned,
-):
-    register(_function.__name__, _function)
+    return SCHEDULES.lookup(name)

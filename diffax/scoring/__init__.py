@@ -19,6 +19,7 @@ from diffax.scoring.table import (
     numbers,
     plan,
     prepare,
+    register,
     score,
     scores,
 )
@@ -41,6 +42,7 @@ __all__ = [
     "plan",
     "prepare",
     "read_samples",
+    "register",
     "score",
     "scores",
 ]

@@ -11,6 +11,7 @@ import numpy as np
 
 from diffax import metrics
 from diffax.data import Split
+from diffax.registry import Registry
 from diffax.scoring.reference import Reference
 
 # Measures that compare all pairs take this many examples a side at most, drawn by the seed.
@@ -294,59 +295,62 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
 
 
 # The extrapolated distance and KID may be negative.
-MEASURES = {
-    "frechet": Measure(
-        frechet,
-        lambda width: FEWEST_FOR_MOMENTS,
-        {"value": Reading("Fréchet distance", "FD", scale="log")},
-        "moments",
-        fewest_of_reference=FEWEST_FOR_MOMENTS,
-    ),
-    "frechet_infinity": Measure(
-        frechet_infinity,
-        metrics.fewest_for_infinity,
-        {"value": Reading("Fréchet distance, extrapolated", "FD∞")},
-        "moments",
-        fewest_of_reference=FEWEST_FOR_MOMENTS,
-    ),
-    "kid": Measure(
-        kid,
-        lambda width: FEWEST_FOR_KID,
-        {"value": Reading("KID", digits=5)},
-        fewest_of_reference=FEWEST_FOR_KID,
-    ),
-    "prdc": Measure(
-        prdc,
-        lambda width: NEIGHBOURS + 1,
-        {
-            share: Reading(share.capitalize(), lower_is_better=False)
-            for share in metrics.PRDC._fields
-        },
-        fewest_of_reference=NEIGHBOURS + 1,
-    ),
-    "is": Measure(
-        inception_score,
-        lambda width: 10,
-        {"value": Reading("Inception score", lower_is_better=False)},
-        "nothing",
-        over=INCEPTION,
-    ),
-    "swd": Measure(
-        sliced_wasserstein,
-        lambda width: 1,
-        {"value": Reading("Sliced Wasserstein distance", scale="log")},
-        over="values",
-    ),
-    # Neither is better of diversity alone: noise is diverse.
-    "lpips_diversity": Measure(
-        lpips_diversity,
-        lambda width: 2,
-        {"value": Reading("LPIPS diversity within classes", lower_is_better=None)},
-        "nothing",
-        over=LPIPS,
-        within_classes=True,
-    ),
-}
+MEASURES: Registry[Measure] = Registry(
+    "measure",
+    {
+        "frechet": Measure(
+            frechet,
+            lambda width: FEWEST_FOR_MOMENTS,
+            {"value": Reading("Fréchet distance", "FD", scale="log")},
+            "moments",
+            fewest_of_reference=FEWEST_FOR_MOMENTS,
+        ),
+        "frechet_infinity": Measure(
+            frechet_infinity,
+            metrics.fewest_for_infinity,
+            {"value": Reading("Fréchet distance, extrapolated", "FD∞")},
+            "moments",
+            fewest_of_reference=FEWEST_FOR_MOMENTS,
+        ),
+        "kid": Measure(
+            kid,
+            lambda width: FEWEST_FOR_KID,
+            {"value": Reading("KID", digits=5)},
+            fewest_of_reference=FEWEST_FOR_KID,
+        ),
+        "prdc": Measure(
+            prdc,
+            lambda width: NEIGHBOURS + 1,
+            {
+                share: Reading(share.capitalize(), lower_is_better=False)
+                for share in metrics.PRDC._fields
+            },
+            fewest_of_reference=NEIGHBOURS + 1,
+        ),
+        "is": Measure(
+            inception_score,
+            lambda width: 10,
+            {"value": Reading("Inception score", lower_is_better=False)},
+            "nothing",
+            over=INCEPTION,
+        ),
+        "swd": Measure(
+            sliced_wasserstein,
+            lambda width: 1,
+            {"value": Reading("Sliced Wasserstein distance", scale="log")},
+            over="values",
+        ),
+        # Neither is better of diversity alone: noise is diverse.
+        "lpips_diversity": Measure(
+            lpips_diversity,
+            lambda width: 2,
+            {"value": Reading("LPIPS diversity within classes", lower_is_better=None)},
+            "nothing",
+            over=LPIPS,
+            within_classes=True,
+        ),
+    },
+)
 
 
 def _some(x: np.ndarray, num: int, seed: int) -> np.ndarray:

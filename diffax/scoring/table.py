@@ -9,6 +9,7 @@ import numpy as np
 
 from diffax import metrics
 from diffax.data.dataset import to_8_bits
+from diffax.registry import unknown
 from diffax.scoring.measures import INCEPTION, LPIPS, MEASURES, Measure, Seen
 from diffax.scoring.reference import Reference
 
@@ -87,6 +88,24 @@ def scores() -> dict[str, Score]:
     }
 
 
+def register(name: str, measure: Measure) -> None:
+    """Makes a measure of samples reachable by name, wherever scores are named: config.evaluation
+    .metrics, `diffax evaluate --metrics`, ablations and searches.
+
+    Args:
+      measure: over="any" has it over the features of the classifier, under its plain name, and of
+        each network of `metrics.EXTRACTORS`; over="values" over the values themselves.
+
+    Raises:
+      ValueError: the name is taken, or one of the names that the measure would have over a network.
+    """
+    before = scores()
+    for network in NETWORKS[measure.over]() if name not in MEASURES else ():
+        if (own := _called(name, network)) in before:
+            raise ValueError(f"a measure can't be named {name!r}: {own!r} is another score")
+    MEASURES.register(name, measure)
+
+
 def _called(name: str, network: str | None) -> str:
     if network in (None, CLASSIFIER):
         return name
@@ -122,7 +141,7 @@ def check_names(names: Sequence[str], *others: str) -> None:
     known = [*others, *scores()]
     for name in names:
         if name not in known:
-            raise ValueError(f"metrics={name!r}: allowed are {', '.join(known)}")
+            raise ValueError(unknown("metrics", name, known))
 
 
 def plan(

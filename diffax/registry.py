@@ -1,0 +1,174 @@
+"""Tables of names: what a config, a flag or a call may name, and what one registers oneself.
+
+SAMPLERS = Registry("sampler", {"ddim": ddim, "ddpm": ddpm})
+SAMPLERS.register("mine", mine)
+SAMPLERS.lookup("dim")  # ValueError: sampler='dim' (did you mean ddim?): allowed are ddim, ...
+"""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+
+# Of a name: what can be written in a list on the command line, and is no value by itself.
+_NAME = re.compile(r"(?!None$|True$|False$)[A-Za-z_][\w.+-]*")
+# The types of the arguments that become keys of a config.
+KEY_TYPES = (bool, int, float, str, tuple)
+_ADDED: list[tuple[Registry, str]] = []  # by `register`, in this order
+
+
+class Registry(dict[str, T]):
+    """A table from names to entries, read as any mapping; `register` adds to it.
+
+    Args:
+      kind: what an entry is, as messages call it: "sampler".
+      entries: those of diffax itself.
+    """
+
+    def __init__(self, kind: str, entries: Mapping[str, T]):
+        super().__init__(entries)
+        self.kind = kind
+
+    def register(self, name: str, entry: T) -> None:
+        """Adds an entry.
+
+        Raises:
+          ValueError: the name is taken by another entry, or is none: letters, digits and _.+- that
+            begin with a letter or _.
+        """
+        if not isinstance(name, str) or not _NAME.fullmatch(name):
+            raise ValueError(
+                f"a {self.kind} can't be named {name!r}: a name is of letters, digits and _.+-, and"
+                " begins with a letter or _"
+            )
+        if name in self:
+            if self[name] is entry:
+                return
+            raise ValueError(f"a {self.kind} named {name!r} is registered already")
+        self[name] = entry
+        _ADDED.append((self, name))
+
+    def names(self) -> tuple[str, ...]:
+        """The names, in the order in which they came."""
+        return tuple(self)
+
+    def lookup(self, name: str) -> T:
+        """The entry of that name.
+
+        Raises:
+          ValueError: there is none; the sentence has the nearest name and all that there are.
+        """
+        if not isinstance(name, str) or name not in self:
+            raise ValueError(unknown(self.kind, name, self))
+        return self[name]
+
+
+def unknown(what: str, given: Any, choices: Iterable[str]) -> str:
+    """The sentence on a name that isn't among the choices."""
+    choices = list(choices)
+    return f"{what}={given!r}{suggestion(given, choices)}: allowed are {', '.join(choices)}"
+
+
+def suggestion(word: Any, choices: Iterable[str], cutoff: float = 0.6) -> str:
+    """ " (did you mean cosine?)", of the choice that a misspelt word is nearest to; "" if none is.
+
+    Capital letters, and - for _, make no difference. `cutoff`: of `difflib.get_close_matches`.
+    """
+    plain = {_plain(choice): choice for choice in choices}
+    near = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
+    return f" (did you mean {plain[near[0]]}?)" if near else ""
+
+
+def _plain(word: Any) -> str:
+    return str(word).lower().replace("-", "_")
+
+
+def added() -> tuple[tuple[str, str], ...]:
+    """(kind, name) of all that was registered beyond diffax's own, in this order."""
+    return tuple((table.kind, name) for table, name in _ADDED)
+
+
+def forget(since: int) -> None:
+    """Takes out of the tables what was registered after the first `since` of `added`."""
+    for table, name in _ADDED[since:]:
+        del table[name]
+    del _ADDED[since:]
+
+
+def arguments(what: str, function: Callable, leave_out: Iterable[str] = ()) -> dict[str, type]:
+    """The arguments of a function that can be keys of a config: name -> type.
+
+    The type is that of the annotation (`int | None` counts as int), or else of the default. An
+    argument of a type that no key has (an array, a function) is left out where it has a default.
+
+    Args:
+      what: how messages call the function: "schedule 'power'".
+      leave_out: names of arguments that are no keys.
+
+    Raises:
+      ValueError: it can't be called by keywords alone, or the type of an argument isn't known.
+    """
+    if not callable(function):
+        raise ValueError(f"{what} must be a function or a class, and is {function!r}")
+    found = {}
+    for name, parameter in inspect.signature(function).parameters.items():
+        if name in leave_out:
+            continue
+        if parameter.kind not in (parameter.KEYWORD_ONLY, parameter.POSITIONAL_OR_KEYWORD):
+            raise ValueError(f"{what} takes {parameter}: each of its arguments needs a name")
+        kind = _type_of(what, function, parameter)
+        if kind in KEY_TYPES:
+            found[name] = kind
+        elif parameter.default is parameter.empty or parameter.default is None:
+            raise ValueError(
+                f"{what}: the type of its argument {name!r} isn't known; give it a default, or"
+                f" annotate it with one of {', '.join(key.__name__ for key in KEY_TYPES)}"
+            )
+    return found
+
+
+def shared_arguments(
+    kind: str, table: Mapping[str, Callable], leave_out: Iterable[str] = ()
+) -> dict[str, type]:
+    """`arguments` of all functions of a table, whose arguments of one name are one key.
+
+    Raises:
+      ValueError: as `arguments`; or two functions have arguments of one name and different types.
+    """
+    found: dict[str, tuple[str, type]] = {}
+    for name, function in table.items():
+        for argument, type_ in arguments(f"{kind} {name!r}", function, leave_out).items():
+            owner, before = found.setdefault(argument, (name, type_))
+            if before is not type_:
+                raise ValueError(
+                    f"{kind} {name!r}: its argument {argument!r} is of type {type_.__name__}, that"
+                    f" of {owner!r} of type {before.__name__}, and the two are one key of a config:"
+                    " call it otherwise"
+                )
+    return {argument: type_ for argument, (_, type_) in found.items()}
+
+
+def _type_of(what: str, function: Callable, parameter: inspect.Parameter) -> Any:
+    annotation = parameter.annotation
+    if isinstance(annotation, str):  # of a module with `from __future__ import annotations`
+        inner = inspect.unwrap(function)
+        scope = getattr(inner, "__globals__", None) or vars(inspect.getmodule(inner) or typing)
+        try:
+            annotation = eval(annotation, dict(scope))
+        except Exception as error:
+            raise ValueError(
+                f"{what}: the annotation of its argument {parameter.name!r} can't be read ({error})"
+            ) from None
+    if typing.get_origin(annotation) in (typing.Union, types.UnionType):
+        others = set(typing.get_args(annotation)) - {types.NoneType}
+        annotation = others.pop() if len(others) == 1 else parameter.empty
+    annotation = typing.get_origin(annotation) or annotation
+    unknown_default = parameter.default is parameter.empty or parameter.default is None
+    return annotation if annotation in KEY_TYPES or unknown_default else type(parameter.default)

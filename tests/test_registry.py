@@ -1,0 +1,138 @@
+"""Tables of names: what may be registered, what is said of an unknown name."""
+
+import flax.linen as nn
+import jax.numpy as jnp
+import pytest
+
+from diffax import config as config_lib
+from diffax import (
+    metrics,
+    models,
+    objectives,
+    registry,
+    samplers,
+    schedules,
+    scoring,
+    time_sampling,
+)
+from diffax.samplers import grids
+
+# what registers in a table, the table, an entry for it, what asks for a name
+TABLES = {
+    "schedule": (schedules.register, schedules.SCHEDULES, lambda p=2.0: None, schedules.get),
+    "sampler": (samplers.register, samplers.SAMPLERS, lambda mu=0.5: None, samplers.get),
+    "grid": (samplers.register_grid, samplers.GRIDS, lambda over, n: None, grids.GRIDS.lookup),
+    "model": (models.register, models.MODELS, type("Net", (nn.Module,), {}), models.get),
+    "weighting": (
+        objectives.register_weighting,
+        objectives.WEIGHTINGS,
+        lambda log_snr, fall, scale: scale,
+        objectives.get_weighting,
+    ),
+    "time_sampling": (
+        time_sampling.register,
+        time_sampling.TIME_SAMPLERS,
+        lambda: time_sampling.uniform(),
+        time_sampling.get,
+    ),
+    "extractor": (metrics.register, metrics.EXTRACTORS, lambda: None, metrics.get_extractor),
+    "measure": (
+        scoring.register,
+        scoring.MEASURES,
+        scoring.Measure(lambda seen: {}, lambda width: 1, {}, over="values"),
+        lambda name: scoring.check_names([name]),
+    ),
+    "optimizer": (
+        config_lib.register_optimizer,
+        config_lib.OPTIMIZERS,
+        lambda learning_rate: None,
+        config_lib.OPTIMIZERS.lookup,
+    ),
+}
+
+
+@pytest.mark.parametrize("kind", TABLES)
+@pytest.mark.usefixtures("registering")
+def test_every_table_is_registered_in_and_asked_alike(kind):
+    """A name is found after it is registered, can't be taken twice, and is suggested."""
+    register, table, entry, ask = TABLES[kind]
+    own = list(table)
+    register("newcomer", entry)
+    register("newcomer", entry)  # the same again
+    assert [*table] == [*own, "newcomer"] == [*table.names()]
+    assert table.lookup("newcomer") is entry
+    with pytest.raises(ValueError, match=f"a {kind} named '{own[0]}' is registered already"):
+        register(own[0], entry)
+    with pytest.raises(ValueError, match="='newcomr' .did you mean newcomer.*: allowed are "):
+        ask("newcomr")
+    registry.forget(len(registry.added()) - 1)
+    assert [*table] == own
+
+
+@pytest.mark.parametrize("name", ["", "two words", "a,b", "k=v", "1st", "None", "../x", 3, None])
+def test_names_that_a_command_line_could_not_hold_are_refused(name):
+    with pytest.raises(ValueError, match="can't be named"):
+        schedules.register(name, lambda: None)
+
+
+def test_suggestions():
+    suggest = registry.suggestion
+    assert suggest("cosin", ["linear", "cosine"]) == " (did you mean cosine?)"
+    assert suggest("Num-Steps", ["num_steps"]) == " (did you mean num_steps?)"
+    assert suggest(3, ["cosine"]) == suggest("xyz", []) == ""
+
+
+def _strange(value: jnp.ndarray):
+    return value
+
+
+@pytest.mark.parametrize(
+    ("constructor", "words"),
+    [
+        (lambda p: None, "argument 'p' isn't known; give it a default"),
+        (lambda p=None: None, "argument 'p' isn't known"),
+        (_strange, "argument 'value' isn't known"),
+        (lambda **options: None, r"takes \*\*options"),
+        (lambda *values: None, r"takes \*values"),
+        (lambda s="small": None, "'s' is of type str, that of 'cosine' of type float"),
+        ("cosine", "must be a function"),
+    ],
+)
+def test_constructors_whose_arguments_can_be_no_keys_are_refused(constructor, words):
+    with pytest.raises(ValueError, match=words):
+        schedules.register("newcomer", constructor)
+    assert "newcomer" not in schedules.names()
+
+
+def _annotated(
+    a: "int | None" = None,
+    b: float = 2,
+    c: tuple[int, ...] = (),
+    d=True,
+    activation=nn.silu,
+):
+    return a, b, c, d, activation
+
+
+def test_types_of_arguments():
+    """By the annotation first; what no config can hold stays at its default."""
+    found = registry.arguments("it", _annotated)
+    assert found == {"a": int, "b": float, "c": tuple, "d": bool}
+
+
+def test_networks_that_can_be_no_models_are_refused():
+    class NoDefault(nn.Module):
+        width: int
+
+    with pytest.raises(ValueError, match="its field 'width' needs a default"):
+        models.register("newcomer", NoDefault)
+    with pytest.raises(ValueError, match="must be a class of flax modules"):
+        models.register("newcomer", lambda: None)
+
+
+def test_a_measure_can_not_take_the_name_of_another_score():
+    measure = scoring.MEASURES["kid"]
+    with pytest.raises(ValueError, match="can't be named 'fd': 'fid' is another score"):
+        scoring.register("fd", measure)
+    with pytest.raises(ValueError, match="'fid' is another score"):
+        scoring.register("fid", measure._replace(over="values"))
