@@ -9,7 +9,8 @@ from ablation_cases import ARMS, BPD, SPEC, VARIANCE, make_results, values
 from diffax.ablation import statistics
 from diffax.ablation.analysis import analyse
 from diffax.ablation.numerals import p_text, ratio, signed, significant, tick
-from diffax.ablation.spec import Spec, short_name
+from diffax.ablation.spec import Spec
+from diffax.ablation.texts import short_name
 from diffax.ablation.verdict import sentence, verdict
 
 

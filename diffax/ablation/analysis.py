@@ -139,7 +139,8 @@ def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = Fa
     runs = _index(spec, results)
     arms = list(spec.arms) or list(dict.fromkeys(arm for arm, _ in runs))
     seeds = sorted({*spec.seeds, *(seed for _, seed in runs)})
-    _check(spec, arms, runs)
+    spec = replace(spec, arms=arms, seeds=seeds)
+    check(spec)
     missing = [
         f"arm {arm!r}, seed {seed}" for arm in arms for seed in seeds if (arm, seed) not in runs
     ]
@@ -192,7 +193,10 @@ def _index(spec, results) -> dict[tuple[str, int], Mapping[str, Any]]:
     return runs
 
 
-def _check(spec, arms, runs) -> None:
+def check(spec: Spec) -> None:
+    """Raises ValueError, saying what is wrong, for a spec whose arms are given and of which no
+    report can be made."""
+    arms = list(spec.arms)
     for name, arm in (("baseline", spec.baseline), ("focus", spec.focus)):
         if arm is not None and arm not in arms:
             raise ValueError(f"{name} is {arm!r}; the arms are {arms}")

@@ -18,6 +18,7 @@ import html
 import io
 import re
 import textwrap
+import warnings
 from collections.abc import Callable, Sequence
 
 import matplotlib
@@ -31,6 +32,7 @@ from scipy import special
 from diffax.ablation.analysis import Analysis, Cell
 from diffax.ablation.numerals import fixed, tick
 from diffax.ablation.spec import SCALES, Metric
+from diffax.ablation.texts import for_matplotlib, legible
 
 INK, MUTED, RULE, PAPER = "#1d2025", "#666c74", "#d9dbde", "#fdfdfb"
 # (on white, on near-black): the first is the baseline's, the second the focus's. Any two differ by
@@ -99,45 +101,59 @@ def svg(figure: Figure, name: str, description: str) -> str:
     the font becomes the page's. `name` makes its ids unique on the page; `description` is read
     aloud.
     """
-    buffer = io.StringIO()
     with matplotlib.rc_context({**_STYLE, "svg.hashsalt": name}):
-        figure.savefig(buffer, format="svg", transparent=True, metadata={"Date": None})
-    text = buffer.getvalue()
+        text = _saved(figure, format="svg", transparent=True, metadata={"Date": None}).decode()
     text = text[text.index("<svg") :]
     text = re.sub(r"<metadata>.*?</metadata>", "", text, flags=re.S)
-    text = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", text)
-    text = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", text)
-    text = re.sub(r"font-family: [^;\"]*;?", "", text)
     variables = {INK: "--ink", MUTED: "--muted", RULE: "--rule", PAPER: "--paper"}
     variables |= {light: f"--c{i}" for i, (light, _) in enumerate(PALETTE)}
-    for colour, variable in variables.items():
-        text = text.replace(colour, f"var({variable})")
-    label = html.escape(description)
+
+    def adapted(tag: re.Match) -> str:
+        own = re.sub(r'(\bid="|href="#|url\(#)', rf"\g<1>{name}-", tag.group())
+        own = re.sub(r"font: ([\d.]+)px [^;\"]*", r"font-size: \1px", own)
+        own = re.sub(r"font-family: [^;\"]*;?", "", own)
+        for colour, variable in variables.items():
+            own = own.replace(colour, f"var({variable})")
+        return own
+
+    text = re.sub(r"<[^>]*>", adapted, text)  # tags alone: a label stays as it is
+    label = html.escape(legible(description))
     box = re.search(r'viewBox="[^"]*"', text).group()
     return f'<svg {box} role="img" aria-label="{label}">' + text[text.index(">") + 1 :]
 
 
 def png(figure: Figure) -> bytes:
     """The figure as PNG, dark on white."""
-    buffer = io.BytesIO()
     with matplotlib.rc_context(_STYLE):
-        figure.savefig(buffer, format="png", dpi=150, facecolor="white", metadata={"Software": ""})
+        return _saved(figure, format="png", dpi=150, facecolor="white", metadata={"Software": ""})
+
+
+def _saved(figure: Figure, **how) -> bytes:
+    buffer = io.BytesIO()
+    with warnings.catch_warnings():
+        # What a reader's browser has and matplotlib's font has not, nobody need be told.
+        warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
+        figure.savefig(buffer, **how)
     return buffer.getvalue()
 
 
 def legend(analysis: Analysis) -> Figure:
     """The arms of the curves with their colours and dashes, in order of display."""
     arms = drawn_arms(analysis)
-    handles = []
+    handles, labels = [], []
     for arm in arms:
         colour, dash = line_style(palette_index(analysis)[arm])
         role = " (baseline)" if arm == analysis.spec.baseline else ""
-        label = analysis.spec.label(arm) + role
-        handles.append(Line2D([], [], color=colour, ls=dash, lw=2.2, label=label))
+        labels.append(_wrapped(analysis.spec.label(arm) + role, 44, 2))
+        handles.append(Line2D([], [], color=colour, ls=dash, lw=2.2))
     with matplotlib.rc_context(_STYLE):
-        figure = Figure(figsize=(_WIDTH, 0.1 + 0.21 * len(arms)))
+        lines = sum(1 + label.count("\n") for label in labels)
+        figure = Figure(figsize=(_WIDTH, 0.1 + 0.21 * lines))
         figure.add_axes((0, 0, 1, 1)).axis("off")  # a notebook shows no figure without axes
-        figure.legend(handles=handles, loc="center left", frameon=False, labelcolor=INK)
+        drawn = figure.legend(handles, ["-"] * len(arms), loc="center left", frameon=False)
+        # matplotlib leaves labels out that begin with "_", unless they are set afterwards.
+        for text, label in zip(drawn.get_texts(), labels):
+            text.set(text=label, color=INK)
         return figure
 
 
@@ -153,7 +169,7 @@ def metric_points(analysis: Analysis, metric: Metric) -> Figure:
             ax.plot([cell.interval.low, cell.interval.high], [y, y], color=colour, lw=2)
         ax.plot(cell.mean, y, "o", color=colour, ms=6)
     _scale(ax, "x", metric.scale)
-    ax.set_xlabel(metric.unit)
+    ax.set_xlabel(_wrapped(metric.unit, 40))
     return figure
 
 
@@ -179,10 +195,8 @@ def forest(analysis: Analysis, metric: Metric) -> Figure:
         else f"arm {scale.sign} {analysis.spec.label(analysis.spec.baseline)}"
     )
     unit = f", {metric.unit}" if metric.unit and metric.scale == "linear" else ""
-    better = {True: "  (←\u00a0better)", False: "  (better\u00a0→)", None: ""}[
-        metric.lower_is_better
-    ]
-    ax.set_xlabel(textwrap.fill(f"{sides}{unit}{better}", 40, replace_whitespace=False))
+    better = {True: "  (← better)", False: "  (better →)", None: ""}[metric.lower_is_better]
+    ax.set_xlabel(_wrapped(f"{sides}{unit}", 40) + better)
     return figure
 
 
@@ -203,7 +217,7 @@ def parts(analysis: Analysis) -> Figure:
         ax.text(total + 0.02 * left.max(), y, label, va="center", color=INK)
     ax.set_xlim(0, 1.22 * left.max())
     ax.grid(False)
-    ax.set_xlabel(metrics[0].unit)
+    ax.set_xlabel(_wrapped(metrics[0].unit, 40))
     return figure
 
 
@@ -330,7 +344,7 @@ def _panel(height: float = 2.7) -> tuple[Figure, Axes]:
 
 def _rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
     """A panel with one named row per arm, the first on top."""
-    wrapped = [textwrap.fill(label, 24) for label in labels]
+    wrapped = [_wrapped(label, 24) for label in labels]
     lines = 1 + max((label.count("\n") for label in wrapped), default=0)
     figure, ax = _panel(0.75 + max(0.34, 0.1 + 0.17 * lines) * len(labels))
     ax.set_yticks(range(len(labels)), wrapped)
@@ -341,6 +355,13 @@ def _rows(labels: Sequence[str]) -> tuple[Figure, Axes]:
     ax.set_axisbelow(True)
     ax.xaxis.set_major_locator(MaxNLocator(4))
     return figure, ax
+
+
+def _wrapped(text: str, width: int, most: int = 4) -> str:
+    """A user's text in lines of some characters, at most so many lines; no formula, no markup."""
+    return "\n".join(
+        textwrap.wrap(for_matplotlib(text), width, max_lines=most, placeholder=" …") or [""]
+    )
 
 
 def _scale(ax: Axes, axis: str, scale: str) -> None:

@@ -56,7 +56,8 @@ def flatten(value: Any, prefix: str = "") -> dict[str, Any]:
 def write_json(path: Path, value: Any) -> None:
     """Writes JSON so that a reader sees the whole file or none, even if the machine stops."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    with open(partial, "w", encoding="utf-8") as file:
+    # Half a character, as of a command line that is no UTF-8, is what JSON writes as \udc80.
+    with open(partial, "w", encoding="utf-8", errors="backslashreplace") as file:
         json.dump(value, file, indent=1, allow_nan=False, ensure_ascii=False)
         file.flush()
         os.fsync(file.fileno())

@@ -18,6 +18,7 @@ from diffax.ablation.grid import load_results
 from diffax.ablation.jsonable import jsonable, write_json
 from diffax.ablation.numerals import p_text, seeds_text, span
 from diffax.ablation.spec import SCALES, Metric, Spec
+from diffax.ablation.texts import legible
 from diffax.ablation.verdict import sentence, verdict
 
 FOLDER = "report_files"
@@ -173,7 +174,7 @@ def format_table(analysis: Analysis) -> str:
         )
     blocks += [sentence(spec, c) for c in verdict(analysis)]
     # Not every terminal can write the true minus sign.
-    return "\n\n".join(blocks).replace("−", "-")
+    return legible("\n\n".join(blocks)).replace("−", "-")
 
 
 def _metric_table(analysis: Analysis, metric: Metric) -> str:

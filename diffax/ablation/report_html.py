@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import base64
 from collections.abc import Callable
-from html import escape
+from html import escape as escape_markup
 from typing import Any
 
 from diffax.ablation import blocks, figures
 from diffax.ablation.analysis import Analysis
 from diffax.ablation.blocks import Cell, Page, Panel, Row, Section
 from diffax.ablation.report_style import stylesheet
+from diffax.ablation.texts import legible
+
+
+def escape(text: str) -> str:
+    """A text as it is, whatever it holds: nothing in it is markup."""
+    return escape_markup(legible(text))
 
 
 def render(page: Page) -> str:

@@ -9,6 +9,7 @@ from typing import Any
 
 from diffax.ablation import blocks, figures
 from diffax.ablation.blocks import Cell, Page, Section
+from diffax.ablation.texts import legible, one_line
 
 _ACROSS = 4  # sets of samples in one row
 
@@ -19,9 +20,12 @@ def render(page: Page, folder: str) -> tuple[str, dict[str, bytes]]:
 
     def show(name: str, png: bytes, title: str, width: str = "") -> str:
         files[f"{name}.png"] = png
-        return f'<img src="{folder}/{name}.png" alt="{escape(title)}"{width}>'
+        alt = re.sub(r"[|$`]", lambda mark: f"&#{ord(mark[0])};", escape(one_line(title)))
+        return f'<img src="{folder}/{name}.png" alt="{alt}"{width}>'
 
-    parts = [f"# {_text(page.title)}", f"*{_text(page.question)}*"]
+    parts = [f"# {_text(page.title)}"]
+    if page.question.strip():
+        parts.append(f"*{_text(page.question)}*")
     if page.partial:
         parts.append(f"> **Partial report.** {_text(page.partial)}")
     parts += _verdict(page.verdict)
@@ -103,7 +107,7 @@ def _code(block: blocks.Code, show: Callable[..., str]) -> list[str]:
     if not block.text:
         return []
     fence = "`" * max(3, 1 + max(map(len, re.findall("`+", block.text)), default=0))
-    return [f"### {_text(block.title)}", f"{fence}sh\n{block.text}\n{fence}"]
+    return [f"### {_text(block.title)}", f"{fence}sh\n{legible(block.text)}\n{fence}"]
 
 
 def _listing(block: blocks.Listing, show: Callable[..., str]) -> list[str]:
@@ -128,5 +132,7 @@ _BLOCKS: dict[type, Callable[[Any, Callable[..., str]], list[str]]] = {
 
 def _text(value: Any) -> str:
     """As it is, whatever it holds: nothing in it is markup, and it stays on one line."""
-    one_line = " ".join(str(value).split())
-    return re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(one_line, quote=False))
+    text = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape(one_line(str(value)), quote=False))
+    text = re.sub(r":(?=[\w+-]+:)", r"\:", text)  # no emoji of GitHub's
+    text = re.sub(r"^(\d*)([-+=.)])(?=[-+=\s]|$)", r"\1\\\2", text)  # no list, no rule
+    return text.replace("$", "<span>$</span>")  # no formula: GitHub's way to say so

@@ -25,6 +25,7 @@ from diffax import config as config_lib
 from diffax import data, runtime, scoring
 from diffax.ablation import measure, store, together
 from diffax.ablation import spec as spec_lib
+from diffax.ablation.analysis import check
 from diffax.ablation.devices import worker_environments
 from diffax.ablation.grid import (
     Arm,
@@ -108,6 +109,7 @@ def run_ablation(
         seeds=list(seeds),
         real_samples=real,
     )
+    check(spec)
     spec_lib.save(spec, Path(workdir))
     try:
         results = run_grid(

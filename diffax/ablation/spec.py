@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -16,6 +15,7 @@ from diffax.ablation import statistics
 from diffax.ablation.jsonable import flatten, jsonable, read_json, write_json
 from diffax.ablation.numerals import fixed, ratio, signed, significant
 from diffax.ablation.statistics import Difference, Interval
+from diffax.ablation.texts import one_line, short_name
 
 FILE, REAL_SAMPLES = "ablation.json", "real_samples.npz"
 
@@ -108,7 +108,7 @@ class Spec:
         baseline first; without it every arm is compared to the baseline.
       arms: the arms in order of display; () for those of the results, as they come.
       seeds: the seeds that were planned; () for those of the results.
-      labels: arm -> name in the report; an arm without one goes by `short_name` of its own.
+      labels: arm -> name in the report; an arm without one goes by its `texts.short_name`.
       parts: keys of metrics that add up (prior, diffusion, reconstruction), drawn as one bar.
       method: a paragraph or more on what was done the same in all arms.
       environment: anything to list beside machine and versions, e.g. {"device": "2 CPU cores"}.
@@ -133,28 +133,11 @@ class Spec:
     confidence: float = 0.95
 
     def label(self, arm: str) -> str:
-        return self.labels.get(arm) or short_name(arm)
+        return one_line(self.labels.get(arm) or short_name(arm, self.arms))
 
     @property
     def percent(self) -> str:
         return f"{100 * self.confidence:g}%"
-
-
-def short_name(arm: str) -> str:
-    """A name that `grid` made, for people: "schedule.name=cosine,schedule.num_steps=250" becomes
-    "cosine, num_steps=250". Words stand alone, other values keep the last part of their key; any
-    other name stays as it is."""
-    pairs = [part.partition("=")[::2] for part in re.split(r",(?=[\w.]+=)", arm)]
-    if not all(key and value for key, value in pairs):
-        return arm
-    alone = [
-        value if value.isidentifier() and value not in _NO_WORDS else None for _, value in pairs
-    ]
-    keys = [key.rpartition(".")[2] for key, _ in pairs]
-    return ", ".join(a or f"{k}={v}" for a, k, (_, v) in zip(alone, keys, pairs))
-
-
-_NO_WORDS = ("True", "False", "None")
 
 
 def save(spec: Spec, workdir: Path) -> None:

@@ -8,6 +8,7 @@ Commands are a table, `COMMANDS`; what they need is imported when they run, so t
 from __future__ import annotations
 
 import argparse
+import io
 import sys
 from collections.abc import Sequence
 
@@ -53,6 +54,9 @@ def make_parser() -> argparse.ArgumentParser:
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 1 for a user's error or a run that failed, 130
     if interrupted, 143 if terminated (SIGTERM) after what was reached is saved."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):  # what a terminal can't write stops nothing
+            stream.reconfigure(errors="backslashreplace")
     parser = make_parser()
     args, rest = parser.parse_known_args(argv)
     command = COMMANDS[args.command]
