@@ -65,6 +65,24 @@ def test_import_leaves_heavy_libraries_alone():
     assert loaded.split() == []
 
 
+def test_every_public_module_is_an_attribute():
+    """After `import diffax` alone; a misspelt one is answered with the nearest."""
+    modules = sorted(
+        path.name.removesuffix(".py")
+        for path in PACKAGE.iterdir()
+        if (path.suffix == ".py" or (path / "__init__.py").exists()) and path.name[0] != "_"
+    )
+    code = (
+        f"import diffax\nassert {{*{modules}}} <= {{*dir(diffax)}}\n"
+        f"print(*[getattr(diffax, name).__name__ for name in {modules}])"
+    )
+    assert run_python(code).split() == [f"diffax.{name}" for name in modules]
+    with pytest.raises(AttributeError, match="'schedulse' .did you mean schedules"):
+        diffax.schedulse  # noqa: B018
+    with pytest.raises(AttributeError, match="no attribute '_private'$"):
+        diffax._private  # noqa: B018
+
+
 # --- the layout -----------------------------------------------------------------------------
 
 # Which parts of the package each part may import, besides itself. The arrows point one way:
