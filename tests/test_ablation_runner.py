@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 from small_runs import compiled_quickly, small_config
 
-from diffax import cli, runtime, training
-from diffax.ablation import report_on, together
+from diffax import cli, data, runtime, training
+from diffax.ablation import Arm, Spec, measure, report_on, runner, together
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -70,6 +70,26 @@ def whole(tmp_path_factory, quick):
         workdir = tmp_path_factory.mktemp("whole") / "work"
         assert cli.main(ablate(workdir)) == 0
     return workdir, trained
+
+
+def test_an_ablation_judged_by_samples_needs_no_bound(tmp_path, quick):
+    """The bound is measured of the arm that has one; the report lacks nothing for the other's."""
+    ends = dict(schedule__log_snr_max=None, schedule__log_snr_min=None)
+    sizes = dict(training__num_steps=6, evaluation__num_samples=64, evaluation__repeats=2)
+    config = small_config(evaluation__metrics=("swd",), **ends, **sizes)
+    arms = [Arm(name, {"schedule.name": name}) for name in ("cosine", "linear_logsnr")]
+    spec = Spec("T", "Q?", "cosine", (), parts=runner.PARTS)
+    report = runner.run_ablation(spec, config, arms, [0], tmp_path, 1, vectorise=False)
+    assert report.analysis.missing == []
+    assert [metric.key for metric in report.analysis.spec.metrics][:2] == ["swd", "bpd"]
+    measured = {arm for arm, key in report.analysis.cells if key == "bpd"}
+    assert measured == {"linear_logsnr"}
+    of_cosine = measure.measured_metrics([], [config], data.load_kept(config.data))
+    assert [metric.key for metric in of_cosine] == ["swd"]
+    config.evaluation.metrics = ()
+    with pytest.raises(ValueError, match="where no score of samples is named, needs finite"):
+        runner.run_ablation(spec, config, arms, [0], tmp_path / "c", 1)
+    assert not (tmp_path / "c").exists()
 
 
 def test_ways_to_sample_share_one_training(whole):

@@ -11,6 +11,7 @@ A training lies in a directory of its own, workdir/trainings/<name>/seed<k>, in 
 from __future__ import annotations
 
 import json
+import math
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -20,10 +21,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, metrics, scoring, training
+from diffax import data, evaluation, metrics, schedules, scoring, training
 from diffax.ablation import store
 from diffax.ablation.jsonable import jsonable, read_json, write_json
 from diffax.ablation.spec import Metric
+from diffax.process import AnySchedule
 from diffax.training.workdir import write_text
 
 # Of a training; those of samples are chosen by config.evaluation.metrics.
@@ -87,11 +89,12 @@ def measured_metrics(
     """
     named = dict.fromkeys(name for config in configs for name in config.evaluation.metrics)
     names = dict.fromkeys(name for config in configs for name in score_names(config, dataset))
+    bounded = list(filter(has_bound, configs))
     measured = {
-        "bpd_own": any(map(_bound_is_free, configs)),
+        "bpd_own": any(map(_bound_is_free, bounded)),
         "grad_variance": any(config.evaluation.gradient_batches for config in configs),
     }
-    own = [m for m in METRICS if measured.get(m.key, True)]
+    own = [m for m in METRICS if measured.get(m.key, bool(bounded))]
     found = [*score_metrics(named, configs), *own, *score_metrics(names, configs)]
     known = {m.key: m for m in found}
     for metric in given:
@@ -104,12 +107,22 @@ def measured_metrics(
     return sorted((first | known | first).values(), key=lambda m: not m.main)
 
 
+def has_bound(config: ConfigDict) -> bool:
+    """Whether the bound of a config's runs is finite: it is where both ends of the log-SNR are."""
+    # That does not depend on the data, which need not be there yet.
+    return all(map(math.isfinite, schedules.concrete_ends(_schedule(config))))
+
+
 def require_bound(config: ConfigDict) -> None:
     """Raises ValueError, naming the keys to set, if the bound of a config's runs is infinite."""
-    # Whether the ends are finite does not depend on the data, which need not be there yet.
-    schedule = config_lib.build_schedule(config, (1, 1))
-    purpose = "the bound, in bits/dim, by which every run is measured,"
-    config_lib.require_finite_ends(config, schedule, purpose)
+    purpose = (
+        "the bound, in bits/dim, by which runs are measured where no score of samples is named,"
+    )
+    config_lib.require_finite_ends(config, _schedule(config), purpose)
+
+
+def _schedule(config: ConfigDict) -> AnySchedule:
+    return config_lib.build_schedule(config, (1, 1))
 
 
 def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
@@ -161,15 +174,7 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     # Who evaluates the run again does so by the config, not as was looked at on the way.
     write_text(directory / "config.json", config_lib.to_json(config))
     run, dataset = training.load(directory), data.load_kept(config.data)
-    # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
-    # from their spread.
-    own = evaluation.evaluate(run, dataset, ("bpd",), config.seed)["bpd"]
-    evaluated = {"bpd": own}
-    if _bound_is_free(config):
-        along = {"estimated_along": "linear_logsnr"}
-        along |= evaluation.bound_along_line(run, dataset, config.seed)
-        evaluated = {"bpd": own | along, "bpd_own": own}
-    values = evaluated["bpd"] | {"bpd_own": own["bpd"], "vlb_variance": own["vlb_variance"]}
+    evaluated, values = _bound(run, dataset) if has_bound(config) else ({}, {})
     if config.evaluation.gradient_batches:
         evaluated["grad_variance"] = evaluation.gradient_variance(run, dataset, config.seed)
         values |= evaluated["grad_variance"]
@@ -187,19 +192,35 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     return read_json(path, _MEASURED)  # the same to the run that trains and to those that follow
 
 
+def _bound(run: training.Run, dataset: data.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The bound of a run, and what it depends on: (evaluation, values), as in `of_training`."""
+    # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
+    # from their spread.
+    seed = run.config.seed
+    own = evaluation.evaluate(run, dataset, ("bpd",), seed)["bpd"]
+    evaluated = {"bpd": own}
+    if _bound_is_free(run.config):
+        along = {"estimated_along": "linear_logsnr"}
+        along |= evaluation.bound_along_line(run, dataset, seed)
+        evaluated = {"bpd": own | along, "bpd_own": own}
+    own_values = {"bpd_own": own["bpd"], "vlb_variance": own["vlb_variance"]}
+    return evaluated, evaluated["bpd"] | own_values
+
+
 def as_trained(config: ConfigDict) -> ConfigDict:
     """The config with which the training of a run is made: so that its curves have points.
 
     An eval_every below num_steps is the user's choice. With another, 0 included, the bound and the
     variance of the gradient are measured after each third of the training, the bound on the first
-    `ALONG_TRAINING` examples at most. log_every is a third of the training at most. No picture is
-    drawn where the last is the only one: samples are drawn afterwards.
+    `ALONG_TRAINING` examples at most; neither, where there is no bound. log_every is a third of the
+    training at most. No picture is drawn where the last is the only one: samples are drawn
+    afterwards.
     """
     config = config_lib.from_json(config_lib.to_json(config))
     settings, evaluated = config.training, config.evaluation
     third = -(-settings.num_steps // 3)
     settings.log_every = min(settings.log_every, third)
-    if not 0 < settings.eval_every < settings.num_steps:
+    if has_bound(config) and not 0 < settings.eval_every < settings.num_steps:
         settings.eval_every = third
         evaluated.num_examples = min(evaluated.num_examples or ALONG_TRAINING, ALONG_TRAINING)
     if settings.sample_every >= settings.num_steps:

@@ -61,7 +61,8 @@ def run_ablation(
     Args:
       spec: the question; its config, arms, seeds and real_samples are filled in, and the metrics
         that the runs have behind those it names, of which there may be none: see
-        `measure.measured_metrics`. It is kept in the workdir, so that `report.report_on` needs
+        `measure.measured_metrics`. Runs whose schedule has an infinite end have no bound, and are
+        judged by samples alone. It is kept in the workdir, so that `report.report_on` needs
         nothing else.
       config: the config common to all arms; an arm's overrides are dotted keys of it. What is
         logged and evaluated along training: see `measure.as_trained`.
@@ -89,7 +90,8 @@ def run_ablation(
     for each in configs:
         config_lib.validate(each)
         scoring.check_names(each.evaluation.metrics)
-        measure.require_bound(each)
+        if not each.evaluation.metrics:
+            measure.require_bound(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.
     dataset = data.load_kept(config.data)
     for arm, seed in itertools.product(arms, seeds):
@@ -104,6 +106,7 @@ def run_ablation(
     spec = dataclasses.replace(
         spec,
         metrics=measured,
+        parts=[key for key in spec.parts if key in {metric.key for metric in measured}],
         config=json.loads(text),
         arms=[arm.name for arm in arms],
         seeds=list(seeds),

@@ -70,7 +70,6 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
         reason = _objection(name) if name in scoring.scores() else _REFUSED.get(name)
         words = f" ({reason})" if reason else ""
         raise ValueError(f"metric={name!r}{words}: allowed are {', '.join(allowed)}")
-    measure.require_bound(config)
     if name in scoring.scores():
         if dataset is None:
             return
@@ -79,6 +78,7 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
         label = evaluation.classes_told(config, dataset, num)
         scoring.plan([name], reference, dataset.shape, num, label)
         return
+    measure.require_bound(config)
     continuous = not (config.schedule.num_steps or config.evaluation.vlb_num_steps)
     if not (continuous and config.model.conditioning == "log_snr"):
         raise ValueError(
