@@ -1,4 +1,4 @@
-"""load, folder, npz, mixture2d: what they deliver, and what they say when they cannot."""
+"""load, npz, mixture2d: what they deliver, and what they say when they cannot."""
 
 import io
 import logging
@@ -11,27 +11,11 @@ import zipfile
 import ml_collections
 import numpy as np
 import pytest
-from PIL import Image
+from data_files import load, save_image, save_npz
 
 from diffax import data, runtime
-from diffax.data import images
 
 ROOT = pathlib.Path(__file__).parents[1]
-
-
-def save_npz(path, **arrays):
-    np.savez(path, **arrays)
-    return str(path)
-
-
-def save_image(path, size=(6, 4), value=0, mode="L"):
-    """size: (width, height), as Pillow has it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new(mode, size, value).save(path)
-
-
-def load(**fields):
-    return data.load(ml_collections.ConfigDict(fields))
 
 
 # -- load and its fields -------------------------------------------------------------------------
@@ -103,6 +87,7 @@ def test_flip_of_what_is_no_image_is_refused(tmp_path):
         ({"image_size": "8"}, r"data\.image_size='8' is str; it must be int"),
         ({"flip": 1}, r"data\.flip=1 is int; it must be bool"),
         ({"pad_to": -1}, r"data\.pad_to=-1 must not be negative"),
+        ({"image_size": 2**31}, r"data\.image_size=2147483648 must not be .* above 16384"),
         ({"channels": 2}, r"data\.channels=2 must be 1 \(grey\), 3 \(colour\) or 0"),
         ({"name": ""}, r"data\.name is empty"),
         ({"name": "digits", "path": "x"}, r"data\.path='x' has no meaning for .*'digits'"),
@@ -123,113 +108,6 @@ def test_mixture2d():
     assert np.all(np.abs(dataset.train.array().var(0) - 1) < 5 * np.sqrt(2 / 50_000))
     train, evaluation = ({x.tobytes() for x in s.x} for s in (dataset.train, dataset.eval))
     assert train.isdisjoint(evaluation)
-
-
-# -- folder --------------------------------------------------------------------------------------
-
-
-@pytest.fixture
-def photos(tmp_path):
-    for k in range(20):
-        save_image(tmp_path / "photos" / ("cat" if k % 2 else "dog") / f"{k:02}.png", value=k)
-    return tmp_path / "photos"
-
-
-def test_folder_of_classes(photos):
-    save_image(photos / "dog" / ".hidden.png", value=99)
-    (photos / "notes.txt").write_text("not an image")
-    dataset = load(name="folder", path=str(photos))
-    assert dataset.shape == (4, 6, 1)
-    assert dataset.label_names == ("cat", "dog")
-    assert (len(dataset.train), len(dataset.eval)) == (18, 2)
-    values = np.concatenate([dataset.train.x, dataset.eval.x])[:, 0, 0, 0]
-    labels = np.concatenate([dataset.train.label, dataset.eval.label])
-    assert sorted(values) == list(range(20))
-    np.testing.assert_array_equal(labels, 1 - values % 2)  # odd ones are cats
-    again = load(name="folder", path=str(photos))
-    np.testing.assert_array_equal(again.eval.x, dataset.eval.x)
-
-
-def test_folder_split_does_not_depend_on_where_the_folder_is(photos, tmp_path):
-    first = load(name="folder", path=str(photos))
-    photos.rename(tmp_path / "moved")
-    second = load(name="folder", path=str(tmp_path / "moved"))
-    np.testing.assert_array_equal(first.eval.x, second.eval.x)
-
-
-def test_folder_without_classes_is_resized_and_cropped(tmp_path):
-    # Twice as wide as high: black, with a white square in the middle that alone shall remain.
-    wide = np.zeros((16, 32), np.uint8)
-    wide[:, 8:24] = 255
-    for name in ("a.png", "b.JPEG"):
-        Image.fromarray(wide).save(tmp_path / name, quality=100)
-    tall = Image.fromarray(wide.T)
-    exif = Image.Exif()
-    exif[0x0112] = 6  # lies on its side: to be turned by a quarter
-    tall.save(tmp_path / "c.jpg", quality=100, exif=exif)
-    dataset = load(name="folder", path=str(tmp_path), image_size=8, channels=3, pad_to=10)
-    assert dataset.shape == (10, 10, 3)
-    assert (dataset.num_classes, dataset.train.label) == (0, None)
-    both = np.concatenate([dataset.train.x, dataset.eval.x])
-    assert both.shape[0] == 3
-    assert both[:, 1:9, 2:8].min() > 250
-    assert both[:, 0].max() == 0
-
-
-def test_resizing_is_antialiased(tmp_path):
-    stripes = np.zeros((64, 64), np.uint8)
-    stripes[:, ::2] = 255  # finer than the small image can show: must become even grey
-    Image.fromarray(stripes).save(tmp_path / "a.png")
-    small = images.decode(tmp_path / "a.png", 1, 16)
-    assert np.abs(small[:, 2:-2].astype(int) - 128).max() <= 2
-
-
-def test_folder_grey_and_colour(tmp_path):
-    save_image(tmp_path / "a.png", value=100)
-    save_image(tmp_path / "b.png", mode="RGB", value=(200, 0, 0))
-    assert load(name="folder", path=str(tmp_path)).shape == (4, 6, 3)
-    assert load(name="folder", path=str(tmp_path), channels=1).shape == (4, 6, 1)
-
-
-def test_transparent_pixels_become_black(tmp_path):
-    save_image(tmp_path / "a.png", mode="RGBA", value=(255, 255, 255, 0))
-    assert images.decode(tmp_path / "a.png", 3).max() == 0
-
-
-def test_folder_errors(tmp_path, photos):
-    def refused(error, message, **fields):
-        with pytest.raises(error, match=message):
-            load(name="folder", **fields)
-
-    refused(FileNotFoundError, r"data\.path='' is not a folder")
-    refused(FileNotFoundError, r"data\.path='/no/such' is not a folder", path="/no/such")
-    empty = tmp_path / "empty"
-    empty.mkdir()
-    refused(FileNotFoundError, rf"no image found below data\.path='{empty}'", path=str(empty))
-    save_image(empty / "one.png")
-    refused(ValueError, r"holds one image, one\.png; at least 2", path=str(empty))
-
-    save_image(photos / "dog" / "large.png", size=(8, 8))
-    message = r"differ in size: .*(00|01)\.png is 4 by 6, .*large\.png is 8 by 8 .*data\.image_size"
-    refused(ValueError, message, path=str(photos))
-    assert load(name="folder", path=str(photos), image_size=4).shape == (4, 4, 1)
-    (photos / "dog" / "large.png").unlink()
-
-    save_image(photos / "stray.png")
-    refused(ValueError, r"in sub-folders .* \(stray\.png\)", path=str(photos))
-    (photos / "stray.png").unlink()
-
-    broken = photos / "cat" / "broken.jpg"
-    broken.write_bytes(b"no image")
-    refused(ValueError, rf"{broken} is not a readable image.*take it out", path=str(photos))
-    noise = np.random.default_rng(0).integers(0, 256, (4, 6, 1), np.uint8)
-    broken.write_bytes(images.encode_png(noise)[:50])  # cut short within the pixels
-    refused(ValueError, rf"{broken} is not a readable image", path=str(photos))
-    broken.unlink()
-
-    deep = photos / "cat" / "deep.png"
-    Image.fromarray(np.zeros((4, 6), np.uint16)).save(deep)
-    refused(ValueError, rf"{deep}.*more than 8 bits", path=str(photos))
 
 
 # -- npz -----------------------------------------------------------------------------------------

@@ -2,40 +2,54 @@
 
 from __future__ import annotations
 
+import collections
 import hashlib
+import logging
+import math
+import os
 import pathlib
+import stat
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
 
 import numpy as np
 
 from diffax.data import images
+from diffax.data.archive import check_fits
 from diffax.data.dataset import DataConfig, Dataset, Split, cut, make_dataset
 
+_LOG = logging.getLogger("diffax")
 SUFFIXES = tuple(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
+_MOST_NAMED = 10  # of the files that can't be read
 
 
 def load(config: DataConfig) -> Dataset:
     """Reads every image below the folder `config.path`, decoded into memory.
 
     If the images lie in sub-folders (at any depth), each first-level sub-folder is a class, in the
-    order of their names; if they lie in the folder itself there are no classes. Files with other
-    endings than `SUFFIXES`, and hidden ones, are passed over. Each image is resized and
-    centre-cropped to `config.image_size` (see `images.decode`), made grey or RGB by
+    order of their names; if they lie in the folder itself there are no classes. Links to files and
+    folders count as what they lead to; a folder that several ways lead to is read once for each
+    class. Files with other endings than `SUFFIXES`, and hidden ones, are passed over. Each image is
+    resized and centre-cropped to `config.image_size` (see `images.decode`), made grey or RGB by
     `config.channels`, and framed to `config.pad_to`. The tenth of the files whose relative paths
     have the highest SHA-256 is the eval split: the same on every machine.
 
+    Files that can't be read are an error that names them all, the first ten by name; with
+    `config.skip_bad` they are left out, and the log says how many.
+
     Raises:
       FileNotFoundError: if the folder is missing or holds no image.
-      ValueError: if an image cannot be read, sizes differ without `image_size`, or images lie both
-        in the folder and in sub-folders; the message names the file.
+      ValueError: if images or a folder can't be read, sizes differ without `image_size`, or images
+        lie both in the folder and in sub-folders; the message names the files.
     """
     x, relative = read(config)
     if len(x) < 2:
         raise ValueError(
-            f"data.path={config.path!r} holds one image, {relative[0]}; at least 2 are needed, "
-            "one of them to evaluate on."
+            f"data.path={config.path!r} holds one image, {_named(relative[0])}; at least 2 are "
+            "needed, one of them to evaluate on."
         )
     label, names = classes(relative)
-    digests = [hashlib.sha256(path.as_posix().encode()).hexdigest() for path in relative]
+    digests = [hashlib.sha256(os.fsencode(path.as_posix())).hexdigest() for path in relative]
     train, evaluation = (
         Split(x[i], None if label is None else label[i]) for i in cut(len(x), np.argsort(digests))
     )
@@ -48,65 +62,190 @@ def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
     A single image will do here.
     """
     root = pathlib.Path(config.path)
+    bad: dict[pathlib.Path, str] = {}
     files = _files(root, config)
-    grey, sizes = zip(*(_reading(path, images.header) for path in files), strict=True)
+    headers = dict(_tried(files, images.header, bad))
+    sizes = {path: header.size for path, header in headers.items()}
     if not config.image_size:
-        for path, size in zip(files, sizes, strict=True):
-            if size != sizes[0]:
+        for path, size in sizes.items():
+            first, other = next(iter(sizes.items()))
+            if size != other:
                 raise ValueError(
-                    f"the images differ in size: {files[0]} is {sizes[0][0]} by {sizes[0][1]}, "
-                    f"{path} is {size[0]} by {size[1]} pixels; bring them to one size, those of "
-                    "a data set by data.image_size."
+                    f"the images differ in size: {_named(first)} is {other[0]} by {other[1]}, "
+                    f"{_named(path)} is {size[0]} by {size[1]} pixels; bring them to one size, "
+                    "those of a data set by data.image_size."
                 )
-    channels = config.channels or (1 if all(grey) else 3)
-    height, width = (config.image_size,) * 2 if config.image_size else sizes[0]
-    x = np.empty((len(files), height, width, channels), np.uint8)
-    for i, path in enumerate(files):
-        x[i] = _reading(path, lambda p: images.decode(p, channels, config.image_size))
-    return images.pad(x, config.pad_to), [path.relative_to(root) for path in files]
+    channels = config.channels or (1 if all(header.grey for header in headers.values()) else 3)
+    side = config.image_size
+    shape = (side, side) if side else next(iter(sizes.values()), (1, 1))
+    check_fits(len(headers) * math.prod(shape) * channels, f"data.path={config.path!r}")
+    x = np.empty((len(headers), *shape, channels), np.uint8)
+    paths = []
+
+    def decode(path: pathlib.Path) -> np.ndarray:
+        image = images.decode(path, channels, side)
+        if image.shape != x.shape[1:]:
+            raise ValueError("its size is not the one that its header tells")
+        return image
+
+    decoded = _tried(headers, decode, bad)
+    for path, image in images.counted(decoded, len(headers), "folder"):
+        x[len(paths)] = image
+        paths.append(path)
+    _report(bad, len(files), config)
+    if not paths:
+        raise FileNotFoundError(f"no image below data.path={config.path!r} can be read.")
+    animated = [path for path in paths if headers[path].animated]
+    if animated:
+        _LOG.warning(
+            "%d images have several frames, of which the first is taken (%s)",
+            len(animated),
+            _named(animated[0]),
+        )
+    return images.pad(x[: len(paths)], config.pad_to), [path.relative_to(root) for path in paths]
 
 
 def classes(paths: list[pathlib.Path]) -> tuple[np.ndarray | None, tuple[str, ...]]:
     """The labels of images with these paths within the folder, as in `load`, (N,) int32, and the
     classes' names; None and () without sub-folders."""
-    names = tuple(sorted({path.parts[0] for path in paths if len(path.parts) > 1}))
+    names = sorted({path.parts[0] for path in paths if len(path.parts) > 1})
     if not names:
         return None, ()
-    return np.array([names.index(path.parts[0]) for path in paths], np.int32), names
+    number = {name: i for i, name in enumerate(names)}
+    label = np.array([number[path.parts[0]] for path in paths], np.int32)
+    return label, tuple(map(_named, names))
+
+
+def walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
+    """What lies below a folder and is no folder and not hidden: through links, in order of names.
+
+    Within each first-level sub-folder every folder is entered once, and none that it lies in, so
+    that links in a circle end. A link that leads nowhere is given as it is.
+
+    Raises:
+      ValueError: a folder can't be read; it is named.
+    """
+    above = {_identity(folder) for folder in (root.resolve(), *root.resolve().parents)}
+    for entry in _entries(root):
+        if not os.path.isdir(entry.path):
+            yield pathlib.Path(entry.path)
+            continue
+        seen, waiting = set(above), [pathlib.Path(entry.path)]
+        while waiting:
+            folder = waiting.pop()
+            if _identity(folder) in seen:
+                continue
+            seen.add(_identity(folder))
+            for inner in _entries(folder):
+                path = pathlib.Path(inner.path)
+                if os.path.isdir(path):
+                    waiting.append(path)
+                else:
+                    yield path
+
+
+def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
+    try:
+        with os.scandir(folder) as found:
+            entries = [entry for entry in found if not entry.name.startswith(".")]
+    except OSError as error:
+        raise ValueError(
+            f"the folder {_named(folder)} can't be read ({error.strerror or error})."
+        ) from error
+    return sorted(entries, key=lambda entry: entry.name)
+
+
+def _identity(folder: pathlib.Path) -> tuple[int, int]:
+    try:
+        status = os.stat(folder)
+    except OSError as error:
+        raise ValueError(
+            f"the folder {_named(folder)} can't be read ({error.strerror or error})."
+        ) from error
+    return status.st_dev, status.st_ino
 
 
 def _files(root: pathlib.Path, config: DataConfig) -> list[pathlib.Path]:
-    if not config.path or not root.is_dir():
+    """Those that are to be images, in the order of their paths."""
+    if not config.path or not os.path.isdir(root):
         raise FileNotFoundError(
             f"data.path={config.path!r} is not a folder: data.name='folder' needs one with images."
         )
-    files = sorted(
-        path
-        for path in root.rglob("*")
-        if path.suffix.lower() in SUFFIXES
-        and path.is_file()
-        and not any(part.startswith(".") for part in path.relative_to(root).parts)
-    )
+    found = list(walk(root))
+    files = sorted(p for p in found if p.suffix.lower() in SUFFIXES or _leads_nowhere(p))
     if not files:
         raise FileNotFoundError(
             f"no image found below data.path={config.path!r}; files ending in "
             f"{' '.join(SUFFIXES)} are read."
         )
-    in_root = [path for path in files if path.parent == root]
-    if in_root and len(in_root) < len(files):
+    in_root = [path for path in files if path.parent == root and not _leads_nowhere(path)]
+    if in_root and len(in_root) < len([path for path in files if not _leads_nowhere(path)]):
         raise ValueError(
             f"data.path={config.path!r} holds images in sub-folders (classes) and beside them "
-            f"({in_root[0].name}): move these into a sub-folder, or all into the folder itself."
+            f"({_named(in_root[0].name)}): move these into a sub-folder, or all into the folder "
+            "itself."
+        )
+    others = collections.Counter(p.suffix.lower() for p in set(found) - set(files))
+    if others:
+        said = ", ".join(
+            f"{num} {_named(end) or 'without one'}" for end, num in others.most_common(5)
+        )
+        _LOG.info("%s: files with other endings are passed over: %s", config.path, said)
+    with_images = {path.relative_to(root).parts[0] for path in files}
+    empty = [e.name for e in _entries(root) if os.path.isdir(e.path) and e.name not in with_images]
+    if empty and not in_root:
+        _LOG.warning(
+            "%s: %d sub-folders hold no image and are no classes: %s",
+            config.path,
+            len(empty),
+            _listed(map(_named, empty)),
         )
     return files
 
 
-def _reading(path: pathlib.Path, read):
-    from PIL import Image
+def _leads_nowhere(path: pathlib.Path) -> bool:
+    return os.path.islink(path) and not os.path.exists(path)
 
-    try:
-        return read(path)
-    except (OSError, ValueError, SyntaxError, Image.DecompressionBombError) as error:
+
+def _tried(
+    paths: Sequence[pathlib.Path] | dict, read: Callable, bad: dict[pathlib.Path, str]
+) -> Iterator[tuple[pathlib.Path, Any]]:
+    """Each path with what is read of it; those that can't be read go to `bad`, with the reason."""
+    for path in paths:
+        try:
+            # Opening a pipe or a device could wait for ever.
+            if not stat.S_ISREG(os.stat(path).st_mode):
+                raise ValueError("it is a pipe, a socket or a device")
+            result = read(path)
+        except OSError as error:
+            bad[path] = error.strerror or str(error)
+        except ValueError as error:
+            bad[path] = str(error)
+        else:
+            yield path, result
+
+
+def _report(bad: dict[pathlib.Path, str], num: int, config: DataConfig) -> None:
+    """Raises ValueError, or says in the log, that files can't be read."""
+    if not bad:
+        return
+    reasons = [f"{_named(path)} ({bad[path]})" for path in sorted(bad)]
+    said = f"{len(bad)} of {num} images below data.path={config.path!r} can't be read"
+    if not config.skip_bad:
         raise ValueError(
-            f"{path} is not a readable image ({error}): repair it or take it out of the folder."
-        ) from error
+            f"{said}: {_listed(reasons)}. Repair them, take them out of the folder, or set "
+            "data.skip_bad=True to leave them out."
+        )
+    _LOG.warning("%s and are left out: %s", said, _listed(reasons))
+
+
+def _listed(names: Any) -> str:
+    names = list(names)
+    more = f" and {len(names) - _MOST_NAMED} more" if len(names) > _MOST_NAMED else ""
+    return f"{', '.join(names[:_MOST_NAMED])}{more}"
+
+
+def _named(path: Any) -> str:
+    """A name as it can stand in a sentence: line breaks and bytes that are no text escaped."""
+    text = str(path)
+    return text if text.isprintable() else ascii(text)[1:-1]

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -97,9 +98,11 @@ def _state_of_files(path: str) -> tuple:
     if not path:
         return ()
     root = Path(path)
-    files = sorted(root.rglob("*")) if root.is_dir() else [root]
-    stats = [(str(file), file.stat()) for file in files if file.is_file()]
-    return tuple((name, found.st_size, found.st_mtime_ns) for name, found in stats)
+    files = sorted(folder.walk(root)) if os.path.isdir(root) else [root]
+    stats = [(str(file), file.stat()) for file in files if os.path.isfile(file)]
+    return tuple(
+        (name, found.st_size, found.st_mtime_ns, found.st_ctime_ns) for name, found in stats
+    )
 
 
 def _is_range(ends: tuple) -> bool:

@@ -6,18 +6,19 @@ import difflib
 import logging
 import os
 import re
-import time
 import urllib.error
 import urllib.request
+from collections.abc import Iterator
+from typing import Any
 
 import numpy as np
 
 from diffax.data import images
+from diffax.data.archive import check_fits
 from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
 
 _LOG = logging.getLogger("diffax")
 _CHUNK = 512  # records per read
-_LOG_SECONDS = 5.0
 
 
 def data_dir(config: DataConfig) -> str:
@@ -119,25 +120,39 @@ def _decode(
 ) -> Split:
     num = len(source)
     x, label = None, np.zeros(num, np.int32)
-    last_log = time.monotonic()
-    for start in range(0, num, _CHUNK):
-        records = source.__getitems__(list(range(start, min(start + _CHUNK, num))))
-        for i, record in enumerate(records, start):
+    for i, record in enumerate(images.counted(_records(source, config.name), num, config.name)):
+        try:
             image = images.decode(record[image_key], channels, config.image_size)
-            if x is None:
-                x = np.empty((num, *image.shape), np.uint8)
-            if image.shape != x.shape[1:]:
-                raise ValueError(
-                    f"the images of {config.name!r} differ in size ({x.shape[1:3]} and "
-                    f"{image.shape[:2]}): set data.image_size to resize them."
-                )
-            x[i] = image
-            if label_key:
-                label[i] = record[label_key]
-        if time.monotonic() - last_log > _LOG_SECONDS:
-            last_log = time.monotonic()
-            _LOG.info("%s: %d of %d images decoded", config.name, i + 1, num)
+        except ValueError as error:
+            raise ValueError(
+                f"image {i} of {config.name!r} can't be read ({error}): prepare the set again."
+            ) from error
+        if x is None:
+            check_fits(num * image.size, f"data.name={config.name!r}")
+            x = np.empty((num, *image.shape), np.uint8)
+        if image.shape != x.shape[1:]:
+            raise ValueError(
+                f"the images of {config.name!r} differ in size ({x.shape[1:3]} and "
+                f"{image.shape[:2]}): set data.image_size to resize them."
+            )
+        x[i] = image
+        if label_key:
+            label[i] = record[label_key]
     return Split(images.pad(x, config.pad_to), label if label_key else None)
+
+
+def _records(source, name: str) -> Iterator[Any]:
+    """The records of a split, one after the other."""
+    for start in range(0, len(source), _CHUNK):
+        chunk = list(range(start, min(start + _CHUNK, len(source))))
+        try:
+            records = source.__getitems__(chunk)
+        except Exception as error:  # the readers of TFDS have no one kind for a damaged file
+            first = (str(error).splitlines() or [type(error).__name__])[0]
+            raise ValueError(
+                f"the files of {name!r} can't be read ({first}): prepare the set again."
+            ) from error
+        yield from records
 
 
 def _download(name: str, root: str, also_known: tuple[str, ...]):
