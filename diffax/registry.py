@@ -7,13 +7,18 @@ SAMPLERS.lookup("dim")  # ValueError: sampler='dim' (did you mean ddim?): allowe
 
 from __future__ import annotations
 
+import ast
 import difflib
+import hashlib
 import inspect
+import os
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Iterable, Mapping
-from typing import Any, TypeVar
+from pathlib import Path
+from typing import Any, NamedTuple, TypeVar
 
 T = TypeVar("T")
 
@@ -21,7 +26,18 @@ T = TypeVar("T")
 _NAME = re.compile(r"(?!None$|True$|False$)[A-Za-z_][\w.+-]*")
 # The types of the arguments that become keys of a config.
 KEY_TYPES = (bool, int, float, str, tuple)
-_ADDED: list[tuple[Registry, str]] = []  # by `register`, in this order
+
+
+class _Added(NamedTuple):
+    """What `Registry.register` added: to which table, and the module and the file that asked."""
+
+    table: Registry
+    name: str
+    module: str
+    file: str | None
+
+
+_ADDED: list[_Added] = []
 
 
 class Registry(dict[str, T]):
@@ -37,7 +53,7 @@ class Registry(dict[str, T]):
         self.kind = kind
 
     def register(self, name: str, entry: T) -> None:
-        """Adds an entry.
+        """Adds an entry. What a copy of the same file has registered stays as it is.
 
         Raises:
           ValueError: the name is taken by another entry, or is none: letters, digits and _.+- that
@@ -51,9 +67,13 @@ class Registry(dict[str, T]):
         if name in self:
             if self[name] is entry:
                 return
-            raise ValueError(f"a {self.kind} named {name!r} is registered already")
+            owner = next((a for a in _ADDED if a.table is self and a.name == name), None)
+            if owner and _is_copy(owner.file, _asking()[1]):
+                return
+            by = f", by {owner.file or owner.module}" if owner else ""
+            raise ValueError(f"a {self.kind} named {name!r} is registered already{by}")
         self[name] = entry
-        _ADDED.append((self, name))
+        _ADDED.append(_Added(self, name, *_asking()))
 
     def names(self) -> tuple[str, ...]:
         """The names, in the order in which they came."""
@@ -90,16 +110,52 @@ def _plain(word: Any) -> str:
     return str(word).lower().replace("-", "_")
 
 
+def code_digest(source: bytes) -> str:
+    """16 hexadecimal digits of a plugin's code, without the lines of its get_config()."""
+    lines = source.splitlines(keepends=True)
+    try:
+        body = ast.parse(source).body
+    except (SyntaxError, ValueError):  # it says so when it is run
+        body = []
+    for node in body:
+        if isinstance(node, ast.FunctionDef) and node.name == "get_config":
+            first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
+            lines[first - 1 : node.end_lineno] = [b""] * (node.end_lineno - first + 1)
+    return hashlib.sha256(b"".join(lines)).hexdigest()[:16]
+
+
 def added() -> tuple[tuple[str, str], ...]:
     """(kind, name) of all that was registered beyond diffax's own, in this order."""
-    return tuple((table.kind, name) for table, name in _ADDED)
+    return tuple((entry.table.kind, entry.name) for entry in _ADDED)
 
 
-def forget(since: int) -> None:
-    """Takes out of the tables what was registered after the first `since` of `added`."""
-    for table, name in _ADDED[since:]:
-        del table[name]
-    del _ADDED[since:]
+def added_by(module: str) -> tuple[tuple[str, str], ...]:
+    """Those of `added` that the module of that name registered."""
+    return tuple((entry.table.kind, entry.name) for entry in _ADDED if entry.module == module)
+
+
+def forget(entries: Iterable[tuple[str, str]]) -> None:
+    """Takes some of `added` out of their tables."""
+    gone = set(entries)
+    for entry in list(_ADDED):
+        if (entry.table.kind, entry.name) in gone:
+            entry.table.pop(entry.name, None)
+            _ADDED.remove(entry)
+
+
+def _is_copy(one: str | None, other: str | None) -> bool:
+    """Whether two files are different ones with the same code."""
+    if not (one and other) or one == other or not all(map(os.path.isfile, (one, other))):
+        return False
+    return code_digest(Path(one).read_bytes()) == code_digest(Path(other).read_bytes())
+
+
+def _asking() -> tuple[str, str | None]:
+    """The name and the file of the module outside diffax that is registering something."""
+    frame = sys._getframe(1)
+    while frame.f_back and frame.f_globals.get("__name__", "").partition(".")[0] == "diffax":
+        frame = frame.f_back
+    return frame.f_globals.get("__name__", ""), frame.f_globals.get("__file__")
 
 
 def arguments(what: str, function: Callable, leave_out: Iterable[str] = ()) -> dict[str, type]:

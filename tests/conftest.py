@@ -49,7 +49,7 @@ import jax  # noqa: E402
 import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
-from diffax import registry  # noqa: E402
+from diffax import plugins, registry  # noqa: E402
 
 # Derandomised: a run draws the same examples every time, so that a failure is there for
 # everybody. Compilation falls into the first example, hence no deadline.
@@ -78,9 +78,11 @@ def hasty_compiler():
 @pytest.fixture
 def registering():
     """What a test registers is forgotten after it."""
-    before = len(registry.added())
+    before, loaded = registry.added(), dict(plugins._LOADED)
     yield
-    registry.forget(before)
+    registry.forget(registry.added()[len(before) :])
+    plugins._LOADED.clear()
+    plugins._LOADED.update(loaded)
 
 
 @pytest.fixture(scope="module", autouse=True)

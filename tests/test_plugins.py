@@ -1,0 +1,200 @@
+"""Plugins: which file is run, when it is one and the same, what is said of it."""
+
+import logging
+import sys
+
+import pytest
+
+from diffax import plugins, registry, schedules
+
+pytestmark = pytest.mark.usefixtures("registering")
+
+POWER = """
+from diffax import schedules
+
+
+def log_snr(t, p):
+    return 10.0 - 20.0 * t**p
+
+
+schedules.register("power", lambda p=2.0: schedules.from_log_snr(log_snr, p=p))
+"""
+CONFIG = """
+
+def get_config():
+    return {}
+"""
+
+
+@pytest.fixture
+def power(tmp_path):
+    path = tmp_path / "power.py"
+    path.write_text(POWER)
+    return path
+
+
+@pytest.fixture
+def lines(monkeypatch):
+    """What is logged."""
+    said = []
+    handler = logging.Handler()
+    handler.emit = lambda record: said.append(record.getMessage())
+    logger = logging.getLogger("diffax")
+    monkeypatch.setattr(logger, "handlers", [handler])
+    logger.setLevel(logging.INFO)
+    return said
+
+
+def afresh():
+    """As in another process."""
+    for plugin in plugins._LOADED.values():
+        registry.forget(plugin.registers)
+    plugins._LOADED.clear()
+
+
+def test_a_file_is_run_once_and_says_so(power, lines):
+    plugin = plugins.load(str(power))
+    assert lines == [f"running the plugin {power}"]
+    assert plugin.registers == (("schedule", "power"),)
+    assert schedules.get("power", p=1.0).log_snr(0.5) == 0.0
+    assert plugins.load(str(power)) is plugins.load(plugin.name) is plugin
+    assert len(lines) == 1
+    assert plugins.unowned() == []
+
+
+def test_the_same_code_under_two_paths_is_one_plugin(power, tmp_path):
+    copy = tmp_path / "copy.py"
+    copy.write_text(POWER)
+    assert plugins.load(str(copy)) is plugins.load(str(power))
+
+
+def test_what_get_config_says_is_not_part_of_a_plugin(power):
+    """A config file that registers something is one, whatever else is changed in it."""
+    path = str(power)
+    power.write_text(POWER + CONFIG)
+    first = plugins.run_config(path)
+    power.write_text(POWER + CONFIG.replace("{}", "{1: 2}"))
+    second = plugins.run_config(path)
+    assert first.name == second.name and first.registers == second.registers
+    assert (first.module.get_config(), second.module.get_config()) == ({}, {1: 2})
+    assert plugins.load(second.name) is second
+    assert schedules.names().count("power") == 1
+
+
+def test_a_config_file_that_registers_nothing_is_none(tmp_path):
+    path = tmp_path / "config.py"
+    for value in (1, 2):
+        path.write_text(f"VALUE = {value}\n" + CONFIG)
+        assert plugins.run_config(str(path)).module.VALUE == value
+    assert plugins._LOADED == {}
+
+
+def test_two_plugins_of_one_name_are_refused(power, tmp_path):
+    other = tmp_path / "other.py"
+    other.write_text("from diffax import schedules\n" + POWER.replace("10.0", "9.0"))
+    plugins.load(str(power))
+    words = rf"{other}, line 10: a schedule named 'power' is registered already, by {power}"
+    with pytest.raises(ValueError, match=words):
+        plugins.load(str(other))
+
+
+@pytest.mark.parametrize(
+    ("code", "words"),
+    [
+        ("import nothing_of_that_name", "line 1: ModuleNotFoundError: No module named"),
+        ("\nx = (1,", "line 2: SyntaxError: '.' was never closed"),
+        ("raise SystemExit(3)", "line 1: SystemExit: 3"),
+        (POWER + "1 / 0\n", "line 10: ZeroDivisionError"),
+        (POWER + "schedules.register('cosine', lambda: 1)", "'cosine' is registered already"),
+        ("\0", "is a binary file"),
+    ],
+)
+def test_code_that_fails_is_one_sentence_and_registers_nothing(code, words, tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(code)
+    before = registry.added()
+    with pytest.raises(ValueError, match=words) as caught:
+        plugins.load(str(path))
+    assert "\n" not in str(caught.value) and str(path) in str(caught.value)
+    assert registry.added() == before and plugins._LOADED == {}
+    path.write_text(POWER)  # mended, it works
+    assert plugins.load(str(path)).registers
+
+
+def test_what_is_no_plugin_is_said(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "power.py").write_text(POWER)
+    (tmp_path / "sub.py").mkdir()
+    for given, words in {
+        "nothing.py": "nothing.py: no such file",
+        "sub/nothing": "sub/nothing: no such file",
+        ".": "must be a file of Python",
+        "sub.py": "sub.py is a directory",
+        "power": r"'power': there is no module of that name .did you mean power.py",
+        "no.such.module": "there is no module of that name",
+        "two words": "must be a file of Python or the name of a module",
+        "power.py#0123456789abcdef": "it is not loaded; name its file by --plugin=FILE",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            plugins.load(given)
+
+
+def test_a_copy_is_kept_and_a_changed_original_is_said(power, tmp_path, lines):
+    kept = tmp_path / "run" / "plugins"
+    name = plugins.load(str(power)).name
+    plugins.keep([name], kept)
+    plugins.keep([name], kept)
+    afresh()
+    plugin = plugins.load(name, kept)
+    assert (plugin.name, plugin.path.parent, plugin.source) == (name, kept, POWER.encode())
+    assert not any("changed" in line for line in lines)
+    plugins.keep([name], tmp_path / "other")  # of a copy: the index names the first original
+    power.write_text(POWER.replace("10.0", "9.0"))
+    for folder in (kept, tmp_path / "other"):
+        afresh()
+        plugins.load(name, folder)
+        said = f"{power} has changed since the run was trained: {folder}"
+        assert any(line.startswith(said) for line in lines)
+    power.unlink()  # and without it
+    afresh()
+    assert schedules.get("power") if plugins.load(name, kept) else None
+    afresh()
+    plugin.path.write_text(POWER + "# more")
+    with pytest.raises(ValueError, match="is damaged or was changed"):
+        plugins.load(name, kept)
+
+
+def test_modules(tmp_path, monkeypatch):
+    """One that the program has imported is not run again, nor is its copy; a package is named by
+    its version."""
+    monkeypatch.syspath_prepend(tmp_path)
+    package = tmp_path / "laboratory"
+    package.mkdir()
+    (package / "__init__.py").write_text("")
+    (package / "powers.py").write_text(POWER)
+    import laboratory.powers
+
+    assert plugins.unowned() == [("schedule", "power")]
+    plugin = plugins.load("laboratory.powers")
+    assert plugin.module is laboratory.powers and plugin.registers == (("schedule", "power"),)
+    assert plugin.name.startswith("laboratory.powers#") and plugins.unowned() == []
+    plugins.keep([plugin.name, plugins.load("laboratory").name], tmp_path / "kept")
+    assert plugins.load("laboratory").name == "laboratory"
+    # Another process: the copy is run, and that the module is imported later does no harm.
+    afresh()
+    for name in ("laboratory.powers", "laboratory"):
+        del sys.modules[name]
+    copy = plugins.load(plugin.name, tmp_path / "kept")
+    assert copy.registers == plugin.registers and copy.path.parent.name == "kept"
+    import laboratory.powers
+
+    assert schedules.names().count("power") == 1
+    for name in ("laboratory.powers", "laboratory"):
+        del sys.modules[name]
+
+
+def test_two_types_of_one_key_are_refused(tmp_path):
+    path = tmp_path / "mine.py"
+    path.write_text(POWER.replace("p=2.0", "s='small'"))
+    with pytest.raises(ValueError, match="line 9: schedule 'power': its argument 's' is of type"):
+        plugins.load(str(path))
