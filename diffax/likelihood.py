@@ -10,7 +10,7 @@ import jax
 import jax.numpy as jnp
 from jax.experimental.ode import odeint
 
-from diffax import process
+from diffax import arguments, process
 from diffax.process import AnySchedule, Predict
 from diffax.schedules import alpha_of, ends_of, require_finite_ends, sigma_of
 from diffax.time_sampling import stratified
@@ -83,10 +83,15 @@ def vlb(
       draws: take these random numbers and need no key.
 
     Raises:
-      ValueError: an infinite end (names `with_endpoints`), an unknown prediction, or a num_steps
-        that is not the discrete schedule's.
+      ValueError: an infinite end (names `with_endpoints`), an unknown prediction, a num_steps that
+        is not the discrete schedule's, arguments in another order, or quantised data outside
+        [-1, 1].
     """
+    arguments.check_order("vlb", key=key, predict=predict, schedule=schedule, x0=x0)
     process.check_prediction(prediction)
+    x0 = arguments.quantised("x0", x0, levels)
+    if key is None and draws is None:
+        raise ValueError("key is None: the bound draws times and noise, so give a key, or `draws`")
     require_finite_ends(schedule, "vlb")
     u, noise, clean_noise = draw(key, x0.shape, x0.dtype) if draws is None else draws
     t, log_snr_t, weight = _transition(schedule, u, num_steps)
@@ -166,11 +171,7 @@ def _transition(
     if num_steps is None:
         log_snr_t, slope = schedule.log_snr_and_slope(u)
         return u, log_snr_t, -slope
-    if int(num_steps) != num_steps or num_steps < 1:
-        raise ValueError(
-            f"num_steps={num_steps}: must be a whole number of at least 1, or None for continuous"
-            " time"
-        )
+    num_steps = arguments.whole("num_steps", num_steps, 1)
     step = jnp.minimum(jnp.floor(u * num_steps), num_steps - 1)
     t, s = (step + 1) / num_steps, step / num_steps
     log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(s)
@@ -214,17 +215,20 @@ def ode_log_likelihood(
 
     Raises:
       ValueError: an infinite end (names `with_endpoints`), an unknown divergence, a missing key, a
-        count below 1, or a discrete schedule with a predictor told the index.
+        count below 1, arguments in another order, or a discrete schedule with a predictor told the
+        index.
     """
+    order = dict(predict=predict, schedule=schedule, x0=x0, key=key)
+    arguments.check_order("ode_log_likelihood", **order)
+    x0 = arguments.data("x0", x0)
     process.check_prediction(prediction)
     require_finite_ends(schedule, "ode_log_likelihood")
     if divergence not in _DIVERGENCES:
         raise ValueError(f"divergence={divergence!r}: allowed are {', '.join(_DIVERGENCES)}")
     if divergence == "hutchinson" and key is None:
         raise ValueError("divergence='hutchinson' draws random probes: give a key")
-    for name, count in (("num_steps", num_steps), ("num_probes", num_probes)):
-        if count is not None and (int(count) != count or count < 1):
-            raise ValueError(f"{name}={count}: must be a whole number of at least 1")
+    num_probes = arguments.whole("num_probes", num_probes, 1)
+    num_steps = None if num_steps is None else arguments.whole("num_steps", num_steps, 1)
     if schedule.num_steps is not None and not process.takes_log_snr(predict):
         raise ValueError(
             "the ODE passes between the indices of a discrete schedule: give a predictor told the"
@@ -255,7 +259,7 @@ def ode_log_likelihood(
     if num_steps is None:
         x, change = _adaptively(velocity, start, clean, noisy, tolerance)
     else:
-        x, change = _runge_kutta(velocity, start, clean, noisy, int(num_steps))
+        x, change = _runge_kutta(velocity, start, clean, noisy, num_steps)
     prior = -0.5 * (jnp.sum(x**2, tuple(range(1, x.ndim))) + size * math.log(2 * math.pi))
     return prior - change
 
@@ -276,7 +280,13 @@ def ode_bits_per_dim(
 
     Args:
       x0: as in `vlb`; key: PRNG key. options: of `ode_log_likelihood`.
+
+    Raises:
+      ValueError: as `ode_log_likelihood`; quantised data outside [-1, 1].
     """
+    order = dict(predict=predict, schedule=schedule, x0=x0, key=key)
+    arguments.check_order("ode_bits_per_dim", **order)
+    x0 = arguments.quantised("x0", x0, levels)
     noise_key, probe_key = jax.random.split(key)
     size, log_width = math.prod(x0.shape[1:]), 0.0
     if levels is not None:

@@ -9,7 +9,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 
-from diffax import likelihood, process
+from diffax import arguments, likelihood, process
 from diffax.process import AnySchedule, Predict
 from diffax.registry import Registry, unknown
 from diffax.schedules import DiscreteSchedule, Schedule, alpha_of
@@ -128,8 +128,12 @@ def training_loss(
     Raises:
       ValueError: an unknown prediction or weighting; eps-prediction with a zero-terminal-SNR
         schedule, or a weighting by the slope with a discrete one; `learned_variance` with a
-        continuous schedule; a prediction of the wrong shape.
+        continuous schedule; a prediction of the wrong shape; arguments in another order, times
+        outside the schedule (unless they are traced), or noise of another shape than x0's.
     """
+    arguments.check_order("training_loss", key=key, predict=predict, schedule=schedule, x0=x0)
+    x0 = arguments.data("x0", x0)
+    arguments.check_per_example("t", t, x0.shape)
     process.refuse_eps_at_zero_snr(schedule, prediction)
     if learned_variance and schedule.num_steps is None:
         raise ValueError(
@@ -141,6 +145,7 @@ def training_loss(
     log_snr, slope = schedule.log_snr_and_slope(t)
     if noise is None:
         noise = jax.random.normal(key, x0.shape, x0.dtype)
+    noise = arguments.data("noise", noise, x0.shape)
     x_t = process.q_sample_at(x0, log_snr, noise)
     out = process.told(predict, x_t, t, log_snr, halves=2 if learned_variance else 1)
     out, fraction = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
@@ -250,11 +255,12 @@ def _mean_over_data(x: jax.Array) -> jax.Array:
 # --- the learned schedule's objectives ----------------------------------------------------------
 
 
+@arguments.formerly("schedule", "predict", "x0", "key")
 def schedule_gradient(
-    schedule: Schedule,
-    predict: Predict,
-    x0: jax.Array,
     key: jax.Array | None,
+    predict: Predict,
+    schedule: Schedule,
+    x0: jax.Array,
     objective: str = "variance",
     prediction: str = "eps",
     num_steps: int | None = None,
@@ -274,20 +280,25 @@ def schedule_gradient(
 
     The network's parameters are whatever `predict` closes over; no gradient is taken by them.
 
+    The order schedule_gradient(schedule, predict, x0, key) is still taken, with a warning.
+
     Args:
-      schedule: continuous, with finite ends. A fixed one has no leaves and gets none back.
+      key: PRNG key.
       predict: predict(x_t, log_snr), x_t (batch, ..., C), log_snr (batch,). It is told the noise
         level: the gradient flows through x_t and through what it is told, both of which the
         objective needs.
-      x0: (batch, ..., C); key: PRNG key.
+      schedule: continuous, with finite ends. A fixed one has no leaves and gets none back.
+      x0: (batch, ..., C).
       prediction: "eps", "x0" or "v". num_steps, levels: see `likelihood.vlb`.
       has_aux: also return the bound's terms, `likelihood.VLB`, whose `diffusion` is L.
       draws: take these random numbers, of `likelihood.draw`, and need no key.
 
     Raises:
-      ValueError: an unknown objective, "vlb" without num_steps, a discrete schedule or infinite
-        ends.
+      ValueError: an unknown objective, "vlb" without num_steps, a discrete schedule, infinite ends
+        or arguments in another order.
     """
+    order = dict(key=key, predict=predict, schedule=schedule, x0=x0)
+    arguments.check_order("schedule_gradient", **order)
     if objective not in SCHEDULE_OBJECTIVES:
         raise ValueError(unknown("schedule objective", objective, SCHEDULE_OBJECTIVES))
     if schedule.num_steps is not None:

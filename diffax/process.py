@@ -13,6 +13,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from diffax import arguments
 from diffax.registry import unknown
 from diffax.schedules import DiscreteSchedule, Schedule, alpha_of, sigma_of
 
@@ -37,8 +38,15 @@ def q_sample(schedule: AnySchedule, x0: jax.Array, t: jax.Array, noise: jax.Arra
       x0: (batch, ..., C), any floating dtype, of about unit variance.
       t: (batch,) or ().
       noise: standard normal, of x0's shape.
+
+    Raises:
+      ValueError: a time outside the schedule (unless it is traced), bytes for x0, or shapes that
+        don't agree.
     """
-    return q_sample_at(x0, schedule.log_snr(t), noise)
+    arguments.check_order("q_sample", schedule=schedule, x0=x0)
+    x0 = arguments.data("x0", x0)
+    arguments.check_per_example("t", t, x0.shape)
+    return q_sample_at(x0, schedule.log_snr(t), arguments.data("noise", noise, x0.shape))
 
 
 def q_sample_at(x0: jax.Array, log_snr: jax.Array, noise: jax.Array) -> jax.Array:
@@ -64,8 +72,12 @@ def q_step(
       s: the time of x_prev, like `t`.
 
     Raises:
-      ValueError: a continuous schedule without `s`.
+      ValueError: a continuous schedule without `s`, an `s` after `t`, or as in `q_sample`.
     """
+    arguments.check_order("q_step", schedule=schedule, x_prev=x_prev)
+    x_prev = arguments.data("x_prev", x_prev)
+    arguments.check_per_example("t", t, x_prev.shape)
+    noise = arguments.data("noise", noise, x_prev.shape)
     log_snr_t, log_snr_s = schedule.log_snr(t), _earlier(schedule, t, s)
     beta = expand_to(transition_variance(log_snr_t, log_snr_s), x_prev)
     return jnp.sqrt(1 - beta) * x_prev + jnp.sqrt(beta) * noise
@@ -85,8 +97,12 @@ def q_posterior(
       x0 and 0.
 
     Raises:
-      ValueError: a continuous schedule without `s`.
+      ValueError: a continuous schedule without `s`, an `s` after `t`, or as in `q_sample`.
     """
+    arguments.check_order("q_posterior", schedule=schedule, x0=x0)
+    x0 = arguments.data("x0", x0)
+    arguments.check_per_example("t", t, x0.shape)
+    x_t = arguments.data("x_t", x_t, x0.shape)
     return posterior_between(x0, x_t, schedule.log_snr(t), _earlier(schedule, t, s))
 
 
@@ -127,7 +143,9 @@ def learned_log_variance(
 
 def _earlier(schedule: AnySchedule, t: jax.Array, s: jax.Array | None) -> jax.Array:
     if s is not None:
-        return schedule.log_snr(s)
+        log_snr = schedule.log_snr(s)
+        arguments.check_before(s, t)
+        return log_snr
     if schedule.num_steps is None:
         raise ValueError("a continuous schedule has no previous step: give the earlier time s")
     t = jnp.asarray(t)

@@ -13,6 +13,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffax import arguments
 from diffax.process import AnySchedule
 from diffax.registry import Registry
 
@@ -33,7 +34,11 @@ def times_of(schedule: AnySchedule, u: jax.Array) -> jax.Array:
 
     Both ends are left out in continuous time, by half of u's float resolution: float32 draws reach
     them, where many a schedule's log-SNR is infinite.
+
+    Raises:
+      ValueError: u outside [0, 1], unless it is traced.
     """
+    arguments.check_within("u", u, 1, "it runs from 0 to 1")
     if schedule.num_steps is None:
         half = jnp.finfo(u.dtype).eps / 2
         return jnp.clip(u, half, 1 - half)

@@ -81,7 +81,7 @@ ERRORS = {
         lambda: schedules.sigmoid_beta().discretize(19),
         ["num_steps=19", "20 steps or more"],
     ),
-    "no steps": (lambda: schedules.cosine().discretize(0), ["num_steps", "got 0", "whole number"]),
+    "no steps": (lambda: schedules.cosine().discretize(0), ["num_steps=0", "whole number"]),
     "half steps": (lambda: schedules.cosine().discretize(2.5), ["num_steps", "2.5"]),
     "betas shape": (lambda: schedules.from_betas(np.ones((2, 3)) / 2), ["betas", "(2, 3)", "(T,)"]),
     "betas empty": (lambda: schedules.from_betas([]), ["betas", "(0,)"]),

@@ -46,7 +46,7 @@ def test_gradient_is_that_of_the_objective(kind, objective, num_steps):
 
     gradient = jax.jit(
         lambda schedule: objectives.schedule_gradient(
-            schedule, predict, x0, key, objective, num_steps=num_steps, levels=None
+            key, predict, schedule, x0, objective, num_steps=num_steps, levels=None
         )
     )(schedule)
     assert jax.tree.structure(gradient) == jax.tree.structure(schedule)
@@ -66,7 +66,7 @@ def test_gradient_is_that_of_the_objective(kind, objective, num_steps):
 
 def gradient_of(schedule, x0, key):
     """By the variance objective, with the exact predictor."""
-    return objectives.schedule_gradient(schedule, EXACT, x0, key, levels=None)
+    return objectives.schedule_gradient(key, EXACT, schedule, x0, levels=None)
 
 
 def test_a_fixed_schedule_has_an_empty_gradient():
@@ -108,11 +108,11 @@ def test_refusals(arguments, said):
     x0 = jnp.zeros((2, 2))
     with pytest.raises(ValueError, match=said):
         objectives.schedule_gradient(
-            schedules.learned(size=4), EXACT, x0, jax.random.key(0), levels=None, **arguments
+            jax.random.key(0), EXACT, schedules.learned(size=4), x0, levels=None, **arguments
         )
     with pytest.raises(ValueError, match="continuous"):
         discrete = schedules.learned(size=4).discretize(10)
-        objectives.schedule_gradient(discrete, EXACT, x0, jax.random.key(0), levels=None)
+        objectives.schedule_gradient(jax.random.key(0), EXACT, discrete, x0, levels=None)
 
 
 # --- following it -------------------------------------------------------------------------------
@@ -128,7 +128,7 @@ def followed(schedule, predict, steps=400, rate=3e-2):
         schedule, state = carry
         x0 = mixture.sample(key, 512)
         gradient = objectives.schedule_gradient(
-            schedule, predict, x0, jax.random.fold_in(key, 1), levels=None
+            jax.random.fold_in(key, 1), predict, schedule, x0, levels=None
         )
         updates, state = optimizer.update(gradient, state)
         return (optax.apply_updates(schedule, updates), state), None
@@ -218,8 +218,8 @@ def test_the_gradient_through_what_the_network_is_told_is_needed():
     x0, key = three_modes().sample(jax.random.key(0), 4096), jax.random.key(1)
     schedule = schedules.learned(kind="piecewise_linear", **ENDS)
 
-    full = objectives.schedule_gradient(schedule, EXACT, x0, key, levels=None)
-    cut = objectives.schedule_gradient(schedule, deaf, x0, key, levels=None)
+    full = objectives.schedule_gradient(key, EXACT, schedule, x0, levels=None)
+    cut = objectives.schedule_gradient(key, deaf, schedule, x0, levels=None)
     a, b = full.shape["logits"], cut.shape["logits"]
     assert float(jnp.linalg.norm(a - b) / jnp.linalg.norm(a)) > 0.1
     right = interval_of_variance(diffusion_terms(followed(schedule, EXACT), EXACT))

@@ -162,7 +162,7 @@ def test_in_discrete_time_the_network_sees_the_steps_of_the_learned_schedule(obj
 
     def gradient(half, key):
         return objectives.schedule_gradient(
-            state.schedule, predict, batch["x"][half::2], key, objective=objective,
+            key, predict, state.schedule, batch["x"][half::2], objective=objective,
             prediction="v", num_steps=own_steps or 8, levels=None,
         )  # fmt: skip
 
@@ -236,7 +236,7 @@ def test_schedule_does_not_feel_the_networks_learning():
     @jax.jit
     def gradient(x, key):
         predict = training.predictor(model, state.params)
-        return objectives.schedule_gradient(state.schedule, predict, x, key, levels=None)
+        return objectives.schedule_gradient(key, predict, state.schedule, x, levels=None)
 
     keys = jax.random.split(key)
     halves = [gradient(batch["x"][half::2], keys[half]) for half in (0, 1)]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import jax
 import jax.numpy as jnp
 
-from diffax import process
+from diffax import arguments, process
 from diffax.process import AnySchedule, Predict
 from diffax.samplers.base import Level, split_key, standard_normal
 from diffax.samplers.loop import sample, visited_levels
@@ -22,31 +22,35 @@ def sdedit(
     num_steps: int = 50,
     prediction: str = "eps",
     grid: str | Sequence[float] | jax.Array = "uniform",
+    log_snr_max: float = 20.0,
+    log_snr_min: float = -20.0,
     **options: object,
 ) -> jax.Array:
     """SDEdit (Meng 2022, algorithm 1): noise x up to a level, then sample from there.
 
-    Of the `num_steps` levels of the grid the last `strength` share is visited, so 1 forgets x but
-    for its trace at the noisiest level, and a small share keeps all but details.
+    Of the `num_steps` levels of the grid the last `strength` share is visited, one at least, so 1
+    forgets x but for its trace at the noisiest level, and a small share keeps all but details.
 
     Args:
       key: PRNG key, or one for each example; x: (batch, ..., C), what is edited.
       strength: above 0 and at most 1.
-      predict, schedule, num_steps, prediction, grid, options: as in `sample`.
+      The others are as in `sample`.
 
     Raises:
       ValueError: a strength outside its range, or what `sample` refuses.
     """
+    arguments.check_order("sdedit", key=key, predict=predict, schedule=schedule, x=x)
+    x = arguments.data("x", x)
     if not 0 < strength <= 1:
         raise ValueError(f"strength={strength}: must be above 0 and at most 1")
-    levels = visited_levels(schedule, num_steps, grid, prediction)
+    levels = visited_levels(schedule, num_steps, grid, prediction, log_snr_max, log_snr_min)
     kept = max(1, round(strength * len(levels.t)))
     levels = Level(levels.t[-kept:], levels.log_snr[-kept:])
     noise_key, sample_key = split_key(key)
     noised = process.q_sample_at(x, levels.log_snr[0], standard_normal(noise_key, x.shape, x.dtype))
     return sample(
         sample_key, predict, schedule, x.shape, num_steps=kept, prediction=prediction,
-        grid=levels, x_init=noised, **options,
+        grid=levels, x_init=noised, log_snr_max=log_snr_max, log_snr_min=log_snr_min, **options,
     )  # fmt: skip
 
 
@@ -70,6 +74,8 @@ def invert(
     Raises:
       ValueError: what `sample` refuses; a schedule that starts at zero SNR, where x_t says nothing.
     """
+    arguments.check_order("invert", predict=predict, schedule=schedule, x0=x0)
+    x0 = arguments.data("x0", x0)
     levels = visited_levels(schedule, num_steps, grid, prediction)
     if schedule.zero_terminal:
         raise ValueError("at zero SNR x_t holds nothing of x0: invert under a finite end")
@@ -112,7 +118,11 @@ def reconstruct(
 
     Returns:
       What is sampled, and sqrt(mean((sampled - x0)^2)) of each example, (batch,).
+
+    Raises:
+      ValueError: what `sample` refuses; starts and x0 of different shapes.
     """
+    x0 = arguments.data("x0", x0)
     key = jax.random.key(0)  # DDIM draws nothing
     again = sample(
         key, predict, schedule, x0.shape, num_steps=num_steps, prediction=prediction,
@@ -131,7 +141,13 @@ def interpolate(a: jax.Array, b: jax.Array, shares: Sequence[float] | jax.Array)
 
     Returns:
       (n, ...).
+
+    Raises:
+      ValueError: a and b of different shapes, or a share outside [0, 1].
     """
+    a = arguments.data("a", a)
+    b = arguments.data("b", b, a.shape)
+    arguments.check_within("shares", shares, 1, "each lies between 0 and 1")
     flat_a, flat_b = jnp.ravel(a), jnp.ravel(b)
     cosine = jnp.vdot(flat_a, flat_b) / (jnp.linalg.norm(flat_a) * jnp.linalg.norm(flat_b))
     angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))  # keeps sin w away from 0

@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax import process
+from diffax import arguments, process
 from diffax.process import AnySchedule, Predict
 from diffax.samplers.base import Level, Step, fold_in, split_key, standard_normal
 from diffax.samplers.ddpm import ddpm
@@ -22,7 +22,7 @@ def inpaint(
     known: jax.Array,
     mask: jax.Array,
     num_steps: int = 50,
-    jump_length: int = 10,
+    jump_length: int | None = None,
     num_resamples: int = 10,
     prediction: str = "eps",
     grid: str | Sequence[float] | jax.Array = "uniform",
@@ -38,18 +38,28 @@ def inpaint(
 
     Args:
       key: PRNG key, or one for each example, as in `sample`.
-      known: (batch, ..., C); mask: broadcasts to it, 1 where it is known, 0 where it is sampled.
+      known: (batch, ..., C).
+      mask: broadcasts to it; True or 1 where it is known, False or 0 where it is sampled, whatever
+        `known` holds there. A share between mixes the two.
+      jump_length: below the number of levels; None for 10, or one level less than there are.
       num_resamples: how often each stretch is gone through; 1: no jumps.
       The others are as in `sample`.
 
     Raises:
-      ValueError: a jump or a count below 1, or what `sample` refuses.
+      ValueError: a mask outside [0, 1] or of another shape, a jump or a count below 1, a jump over
+        all levels, or what `sample` refuses.
     """
-    for name, value in (("jump_length", jump_length), ("num_resamples", num_resamples)):
-        if int(value) != value or value < 1:
-            raise ValueError(f"{name}={value}: must be a whole number of at least 1")
+    arguments.check_order("inpaint", key=key, predict=predict, schedule=schedule, known=known)
+    known = arguments.data("known", known)
+    mask = arguments.mask(mask, known.shape).astype(known.dtype)
+    known = jnp.where(mask > 0, known, 0)
     levels = visited_levels(schedule, num_steps, grid, prediction)
     num = levels.t.shape[0]
+    num_resamples = arguments.whole("num_resamples", num_resamples, 1)
+    if jump_length is None:
+        jump_length = max(1, min(10, num - 1))
+    most = num - 1 if num_resamples > 1 else None
+    jump_length = arguments.whole("jump_length", jump_length, 1, most)
     whole = Level(
         jnp.append(levels.t, jnp.zeros((), levels.t.dtype)), jnp.append(levels.log_snr, jnp.inf)
     )

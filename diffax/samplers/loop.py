@@ -8,7 +8,7 @@ from collections.abc import Callable, Sequence
 import jax
 import jax.numpy as jnp
 
-from diffax import process
+from diffax import arguments, process
 from diffax.process import AnySchedule, Predict
 from diffax.registry import Registry, shared_arguments, suggestion
 from diffax.samplers import grids
@@ -31,7 +31,6 @@ from diffax.samplers.heun import heun
 from diffax.samplers.plms import plms
 from diffax.samplers.unipc import unipc
 from diffax.schedules import concrete_ends, ends_of
-from diffax.schedules.base import as_float
 
 SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
     "sampler",
@@ -145,18 +144,20 @@ def sample(
       x0 of `shape`, or (x0, trajectory).
 
     Raises:
-      ValueError: an unknown name or option, a step count or grid that does not fit the schedule, or
-        eps-prediction where zero SNR is visited.
+      ValueError: an unknown name or option, a step count or grid that does not fit the schedule,
+        eps-prediction where zero SNR is visited, or arguments in another order.
     """
+    arguments.check_order("sample", key=key, predict=predict, schedule=schedule)
     solver = get(sampler, **options)
     over = _range(schedule, prediction, log_snr_max, log_snr_min)
     levels = grids.levels(over, grid, num_steps)
     end = Level(jnp.zeros_like(levels.t[:1]), jnp.full_like(levels.log_snr[:1], jnp.inf))
     if not low_order_finish:
         end = over.at(jnp.reshape(over.clean, (1,)).astype(levels.t.dtype))
-    shape = tuple(shape)
+    shape = tuple(arguments.whole("shape", size, 0) for size in shape)
     start_key, step_key = split_key(key)
-    x = standard_normal(start_key, shape) if x_init is None else as_float(x_init)
+    arguments.check_per_example("key", start_key, shape)
+    x = standard_normal(start_key, shape) if x_init is None else arguments.data("x_init", x_init)
     if x.shape != shape:
         raise ValueError(f"x_init has shape {x.shape}, and shape={shape} was asked for")
     denoise = make_denoiser(
@@ -209,6 +210,10 @@ def _range(
 ) -> grids.Range:
     """What a grid is laid over; refuses what can't be sampled."""
     process.refuse_eps_at_zero_snr(schedule, prediction)
+    if not log_snr_min < log_snr_max:
+        raise ValueError(
+            f"log_snr_max={log_snr_max}, log_snr_min={log_snr_min}: log_snr_min is the lower one"
+        )
     ends = concrete_ends(schedule)
     if prediction == "eps" and log_snr_min == -jnp.inf and ends is not None and ends[1] == -jnp.inf:
         raise ValueError(

@@ -8,13 +8,16 @@ that needs to know which kind it holds reads `schedule.num_steps` (None in conti
 from __future__ import annotations
 
 import dataclasses
+import functools
 import math
+from collections.abc import Callable
 from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax import arguments
 from diffax.schedules.fields import pytree, static
 
 # The default ends of every schedule that takes `log_snr_max` and `log_snr_min`.
@@ -76,6 +79,15 @@ class _Levels:
         return jax.tree.map(lambda _: False, self)
 
 
+def _within_time(log_snr: Callable) -> Callable:
+    @functools.wraps(log_snr)
+    def checked(self: Schedule, t: jax.Array) -> jax.Array:
+        arguments.check_time(t, None)
+        return log_snr(self, t)
+
+    return checked
+
+
 class Schedule(_Levels):
     """A continuous-time, variance-preserving noise schedule: x_t = alpha(t) x0 + sigma(t) eps.
 
@@ -86,12 +98,23 @@ class Schedule(_Levels):
     num_steps: ClassVar[None] = None
     zero_terminal: ClassVar[bool] = False  # meant to be used at zero SNR exactly (t = 1 included)
 
+    def __init_subclass__(cls, **kwargs: Any) -> None:
+        """Has every subclass's `log_snr` refuse times outside [0, 1]."""
+        super().__init_subclass__(**kwargs)
+        if "log_snr" in vars(cls):
+            cls.log_snr = _within_time(cls.log_snr)
+
     def log_snr(self, t: jax.Array) -> jax.Array:
-        """log(alpha**2 / sigma**2) at `t`: float array in [0, 1]; same shape and dtype."""
+        """log(alpha**2 / sigma**2) at `t`: float array in [0, 1]; same shape and dtype.
+
+        Raises:
+          ValueError: a time outside [0, 1], unless it is traced.
+        """
         raise TypeError(f"{type(self).__name__} does not define log_snr(t)")
 
     def log_snr_and_slope(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log_snr(t) and its derivative by t (negative), each of the shape of `t`."""
+        arguments.check_time(t, None)
         t = as_float(t)
         return jax.jvp(self.log_snr, (t,), (jnp.ones_like(t),))
 
@@ -180,11 +203,11 @@ class DiscreteSchedule(_Levels):
 
     def log_snr(self, t: jax.Array) -> jax.Array:
         """log(alpha**2 / sigma**2) at the integer index `t`, any shape, 0 .. T - 1; same shape."""
-        return self.log_snrs[_as_index(t)]
+        return self.log_snrs[self._index(t)]
 
     def beta(self, t: jax.Array) -> jax.Array:
         """beta at the integer index `t`; same shape."""
-        return self.betas[_as_index(t)]
+        return self.betas[self._index(t)]
 
     def log_snr_and_slope(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log_snr(t) and its slope in (index + 1) / T, by central differences; shape of `t`.
@@ -195,12 +218,21 @@ class DiscreteSchedule(_Levels):
         if self.zero_terminal and self.num_steps > 2:
             backward = self.log_snrs[-2] - self.log_snrs[-3]
             slopes = slopes.at[-2].set(backward * self.num_steps)
-        return self.log_snr(t), slopes[_as_index(t)]
+        return self.log_snr(t), slopes[self._index(t)]
 
     def inverse_log_snr(self, log_snr: jax.Array) -> jax.Array:
         """The index whose log-SNR is nearest to `log_snr` (any shape); int32, same shape."""
         distance = jnp.abs(jnp.asarray(log_snr)[..., None] - self.log_snrs)
         return jnp.argmin(jnp.where(jnp.isnan(distance), 0.0, distance), axis=-1).astype(jnp.int32)
+
+    def _index(self, t: Any) -> jax.Array:
+        arguments.check_time(t, self.num_steps)
+        t = jnp.asarray(t)
+        if not jnp.issubdtype(t.dtype, jnp.integer):
+            raise TypeError(
+                f"a discrete schedule is indexed by integers 0 .. T - 1, got t of dtype {t.dtype}"
+            )
+        return t
 
     def map_log_snr(self, change: LogSnrMap) -> DiscreteSchedule:
         """The same indices with log-SNR `change.forward(log_snrs, log_snrs[0], log_snrs[-1])`."""
@@ -335,14 +367,4 @@ def positive(name: str, value: float) -> float:
 
 
 def check_num_steps(num_steps: int) -> None:
-    if int(num_steps) != num_steps or num_steps < 1:
-        raise ValueError(f"num_steps must be a whole number >= 1, got {num_steps}")
-
-
-def _as_index(t: Any) -> jax.Array:
-    t = jnp.asarray(t)
-    if not jnp.issubdtype(t.dtype, jnp.integer):
-        raise TypeError(
-            f"a discrete schedule is indexed by integers 0 .. T - 1, got t of dtype {t.dtype}"
-        )
-    return t
+    arguments.whole("num_steps", num_steps, 1)

@@ -112,10 +112,10 @@ def _make_schedule_update(
 
         def gradient_of_half(half):
             return objectives.schedule_gradient(
-                schedule,
-                predictor(model, params, half["label"], mean_only=mean_only),
-                half["x0"],
                 None,
+                predictor(model, params, half["label"], mean_only=mean_only),
+                schedule,
+                half["x0"],
                 objective=section.objective,
                 prediction=config.objective.prediction,
                 num_steps=section.num_steps or config.schedule.num_steps or None,
