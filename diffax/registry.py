@@ -65,7 +65,7 @@ class Registry(dict[str, T]):
                 " begins with a letter or _"
             )
         if name in self:
-            if self[name] is entry:
+            if self[name] == entry:
                 return
             owner = next((a for a in _ADDED if a.table is self and a.name == name), None)
             if owner and _is_copy(owner.file, _asking()[1]):

@@ -35,7 +35,9 @@ def test_import_is_light():
     assert "diffax.data.pipeline" in loaded
     assert not set(heavy) & set(loaded)
     ours = [m for m in loaded if m.startswith("diffax.")]
-    assert all(f"{m}.".startswith(("diffax.data.", "diffax.runtime.")) for m in ours)
+    assert all(
+        f"{m}.".startswith(("diffax.data.", "diffax.registry.", "diffax.runtime.")) for m in ours
+    )
 
 
 def test_known_fields_are_the_defaults():
@@ -83,7 +85,10 @@ def test_flip_of_what_is_no_image_is_refused(tmp_path):
 @pytest.mark.parametrize(
     "fields, message",
     [
-        ({"nmae": "digits"}, r"data\.nmae is not a field; the fields are name, path,"),
+        (
+            {"nmae": "digits"},
+            r"data\.nmae is not a field .did you mean name.*; the fields are name, path,",
+        ),
         ({"image_size": "8"}, r"data\.image_size='8' is str; it must be int"),
         ({"flip": 1}, r"data\.flip=1 is int; it must be bool"),
         ({"pad_to": -1}, r"data\.pad_to=-1 must not be negative"),
@@ -306,3 +311,38 @@ def test_spoken_digits():
 def test_split_checks_its_arrays(x, label, message):
     with pytest.raises(ValueError, match=message):
         data.Split(x, label)
+
+
+# --- a source of one's own ----------------------------------------------------------------------
+
+
+def _spirals(turns: float = 2.0, num: int = 40, path: str = ""):
+    angle = np.linspace(0, turns * np.pi, num, dtype=np.float32)
+    points = np.stack([np.cos(angle), np.sin(angle)], axis=1) * angle[:, None] / angle.max()
+    return data.make_dataset(path or "spirals", data.Split(points), data.Split(points[::2]))
+
+
+@pytest.mark.usefixtures("registering")
+def test_a_registered_source_has_fields_of_its_own():
+    """Its arguments are fields with their types; one that others have is the same field."""
+    data.register("spirals", _spirals)
+    assert data.key_types()["turns"] is float and data.known_fields()["turns"] is None
+    assert len(data.load({"name": "spirals"}).train) == 40
+    given = {"name": "spirals", "turns": 3, "num": 20, "path": "named", "array": ""}
+    dataset = data.load(given)
+    assert (len(dataset.train), dataset.name, dataset.shape) == (20, "named", (2,))
+    assert data.load_kept(given | {"path": ""}) is data.load_kept(given | {"path": ""})
+    for fields, words in {
+        "turns": ("much", "data.turns='much' is str; it must be float"),
+        "array": ("x", "has no meaning for data.name='spirals', which reads turns, num, path"),
+        "turnz": (1, "data.turnz is not a field .did you mean turns"),
+    }.items():
+        with pytest.raises(ValueError, match=words[1]):
+            data.load({"name": "spirals", fields: words[0]})
+    with pytest.raises(ValueError, match="data.turns=2.0 has no meaning for data.name='mixture2d'"):
+        data.load({"name": "mixture2d", "turns": 2.0})
+    with pytest.raises(ValueError, match="'path' is of type int, that of 'DataConfig' of type str"):
+        data.register("other", lambda path=1: None)
+    data.register("wrong", lambda: 3)
+    with pytest.raises(ValueError, match="returned int; it must return a diffax.data.Dataset"):
+        data.load({"name": "wrong"})

