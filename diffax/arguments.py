@@ -96,6 +96,14 @@ def check_time(t: Any, num_steps: int | None) -> None:
         check_within("t", t, last, f"this discrete schedule has the indices 0 to {last}")
 
 
+def check_labels(label: Any, most: int = 2**31 - 1) -> None:
+    """Raises ValueError for a class that is not from 0 to `most`: a device keeps 32 bits of it."""
+    values = concrete(label)
+    if values is not None and values.size and values.dtype.kind in "iu":
+        for extreme in (values.min(), values.max()):
+            whole("label", extreme, 0, most)
+
+
 def check_before(s: Any, t: Any) -> None:
     """Raises ValueError where the earlier time `s` is after `t`."""
     earlier, later = concrete(s), concrete(t)

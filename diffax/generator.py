@@ -7,21 +7,30 @@ x = generate.inpaint(images, mask)
 
 from __future__ import annotations
 
+import collections
 import functools
 import inspect
 import json
 import os
+import warnings
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
 import numpy as np
 
+from diffax import arguments, samplers, training
 from diffax import config as config_lib
-from diffax import samplers, training
 from diffax.config.defaults import sampler_keywords
+from diffax.registry import suggestion
 from diffax.samplers import interpolate
 from diffax.training import Run, parallel
+
+KEPT_PROGRAMS = 16  # of a few megabytes each
+
+
+class NotFinite(RuntimeWarning):
+    """Some of what was drawn is NaN or infinite."""
 
 
 class Inversion(NamedTuple):
@@ -37,15 +46,16 @@ class Generator:
 
     A sample depends on the run, the seed, its own number and the options, not on how many are drawn
     with it, how they are cut into batches, nor on how many devices draw them (to rounding).
-    Compiled functions are kept: a call with options that were used before compiles nothing, and
-    the guidance scale is free.
+    The latest 16 compiled functions are kept: a call with options that one of them was made for
+    compiles nothing. Seed, labels and guidance scale are free.
 
     Every method takes `options`, keys of `config.sampling` such as sampler, num_steps, grid,
-    schedule, eta, clip_x0 and guidance_scale; the rest is as in the run's config. `label` is the
-    class of all, or of each, of a class-conditional network; when samples are drawn the classes
-    come in turn by default.
-    All raise ValueError for an unknown option or one that can't be, and for data or a label that
-    doesn't fit.
+    schedule, eta, clip_x0 and guidance_scale; the rest is as in the run's config. `seed` is from 0
+    to 2**32 - 1. `label` is the class of all, or of each, of a class-conditional network, by its
+    name or its number; when samples are drawn the classes come in turn by default. Data are floats,
+    those of 8 bits in [-1, 1] as samples are.
+    All raise ValueError for an unknown option or one that can't be, and for a number, data or a
+    label that doesn't fit, and warn (`NotFinite`) of samples that are not finite.
 
     Args:
       run: of `diffax.training.load`, or the workdir itself, read once.
@@ -61,45 +71,50 @@ class Generator:
         self, run: Run | str | os.PathLike, batch_size: int = 256, num_devices: int = 0
     ) -> None:
         self.run = run if isinstance(run, Run) else training.load(run)
-        self._mesh = parallel.make_mesh(num_devices)
-        if batch_size < 1:
-            raise ValueError(f"batch_size={batch_size}: at least 1")
+        self._mesh = parallel.make_mesh(arguments.whole("num_devices", num_devices, 0))
+        batch_size = arguments.whole("batch_size", batch_size, 1)
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self._state = jax.device_put(self.run.state, parallel.replicated(self._mesh))
-        self._compiled: dict[str, Callable] = {}
+        self._compiled: collections.OrderedDict[str, Callable] = collections.OrderedDict()
 
     def __call__(
-        self, num: int, seed: int = 0, label: int | Sequence[int] | None = None, **options: Any
+        self,
+        num: int,
+        seed: int = 0,
+        label: int | str | Sequence[int | str] | None = None,
+        **options: Any,
     ) -> np.ndarray:
         """`num` samples (at least 1), (num, ..., C); `seed` is that of the noise."""
         return self._draw("sample", {}, (), num, seed, label, options)
 
-    def labels(self, num: int, label: int | Sequence[int] | None = None) -> np.ndarray:
-        """The classes that `num` samples are told, (num,); `label` as in a call."""
-        classes = self.run.dataset.num_classes
+    def labels(self, num: int, label: int | str | Sequence[int | str] | None = None) -> np.ndarray:
+        """The numbers of the classes that `num` samples are told, (num,); `label` as in a call."""
         if label is None:
-            return in_turn(num, classes)
+            return in_turn(num, self.run.dataset.num_classes)
         if not self.run.config.model.class_conditional:
             raise ValueError(f"label={label}: this network is not told classes")
-        labels = np.broadcast_to(np.asarray(label), (num,)) if np.ndim(label) == 0 else label
-        labels = np.asarray(labels)
-        if labels.shape != (num,) or labels.min() < 0 or labels.max() >= classes:
+        of_all = isinstance(label, str) or np.ndim(label) == 0
+        given = [label] if of_all else list(label)
+        if not of_all and len(given) != num:
             raise ValueError(
-                f"label={label}: a class, 0 to {classes - 1}, or one for each of {num}"
+                f"label has {len(given)} entries: a class of all, or one for each of {num}"
             )
-        return labels
+        numbers = np.array([class_number(one, self.run.dataset) for one in given])
+        return np.broadcast_to(numbers, (num,))
 
     def from_start(
         self, start: np.ndarray, seed: int = 0, label: Any = None, **options: Any
     ) -> np.ndarray:
         """Samples from given starts, (n, ..., C), such as those of `invert`."""
+        start = self._shaped("start", start)
         return self._edit("from_start", {}, (start,), seed, label, options)
 
     def sdedit(
         self, x: np.ndarray, strength: float, seed: int = 0, label: Any = None, **options: Any
     ) -> np.ndarray:
         """x, (n, ..., C), noised by a share of the levels and sampled anew; `samplers.sdedit`."""
-        return self._edit("sdedit", {"strength": strength}, (x,), seed, label, options)
+        settings = {"strength": arguments.plain(strength)}
+        return self._edit("sdedit", settings, (self._data("x", x),), seed, label, options)
 
     def inpaint(
         self,
@@ -107,16 +122,19 @@ class Generator:
         mask: np.ndarray,
         seed: int = 0,
         label: Any = None,
-        jump_length: int = 10,
+        jump_length: int | None = None,
         num_resamples: int = 10,
         **options: Any,
     ) -> np.ndarray:
         """x, (n, ..., C), where `mask` is 1, sampled to fit it where it is 0; `samplers.inpaint`.
 
-        The mask broadcasts to x. Always by ancestral sampling: there is no choice of a sampler.
+        The mask broadcasts to x; what x holds where it is 0 doesn't matter. Always by ancestral
+        sampling: there is no choice of a sampler.
         """
         settings = {"jump_length": jump_length, "num_resamples": num_resamples}
-        mask = np.broadcast_to(np.asarray(mask, np.float32), np.shape(x))
+        settings = {name: arguments.plain(value) for name, value in settings.items()}
+        mask = np.asarray(arguments.mask(mask, np.shape(x)))
+        x = self._data("x", np.where(mask > 0, x, np.zeros((), np.asarray(x).dtype)))
         return self._edit("inpaint", settings, (x, mask), seed, label, options)
 
     def invert(self, x: np.ndarray, label: Any = None, **options: Any) -> Inversion:
@@ -124,14 +142,14 @@ class Generator:
 
         See `samplers.invert` and `samplers.reconstruct`. There is no choice of a sampler.
         """
-        return Inversion(*self._edit("invert", {}, (x,), 0, label, options))
+        return Inversion(*self._edit("invert", {}, (self._data("x", x),), 0, label, options))
 
     def interpolate(
         self,
         a: np.ndarray,
         b: np.ndarray,
         shares: Sequence[float],
-        label: int | Sequence[int] | None = None,
+        label: int | str | Sequence[int | str] | None = None,
         **options: Any,
     ) -> np.ndarray:
         """From a to b, (..., C) each, by way of their starts: (len(shares), ..., C).
@@ -140,7 +158,11 @@ class Generator:
         (`samplers.interpolate`), and DDIM samples from them without clipping. `label`: the class of
         both, or that of a and that of b, of which each frame is told the nearer one's.
         """
-        start = self.invert(np.stack([a, b]), label, **options).start
+        arguments.check_within("shares", shares, 1, "each lies between 0 and 1")
+        if np.ndim(shares) != 1 or len(shares) == 0:
+            raise ValueError(f"shares={shares}: a list of numbers between 0 and 1")
+        a, b = (self._data(name, np.asarray(x)[None]) for name, x in (("a", a), ("b", b)))
+        start = self.invert(np.concatenate([a, b]), label, **options).start
         between = np.asarray(interpolate(start[0], start[1], shares))
         if label is not None:
             label = np.broadcast_to(label, 2)[(np.asarray(shares) > 0.5).astype(int)]
@@ -155,10 +177,6 @@ class Generator:
         label: Any,
         options: dict[str, Any],
     ) -> Any:
-        given = tuple(np.asarray(array, np.float32) for array in given)
-        shape = self.run.dataset.shape
-        if given[0].ndim != len(shape) + 1 or given[0].shape[1:] != shape:
-            raise ValueError(f"data of shape {given[0].shape}: this run's is (n, {str(shape)[1:]}")
         if label is None and self.run.config.model.class_conditional:
             raise ValueError("label=None: this network is told classes, so tell those of the data")
         return self._draw(name, settings, given, len(given[0]), seed, label, options)
@@ -173,35 +191,54 @@ class Generator:
         label: Any,
         options: dict[str, Any],
     ) -> Any:
-        if num < 1:
-            raise ValueError(f"num={num}: at least 1 sample")
+        num, key = arguments.whole("num", num, 1), arguments.seeded(seed)
         config = self._config(name, options)
         draw, scale = self._drawer(config, name, settings), config.sampling.guidance_scale
         labels = self.labels(num, label)
         size = min(self._batch_size, -(-num // self._mesh.size) * self._mesh.size)
-        key, parts = jax.random.key(seed), []
+        parts = []
         for i in range(0, num, size):
             # the last batch is filled up with numbers that are not asked for, and cut afterwards
             numbers = np.arange(i, i + size)
             rows = np.minimum(numbers, num - 1)
             batch = {"number": numbers, "label": labels[rows], "given": [x[rows] for x in given]}
             parts.append(draw(self._state, key, parallel.place_batch(batch, self._mesh), scale))
-        return jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num], *jax.device_get(parts))
+        parts = jax.device_get(parts)
+        drawn = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num], *parts)
+        wrong = sum(num_not_finite(array) for array in jax.tree.leaves(drawn)[:1])
+        if wrong:
+            warnings.warn(f"{wrong} of {num} samples are not finite", NotFinite, stacklevel=3)
+        return drawn
+
+    def _shaped(self, name: str, x: Any) -> np.ndarray:
+        """Examples as float32; ValueError for another shape than the run's, bytes, NaN."""
+        x = np.asarray(arguments.data(name, x), np.float32)
+        check_examples(name, x, self.run.dataset.shape)
+        return x
+
+    def _data(self, name: str, x: Any) -> np.ndarray:
+        """`_shaped`, within the range of the run's data."""
+        x = self._shaped(name, x)
+        check_range(name, x, self.run.dataset.levels)
+        return x
 
     def _config(self, name: str, options: dict[str, Any]) -> Any:
         config = config_lib.from_json(config_lib.to_json(self.run.config))
         solver_options = ("sampler", *sampler_keywords())
         unread = solver_options if name in _OWN_SOLVER else ()
+        unread += ("low_order_finish",) if name in _OWN_SOLVER else ()
         unread += ("clip_x0", "dynamic_threshold") if name in _UNCLIPPED else ()
+        known = [option for option in config.sampling if option != "num_samples"]
         if name in _OWN_SOLVER:
             config.sampling.update(dict.fromkeys(solver_options) | {"sampler": "ddim"})
         for option, value in options.items():
-            if option not in config.sampling:
-                raise ValueError(f"no option {option!r}; allowed are {', '.join(config.sampling)}")
+            if option not in known:
+                near = suggestion(option, known)
+                raise ValueError(f"no option {option!r}{near}: allowed are {', '.join(known)}")
             if option in unread:
                 raise ValueError(f"{option}={value!r}: {name} takes no {option}")
             try:
-                config.sampling[option] = value
+                config.sampling[option] = arguments.plain(value)
             except TypeError as error:
                 raise ValueError(f"{option}={value!r}: {error}") from None
         config_lib.validate(config)
@@ -213,7 +250,9 @@ class Generator:
         known = config_lib.from_json(config_lib.to_json(config))
         known.sampling.guidance_scale = 2.0 if guided else 1.0
         key = json.dumps([name, settings, config_lib.to_json(known)])
-        if key not in self._compiled:
+        if key in self._compiled:
+            self._compiled.move_to_end(key)
+        else:
             operation = functools.partial(_OPERATIONS[name], **settings)
             sampler = training.make_sampler(config, self.run.model, self.run.dataset, operation)
 
@@ -223,12 +262,57 @@ class Generator:
                 return sampler(state, keys, batch["label"], scale, *batch["given"])
 
             self._compiled[key] = jax.jit(draw, out_shardings=parallel.split(self._mesh))
+            if len(self._compiled) > KEPT_PROGRAMS:
+                self._compiled.popitem(last=False)
         return self._compiled[key]
 
 
 def in_turn(num: int, num_classes: int) -> np.ndarray:
     """The classes of `num` samples for which none are asked, (num,)."""
     return np.arange(num) % max(num_classes, 1)
+
+
+def class_number(label: int | str, dataset: training.DatasetInfo) -> int:
+    """The number of a class, given by its name, or by its number where no class has that name.
+
+    Raises:
+      ValueError: no such class; says which there are.
+    """
+    names, num = dataset.label_names, dataset.num_classes
+    if isinstance(label, str) and label in names:
+        return names.index(label)
+    is_name = isinstance(label, str) and not label.lstrip("-").isdecimal()
+    number = label if is_name or not isinstance(label, str) else int(label)
+    try:
+        return arguments.whole("label", number, 0, num - 1)
+    except ValueError:
+        near = suggestion(label, names) if is_name else ""
+        called = f" ({', '.join(names[:20])}{', ...' if num > 20 else ''})" if names else ""
+        raise ValueError(f"label={label!r}{near}: the classes are 0 to {num - 1}{called}") from None
+
+
+def num_not_finite(x: np.ndarray) -> int:
+    """How many of the examples, (n, ...), hold a number that is not finite."""
+    return int(np.sum(~np.isfinite(x).reshape(len(x), -1).all(axis=1)))
+
+
+def check_examples(name: str, x: np.ndarray, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless `x` is finite and of shape (n, *shape), n at least 1."""
+    if x.shape[1:] != shape or x.ndim != len(shape) + 1 or len(x) == 0:
+        raise ValueError(f"{name} has shape {x.shape}: this run's data are (n, {str(shape)[1:]}")
+    if wrong := num_not_finite(x):
+        raise ValueError(f"{name}: {wrong} of {len(x)} examples are not finite")
+
+
+def check_range(name: str, x: np.ndarray, levels: int | None) -> None:
+    """Raises ValueError for data far outside [-1, 1], where they have `levels`.
+
+    What samples are clipped by when they become images is within 2.
+    """
+    if levels is not None and np.abs(x).max() > 2:
+        raise ValueError(
+            f"{name} has values from {x.min():g} to {x.max():g}: this run's data are in [-1, 1]"
+        )
 
 
 # --- operations: (keys, predict, schedule, shape, *given, **settings and sampling's options) ------

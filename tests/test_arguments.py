@@ -160,6 +160,10 @@ BYTES = np.full((4, 2), 200, np.uint8)
             lambda: samplers.inpaint(KEY, predict, LINE, X, 1.0, 5, jump_length=5),
             "jump_length=5: must be a whole number from 1 to 4",
         ),
+        (
+            lambda: samplers.guidance.classifier_free(predict, np.array([1, 2**32 + 3]), 4),
+            "label=4294967299",
+        ),
         (lambda: diffax.sample(KEY, predict, LINE, (4, 2), log_snr_max=-30.0), "log_snr_max=-30"),
         (lambda: diffax.vlb(KEY, predict, LINE, X, True), "num_steps=True"),
         (lambda: LINE.discretize(True), "num_steps=True"),

@@ -1,5 +1,8 @@
 """The sampling object: what a sample depends on, what is compiled again, what is refused."""
 
+import gc
+import weakref
+
 import jax
 import numpy as np
 import pytest
@@ -9,7 +12,7 @@ import diffax
 from diffax import config as config_lib
 from diffax import generator, training
 
-INFO = training.DatasetInfo("points", (2,), 4, None, ())
+INFO = training.DatasetInfo("points", (2,), 4, None, ("cat", "dog", "7", "2"))
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -65,9 +68,31 @@ def test_what_was_compiled_is_used_again(run, monkeypatch):
         generate(4, seed=seed, guidance_scale=2.0)
         generate(4, seed=seed, guidance_scale=3.5)
         generate(4, seed=seed, num_steps=6)
+        generate(4, seed=seed, num_steps=np.int32(6), label=1)
     assert len(made) == 3  # unguided, guided, six steps
     compiled = [function._cache_size() for function in generate._compiled.values()]
     assert compiled == [1, 1, 1]
+
+
+def test_few_compiled_functions_are_kept(run, monkeypatch):
+    """The latest used, of as many distinct options as one likes; the others' memory is free."""
+    monkeypatch.setattr(generator, "KEPT_PROGRAMS", 2)
+    generate = diffax.Generator(run, num_devices=1)
+    generate(2, num_steps=2)
+    functions = []
+    for steps in (3, 2, 4, 2, 5):
+        generate(2, num_steps=steps)
+        functions.append(weakref.ref(next(reversed(generate._compiled.values()))))
+    gc.collect()
+    assert [function() is not None for function in functions] == [False, True, False, True, True]
+    assert len(generate._compiled) == 2
+
+
+def test_samples_that_are_not_finite_are_said(run):
+    state = run.state.replace(ema_params=jax.tree.map(lambda x: x * np.nan, run.state.ema_params))
+    generate = diffax.Generator(run._replace(state=state), num_devices=1)
+    with pytest.warns(generator.NotFinite, match="3 of 3 samples are not finite"):
+        generate(3)
 
 
 def test_labels_and_guidance_change_what_is_drawn(run):
@@ -76,6 +101,10 @@ def test_labels_and_guidance_change_what_is_drawn(run):
     np.testing.assert_allclose(all_ones[[1, 5]], in_turn[[1, 5]], rtol=1e-5)
     assert not np.allclose(all_ones[[0, 2]], in_turn[[0, 2]], rtol=1e-3)
     np.testing.assert_array_equal(generate(8, label=np.arange(8) % 4), in_turn)
+    # by name; a number that is a name too is that name
+    by_name = generate(np.int64(8), label=["cat", "dog", "7", "3"] * 2, seed=np.uint32(0))
+    np.testing.assert_array_equal(by_name, in_turn)
+    assert generate.labels(4, ["2", "1", 1, np.int8(2)]).tolist() == [3, 1, 1, 2]
     guided, more = (generate(8, guidance_scale=scale) for scale in (2.0, 4.0))
     assert not np.allclose(guided, in_turn, rtol=1e-3)
     assert not np.allclose(guided, more, rtol=1e-3)
@@ -91,6 +120,7 @@ def test_a_workdir_is_loaded_once(tmp_path, monkeypatch):
     assert generate(2).shape == (2, 2)
 
 
+BYTES = np.full((5, 2), 200, np.uint8)
 GIVEN = np.random.default_rng(0).normal(size=(5, 2)).astype(np.float32)
 EDITS = {
     "from_start": lambda generate, x: generate.from_start(x, label=1),
@@ -118,6 +148,8 @@ def test_edits_do_what_they_say(run):
     known = generate.inpaint(GIVEN, [1.0, 0.0], label=1)
     np.testing.assert_allclose(known[:, 0], GIVEN[:, 0], atol=1e-5)
     assert np.abs(known[:, 1] - GIVEN[:, 1]).max() > 1e-2
+    unknown = np.where([True, False], GIVEN, np.nan)
+    np.testing.assert_array_equal(generate.inpaint(unknown, [True, False], label="dog"), known)
     # from its start DDIM gives the reconstruction, and the ends of an interpolation are those
     found = generate.invert(GIVEN, label=1)
     again = generate.from_start(found.start, label=1, sampler="ddim", clip_x0=None)
@@ -151,8 +183,26 @@ def test_edits_work_on_a_run_that_samples_with_its_learned_variance():
         (lambda g: g.invert(GIVEN, label=1, sampler="heun"), "invert takes no sampler"),
         (lambda g: g.invert(GIVEN, label=1, clip_x0=1.0), "invert takes no clip_x0"),
         (lambda g: g.inpaint(GIVEN, 1.0, label=1, eta=1.0), "inpaint takes no eta"),
+        (lambda g: g.inpaint(GIVEN, 1, label=1, low_order_finish=False), "no low_order_finish"),
+        (lambda g: g.invert(GIVEN, label=1, low_order_finish=False), "no low_order_finish"),
+        (lambda g: g.inpaint(GIVEN, 255, label=1), "mask has values from 255 to 255"),
+        (lambda g: g.inpaint(GIVEN, np.ones(3), label=1), r"mask has shape \(3,\)"),
+        (lambda g: g.inpaint(GIVEN, 1, label=1, jump_length=4), "jump_length=4: .* from 1 to 3"),
+        (lambda g: g.inpaint(BYTES, 1, label=1), "x has dtype uint8"),
+        (lambda g: g.sdedit(BYTES, 0.5, label=1), "x has dtype uint8"),
+        (lambda g: g.invert(BYTES, label=1), "x has dtype uint8"),
+        (lambda g: g.from_start(BYTES, label=1), "start has dtype uint8"),
+        (lambda g: g.interpolate(*BYTES[:2], [0.5], label=1), "a has dtype uint8"),
+        (lambda g: g.interpolate(GIVEN[0], GIVEN[1:3], [0.5], label=1), "b has shape"),
+        (lambda g: g.interpolate(*GIVEN[:2], [0.5, 2.0], label=1), "shares=2.0: each lies between"),
+        (lambda g: g.interpolate(*GIVEN[:2], [], label=1), "shares="),
+        (lambda g: g.invert(GIVEN * np.nan, label=1), "x: 5 of 5 examples are not finite"),
+        (lambda g: g.invert(GIVEN[:0], label=1), r"x has shape \(0, 2\)"),
         (lambda g: g.inpaint(GIVEN, 1.0), "told classes"),
-        (lambda g: g.sdedit(GIVEN[:, :1], 0.5, label=1), r"\(5, 1\): this run's is \(n, 2,"),
+        (
+            lambda g: g.sdedit(GIVEN[:, :1], 0.5, label=1),
+            r"x has shape \(5, 1\): this run's data are \(n, 2,",
+        ),
         (lambda g: g.sdedit(GIVEN, 1.5, label=1), "strength=1.5"),
     ],
 )
@@ -164,11 +214,25 @@ def test_edits_refuse(run, call, said):
 @pytest.mark.parametrize(
     ("changes", "arguments", "said"),
     [
-        ({}, dict(steps=3), "no option 'steps'; allowed are .*num_steps"),
+        (
+            {},
+            dict(steps=3),
+            r"no option 'steps' \(did you mean num_steps\?\): allowed are clip_x0, ",
+        ),
         ({}, dict(num_steps="many"), "num_steps='many'"),
         ({}, dict(sampler="euler", eta=1.0), "eta"),
-        ({}, dict(label=4), "0 to 3"),
-        ({}, dict(label=[1, 2]), "one for each of 5"),
+        ({}, dict(num_samples=3), "no option 'num_samples'"),
+        ({}, dict(num_steps=True), "num_steps is True"),
+        ({}, dict(seed=-1), "seed=-1: must be a whole number from 0 to 4294967295"),
+        ({}, dict(seed=2**32 + 3), "seed=4294967299"),
+        ({}, dict(label=4), r"label=4: the classes are 0 to 3 \(cat, dog, 7, 2\)"),
+        ({}, dict(label=2**32 + 3), "label=4294967299: the classes are 0 to 3"),
+        ({}, dict(label=[0, 1, 2, 3, 2**32]), "label=4294967296"),
+        ({}, dict(label=1.5), "label=1.5"),
+        ({}, dict(label=True), "label=True"),
+        ({}, dict(label="dgo"), r"label='dgo' \(did you mean dog\?\): the classes are 0 to 3"),
+        ({}, dict(label="-1"), "label='-1': the classes"),
+        ({}, dict(label=[1, 2]), "label has 2 entries: .* one for each of 5"),
         ({"model__class_conditional": False}, dict(label=1), "not told classes"),
         ({"model__class_conditional": False}, dict(guidance_scale=2.0), "class_conditional"),
         ({"model__label_dropout": 0.0}, dict(guidance_scale=2.0), "label_dropout above 0"),
@@ -182,7 +246,16 @@ def test_refusals(changes, arguments, said):
 
 
 def test_no_samples_and_no_batch_are_refused(run):
-    with pytest.raises(ValueError, match="num=0"):
-        diffax.Generator(run)(0)
+    for num in (0, True, 2.5):
+        with pytest.raises(ValueError, match=f"num={num}: must be a whole number of at least 1"):
+            diffax.Generator(run)(num)
     with pytest.raises(ValueError, match="batch_size=0"):
         diffax.Generator(run, batch_size=0)
+
+
+def test_eight_bit_data_have_a_range():
+    """Numbers of 0 to 255 that are no bytes by their type; what is unknown may be anything."""
+    x = np.full((2, 2), 200.0)
+    generator.check_range("x", x, None)
+    with pytest.raises(ValueError, match=r"x has values from 200 to 200: .* in \[-1, 1\]"):
+        generator.check_range("x", x, 256)

@@ -245,6 +245,15 @@ def test_a_label_out_of_range_gives_nan_not_another_class(told, label):
     assert np.all(np.isfinite(out[1]))
 
 
+@pytest.mark.parametrize("label", [-1, 4, 2**32 + 3])
+def test_a_concrete_label_out_of_range_is_refused(told, label):
+    """Beyond 32 bits it would become another class; 3 is the null class."""
+    module, variables, _ = told
+    x, log_snr = inputs()
+    with pytest.raises(ValueError, match=f"label={label}: must be a whole number from 0 to 3"):
+        module.apply(variables, x, log_snr, np.array([label, 0]))
+
+
 def test_the_gradient_to_the_told_log_snr(told):
     module, variables, _ = told
     x, _ = inputs()

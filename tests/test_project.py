@@ -100,7 +100,7 @@ MAY_IMPORT = {
     "likelihood": CORE | {"time_sampling"},
     "objectives": CORE | {"time_sampling", "likelihood"},
     "samplers": CORE,
-    "models": {"registry"},
+    "models": {"arguments", "registry"},
     "data": {"registry", "runtime"},
     "metrics": {"registry", "data", "models", "runtime"},
     "plots": METHODS | {"data"},

@@ -7,6 +7,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
+from diffax import arguments
 from diffax.models import embeddings, platform, platform_conv
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
@@ -50,6 +51,8 @@ def check_told(
         check(shape == x.shape[:1], f"{name}'s shape", shape, rule)
     if label is not None and num_classes == 0:
         raise ValueError("a label was given, but num_classes is 0: this network knows no classes")
+    if label is not None:
+        arguments.check_labels(label, num_classes)
 
 
 def num_heads(channels: int, head_width: int) -> int:

@@ -10,7 +10,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
-from diffax import process
+from diffax import arguments, process
 from diffax.process import Predict, expand_to
 from diffax.schedules import alpha_of, sigma_of
 
@@ -41,8 +41,9 @@ def classifier_free(
         deviation stays as it is.
 
     Raises:
-      ValueError: an empty interval or a rescale outside [0, 1].
+      ValueError: an empty interval, a rescale outside [0, 1], or a label beyond 32 bits.
     """
+    arguments.check_labels(label)
     if interval is not None and not interval[0] < interval[1]:
         raise ValueError(f"interval={interval}: must be (low, high) in log-SNR, low < high")
     if not 0 <= rescale <= 1:

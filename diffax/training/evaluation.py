@@ -13,8 +13,8 @@ import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
+from diffax import arguments, likelihood
 from diffax import config as config_lib
-from diffax import likelihood
 from diffax.data import Dataset, Split
 from diffax.training import parallel
 from diffax.training.gradient import make_gradient_variance
@@ -106,7 +106,7 @@ def _over_split(
             indices = np.minimum(np.arange(i, i + size), num - 1)
             label = None if split.label is None else split.label[indices]
             batch = parallel.place_batch({"x": split.array(indices), "label": label}, mesh)
-            key = jax.random.fold_in(jax.random.key(seed), i)
+            key = jax.random.fold_in(arguments.seeded(seed), i)
             keys = [jax.random.fold_in(key, repeat) for repeat in range(repeats)]
             # One ends before the next begins, since the CPUs of several hosts keep no order.
             repeated = [jax.device_get(compiled(state, key, batch)) for key in keys]
