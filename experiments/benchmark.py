@@ -23,9 +23,10 @@ same dtype. --remat computes each block again in the backward pass: compare the 
 With --against=diffusers every part is run in turn with the same of diffusers (PyTorch): same
 architecture, number of parameters (within 1%), batch, precision and optimizer, one core, a process
 for each side and part, and the ratios ours / theirs are given: medians over the pairs, with lowest
-and highest. On an accelerator the peer is compiled (torch.compile, channels_last), and both may use
-tf32 where dtype is float32. It needs `pip install ".[bench]"`, here or, by --peer-python, in an
-environment of its own.
+and highest. By default the peer is run as it is (eager) on a CPU, and compiled on an accelerator
+(torch.compile, channels_last); --peer-mode=eager or compile says which. On an accelerator both may
+use tf32 where dtype is float32, both compile at once, and a turn is several steps. It needs
+`pip install ".[bench]"`, here or, by --peer-python, in an environment of its own.
 """
 
 import argparse
@@ -42,6 +43,7 @@ import pairing
 from workloads import (
     COMMON_FIELDS,
     FOR_ACCELERATORS,
+    FOR_CPUS,
     NETWORKS,
     NUM_STEPS,
     PARTS,
@@ -115,10 +117,14 @@ def run(name: str, dtype: str = "float32", repeats: int | None = None, remat: bo
 
 # Peers: the program, beside this one, that runs the same parts with another library.
 PEERS = {"diffusers": "diffusers_peer.py"}
+PEER_MODES = ("eager", "compile")
 
 
-def peer_task(name: str, dtype: str, remat: bool = False) -> dict:
-    """What a program needs to know to run a workload as this one does."""
+def peer_task(name: str, dtype: str, remat: bool = False, mode: str | None = None) -> dict:
+    """What a program needs to know to run a workload as this one does.
+
+    `mode`: of `PEER_MODES`; None: eager on a CPU, compiled on an accelerator.
+    """
     network = NETWORKS[WORKLOADS[name]["network"]]
     on_cpu = platform.on_cpu()
     fields = dict(COMMON_FIELDS, **network["fields"])
@@ -127,6 +133,8 @@ def peer_task(name: str, dtype: str, remat: bool = False) -> dict:
         workload=name,
         shape=network["shape"],
         batch=WORKLOADS[name]["batch"],
+        calls=WORKLOADS[name]["calls"],
+        mode=mode or ("eager" if on_cpu else "compile"),
         norm_groups=layers.num_groups(fields["channels"]),
         num_steps=NUM_STEPS,
         dtype=dtype,
@@ -141,7 +149,7 @@ def start(task: dict) -> tuple[dict, dict[str, Callable]]:
     workload = WORKLOADS[task["workload"]]
     given = workload["network"], workload["batch"], task["dtype"], task["remat"]
     _settle([task["part"]])
-    parts = {task["part"]: lambda: PARTS[task["part"]](*given).run}
+    parts = {task["part"]: lambda: partial(PARTS[task["part"]](*given).run, task["calls"])}
     return dict(parameters=count_parameters(given[0]), versions=versions()), parts
 
 
@@ -160,8 +168,12 @@ def against(
     repeats: int | None = None,
     remat: bool = False,
     python: str = "",
+    mode: str | None = None,
+    parts: Iterable[str] = (),
 ) -> dict:
     """The parts of a workload in turn with a peer's: the ratios, ours / theirs, and the figures.
+
+    `mode` as in `peer_task`; `parts`: some of those that both run, all by default.
 
     Raises:
       RuntimeError: the peer can't run; the sentence says why.
@@ -171,9 +183,11 @@ def against(
     python = python or sys.executable
     if shutil.which(python) is None:
         raise ValueError(f"--peer-python is {python!r}; it must be a program that can be run")
-    result = describe(name, dtype, remat) | dict(peer=peer)
-    for part in workload["shared"]:
-        task = json.dumps(peer_task(name, dtype, remat) | dict(part=part))
+    about = peer_task(name, dtype, remat, mode)
+    result = describe(name, dtype, remat) | dict(peer=peer, peer_mode=about["mode"])
+    first_runs = pairing.one_by_one if about["device"] == "cpu" else pairing.at_once
+    for part in parts or workload["shared"]:
+        task = json.dumps(about | dict(part=part))
         commands = dict(
             theirs=[python, str(here / PEERS[peer]), task],
             ours=[sys.executable, str(here / "benchmark.py"), f"--serve={task}"],
@@ -183,7 +197,9 @@ def against(
             pairing.Child("diffax", commands["ours"]) as ours,
         ):
             check_parameters(ours.about["parameters"], theirs.about["parameters"])
-            result[part] = pairing.in_turn(ours, theirs, part, repeats or workload["repeats"])
+            result[part] = pairing.in_turn(
+                ours, theirs, part, repeats or workload["repeats"], about["calls"], first_runs
+            )
             result |= ours.about["versions"] | theirs.about["versions"]
             result["peer_parameters"] = theirs.about["parameters"]
     return result
@@ -201,20 +217,29 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--remat", action="store_true", help="rematerialise every block")
     parser.add_argument("--repeats", type=int, help="timed runs (default: the workload's own)")
     parser.add_argument("--against", choices=sorted(PEERS), help="run in turn with this library")
+    parser.add_argument(
+        "--peer-mode",
+        choices=PEER_MODES,
+        help="the peer as it is, or by torch.compile (default: eager on a CPU, else compile)",
+    )
     parser.add_argument("--peer-python", default="", help="the Python that has this library")
     options = parser.parse_args(argv)
     if options.repeats is not None and options.repeats < 1:
         parser.error(f"--repeats is {options.repeats}; it must be at least 1")
-    if options.peer_python and options.against is None:
-        parser.error(f"--peer-python is {options.peer_python!r}, which only --against uses")
+    for name in ("peer_python", "peer_mode"):
+        value = getattr(options, name)
+        if value and options.against is None:
+            parser.error(f"--{name.replace('_', '-')} is {value!r}, which only --against uses")
     if options.serve is not None:
         pairing.pin(options.serve["core"])  # before JAX looks how many cores there are
         pairing.serve(partial(start, options.serve))
         return
     measure = run
     if options.against is not None:
-        measure = partial(against, options.against, python=options.peer_python)
-    fitting = sorted(name for name in WORKLOADS if platform.on_cpu() != (name in FOR_ACCELERATORS))
+        measure = partial(
+            against, options.against, python=options.peer_python, mode=options.peer_mode
+        )
+    fitting = sorted(FOR_CPUS if platform.on_cpu() else FOR_ACCELERATORS)
     for name in fitting if options.workload == "all" else [options.workload]:
         try:
             result = measure(

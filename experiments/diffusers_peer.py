@@ -36,10 +36,10 @@ def build(task: dict):
 
 
 def train(model, x, eps, steps, precision: Callable) -> Callable:
-    """A training step: eps-MSE, Adam with learning rate 1e-4."""
+    """A training step: eps-MSE, Adam with learning rate 1e-4 (one kernel on a GPU)."""
     import torch
 
-    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4)
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-4, fused=x.is_cuda)
     model.train()
 
     def once():
@@ -82,45 +82,67 @@ def sample(num_steps: int, model, x, eps, steps, precision: Callable) -> Callabl
     return once
 
 
-def on_one_core(*given) -> tuple:
-    """Model and data as they are, one thread."""
+def eager(model, *images) -> tuple:
+    """Model and data as they are."""
+    return model, *images
+
+
+def compiled(model, *images) -> tuple:
+    """The model compiled; channels last."""
     import torch
 
-    torch.set_num_threads(1)
-    return given
-
-
-def on_gpu(model, *images) -> tuple:
-    """The model compiled; channels last; tf32 allowed, as it is in XLA."""
-    import torch
-
-    torch.backends.cuda.matmul.allow_tf32 = torch.backends.cudnn.allow_tf32 = True
-    torch.backends.cudnn.benchmark = True
     layout = dict(memory_format=torch.channels_last)
-    model = torch.compile(model.to(**layout))
+    model = torch.compile(model.to(**layout), dynamic=False)
     return model, *(image.contiguous(**layout) for image in images)
 
 
-def synchronize() -> None:
-    """Waits for the GPU."""
+MODES = {"eager": eager, "compile": compiled}
+
+
+def settle_cpu() -> None:
+    """One thread."""
+    import torch
+
+    torch.set_num_threads(1)
+
+
+def settle_gpu() -> None:
+    """tf32 allowed, as it is in XLA; convolutions by the fastest algorithm."""
+    import torch
+
+    torch.set_float32_matmul_precision("high")  # of convolutions it is by default
+    torch.backends.cudnn.benchmark = True
+
+
+def finish_cpu() -> dict:
+    """Nothing: the work is done."""
+    return {}
+
+
+def finish_gpu() -> dict:
+    """Waits for the GPU; the most of its memory that arrays have held since the last time."""
     import torch
 
     torch.cuda.synchronize()
+    peak = torch.cuda.max_memory_allocated() / 1e6
+    torch.cuda.reset_peak_memory_stats()
+    return dict(peak_memory_mb=peak)
 
 
-# device -> what prepares model and data there, and what waits for the end of the work
-DEVICES = {"cpu": (on_one_core, lambda: None), "cuda": (on_gpu, synchronize)}
+# device -> its settings, and what ends a turn
+DEVICES = {"cpu": (settle_cpu, finish_cpu), "cuda": (settle_gpu, finish_gpu)}
 
 
-def finished(finish: Callable, part: Callable, *given) -> Callable:
-    """`part`'s function, which returns when the work is done."""
+def finished(finish: Callable, calls: int, part: Callable, *given) -> Callable:
+    """The function that does a part `calls` times and returns when the work is done."""
     begin = part(*given)
 
-    def once():
-        begin()
-        finish()
+    def turn() -> dict:
+        for _ in range(calls):
+            begin()
+        return finish()
 
-    return once
+    return turn
 
 
 def start(task: dict) -> tuple[dict, dict[str, Callable]]:
@@ -150,14 +172,16 @@ def start(task: dict) -> tuple[dict, dict[str, Callable]]:
         versions=dict(torch=torch.__version__, diffusers=diffusers.__version__),
     )
     x, eps = torch.randn(2, task["batch"], task["shape"][-1], *task["shape"][:2], device=device)
-    prepare, finish = DEVICES[device]
-    model, x, eps = prepare(model, x, eps)
+    settle, finish = DEVICES[device]
+    settle()
+    model, x, eps = MODES[task["mode"]](model, x, eps)
     steps = torch.linspace(0, 999, task["batch"], device=device).long()
     # Parameters stay float32, as ours do: what is bfloat16 is the computation.
     precision = partial(torch.autocast, device, torch.bfloat16, enabled=task["dtype"] == "bfloat16")
     given = (model, x, eps, steps, precision)
     parts = dict(train=train, forward=forward, sample=partial(sample, task["num_steps"]))
-    return about, {name: partial(finished, finish, part, *given) for name, part in parts.items()}
+    turn = partial(finished, finish, task["calls"])
+    return about, {name: partial(turn, part, *given) for name, part in parts.items()}
 
 
 if __name__ == "__main__":

@@ -7,6 +7,7 @@ prepares it (compilation, memory) and counts for nothing. Standard library only:
 an environment that has none of the others' libraries.
 """
 
+import functools
 import json
 import os
 import platform
@@ -18,7 +19,8 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
-NOTES = ("compile_seconds",)  # what a child may add to its answers
+# What a child may add to its answers; of the first of them it is kept.
+NOTES = ("compile_seconds", "planned_memory_mb")
 
 
 def pin(core: int | None) -> None:
@@ -52,7 +54,8 @@ def serve(start: Callable[[], tuple[dict, dict[str, Callable]]]) -> None:
     Args:
       start: gives a dict about the program, which is the first answer, and for every part a
         function that prepares it and returns the function that runs it once; what that returns, a
-        dict or None, joins the answer. A ValueError is sent as {"error": its sentence}.
+        dict or None, joins the answer or takes the place of what is in it. A ValueError is sent as
+        {"error": its sentence}.
     """
     answers = os.fdopen(os.dup(1), "w", buffering=1)
     os.dup2(2, 1)  # whatever else is printed must not stand among the answers
@@ -70,15 +73,15 @@ def serve(start: Callable[[], tuple[dict, dict[str, Callable]]]) -> None:
             ready[part] = parts[part]()
         notes = ready[part]() or {}
         wall, cpu = time.perf_counter() - begin, time.process_time() - begin_cpu
-        answer = dict(wall=wall, cpu=cpu, peak_memory_mb=process_peak_mb(), **notes)
+        answer = dict(wall=wall, cpu=cpu, peak_memory_mb=process_peak_mb()) | notes
         print(json.dumps(answer), file=answers)
 
 
 class Child:
     """A program that `serve`s; to be closed, or used in a `with` statement.
 
-    Raises:
-      RuntimeError: the program could not begin, and said why, or ended without an answer.
+    What waits for an answer raises RuntimeError if the program could not begin, and said why, or
+    ended without one.
     """
 
     def __init__(self, name: str, command: list[str]) -> None:
@@ -86,7 +89,11 @@ class Child:
         self._process = subprocess.Popen(
             command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1
         )
-        self.about = self._answer()
+
+    @functools.cached_property
+    def about(self) -> dict:
+        """What the program says of itself; waits until it has begun."""
+        return self._answer()
 
     def _answer(self) -> dict:
         line = self._process.stdout.readline()
@@ -99,10 +106,19 @@ class Child:
             raise RuntimeError(answer["error"])
         return answer
 
-    def run(self, part: str) -> dict:
-        """Runs a part once: {"wall": seconds, "cpu": seconds, "peak_memory_mb": ...}."""
+    def ask(self, part: str) -> None:
+        """Has it run a part once; `answer` waits for the end."""
         self._process.stdin.write(part + "\n")
+
+    def answer(self) -> dict:
+        """Of the part asked for: {"wall": seconds, "cpu": seconds, "peak_memory_mb": ...}."""
+        _ = self.about  # comes before all answers
         return self._answer()
+
+    def run(self, part: str) -> dict:
+        """Runs a part once, and waits for its answer."""
+        self.ask(part)
+        return self.answer()
 
     def close(self) -> None:
         """Ends the program, which sees the end of its input."""
@@ -117,14 +133,34 @@ class Child:
         self.close()
 
 
-def in_turn(ours: Child, theirs: Child, part: str, repeats: int) -> dict:
+def one_by_one(children: list[Child], part: str) -> list[dict]:
+    """The first runs of a part: for programs that share a core."""
+    return [child.run(part) for child in children]
+
+
+def at_once(children: list[Child], part: str) -> list[dict]:
+    """The first runs of a part, all at the same time: where there are cores enough to compile."""
+    for child in children:
+        child.ask(part)
+    return [child.answer() for child in children]
+
+
+def in_turn(
+    ours: Child,
+    theirs: Child,
+    part: str,
+    repeats: int,
+    calls: int = 1,
+    first_runs: Callable = one_by_one,
+) -> dict:
     """Runs a part by both, `repeats` times in turn after a first time, and compares.
 
     Which of the two goes first alternates. A ratio is the median over the pairs of ours / theirs,
-    and stands with the lowest and the highest.
+    and stands with the lowest and the highest. Seconds are those of one of the `calls` that each
+    makes in a turn; "first_seconds" are those of the whole first turn.
     """
     sides = dict(ours=ours, theirs=theirs)
-    first = {side: child.run(part) for side, child in sides.items()}
+    first = dict(zip(sides, first_runs(list(sides.values()), part)))
     runs = {side: [] for side in sides}
     for i in range(repeats):
         for side in (list(sides), list(reversed(sides)))[i % 2]:
@@ -136,8 +172,8 @@ def in_turn(ours: Child, theirs: Child, part: str, repeats: int) -> dict:
         result[f"{clock}_ratio_range"] = [min(ratios), max(ratios)]
     for side in sides:
         result[side] = dict(
-            cpu_seconds=statistics.median(run["cpu"] for run in runs[side]),
-            wall_seconds=statistics.median(run["wall"] for run in runs[side]),
+            cpu_seconds=statistics.median(run["cpu"] for run in runs[side]) / calls,
+            wall_seconds=statistics.median(run["wall"] for run in runs[side]) / calls,
             first_seconds=first[side]["wall"],
             peak_memory_mb=runs[side][-1]["peak_memory_mb"],
             **{key: first[side][key] for key in NOTES if key in first[side]},

@@ -40,6 +40,12 @@ NETWORKS = {
             head_width=256,
         ),
     ),
+    "tiny": dict(
+        shape=(8, 8, 1),
+        fields=dict(
+            channels=8, channel_mults=(1,), attention_resolutions=(), num_blocks=1, head_width=8
+        ),
+    ),
 }
 COMMON_FIELDS = dict(num_blocks=2, head_width=64, embedding="add")
 
@@ -68,6 +74,13 @@ def peak_memory_mb() -> float:
     return pairing.process_peak_mb() if used is None else used / 1e6
 
 
+def planned_memory_mb(compiled: jax.stages.Compiled) -> float:
+    """What a program holds at once by the compiler's plan, in MB: arguments, results, the rest."""
+    plan = compiled.memory_analysis()
+    sizes = plan.argument_size_in_bytes + plan.output_size_in_bytes + plan.temp_size_in_bytes
+    return (sizes - plan.alias_size_in_bytes) / 1e6
+
+
 class Program:
     """A map from a state to the next, compiled, and the times it took; the state is donated.
 
@@ -83,13 +96,19 @@ class Program:
         self._steps, self._images = steps_per_call, images
         self._wall, self._cpu = [], []
 
-    def run(self) -> dict:
-        """Runs and times it; what a child of `pairing` adds to its answer."""
+    def run(self, calls: int = 1) -> dict:
+        """Runs it so many times and times it; what a child of `pairing` adds to its answer."""
         begin, begin_cpu = time.perf_counter(), time.process_time()
-        self._state = jax.block_until_ready(self._compiled(self._state))
-        self._wall.append((time.perf_counter() - begin) / self._steps)
-        self._cpu.append((time.process_time() - begin_cpu) / self._steps)
-        return dict(compile_seconds=self.compile_seconds)
+        for _ in range(calls):
+            self._state = self._compiled(self._state)
+        jax.block_until_ready(self._state)
+        self._wall.append((time.perf_counter() - begin) / (self._steps * calls))
+        self._cpu.append((time.process_time() - begin_cpu) / (self._steps * calls))
+        return dict(
+            compile_seconds=self.compile_seconds,
+            planned_memory_mb=planned_memory_mb(self._compiled),
+            peak_memory_mb=peak_memory_mb(),
+        )
 
     def figures(self) -> dict:
         """Medians over all runs; the peak memory is that after the first."""
@@ -100,15 +119,17 @@ class Program:
             **self._rate(seconds),
             cpu_seconds_per_step=statistics.median(self._cpu),
             compile_seconds=self.compile_seconds,
+            planned_memory_mb=planned_memory_mb(self._compiled),
             peak_memory_mb=self._peak_memory_mb,
             repeats=len(self._wall),
         )
 
     def _rate(self, seconds: float) -> dict:
-        """Operations a second; none of a scan, whose body XLA counts once."""
-        if self._steps > 1:
+        """Operations a second where XLA counts them; none of a scan, whose body it counts once."""
+        flops = (self._compiled.cost_analysis() or {}).get("flops")
+        if self._steps > 1 or flops is None:
             return {}
-        return dict(flops_per_second=self._compiled.cost_analysis()["flops"] / seconds)
+        return dict(flops_per_second=flops / seconds)
 
 
 def matrix_rate(dtype: str, size: int, repeats: int = 10) -> float:
@@ -230,15 +251,20 @@ SAMPLING = dict(
     headline="sample",
     ratios=dict(sample="forward"),
 )
-WORKLOADS = {
-    "A": dict(network="A", batch=16, repeats=5, **STEPS),
-    "B": dict(network="B", batch=16, repeats=9, **STEPS),
-    "C": dict(network="C", batch=128, repeats=15, **STEPS),
-    "D": dict(network="B", batch=64, repeats=1, **SAMPLING),
+# `calls`: so many steps in a turn with a peer, so that a device needn't wait for the next.
+FOR_CPUS = {
+    "A": dict(network="A", batch=16, repeats=5, calls=1, **STEPS),
+    "B": dict(network="B", batch=16, repeats=9, calls=1, **STEPS),
+    "C": dict(network="C", batch=128, repeats=15, calls=1, **STEPS),
+    "D": dict(network="B", batch=64, repeats=1, calls=1, **SAMPLING),
 }
 FOR_ACCELERATORS = {
-    "E": dict(network="cifar10", batch=128, repeats=30, **STEPS),
-    "F": dict(network="cifar10", batch=512, repeats=20, **STEPS),
-    "G": dict(network="cifar10", batch=256, repeats=3, **SAMPLING),
+    "E": dict(network="cifar10", batch=128, repeats=10, calls=10, **STEPS),
+    "F": dict(network="cifar10", batch=512, repeats=8, calls=5, **STEPS),
+    "G": dict(network="cifar10", batch=256, repeats=3, calls=1, **SAMPLING),
 }
-WORKLOADS |= FOR_ACCELERATORS
+REHEARSALS = {  # stand for E and F, and for G, where a program is only tried
+    "tiny": dict(network="tiny", batch=4, repeats=2, calls=2, **STEPS),
+    "tiny_sampling": dict(network="tiny", batch=4, repeats=1, calls=1, **SAMPLING),
+}
+WORKLOADS = FOR_CPUS | FOR_ACCELERATORS | REHEARSALS

@@ -207,6 +207,7 @@ def test_a_peer_is_told_the_network_of_the_workload():
     assert json.loads(json.dumps(task)) == dict(
         workload="A", shape=[32, 32, 3], batch=16, channels=64, channel_mults=[1, 2, 2],
         attention_resolutions=[16], num_blocks=2, head_width=64, embedding="add", norm_groups=16,
-        num_steps=50, dtype="bfloat16", remat=False, device="cpu",
+        num_steps=50, dtype="bfloat16", remat=False, device="cpu", calls=1, mode="eager",
         core=max(benchmark.pairing.cores(), default=None),
     )  # fmt: skip
+    assert benchmark.peer_task("A", "float32", mode="compile")["mode"] == "compile"
