@@ -59,3 +59,26 @@ def make_results(arms=ARMS, seeds=SEEDS):
 
 def values(results, arm, key):
     return [r["metrics"][key] for r in results if r["arm"] == arm]
+
+
+def make_design(axes, value, seeds=SEEDS, metrics=(BPD,), without=(), trained_by=None):
+    """The spec and the results of a design: `value(seed, levels)` gives a cell's metrics.
+
+    Args:
+      axes: key -> levels; the first of each is the baseline's.
+      without: combinations, tuples of levels, that no arm has.
+      trained_by: the axes that decide a training; None: results don't tell.
+    """
+    design = {
+        ",".join(f"{k}={v}" for k, v in zip(axes, levels)): dict(zip(axes, levels))
+        for levels in itertools.product(*axes.values())
+        if levels not in without
+    }
+    results = []
+    for seed, (arm, levels) in itertools.product(seeds, design.items()):
+        result = {"arm": arm, "seed": seed, "metrics": value(seed, levels)}
+        if trained_by is not None:
+            name = ",".join(levels[axis] for axis in trained_by)
+            result["training"] = {"directory": f"trainings/{name}/seed{seed}", "seconds": 1.0}
+        results.append(result)
+    return Spec("T", "Q?", next(iter(design)), list(metrics), design=design), results

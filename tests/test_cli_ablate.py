@@ -257,6 +257,21 @@ def test_what_is_no_axis_is_refused(text, said):
         axis(text)
 
 
+def test_the_design_is_what_arms_differ_in():
+    axes = {"schedule.name": ["linear", "cosine"], "sampling.num_steps": [3], "data.path": [""]}
+    arms, _ = runner.possible_arms(small_config(), axes)
+    levels = runner.design(small_config(), arms).values()
+    assert list(levels) == [{"schedule.name": "linear"}, {"schedule.name": "cosine"}]
+    # What an arm does not override is as in the config.
+    changed = {"a": {}, "b": {"sampling.num_steps": 3}, "c": {"sampling.schedule": "cosine"}}
+    arms = [Arm(name, own) for name, own in changed.items()]
+    assert runner.design(small_config(), arms) == {
+        "a": {"sampling.num_steps": "4", "sampling.schedule": "None"},
+        "b": {"sampling.num_steps": "3", "sampling.schedule": "None"},
+        "c": {"sampling.num_steps": "4", "sampling.schedule": "cosine"},
+    }
+
+
 def test_a_learned_schedule_goes_with_every_number_of_steps():
     axes = {
         "schedule.name": ["linear", "cosine", "sigmoid", "learned"],

@@ -7,18 +7,17 @@ experiment; the output, `Analysis`, holds every number that the report shows, co
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 
-from diffax.ablation import opinions, statistics
-from diffax.ablation.opinions import Opinion
+from diffax.ablation import factorial, opinions
+from diffax.ablation.factorial import Design, Effect, design_of
+from diffax.ablation.findings import Finding, Measured, judged
 from diffax.ablation.spec import SCALES, Metric, Spec
-from diffax.ablation.statistics import Difference, Interval
-
-POWERS = (0.8, 0.9)  # for which the seeds that are needed are told
+from diffax.ablation.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -35,50 +34,20 @@ class Cell:
     on_scale: bool = True
 
 
-@dataclass(frozen=True)
-class Comparison:
+@dataclass(frozen=True, kw_only=True)
+class Comparison(Finding):
     """A metric of `arm` against `reference`, paired by seed.
 
-    Attributes:
-      effect: mean of arm - reference, or geometric mean of arm / reference on a log scale.
-      difference: the same with interval and p; None with a single pair.
-      p_holm: p corrected for the `family` comparisons of this metric.
-      seeds_needed: power -> how many paired seeds would find a difference of this size, at the
-        level that the correction leaves; None where no number would (see `statistics`). Empty
-        with a single pair.
-      repeats: whether it tells nothing new, since arms share a training: it has the values of an
-        earlier comparison, or the same values on both sides.
-      outcome: "lower" or "higher" (the interval leaves out no effect, and so does the corrected
-        test), "suggested" (the interval does, the corrected test does not), "undecided", "same"
-        (both ends of the interval read as no effect at the digits shown), "unknown" (one pair).
-      opinions: the outcomes of this pair of arms by the same measure over each pretrained network,
-        this one's included; empty for a metric of none.
+    `names`: of the two in the report, as `Analysis.shown` has them.
     """
 
-    metric: Metric
     arm: str
     reference: str
-    pairs: int
-    effect: float
-    difference: Difference | None
-    p_holm: float | None
-    family: int
-    outcome: str
-    seeds_needed: Mapping[str, int | None]
-    repeats: bool
-    opinions: Sequence[Opinion] = ()
+    names: tuple[str, str]
 
     @property
-    def better(self) -> bool | None:
-        """Whether a decided outcome is to be wished for; None if undecided or neither."""
-        if self.outcome not in opinions.DECIDED or self.metric.lower_is_better is None:
-            return None
-        return (self.outcome == "lower") == self.metric.lower_is_better
-
-    @property
-    def settled(self) -> bool:
-        """Whether two networks or more decide it, all in the same direction."""
-        return opinions.settled(self.opinions)
+    def subject(self) -> Hashable:
+        return self.arm, self.reference
 
 
 @dataclass(frozen=True)
@@ -89,7 +58,12 @@ class Analysis:
       arms, seeds: in order of display.
       results: as given.
       cells: (arm, metric key) -> Cell; an arm that does not have a metric lacks the entry.
-      comparisons: metric by metric.
+      comparisons: of arms, metric by metric.
+      design: the axes, where the arms are the cells of a design of two axes or more; else None.
+      effects: of these axes and their interactions, metric by metric; see `factorial`.
+      shown: metric key -> arm -> its name, of the arms that stand for the metric: of those that
+        share a training, and with it the metric, one for all, which goes by what they have in
+        common.
       missing: what the report lacks, in words; empty when nothing does.
     """
 
@@ -99,10 +73,16 @@ class Analysis:
     results: Sequence[Mapping[str, Any]]
     cells: Mapping[tuple[str, str], Cell]
     comparisons: Sequence[Comparison]
+    design: Design | None
+    effects: Sequence[Effect]
+    shown: Mapping[str, Mapping[str, str]]
     missing: Sequence[str]
 
     def of_metric(self, key: str) -> list[Comparison]:
         return [c for c in self.comparisons if c.metric.key == key]
+
+    def effects_of(self, key: str) -> list[Effect]:
+        return [effect for effect in self.effects if effect.metric.key == key]
 
     def row(self, comparison: Comparison) -> str:
         """The arm in whose row a comparison stands: with a focus that is the other one."""
@@ -164,10 +144,31 @@ def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = Fa
             f"missing: {shortened(missing)}. To report on what is there, ask for a partial report."
         )
     missing += off_scale
-    comparisons = [c for metric in spec.metrics for c in _compare(spec, metric, arms, cells)]
-    heard = opinions.hear(comparisons)
-    comparisons = [replace(c, opinions=said) for c, said in zip(comparisons, heard)]
-    return Analysis(spec, arms, seeds, list(results), cells, comparisons, missing)
+    groups = _trained_alike(arms, runs)
+    shown = {m.key: _shown(spec, m, groups, cells) for m in spec.metrics}
+    comparisons = [
+        c for m in spec.metrics for c in _compare(spec, m, arms, cells, groups, shown[m.key])
+    ]
+    design = design_of(spec)
+    found = [e for m in spec.metrics for e in _effects(spec, design, m, cells)] if design else []
+    if len({e.axes for e in found if e.is_main}) < 2:
+        design, found = None, []
+    return Analysis(
+        spec,
+        arms,
+        seeds,
+        list(results),
+        cells,
+        _with_opinions(comparisons),
+        design,
+        _with_opinions(found),
+        shown,
+        missing,
+    )
+
+
+def _with_opinions(found: Sequence[Finding]) -> list[Any]:
+    return [replace(f, opinions=said) for f, said in zip(found, opinions.hear(found))]
 
 
 def shortened(items: Sequence[str], most: int = 8) -> str:
@@ -245,10 +246,47 @@ def _pairs(spec, arms) -> list[tuple[str, str]]:
     return [(spec.focus, other) for other in (spec.baseline, *others)]
 
 
-def _compare(spec, metric, arms, cells) -> list[Comparison]:
-    scale, found = SCALES[metric.scale], []
-    for arm, reference in _pairs(spec, arms):
-        both = [cells.get((x, metric.key)) for x in (arm, reference)]
+def _trained_alike(arms, runs) -> dict[str, list[str]]:
+    """arm -> the arms that share a training with it, itself included."""
+    trained: dict[str, set[str]] = {arm: set() for arm in arms}
+    for (arm, _), result in runs.items():
+        if result.get("training"):
+            trained[arm].add(result["training"]["directory"])
+    return {
+        arm: [other for other in arms if other == arm or own & trained[other]]
+        for arm, own in trained.items()
+    }
+
+
+def _shown(spec, metric, groups, cells) -> dict[str, str]:
+    own = {arm: cells[arm, metric.key] for arm in groups if (arm, metric.key) in cells}
+    alike = all(
+        own[arm].values.items() <= own[other].values.items()
+        or own[other].values.items() <= own[arm].values.items()
+        for arm in own
+        for other in groups[arm]
+        if other in own
+    )
+    names = {}
+    for arm in own:
+        group = [other for other in groups[arm] if other in own] if alike else [arm]
+        first = [a for a in (spec.focus, spec.baseline, *group) if a in group][0]
+        if arm == first:
+            names[arm] = spec.label(arm) if len(group) == 1 else spec.common_label(group)
+    distinct = len(set(names.values())) == len(names)
+    return names if distinct else {arm: spec.label(arm) for arm in names}
+
+
+def _effects(spec, design, metric, cells) -> list[Effect]:
+    own = {c: cells.get((arm, metric.key)) for c, arm in design.cells.items()}
+    values = {c: cell.values for c, cell in own.items() if cell and cell.on_scale}
+    return factorial.effects(design, metric, values, spec.confidence)
+
+
+def _compare(spec, metric, arms, cells, groups, shown) -> list[Comparison]:
+    scale, family = SCALES[metric.scale], []
+    for pair in _pairs(spec, arms):
+        both = [cells.get((arm, metric.key)) for arm in pair]
         a, b = (cell.values if cell and cell.on_scale else {} for cell in both)
         shared = [seed for seed in a if seed in b]
         if not shared:
@@ -256,41 +294,7 @@ def _compare(spec, metric, arms, cells) -> list[Comparison]:
         x, y = ([values[seed] for seed in shared] for values in (a, b))
         difference = scale.compare(x, y, spec.confidence) if len(shared) > 1 else None
         effect = difference.mean if difference else scale.effect(x[0], y[0])
-        found.append(((arm, reference, len(shared), effect, difference), (*x, *y), x == y))
-    # A pair that cannot be tested yet counts in the family, as one that shows nothing.
-    tests = {key: row[-1].p_value if row[-1] else 1.0 for row, key, same in found if not same}
-    corrected = dict(zip(tests, statistics.holm(list(tests.values()))))
-    comparisons, told = [], set()
-    for row, key, same in found:
-        difference = row[-1]
-        p_holm = float(corrected.get(key, 1.0)) if difference else None
-        outcome = _outcome(metric, difference, p_holm, 1 - spec.confidence)
-        seeds = _seeds_needed(difference, max(len(tests), 1))
-        repeats = same or key in told
-        told.add(key)
-        comparisons.append(Comparison(metric, *row, p_holm, len(tests), outcome, seeds, repeats))
-    return comparisons
-
-
-def _seeds_needed(difference: Difference | None, family: int) -> dict[str, int | None]:
-    if difference is None:
-        return {}
-    d = difference
-    effect = math.log(d.mean) if d.log_scale else d.mean
-    return {
-        f"{power:g}": statistics.seeds_needed(effect, d.sd, d.confidence, power, family)
-        for power in POWERS
-    }
-
-
-def _outcome(metric: Metric, difference: Difference | None, p_holm, alpha: float) -> str:
-    if difference is None:
-        return "unknown"
-    ends = {metric.effect_text(end) for end in (difference.low, difference.high)}
-    if ends == {metric.effect_text(difference.no_effect)}:
-        return "same"
-    if difference.low <= difference.no_effect <= difference.high:
-        return "undecided"
-    if p_holm >= alpha:
-        return "suggested"
-    return "lower" if difference.high < difference.no_effect else "higher"
+        names = [next((shown[o] for o in groups[arm] if o in shown), arm) for arm in pair]
+        about = {"arm": pair[0], "reference": pair[1], "names": tuple(names)}
+        family.append(Measured(about, (*x, *y), x == y, len(shared), effect, difference))
+    return judged(Comparison, metric, family, spec.confidence)

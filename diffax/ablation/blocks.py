@@ -33,7 +33,7 @@ class Row:
 
 @dataclass(frozen=True)
 class Table:
-    kind: str  # "results", "differences" or "settled"
+    kind: str  # "results", "effects", "differences" or "settled"
     head: Sequence[Cell]
     rows: Sequence[Row]
 

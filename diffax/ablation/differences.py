@@ -6,8 +6,9 @@ from collections.abc import Sequence
 from dataclasses import replace
 
 from diffax.ablation import figures
-from diffax.ablation.analysis import POWERS, Analysis, Comparison
+from diffax.ablation.analysis import Analysis, Comparison
 from diffax.ablation.blocks import Cell, Panel, Panels, Row, Section, Table, Words
+from diffax.ablation.findings import POWERS, Finding
 from diffax.ablation.numerals import p_text, seeds_text, span
 from diffax.ablation.opinions import networks
 from diffax.ablation.spec import SCALES, Metric
@@ -30,17 +31,37 @@ def section(analysis: Analysis) -> Section:
         )
         for i, m in enumerate(main)
     ]
-    powers = " / ".join(f"{100 * power:g}" for power in POWERS)
-    titles = ("", "effect", f"{analysis.spec.percent} interval", "pairs", "p", "p, signs")
-    head = [Cell(title) for title in (*titles, f"seeds, {powers}%", "reading")]
     rows = []
     for metric in analysis.spec.metrics:
         found = [c for c in analysis.of_metric(metric.key) if not c.repeats]
         if found:
-            rows.append(Row([_heading(analysis, metric)], "group"))
-        rows += [_comparison(analysis, c) for c in found]
-    blocks = [Panels(panels), Table("differences", head, rows)] if rows else []
-    return Section("Paired differences", _note(analysis), blocks + _settled(analysis))
+            rows.append(Row([heading(analysis, metric)], "group"))
+        rows += [Row([_pair(analysis, c), *numbers(c)]) for c in found]
+    blocks = [Panels(panels), Table("differences", head(analysis), rows)] if rows else []
+    title = "Each arm against the baseline" if analysis.design else "Paired differences"
+    return Section(title, _note(analysis), blocks + _settled(analysis))
+
+
+def head(analysis: Analysis) -> list[Cell]:
+    """The head of a table whose rows are a name and `numbers`."""
+    powers = " / ".join(f"{100 * power:g}" for power in POWERS)
+    titles = ("", "effect", f"{analysis.spec.percent} interval", "pairs", "p", "p, signs")
+    return [Cell(title) for title in (*titles, f"seeds, {powers}%", "reading")]
+
+
+def numbers(finding: Finding) -> list[Cell]:
+    """Effect, interval, pairs, p by t and by signs, seeds needed, and how it reads."""
+    f, metric = finding, finding.metric
+    cells = (
+        metric.effect_text(f.effect),
+        span(metric.effect_text, f.difference),
+        str(f.pairs),
+        p_text(f.p_holm),
+        p_text(f.difference and f.difference.p_sign_flip),
+        " / ".join(map(seeds_text, f.seeds_needed.values())) or "–",
+        f"{_reading(f.outcome)}{_better(f)}",
+    )
+    return [*map(Cell, cells)]
 
 
 def _settled(analysis: Analysis) -> list[Words | Table]:
@@ -56,10 +77,10 @@ def _settled(analysis: Analysis) -> list[Words | Table]:
     rows = []
     for measure, pairs in judged.items():
         first, *_ = pairs.values()
-        rows.append(Row([replace(_heading(analysis, first.metric), text=measure)], "group"))
+        rows.append(Row([replace(heading(analysis, first.metric), text=measure)], "group"))
         rows += [_ranking(analysis, c, columns) for c in pairs.values()]
-    head = [Cell(""), Cell("ranking"), *map(Cell, columns)]
-    return [Words([_SETTLED]), Table("settled", head, rows)]
+    titles = [Cell(""), Cell("ranking"), *map(Cell, columns)]
+    return [Words([_SETTLED]), Table("settled", titles, rows)]
 
 
 _SETTLED = (
@@ -82,23 +103,24 @@ def _pair(analysis: Analysis, c: Comparison) -> Cell:
     """The arms of a comparison, or the first where all rows have the same other one."""
     spec = analysis.spec
     sign = SCALES[c.metric.scale].sign
-    against = f" {sign} {spec.label(c.reference)}" if spec.focus else ""
-    return Cell(f"{spec.label(c.arm)}{against}", arm=analysis.row(c))
+    against = f" {sign} {c.names[1]}" if spec.focus else ""
+    return Cell(f"{c.names[0]}{against}", arm=analysis.row(c))
 
 
 def _reading(outcome: str) -> str:
     return f"{MARKS.get(outcome, '○')} {OUTCOMES.get(outcome, outcome)}"
 
 
-def _better(c: Comparison) -> str:
+def _better(c: Finding) -> str:
     return {True: ", better", False: ", worse", None: ""}[c.better]
 
 
-def _heading(analysis: Analysis, metric: Metric) -> Cell:
+def heading(analysis: Analysis, metric: Metric, against: bool = True) -> Cell:
     """The metric and, where all rows have the same one, what they are compared to."""
-    spec = analysis.spec
-    against = "" if spec.focus else f"{SCALES[metric.scale].sign} {spec.label(spec.baseline)}"
-    small = ", ".join(part for part in (metric.unit, metric.basis, against) if part)
+    compared, other = analysis.of_metric(metric.key), ""
+    if against and compared and not analysis.spec.focus:
+        other = f"{SCALES[metric.scale].sign} {compared[0].names[1]}"
+    small = ", ".join(part for part in (metric.unit, metric.basis, other) if part)
     return Cell(metric.label, small, wish=wish(metric))
 
 
@@ -117,20 +139,6 @@ def _note(analysis: Analysis) -> str:
         + " Arms with the same values, as of one training, have no row of their own."
         * any(c.repeats for c in analysis.comparisons)
     )
-
-
-def _comparison(analysis: Analysis, c: Comparison) -> Row:
-    metric = c.metric
-    cells = (
-        metric.effect_text(c.effect),
-        span(metric.effect_text, c.difference),
-        str(c.pairs),
-        p_text(c.p_holm),
-        p_text(c.difference and c.difference.p_sign_flip),
-        " / ".join(map(seeds_text, c.seeds_needed.values())) or "–",
-        f"{_reading(c.outcome)}{_better(c)}",
-    )
-    return Row([_pair(analysis, c), *map(Cell, cells)])
 
 
 def captioned(metric: Metric, caption: str) -> str:

@@ -19,7 +19,7 @@ import io
 import re
 import textwrap
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 
 import matplotlib
 import numpy as np
@@ -30,9 +30,12 @@ from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullForm
 from scipy import special
 
 from diffax.ablation.analysis import Analysis, Cell
+from diffax.ablation.factorial import Effect, marginal_means
+from diffax.ablation.findings import Finding
 from diffax.ablation.numerals import fixed, tick
 from diffax.ablation.spec import SCALES, Metric
 from diffax.ablation.texts import for_matplotlib, legible
+from diffax.ablation.verdict import effect_name
 
 INK, MUTED, RULE, PAPER = "#1d2025", "#666c74", "#d9dbde", "#fdfdfb"
 # (on white, on near-black): the first is the baseline's, the second the focus's. Any two differ by
@@ -73,19 +76,26 @@ def palette_index(analysis: Analysis) -> dict[str, int]:
     return {arm: i for i, arm in enumerate([*first, *others])}
 
 
-def drawn_arms(analysis: Analysis) -> list[str]:
-    """The arms whose curves are drawn: of those that share their trainings the first."""
-    first = {}
+def drawn_arms(analysis: Analysis) -> dict[str, str]:
+    """The arms whose curves are drawn, with their names: of those that share their trainings the
+    first, which goes by what they have in common."""
+    groups: dict[Hashable, list[str]] = {}
     for arm in analysis.arms:
         runs = [r for r in analysis.results if r["arm"] == arm]
         shared = tuple(r["training"]["directory"] for r in runs if r.get("training"))
-        first.setdefault(shared or arm, arm)
-    return list(first.values())
+        groups.setdefault(shared or arm, []).append(arm)
+    names = {
+        arms[0]: analysis.spec.common_label(arms) if len(arms) > 1 else analysis.spec.label(arms[0])
+        for arms in groups.values()
+    }
+    distinct = len(set(names.values())) == len(names)
+    return names if distinct else {arm: analysis.spec.label(arm) for arm in names}
 
 
 def drawn_cells(analysis: Analysis, metric: Metric) -> dict[str, Cell]:
-    """The arms whose values of a metric have a place on its axis, with these."""
-    cells = {arm: analysis.cells.get((arm, metric.key)) for arm in analysis.arms}
+    """The arms that stand for a metric and whose values have a place on its axis, with these."""
+    shown = [arm for arm in analysis.arms if arm in analysis.shown[metric.key]]
+    cells = {arm: analysis.cells.get((arm, metric.key)) for arm in shown}
     return {arm: cell for arm, cell in cells.items() if cell and cell.on_scale}
 
 
@@ -141,10 +151,10 @@ def legend(analysis: Analysis) -> Figure:
     """The arms of the curves with their colours and dashes, in order of display."""
     arms = drawn_arms(analysis)
     handles, labels = [], []
-    for arm in arms:
+    for arm, name in arms.items():
         colour, dash = line_style(palette_index(analysis)[arm])
         role = " (baseline)" if arm == analysis.spec.baseline else ""
-        labels.append(_wrapped(analysis.spec.label(arm) + role, 44, 2))
+        labels.append(_wrapped(name + role, 44, 2))
         handles.append(Line2D([], [], color=colour, ls=dash, lw=2.2))
     with matplotlib.rc_context(_STYLE):
         lines = sum(1 + label.count("\n") for label in labels)
@@ -160,7 +170,7 @@ def legend(analysis: Analysis) -> Figure:
 def metric_points(analysis: Analysis, metric: Metric) -> Figure:
     """Every arm's mean with its interval (bar) and the seeds (small dots)."""
     cells = drawn_cells(analysis, metric)
-    figure, ax = _rows([analysis.spec.label(arm) for arm in cells])
+    figure, ax = _rows([analysis.shown[metric.key][arm] for arm in cells])
     for y, (arm, cell) in enumerate(cells.items()):
         colour = _colour(analysis, arm)
         seeds = list(cell.values.values())
@@ -179,24 +189,66 @@ def forest(analysis: Analysis, metric: Metric) -> Figure:
     Filled where the outcome is decided, hollow where it is not.
     """
     rows = [c for c in analysis.of_metric(metric.key) if not c.repeats]
-    focus, scale = analysis.spec.focus, SCALES[metric.scale]
-    figure, ax = _rows([analysis.spec.label(analysis.row(c)) for c in rows])
+    focus, sign = analysis.spec.focus, SCALES[metric.scale].sign
+    names = [c.names[0] if focus is None else c.names[1] for c in rows]
+    colours = [_colour(analysis, analysis.row(c)) for c in rows]
+    sides = "arm" if focus is None or not rows else rows[0].names[0]
+    other = rows[0].names[1] if focus is None and rows else "arm"
+    return _forest(metric, rows, names, colours, f"{sides} {sign} {other}")
+
+
+def effects(analysis: Analysis, metric: Metric, rows: Sequence[Effect]) -> Figure:
+    """The same of main effects, in one colour, and of interactions (×), in another."""
+    names = [effect_name(e) for e in rows]
+    colours = [PALETTE[1 if e.is_main else 2][0] for e in rows]
+    kind = {"linear": "difference", "log": "ratio"}[metric.scale]
+    return _forest(metric, rows, names, colours, kind)
+
+
+def _forest(
+    metric: Metric, rows: Sequence[Finding], names: Sequence[str], colours: Sequence[str], what: str
+) -> Figure:
+    figure, ax = _rows(names)
     ax.axvline(1.0 if metric.scale == "log" else 0.0, color=INK, lw=0.9)
-    for y, c in enumerate(rows):
-        colour = _colour(analysis, analysis.row(c))
-        if c.difference:
-            ax.plot([c.difference.low, c.difference.high], [y, y], color=colour, lw=2)
-        fill = colour if c.outcome in ("lower", "higher") else PAPER
-        ax.plot(c.effect, y, "o", ms=6.5, mfc=fill, mec=colour, mew=1.6)
+    for y, (f, colour) in enumerate(zip(rows, colours)):
+        if f.difference:
+            ax.plot([f.difference.low, f.difference.high], [y, y], color=colour, lw=2)
+        ax.plot(f.effect, y, "o", ms=6.5, mfc=colour if f.decided else PAPER, mec=colour, mew=1.6)
     _scale(ax, "x", metric.scale)
-    sides = (
-        f"{analysis.spec.label(focus)} {scale.sign} arm"
-        if focus
-        else f"arm {scale.sign} {analysis.spec.label(analysis.spec.baseline)}"
-    )
     unit = f", {metric.unit}" if metric.unit and metric.scale == "linear" else ""
     better = {True: "  (← better)", False: "  (better →)", None: ""}[metric.lower_is_better]
-    ax.set_xlabel(_wrapped(f"{sides}{unit}", 40) + better)
+    ax.set_xlabel(_wrapped(f"{what}{unit}", 40) + better)
+    return figure
+
+
+def interaction(analysis: Analysis, metric: Metric, axes: Sequence[str]) -> Figure | None:
+    """Means over the seeds and the other axes: levels of the first axis from left to right, a line
+    for each level of the second. None where no balanced part of the design has them all."""
+    own = {c: analysis.cells.get((arm, metric.key)) for c, arm in analysis.design.cells.items()}
+    values = {c: cell.values for c, cell in own.items() if cell and cell.on_scale}
+    means = marginal_means(analysis.design, metric, values, axes)
+    if not means:
+        return None
+    first, second = (analysis.design.axes[axis] for axis in axes)
+    figure, ax = _panel(2.7 + 0.19 * len(second))
+    handles = []
+    for i, level in enumerate(second):
+        colour, dash = line_style(i)
+        y = [means.get((other, level), np.nan) for other in first]
+        handles += ax.plot(range(len(first)), y, marker="o", ms=5, color=colour, ls=dash, lw=1.8)
+    ax.set_xticks(range(len(first)), [_wrapped(level, 14) for level in first])
+    ax.set_xlabel(_wrapped(axes[0], 40))
+    ax.set_xlim(-0.3, len(first) - 0.7)
+    ax.tick_params(axis="x", length=0, labelcolor=INK)
+    ax.set_ylabel(_wrapped(metric.unit, 30))
+    _scale(ax, "y", metric.scale)
+    ax.grid(axis="y")
+    with matplotlib.rc_context(_STYLE):
+        drawn = figure.legend(
+            handles, ["-"] * len(second), loc="outside upper left", frameon=False
+        )
+    for text, level in zip(drawn.get_texts(), second):
+        text.set(text=_wrapped(f"{axes[1]}={level}", 44, 1), color=INK)
     return figure
 
 

@@ -5,12 +5,12 @@ A network whose features judge samples has tastes of its own, and may favour wha
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from diffax.ablation.analysis import Comparison
+    from diffax.ablation.findings import Finding
 
 DECIDED = ("lower", "higher")
 
@@ -24,15 +24,15 @@ class Opinion:
     outcome: str
 
 
-def hear(comparisons: Sequence[Comparison]) -> list[list[Opinion]]:
-    """For each comparison the opinions of all on the same pair of arms by the same measure.
+def hear(findings: Sequence[Finding]) -> list[list[Opinion]]:
+    """For each finding the opinions of all on the same subject by the same measure.
 
     Empty for a metric of no pretrained network.
     """
     said: list[list[Opinion]] = []
-    heard: dict[tuple[str, str, str], list[Opinion]] = {}
-    for c in comparisons:
-        shared = heard.setdefault((c.metric.measure, c.arm, c.reference), [])
+    heard: dict[Hashable, list[Opinion]] = {}
+    for c in findings:
+        shared = heard.setdefault((c.metric.measure, c.subject), [])
         if c.metric.network:
             shared.append(Opinion(c.metric.network, c.metric.label, c.outcome))
         said.append(shared if c.metric.network else [])

@@ -13,13 +13,14 @@ from typing import Any
 
 import diffax
 from diffax.ablation import spec as spec_lib
-from diffax.ablation.analysis import POWERS, Analysis, analyse, shortened
+from diffax.ablation.analysis import Analysis, analyse, shortened
+from diffax.ablation.findings import POWERS, Finding
 from diffax.ablation.grid import load_results
 from diffax.ablation.jsonable import jsonable, write_json
 from diffax.ablation.numerals import p_text, seeds_text, span
 from diffax.ablation.spec import SCALES, Metric, Spec
 from diffax.ablation.texts import legible
-from diffax.ablation.verdict import sentence, verdict
+from diffax.ablation.verdict import effect_name, sentences, told
 
 FOLDER = "report_files"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn")
@@ -133,22 +134,30 @@ def report_numbers(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any
         arm: {key: asdict(cell) for (a, key), cell in analysis.cells.items() if a == arm}
         for arm in analysis.arms
     }
-    comparisons = [
-        asdict(c) | {"metric": c.metric.key, "scale": c.metric.scale, "settled": c.settled}
-        for c in analysis.comparisons
-    ]
+    design = analysis.design
+
+    def plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:
+        return [
+            asdict(f) | {"metric": f.metric.key, "scale": f.metric.scale, "settled": f.settled}
+            for f in findings
+        ]
+
     runs = [{k: v for k, v in r.items() if k != "samples"} for r in analysis.results]
     numbers = {
         "title": spec.title,
         "question": spec.question,
-        "verdict": [sentence(spec, c) for c in verdict(analysis)],
+        "verdict": sentences(analysis),
         "missing": analysis.missing,
         "baseline": spec.baseline,
         "focus": spec.focus,
         "confidence": spec.confidence,
         "metrics": [asdict(m) for m in spec.metrics],
         "summary": summary,
-        "comparisons": comparisons,
+        "shown": analysis.shown,
+        "axes": design and design.axes,
+        "missing_combinations": design and design.missing,
+        "effects": plain(analysis.effects),
+        "comparisons": plain(analysis.comparisons),
         "command": spec.command,
         "config": spec.config,
         "environment": made,
@@ -165,44 +174,69 @@ def format_table(analysis: Analysis) -> str:
         blocks.append(f"PARTIAL: missing {shortened(analysis.missing)}")
     measured = [m for m in spec.metrics if analysis.measured(m)]
     blocks += [_metric_table(analysis, metric) for metric in measured]
+    if analysis.design is not None:
+        blocks += [_effects_table(analysis, m) for m in measured if told(analysis, m)]
     if any(c.p_holm is not None for c in analysis.comparisons):
         blocks.append(
-            "p: paired t test, Holm's correction over the comparisons of one metric\n"
+            "p: paired t test, Holm's correction over the comparisons of one metric"
+            + " (over its effects, main and interactions, by themselves)" * bool(analysis.design)
+            + "\n"
             "signs: exact sign-flip test, not corrected; 2 in 2^n at the least\n"
             "seeds: how many would find a difference of this size with a power of "
             + ", ".join(f"{100 * power:g}%" for power in POWERS)
         )
-    blocks += [sentence(spec, c) for c in verdict(analysis)]
+    blocks += sentences(analysis)
     # Not every terminal can write the true minus sign.
     return legible("\n\n".join(blocks)).replace("−", "-")
 
 
 def _metric_table(analysis: Analysis, metric: Metric) -> str:
-    spec, scale = analysis.spec, SCALES[metric.scale]
+    spec, scale, shown = analysis.spec, SCALES[metric.scale], analysis.shown[metric.key]
     by_row = {analysis.row(c): c for c in analysis.of_metric(metric.key)}
     sides = (spec.focus, "arm") if spec.focus else ("arm", spec.baseline)
-    against = f" {scale.sign} ".join(spec.label(side) for side in sides)
+    against = f" {scale.sign} ".join(shown.get(side) or spec.label(side) for side in sides)
     head = ["", scale.average, f"{spec.percent} interval", "n", against, f"{spec.percent} interval"]
     lines = [[*head, "p", "signs", "seeds"]]
-    for arm in analysis.arms:
+    alone = [arm for arm in analysis.arms if (arm, metric.key) not in analysis.cells]
+    for arm in [arm for arm in analysis.arms if arm in (*shown, *alone)]:
         cell, c = analysis.cells.get((arm, metric.key)), by_row.get(arm)
-        line = [spec.label(arm), "–", *[""] * 7]
+        line = [shown.get(arm) or spec.label(arm), "–", *[""] * 7]
         if cell:
             line[1:4] = metric.text(cell.mean), span(metric.text, cell.interval), len(cell.values)
         if c:
-            line[4:6] = metric.effect_text(c.effect), span(metric.effect_text, c.difference)
-            line[6:8] = p_text(c.p_holm), p_text(c.difference and c.difference.p_sign_flip)
-            line[8] = ", ".join(map(seeds_text, c.seeds_needed.values()))
+            line[4:] = _numbers(c)
         lines.append([str(x) for x in line])
-    widths = [max(len(line[i]) for line in lines) for i in range(9)]
-    rows = [
+    return "\n".join([_about(metric), *_aligned(lines)])
+
+
+def _effects_table(analysis: Analysis, metric: Metric) -> str:
+    head = ["", "effect", f"{analysis.spec.percent} interval", "p", "signs", "seeds", ""]
+    found = told(analysis, metric)
+    lines = [head, *([effect_name(e), *_numbers(e), e.outcome] for e in found)]
+    return "\n".join([f"Effects on {_about(metric)}", *_aligned(lines)])
+
+
+def _numbers(f: Finding) -> list[str]:
+    """Effect, interval, p by t and by signs, seeds needed."""
+    text = f.metric.effect_text
+    ps = p_text(f.p_holm), p_text(f.difference and f.difference.p_sign_flip)
+    seeds = ", ".join(map(seeds_text, f.seeds_needed.values()))
+    return [text(f.effect), span(text, f.difference), *ps, seeds]
+
+
+def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
+    """Rows of a table, the first column to the left, the others to the right."""
+    widths = [max(map(len, column)) for column in zip(*lines)]
+    return [
         "  ".join([line[0].ljust(widths[0]), *(x.rjust(w) for x, w in zip(line[1:], widths[1:]))])
         for line in lines
     ]
+
+
+def _about(metric: Metric) -> str:
     wish = {True: "lower is better", False: "higher is better", None: ""}[metric.lower_is_better]
     unit = f" [{metric.unit}]" if metric.unit else ""
-    about = [f"{metric.label}{unit}", *filter(None, (metric.basis, wish))]
-    return "\n".join([", ".join(about), *rows])
+    return ", ".join([f"{metric.label}{unit}", *filter(None, (metric.basis, wish))])
 
 
 def environment() -> dict[str, Any]:

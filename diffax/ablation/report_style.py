@@ -71,13 +71,16 @@ tr.focus th, tr.focus td { font-weight: 650; }
 tr.focus small { font-weight: 400; }
 .group th { font-weight: 600; padding-top: 1.3rem; }
 .group small { font-weight: 400; margin-left: .7rem; }
-.differences td:last-child, .settled td, .settled thead th { text-align: left; }
+:is(.differences, .effects) td:last-child, .settled td, .settled thead th { text-align: left; }
 abbr { text-decoration: none; color: var(--muted); font-weight: 400; }
-:is(.differences, .settled) :is(td, th) { padding-top: .3rem; padding-bottom: .3rem; }
-:is(.differences, .settled) tr.group th { padding-top: 1.1rem; }
-.differences thead th:last-child { text-align: left; }
+:is(.differences, .effects, .settled) :is(td, th) { padding-top: .3rem; padding-bottom: .3rem; }
+:is(.differences, .effects, .settled) tr.group th { padding-top: 1.1rem; }
+.differences thead th:last-child, .effects thead th:last-child { text-align: left; }
+.effects tbody tr:not(.group) th { white-space: normal; min-width: 11rem; max-width: 21rem; }
+.effects tbody th small { display: block; }
+.scroll + .panels { margin-top: 1.8rem; }
 .key { white-space: nowrap; }
-:is(.differences, .settled) .key { white-space: inherit; }
+:is(.differences, .effects, .settled) .key { white-space: inherit; }
 .key small { margin-left: .5rem; font-weight: 400; }
 .swatch { width: 1.25rem; height: .5rem; margin-right: .55rem; vertical-align: .12em; }
 .swatch line { stroke-width: 3; }
@@ -118,7 +121,7 @@ pre-wrap;
   th .key small { display: block; margin-left: 0; text-indent: 0; }
   .group th { white-space: normal; max-width: 20rem; }
   .settled td { white-space: normal; }
-  .differences :is(td, thead th):is(:nth-child(4), :nth-child(6)) { display: none; }
+  :is(.differences, .effects) :is(td, thead th):is(:nth-child(4), :nth-child(6)) { display: none; }
 }
 @media print {
   @page { margin: 16mm 14mm; }

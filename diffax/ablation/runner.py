@@ -36,6 +36,7 @@ from diffax.ablation.grid import (
     print_progress,
     run_grid,
 )
+from diffax.ablation.jsonable import flatten
 from diffax.ablation.measure import METRICS, PARTS
 from diffax.ablation.report import Report, build_report, environment
 from diffax.ablation.spec import Spec
@@ -109,6 +110,7 @@ def run_ablation(
         parts=[key for key in spec.parts if key in {metric.key for metric in measured}],
         config=json.loads(text),
         arms=[arm.name for arm in arms],
+        design=design(config, arms),
         seeds=list(seeds),
         real_samples=real,
     )
@@ -153,6 +155,15 @@ def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
         raise ValueError(f"arm {arm.name!r}: {error}") from None
     config.seed = seed
     return config
+
+
+def design(config: ConfigDict, arms: Sequence[Arm]) -> dict[str, dict[str, str]]:
+    """arm -> {key: value as text}, of the keys in which arms differ; see `Spec.design`."""
+    keys = dict.fromkeys(key for arm in arms for key in arm.overrides)
+    whole = {arm.name: flatten(arm_config(config, arm, 0).to_dict()) for arm in arms}
+    levels = {name: {key: str(own[key]) for key in keys} for name, own in whole.items()}
+    vary = [key for key in keys if len({own[key] for own in levels.values()}) > 1]
+    return {name: {key: own[key] for key in vary} for name, own in levels.items()}
 
 
 def possible_arms(

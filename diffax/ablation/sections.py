@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffax.ablation import differences, figures, samples
+from diffax.ablation import differences, effects, figures, samples
 from diffax.ablation.analysis import Analysis, shortened
 from diffax.ablation.blocks import (
     Cell,
@@ -31,7 +31,14 @@ from diffax.ablation.grid import format_seconds
 from diffax.ablation.jsonable import flatten, jsonable
 from diffax.ablation.numerals import span
 from diffax.ablation.spec import Metric
-from diffax.ablation.verdict import claim, conclusion, needed, verdict
+from diffax.ablation.verdict import (
+    NOTHING_DECIDED,
+    claim,
+    conclusion,
+    nothing_decided,
+    remark,
+    verdict,
+)
 
 # name of a curve -> its title and what to look at; others are titled by their name.
 CURVES = {
@@ -88,6 +95,7 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
     )
     sections = [
         _results(analysis),
+        effects.section(analysis),
         differences.section(analysis),
         _arms(analysis),
         _curves(analysis),
@@ -106,20 +114,30 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
 
 
 def _verdict(analysis: Analysis) -> Verdict:
-    stated = verdict(analysis)
-    # The headline says how many seeds; the others only where they rest on fewer.
-    lines = [
+    stated, nothing = verdict(analysis), nothing_decided(analysis)
+    # The first says how many seeds; the others only where they rest on fewer.
+    lines = [("○", nothing, NOTHING_DECIDED, "")] if nothing else []
+    lines += [
         (
-            differences.MARKS.get(c.outcome, "○"),
-            claim(analysis.spec, c, pairs=i == 0 or c.pairs != stated[0].pairs),
-            conclusion(c),
-            needed(c),
+            differences.MARKS.get(f.outcome, "○"),
+            claim(analysis.spec, f, pairs=i == 0 or f.pairs != stated[0].pairs),
+            conclusion(f),
+            remark(analysis, f),
         )
-        for i, c in enumerate(stated)
+        for i, f in enumerate(stated)
     ]
-    total = sum(c.metric.main and not c.repeats for c in analysis.comparisons)
-    more = f"All {total} comparisons are in the table below." if total > len(lines) else ""
-    return Verdict(lines, more)
+    found = analysis.effects if analysis.design else analysis.comparisons
+    total = sum(f.metric.main and not f.repeats for f in found)
+    more = []
+    if analysis.design is not None:
+        more.append(
+            "First the largest decided effect on the first measure that has one; with each measure"
+            " its main effects, and the interactions that are decided."
+        )
+    if total > len(stated):
+        kind = "main effects and interactions" if analysis.design else "comparisons"
+        more.append(f"All {total} {kind} are in the table below.")
+    return Verdict(lines, " ".join(more))
 
 
 def _facts(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any]:
@@ -138,31 +156,51 @@ def _facts(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any]:
 
 def _results(analysis: Analysis) -> Section:
     spec = analysis.spec
-    metrics = [m for m in spec.metrics if analysis.measured(m)]
-    count = -(-len(metrics) // ACROSS)
+    # Measures with the same rows side by side: a row for each training, or for each arm.
+    by_rows: dict[tuple[str, ...], list[Metric]] = {}
+    for m in spec.metrics:
+        if analysis.measured(m):
+            by_rows.setdefault(_rows(analysis, m), []).append(m)
     tables = [
-        _results_table(analysis, [metrics[i] for i in part])
-        for part in np.array_split(np.arange(len(metrics)), count)
+        _results_table(analysis, rows, [metrics[i] for i in part])
+        for rows, metrics in by_rows.items()
+        for part in np.array_split(np.arange(len(metrics)), -(-len(metrics) // ACROSS))
     ]
     note = (
         f"Mean over seeds, and under it the {spec.percent} interval by Student’s t; on the "
         "logarithm where marked geometric. An arrow says whether lower or higher is better. These "
         "intervals hold the spread between seeds, which a paired comparison removes: to compare "
         "two arms, look at the differences below."
+        + " What arms have in common because they share a training stands once for them."
+        * (len(by_rows) > 1)
     )
     return Section("Results", note, tables)
 
 
-def _results_table(analysis: Analysis, metrics: Sequence[Metric]) -> Table:
+def _rows(analysis: Analysis, metric: Metric) -> tuple[str, ...]:
+    """The arms in whose rows a metric stands."""
+    having = [arm for arm in analysis.arms if (arm, metric.key) in analysis.cells]
+    shown = [arm for arm in analysis.arms if arm in analysis.shown[metric.key]]
+    return tuple(shown if len(shown) < len(having) else analysis.arms)
+
+
+def _results_table(analysis: Analysis, rows: Sequence[str], metrics: Sequence[Metric]) -> Table:
+    names = analysis.shown[metrics[0].key]
     head = [Cell(""), *(Cell(m.label, _unit(m), wish=wish(m)) for m in metrics)]
-    rows = [
-        Row(
-            [key(analysis, arm), *(_value(analysis.cells.get((arm, m.key)), m) for m in metrics)],
-            "focus" if arm == analysis.spec.focus else "",
-        )
-        for arm in analysis.arms
-    ]
-    return Table("results", head, rows)
+    return Table(
+        "results",
+        head,
+        [
+            Row(
+                [
+                    key(analysis, arm, names.get(arm)),
+                    *(_value(analysis.cells.get((arm, m.key)), m) for m in metrics),
+                ],
+                "focus" if arm == analysis.spec.focus else "",
+            )
+            for arm in rows
+        ],
+    )
 
 
 def _unit(metric: Metric) -> str:
@@ -229,7 +267,8 @@ def _curves(analysis: Analysis) -> Section:
         title, caption = CURVES.get(name, (name.replace("_", " ").capitalize(), ""))
         panels.append(Panel(f"curve-{i}", figures.curve(analysis, name), title, caption))
     arms = figures.drawn_arms(analysis)
-    legend = Legend([key(analysis, arm) for arm in arms], figures.legend(analysis))
+    keys = [key(analysis, arm, name) for arm, name in arms.items()]
+    legend = Legend(keys, figures.legend(analysis))
     note = (
         "Lines are means over the seeds, bands reach from the lowest seed to the highest."
         + " Arms that share a training are drawn as one, the first of them." * _shared(analysis)
@@ -310,7 +349,7 @@ def _times(analysis: Analysis) -> dict[str, str]:
     return times
 
 
-def key(analysis: Analysis, arm: str) -> Cell:
-    """An arm by its colour and its name."""
+def key(analysis: Analysis, arm: str, name: str | None = None) -> Cell:
+    """An arm by its colour and its name, or that of what it stands for."""
     role = "baseline" if arm == analysis.spec.baseline else ""
-    return Cell(analysis.spec.label(arm), role, arm=arm)
+    return Cell(name or analysis.spec.label(arm), role, arm=arm)

@@ -15,7 +15,7 @@ from diffax.ablation import statistics
 from diffax.ablation.jsonable import flatten, jsonable, read_json, write_json
 from diffax.ablation.numerals import fixed, ratio, signed, significant
 from diffax.ablation.statistics import Difference, Interval
-from diffax.ablation.texts import one_line, short_name
+from diffax.ablation.texts import one_line, prefix, short_name
 
 FILE, REAL_SAMPLES = "ablation.json", "real_samples.npz"
 
@@ -24,6 +24,7 @@ FILE, REAL_SAMPLES = "ablation.json", "real_samples.npz"
 class Scale:
     """How a metric is averaged, compared and written."""
 
+    mean: Callable[[Sequence[float]], float]
     interval: Callable[..., Interval]
     compare: Callable[..., Difference]
     effect: Callable[[float, float], float]
@@ -36,6 +37,7 @@ class Scale:
 
 SCALES = {
     "linear": Scale(
+        lambda values: float(np.mean(values)),
         statistics.mean_interval,
         statistics.paired_difference,
         lambda a, b: a - b,
@@ -46,6 +48,7 @@ SCALES = {
         signed,
     ),
     "log": Scale(
+        lambda values: float(np.exp(np.mean(np.log(values)))),
         statistics.geometric_interval,
         statistics.paired_ratio,
         lambda a, b: a / b,
@@ -109,6 +112,9 @@ class Spec:
       arms: the arms in order of display; () for those of the results, as they come.
       seeds: the seeds that were planned; () for those of the results.
       labels: arm -> name in the report; an arm without one goes by its `texts.short_name`.
+      design: arm -> {config key: level}, the values in which arms differ, as text. Where each arm
+        is another combination of the levels of two keys or more, the report has the effect of each
+        key and how they interact; see `factorial`.
       parts: keys of metrics that add up (prior, diffusion, reconstruction), drawn as one bar.
       method: a paragraph or more on what was done the same in all arms.
       environment: anything to list beside machine and versions, e.g. {"device": "2 CPU cores"}.
@@ -126,6 +132,7 @@ class Spec:
     arms: Sequence[str] = ()
     seeds: Sequence[int] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
+    design: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     parts: Sequence[str] = ()
     method: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
@@ -134,6 +141,24 @@ class Spec:
 
     def label(self, arm: str) -> str:
         return one_line(self.labels.get(arm) or short_name(arm, self.arms))
+
+    def common_label(self, arms: Sequence[str]) -> str:
+        """The name of what some arms have in common: the levels of `design` that they share."""
+        own = dict(self.design.get(arms[0], {}))
+        for arm in arms[1:]:
+            other = self.design.get(arm, {})
+            own = {key: level for key, level in own.items() if other.get(key) == level}
+        if own and not any(arm in self.labels for arm in arms):
+            return ", ".join(self.level(key, level) for key, level in own.items())
+        return "all arms" if set(arms) == set(self.arms) else self.label(arms[0])
+
+    def level(self, key: str, level: str) -> str:
+        """The name of a level of `design`, for people: a word alone where that says enough."""
+        values: dict[str, set[str]] = {}
+        for own in self.design.values():
+            for k, v in own.items():
+                values.setdefault(k, set()).add(v)
+        return one_line(f"{prefix(key, values)}{level}")
 
     @property
     def percent(self) -> str:
@@ -166,9 +191,15 @@ def load(workdir: Path) -> Spec:
     path = workdir / FILE
     if not path.exists():
         raise FileNotFoundError(f"{workdir} holds no ablation: there is no {FILE}")
-    read = read_json(path, [f.name for f in dataclasses.fields(Spec)])
+    missing = dataclasses.MISSING
+    needed = [
+        f.name
+        for f in dataclasses.fields(Spec)
+        if f.default is missing and f.default_factory is missing
+    ]
+    read = read_json(path, needed)
     read["metrics"] = [Metric(**metric) for metric in read["metrics"]]
-    if read["real_samples"] is not None:
+    if read.get("real_samples") is not None:
         read["real_samples"] = str((workdir / read["real_samples"]).absolute())
     return Spec(**read)
 
@@ -197,4 +228,5 @@ def merge(specs: Sequence[Spec]) -> Spec:
                 )
     for name in ("arms", "seeds"):
         united[name] = list(dict.fromkeys(x for spec in specs for x in getattr(spec, name)))
+    united["design"] = {arm: own for spec in specs for arm, own in spec.design.items()}
     return dataclasses.replace(first, **united)

@@ -10,6 +10,7 @@ tail such as the variance of a loss, on their logarithms. All computations are i
 from __future__ import annotations
 
 import bisect
+import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
@@ -127,7 +128,10 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> D
       exactly where the interval leaves out zero.
     """
     a, b = _pair(_vector(a, "a"), _vector(b, "b"))
-    d = a - b
+    return _of_differences(a - b, confidence)
+
+
+def _of_differences(d: np.ndarray, confidence: float) -> Difference:
     interval = mean_interval(d, confidence)
     error = _standard_error(d)
     if error > 0:
@@ -153,6 +157,57 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Differ
     d = paired_difference(np.log(_positive(a, "a")), np.log(_positive(b, "b")), confidence)
     mean, low, high = (float(np.exp(v)) for v in (d.mean, d.low, d.high))
     return replace(d, mean=mean, low=low, high=high, log_scale=True)
+
+
+def contrast(
+    values: ArrayLike, weights: ArrayLike, confidence: float = 0.95, log_scale: bool = False
+) -> Difference:
+    """A contrast of several arms, sum_k w_k y_k with sum_k w_k = 0, paired by seed.
+
+    The contrast of each seed, and of these the mean, the t interval with n - 1 degrees of freedom,
+    the t test and the sign-flip test that it is zero: `paired_difference` for more arms than two.
+    What a seed adds to all arms cancels. Spread and correlation of the arms may differ: the
+    contrast's own spread is what counts. With `log_scale` that of logarithms, transformed back: the
+    ratio prod_k y_k^w_k.
+
+    Args:
+      values: (k, n), arm by seed, real, n at least 2; above 0 with log_scale.
+      weights: (k,), which add up to zero and are not all zero.
+      confidence: of the interval, in (0, 1).
+
+    Raises:
+      ValueError: as `paired_difference`; weights that are no contrast, or of another length.
+
+    Source: Yates 1937, "The Design and Analysis of Factorial Experiments"; Boik 1981, "A priori
+      tests in repeated measures designs: effects of nonsphericity", Psychometrika 46:241, for the
+      contrast's own error.
+    """
+    d = _of_differences(contrast_values(values, weights, log_scale), confidence)
+    if not log_scale:
+        return d
+    mean, low, high = (float(np.exp(v)) for v in (d.mean, d.low, d.high))
+    return replace(d, mean=mean, low=low, high=high, log_scale=True)
+
+
+def contrast_values(
+    values: ArrayLike, weights: ArrayLike, log_scale: bool = False
+) -> np.ndarray:
+    """The contrast of each seed, (n,), n at least 1, of logarithms with `log_scale`; exactly 0
+    where arms of opposite weights have the same values. See `contrast`."""
+    values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)
+    if values.ndim != 2 or weights.shape != values.shape[:1]:
+        raise ValueError(
+            f"values must be (arms, seeds) and weights (arms,), got {values.shape} and"
+            f" {weights.shape}"
+        )
+    if not weights.any() or abs(math.fsum(weights)) > 1e-9 * np.abs(weights).sum():
+        raise ValueError(f"weights must add up to zero and not all be zero, got {weights.tolist()}")
+    if not np.isfinite(values).all():
+        raise ValueError("values: every value must be finite")
+    if log_scale and values.min() <= 0:
+        raise ValueError(f"values: a log scale needs positive values, got {values.min():g}")
+    terms = weights[:, None] * (np.log(values) if log_scale else values)
+    return np.array([math.fsum(column) for column in terms.T])
 
 
 MOST_FLIPPED = 20  # pairs; a million patterns of signs

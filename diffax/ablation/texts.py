@@ -6,7 +6,7 @@ from __future__ import annotations
 import functools
 import re
 import unicodedata
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 _ISOLATE, _RELEASE = "\u2068", "\u2069"
 _RIGHT_TO_LEFT = {"R", "AL", "AN", "RLE", "RLO", "RLI", "LRE", "LRO", "LRI", "FSI"}
@@ -50,7 +50,7 @@ def short_names(arms: tuple[str, ...]) -> dict[str, str]:
     for pairs in read.values():
         for key, value in pairs.items():
             values.setdefault(key, set()).add(value)
-    called = {key: _called(key, values) for key in values}
+    called = {key: prefix(key, values) for key in values}
     names = {
         arm: ", ".join(f"{called[key]}{value}" for key, value in pairs.items()) or arm
         for arm, pairs in read.items()
@@ -58,8 +58,10 @@ def short_names(arms: tuple[str, ...]) -> dict[str, str]:
     return names if len(set(names.values())) == len(names) else {arm: arm for arm in arms}
 
 
-def _called(key: str, values: dict[str, set[str]]) -> str:
-    """What stands before the values of a key: "", "last_part=" or "the.whole.key="."""
+def prefix(key: str, values: Mapping[str, set[str]]) -> str:
+    """What stands before the values of a key: "", "last_part=" or "the.whole.key=".
+
+    `values`: of every key that varies, this one among them."""
     others = [other for other in values if other != key]
     alike = any(values[key] & values[other] for other in others)
     if not alike and all(v.isidentifier() and v not in _NO_WORDS for v in values[key]):
