@@ -22,11 +22,11 @@ from diffax.ablation.verdict import claim, conclusion, needed, sentence, verdict
 class Page(HTMLParser):
     """Checks that tags are balanced, and collects text by tag, attributes and table rows."""
 
-    VOID = ("meta", "img", "br", "line", "path", "use")
+    VOID = ("meta", "img", "br", "wbr", "line", "path", "use")
 
     def __init__(self, text):
         super().__init__()
-        self.open, self.tags, self.rows, self.texts, self.title = [], [], [], [], ""
+        self.open, self.tags, self.rows, self.texts, self.glued = [], [], [], [], False
         self.feed(text)
         assert self.open == []
 
@@ -38,6 +38,7 @@ class Page(HTMLParser):
             self.rows.append([])
         if tag in ("td", "th"):
             self.rows[-1].append("")
+        self.glued = tag == "wbr"
 
     def handle_startendtag(self, tag, attributes):
         self.tags.append((tag, dict(attributes)))
@@ -51,7 +52,8 @@ class Page(HTMLParser):
             return
         self.texts.append(data)
         if {"td", "th"} & set(self.open):
-            self.rows[-1][-1] += f" {data}"
+            self.rows[-1][-1] += data if self.glued else f" {data}"
+        self.glued = False
 
     @property
     def text(self):

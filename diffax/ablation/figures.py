@@ -217,7 +217,9 @@ def _forest(
     _scale(ax, "x", metric.scale)
     unit = f", {metric.unit}" if metric.unit and metric.scale == "linear" else ""
     better = {True: "  (← better)", False: "  (better →)", None: ""}[metric.lower_is_better]
-    ax.set_xlabel(_wrapped(f"{what}{unit}", 40) + better)
+    label = _wrapped(f"{what}{unit}", 32)
+    full = len(label.rpartition("\n")[2]) + len(better) > 32
+    ax.set_xlabel(label + (f"\n{better.strip()}" if full else better))
     return figure
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import base64
+import re
 from collections.abc import Callable
 from html import escape as escape_markup
 from typing import Any
@@ -11,7 +12,7 @@ from diffax.ablation import blocks, figures
 from diffax.ablation.analysis import Analysis
 from diffax.ablation.blocks import Cell, Page, Panel, Row, Section
 from diffax.ablation.report_style import stylesheet
-from diffax.ablation.texts import legible
+from diffax.ablation.texts import legible, one_line
 
 
 def escape(text: str) -> str:
@@ -83,9 +84,13 @@ def _table(table: blocks.Table, analysis: Analysis) -> str:
             bodies.append("")
         bodies[-1] += _row(row, len(table.head), analysis)
     return (
-        f'<div class="scroll"><table class="{table.kind}"><thead><tr>{head}</tr></thead>'
+        f'<div class="scroll" tabindex="0">{_SIDEWAYS}'
+        f'<table class="{table.kind}"><thead><tr>{head}</tr></thead>'
         f"{''.join(f'<tbody>{rows}</tbody>' for rows in bodies)}</table></div>"
     )
+
+
+_SIDEWAYS = '<p class="sideways" aria-hidden="true">This table goes on to the right →</p>'
 
 
 def _row(row: Row, width: int, analysis: Analysis) -> str:
@@ -100,10 +105,16 @@ def _content(cell: Cell, analysis: Analysis) -> str:
     small = f"<small>{escape(cell.small)}</small>" if cell.small else ""
     if cell.arm is not None:
         swatch = _swatch(analysis, cell.arm)
-        return f'<span class="key">{swatch}{escape(cell.text)}{small}</span>'
+        return f'<span class="key">{swatch}<span>{_breakable(cell.text)}{small}</span></span>'
     arrow = {"lower": "↓", "higher": "↑"}.get(cell.wish or "")
     wish = f'&nbsp;<abbr title="{cell.wish} is better">{arrow}</abbr>' if arrow else ""
-    return f"{escape(cell.text)}{wish}{small}"
+    return f"{_breakable(cell.text)}{wish}{small}"
+
+
+def _breakable(text: str) -> str:
+    """With places where a long word or a key may be broken, so that no column is too wide."""
+    marked = re.sub(r"(?<=[a-z][.=/])(?=\w{2})|(?<=\S{24})(?=\S)", "\u2028", one_line(text))
+    return escape(marked).replace("\u2028", "<wbr>")
 
 
 def _panels(block: blocks.Panels, analysis: Analysis) -> str:

@@ -11,11 +11,11 @@ def stylesheet() -> str:
     dark = "".join(f"--c{i}:{colour};" for i, (_, colour) in enumerate(figures.PALETTE))
     paper = (
         f"--ink:{figures.INK};--muted:{figures.MUTED};--rule:{figures.RULE};--paper:{figures.PAPER};"
-        f"--tint:#f3f4f1;--warn:#fdf3dc;{light}"
+        f"--tint:#f3f4f1;--warn:#fdf3dc;--shade:rgba(0,0,0,.2);{light}"
     )
     night = (
         "--ink:#e6e8ea;--muted:#9aa1a9;--rule:#34393f;--paper:#14171a;"
-        f"--tint:#1c2024;--warn:#352b12;{dark}"
+        f"--tint:#1c2024;--warn:#352b12;--shade:rgba(255,255,255,.22);{dark}"
     )
     dark_screen = f"@media screen and (prefers-color-scheme:dark){{:root{{{night}}}}}"
     return f":root{{{paper}}}\n{dark_screen}\n{_CSS}"
@@ -53,7 +53,17 @@ strong { font-weight: 650; }
 .facts { display: flex; flex-wrap: wrap; gap: .6rem 2.6rem; margin: 1.4rem 0 0; }
 .facts dt { color: var(--muted); font-size: .8125rem; }
 .facts dd { margin: 0; font-variant-numeric: tabular-nums; }
-.scroll { overflow-x: auto; }
+/* What goes on to the right has a shade there, and says so where the browser can tell. */
+.scroll { overflow-x: auto; background:
+    linear-gradient(to left, var(--paper) 40%, transparent) right / 2.5rem 100% no-repeat local,
+    linear-gradient(to left, var(--shade), transparent) right / 1rem 100% no-repeat scroll; }
+.sideways { position: sticky; left: 0; margin: 0; height: 0; overflow: hidden; color: var(--muted);
+  font-size: .8125rem; line-height: 1.5rem; animation: sideways 1s linear both;
+  animation-timeline: scroll(nearest inline); }
+@keyframes sideways { from, to { height: 1.5rem; } }
+@supports not (animation-timeline: scroll()) {
+  @media (max-width: 40rem) { .sideways { height: 1.5rem; animation: none; } }
+}
 .scroll + .scroll { margin-top: 1.8rem; }
 .scroll + p { margin-top: 2rem; color: var(--muted); font-size: .875rem; line-height: 1.5; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums lining-nums;
@@ -61,6 +71,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums lining-num
 td, thead th { text-align: right; }
 td, th { padding: .45rem 0 .45rem 1.4rem; vertical-align: baseline; font-weight: 400;
   white-space: nowrap; }
+tbody th { white-space: normal; max-width: 24rem; }
 th:first-child { text-align: left; padding-left: 0; position: sticky; left: 0;
   background: var(--paper); padding-right: .5rem; }
 thead th { font-weight: 600; vertical-align: bottom; white-space: normal; max-width: 12rem; }
@@ -69,20 +80,20 @@ tbody tr + tr, tbody + tbody { border-top: 1px solid var(--rule); }
 td small, thead small { display: block; font-weight: 400; margin-top: .1rem; }
 tr.focus th, tr.focus td { font-weight: 650; }
 tr.focus small { font-weight: 400; }
-.group th { font-weight: 600; padding-top: 1.3rem; }
+.group th { font-weight: 600; padding-top: 1.3rem; max-width: none; }
 .group small { font-weight: 400; margin-left: .7rem; }
 :is(.differences, .effects) td:last-child, .settled td, .settled thead th { text-align: left; }
 abbr { text-decoration: none; color: var(--muted); font-weight: 400; }
 :is(.differences, .effects, .settled) :is(td, th) { padding-top: .3rem; padding-bottom: .3rem; }
 :is(.differences, .effects, .settled) tr.group th { padding-top: 1.1rem; }
 .differences thead th:last-child, .effects thead th:last-child { text-align: left; }
-.effects tbody tr:not(.group) th { white-space: normal; min-width: 11rem; max-width: 21rem; }
+.effects tbody tr:not(.group) th { min-width: 11rem; max-width: 21rem; }
 .effects tbody th small { display: block; }
 .scroll + .panels { margin-top: 1.8rem; }
-.key { white-space: nowrap; }
-:is(.differences, .effects, .settled) .key { white-space: inherit; }
+.key { display: flex; align-items: baseline; }
+.key > span { min-width: 0; }
 .key small { margin-left: .5rem; font-weight: 400; }
-.swatch { width: 1.25rem; height: .5rem; margin-right: .55rem; vertical-align: .12em; }
+.swatch { flex: none; width: 1.25rem; height: .5rem; margin-right: .55rem; vertical-align: .12em; }
 .swatch line { stroke-width: 3; }
 .legend { display: flex; flex-wrap: wrap; gap: .3rem 1.6rem; margin: 0 0 1.2rem; padding: 0;
   list-style: none; font-size: .9375rem; }
@@ -93,7 +104,6 @@ figure h3 { font-size: .9375rem; margin: 0 0 .4rem; }
 figcaption { margin-top: .5rem; max-width: 26rem; }
 figure > svg { display: block; width: 100%; max-width: 26rem; height: auto; overflow: visible; }
 .samples h3 { font-weight: 400; }
-.samples .key { white-space: normal; }
 .samples { display: grid; gap: 1.5rem; align-items: start;
   grid-template-columns: repeat(auto-fill, minmax(min(11rem, 46%), 1fr)); }
 .samples img { display: block; width: 100%; height: auto; }
@@ -115,11 +125,10 @@ pre-wrap;
   section { margin-top: 2.4rem; }
   table { font-size: .8125rem; }
   td, th { padding-left: .9rem; }
-  tbody tr:not(.group) th { white-space: normal; min-width: 8rem; max-width: 10rem;
-    padding-left: 1.8rem; text-indent: -1.8rem; }
-  th .key { white-space: normal; }
-  th .key small { display: block; margin-left: 0; text-indent: 0; }
-  .group th { white-space: normal; max-width: 20rem; }
+  tbody tr:not(.group) th, .effects tbody tr:not(.group) th { min-width: 8rem; max-width: 10rem; }
+  tbody th { overflow-wrap: anywhere; }
+  th .key small { display: block; margin-left: 0; }
+  .group th { max-width: 20rem; }
   .settled td { white-space: normal; }
   :is(.differences, .effects) :is(td, thead th):is(:nth-child(4), :nth-child(6)) { display: none; }
 }
@@ -136,7 +145,9 @@ pre-wrap;
   .panels { grid-template-columns: repeat(2, 1fr); }
   .verdict { box-decoration-break: clone; -webkit-box-decoration-break: clone; }
   .verdict, pre, .partial { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
-  .scroll { overflow: visible; }
+  .scroll { overflow: visible; background: none; }
+  .sideways { display: none; }
+  tbody th { max-width: 14rem; }
   table { font-size: 8.5pt; }
   small { font-size: .9em; }
   .samples h3 { font-size: 8pt; }
