@@ -9,8 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import models, objectives, process, samplers, schedules, time_sampling
@@ -327,39 +326,3 @@ def test_differences_name_each_key():
         "seed": (0, 1),
         "schedule.s": (None, 0.1),
     }
-
-
-# --- the command line -----------------------------------------------------------------------
-
-
-def parse(*arguments: str) -> ConfigDict:
-    values = flags.FlagValues()
-    path = pathlib.Path(__file__).parents[1] / "configs" / "digits.py"
-    argv = ["program", f"--config={path}", *arguments]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=argv)
-    values(argv)
-    return values.config
-
-
-def test_overrides_on_the_command_line():
-    config = parse(
-        "--config.training.batch_size=7",
-        "--config.schedule.s=0.02",
-        "--config.schedule.kind=monotone",
-        "--config.schedule.learn_endpoints=true",
-        "--config.schedule.size=16",
-        "--config.model.channel_mults=(1, 2, 3)",
-        "--config.sampling.eta=0.5",
-    )
-    assert config.training.batch_size == 7
-    assert config.schedule.s == 0.02
-    assert config.schedule.kind == "monotone"
-    assert config.schedule.learn_endpoints is True
-    assert config.schedule.size == 16
-    assert config.model.channel_mults == (1, 2, 3)
-    assert config.sampling.eta == 0.5
-
-
-def test_an_unknown_key_on_the_command_line_is_refused():
-    with pytest.raises(AttributeError, match="batchsize"):
-        parse("--config.training.batchsize=7")

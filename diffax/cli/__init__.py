@@ -7,12 +7,13 @@ Commands are a table, `COMMANDS`; what they need is imported when they run, so t
 
 from __future__ import annotations
 
-import argparse
 import io
 import sys
 from collections.abc import Sequence
 
-from diffax.cli import ablate, evaluate, metrics, report, sample, schedules, train, tune
+import diffax
+from diffax.cli import ablate, config, evaluate, metrics, report, sample, schedules, train, tune
+from diffax.cli.flags import Parser, one_line
 from diffax.cli.shared import Command, read_config
 
 __all__ = ["COMMANDS", "Command", "main", "make_parser", "read_config"]
@@ -26,26 +27,29 @@ COMMANDS: dict[str, Command] = {
     "metrics": Command("weights of networks that judge samples", metrics.add_flags, metrics.run),
     "tune": Command("search a schedule's parameters", tune.add_flags, tune.run, True),
     "schedules": Command("draw noise schedules", schedules.add_flags, schedules.run),
+    "config": Command("list the keys of a config", config.add_flags, config.run),
 }
 
 
-def make_parser() -> argparse.ArgumentParser:
+def make_parser() -> Parser:
     """The parser of the command line."""
-    parser = argparse.ArgumentParser(
-        prog="diffax", description="The noise-schedule laboratory for JAX.", allow_abbrev=False
+    parser = Parser(prog="diffax", description="The noise-schedule laboratory for JAX.")
+    parser.add_argument("--version", action="version", version=f"diffax {diffax.__version__}")
+    commands = parser.add_subparsers(
+        title="commands", dest="command", metavar="COMMAND", required=True
     )
-    commands = parser.add_subparsers(title="commands", dest="command", required=True)
     for name, command in COMMANDS.items():
         sub = commands.add_parser(
-            name, help=command.summary, description=command.summary.capitalize(), allow_abbrev=False
+            name, help=command.summary, description=command.summary.capitalize()
         )
+        sub.set_defaults(parser=sub)
         if command.takes_config:
             sub.add_argument(
                 "--config",
                 required=True,
                 metavar="FILE",
                 help="a file with get_config(), such as configs/digits.py; --config.KEY=VALUE sets"
-                " a key of it, as in --config.schedule.name=learned",
+                " a key of it, as in --config.schedule.name=learned; diffax config lists the keys",
             )
         command.add_flags(sub)
     return parser
@@ -57,21 +61,39 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal can't write stops nothing
             stream.reconfigure(errors="backslashreplace")
+    words, overrides = _apart(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
-    args, rest = parser.parse_known_args(argv)
+    args, rest = parser.parse_known_args(words)
     command = COMMANDS[args.command]
-    if rest and not (command.takes_config and all(r.startswith("--config.") for r in rest)):
-        parser.error(f"not understood: {' '.join(rest)}")
+    args.parser.refuse_unknown([*rest, *(() if command.takes_config else overrides)])
     from diffax import runtime
 
     runtime.start(trains=command.takes_config)
     try:
-        config = read_config(args.config, rest) if command.takes_config else None
+        config = read_config(args.config, overrides) if command.takes_config else None
         command.run(args, config)
-    except (ValueError, OSError, runtime.Failed) as error:
-        print(f"diffax {args.command}: {error}", file=sys.stderr)
+    except (ValueError, OSError, MemoryError, runtime.Failed) as error:
+        print(f"diffax {args.command}: {one_line(str(error))}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(f"diffax {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return getattr(stop, "exit_status", 130)
     return 0
+
+
+def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The words but --config.KEY=VALUE, and those; --config.KEY VALUE is one too."""
+    others, overrides = [], []
+    rest = iter(words)
+    word = next(rest, None)
+    while word is not None:
+        following = next(rest, None)
+        if not word.startswith("--config."):
+            others.append(word)
+        elif "=" in word or following is None or following.startswith("--"):
+            overrides.append(word)
+        else:
+            overrides.append(f"{word}={following}")
+            following = next(rest, None)
+        word = following
+    return others, overrides

@@ -12,6 +12,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffax.cli import shared
+from diffax.cli.flags import whole, words
 
 _VECTORISE = {"auto": None, "always": True, "never": False}
 
@@ -27,9 +28,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         " model.channel_mults=(1,2),(1,2,2); repeated, all combinations; arms that differ in"
         " sampling.* or evaluation.* alone share one training",
     )
-    parser.add_argument("--seeds", type=int, default=3, help="how many (default 3)")
+    parser.add_argument("--seeds", type=whole(1, 10_000), default=3, help="how many (default 3)")
     parser.add_argument(
         "--metrics",
+        type=words,
         metavar="A,B,...",
         help="of samples, as those of diffax evaluate; a ranking is settled where two networks"
         " agree: fd_lite0,fd_mobilenet,prdc_lite0,... (default: config.evaluation.metrics, else"
@@ -37,7 +39,9 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--baseline", help="arm to compare with (default: the first)")
     parser.add_argument("--question", help="what the report answers, at its top")
-    parser.add_argument("--workers", type=int, help="processes (default: one per core, or per GPU)")
+    parser.add_argument(
+        "--workers", type=whole(1, 1024), help="processes (default: one per core, or per GPU)"
+    )
     parser.add_argument(
         "--shard",
         type=_shard,
@@ -61,11 +65,11 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     from diffax.ablation import Spec, runner
 
     if args.metrics is not None:
-        config.evaluation.metrics = tuple(args.metrics.split(","))
+        config.evaluation.metrics = tuple(args.metrics)
     config_lib.validate(config)
     axes: dict[str, list[Any]] = {}
     for text in args.axis:
-        key, values = _axis(text, config)
+        key, values = _axis(text)
         if key in axes:
             raise ValueError(
                 f"--axis={text}: {key} is an axis already; give all its values at once"
@@ -109,26 +113,22 @@ def _command() -> str:
 
 
 def _shard(text: str) -> tuple[int, int]:
-    found = re.fullmatch(r"(\d+)/(\d+)", text)
+    found = re.fullmatch(r"([0-9]{1,9})/([0-9]{1,9})", text)
     if not found or not 1 <= int(found[1]) <= int(found[2]):
         raise argparse.ArgumentTypeError(f"{text!r} must read I/N, I from 1 to N")
     return int(found[1]), int(found[2])
 
 
-def _axis(text: str, config: ConfigDict) -> tuple[str, list[Any]]:
+def _axis(text: str) -> tuple[str, list[Any]]:
     """KEY=A,B,... with the values read as the key's type."""
-    from diffax.config import reading
+    from diffax.config import kinds, reading
 
     key, equals, values = text.partition("=")
-    if not (key and equals and values):
-        raise ValueError(f"--axis={text}: must read KEY=A,B,...")
-    if key == "seed":
-        raise ValueError(f"--axis={text}: seeds are what arms are repeated over; see --seeds")
     try:
-        kind = reading.kind_of(config, key)
+        if key == "seed":
+            raise ValueError("seeds are what arms are repeated over; see --seeds")
+        if not (key and equals and values):
+            raise ValueError("must read KEY=A,B,...")
+        return key, [reading.read(key, word) for word in kinds.split(values)]
     except ValueError as error:
         raise ValueError(f"--axis={text}: {error}") from None
-    try:
-        return key, [reading.read(word, kind) for word in reading.split(values)]
-    except ValueError:
-        raise ValueError(f"--axis={text}: {key} takes values of type {kind.__name__}") from None

@@ -4,30 +4,25 @@ from __future__ import annotations
 
 import argparse
 import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 from diffax.cli import shared
+from diffax.cli.flags import of_key, words
 
 DEFAULTS = {"run": "bpd,frechet", "data": "frechet,kid,prdc", "moments": "fid"}
 
-
-def _range(text: str) -> tuple[float, ...]:
-    return tuple(float(end) for end in text.split(","))
-
-
-# flag -> type and help; each is the field of diffax.data.DataConfig with that name
-DATA_FLAGS: dict[str, tuple[Callable, str]] = {
-    "path": (str, "folder or file, of --data=folder and --data=npz"),
-    "data-dir": (str, "where TFDS sets are prepared"),
-    "image-size": (int, "resize and crop the reference to so many pixels a side"),
-    "pad-to": (int, "frame the reference to so many pixels a side"),
-    "channels": (int, "of --data=folder: 1 grey, 3 colour (default: as the files are)"),
-    "range": (_range, "of --data=npz: the LOW,HIGH that become -1 and 1 (default: by the type)"),
-    "skip-bad": (bool, "of --data=folder: leave out the files that can't be read"),
-    "train-split": (str, "the TFDS split that is the reference (default train)"),
-    "eval-split": (str, "the TFDS split that gives the floor (default test)"),
+# flag -> help; each is the field of diffax.data.DataConfig with that name
+DATA_FLAGS: dict[str, str] = {
+    "path": "folder or file, of --data=folder and --data=npz",
+    "data-dir": "where TFDS sets are prepared",
+    "image-size": "resize and crop the reference to so many pixels a side",
+    "pad-to": "frame the reference to so many pixels a side",
+    "channels": "of --data=folder: 1 grey, 3 colour (default: as the files are)",
+    "range": "of --data=npz: the LOW,HIGH that become -1 and 1 (default: by the type)",
+    "skip-bad": "of --data=folder: leave out the files that can't be read",
+    "train-split": "the TFDS split that is the reference (default train)",
+    "eval-split": "the TFDS split that gives the floor (default test)",
 }
 
 
@@ -45,6 +40,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--metrics",
+        type=words,
+        metavar="A,B,...",
         help="comma-separated: bpd, bpd_ode (of a run); frechet, frechet_infinity, kid, prdc (over"
         " the features of a classifier of the data); swd; lpips_diversity (within classes); fid,"
         " fid_infinity, kid_inception, prdc_inception, is; fd_lite0, kid_lite0, fd_mobilenet, ..."
@@ -53,11 +50,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument(
         "--num-samples",
-        type=int,
+        type=of_key("evaluation.num_samples"),
         metavar="N",
         help="how many samples of the run are drawn (default: its config.evaluation.num_samples)",
     )
-    parser.add_argument("--seed", type=int, default=0, help="of noise and samples (default 0)")
+    parser.add_argument(
+        "--seed", type=of_key("seed"), default=0, help="of noise and samples (default 0)"
+    )
     parser.add_argument(
         "--out",
         metavar="FILE",
@@ -72,9 +71,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--reference", metavar="FILE", help="published statistics: an .npz with mu and sigma"
     )
     group.add_argument("--array", help="which array of the .npz holds the samples")
-    for flag, (kind, text) in DATA_FLAGS.items():
-        how = dict(action="store_const", const=True) if kind is bool else dict(type=kind)
-        group.add_argument(f"--{flag}", **how, help=text)
+    for flag, text in DATA_FLAGS.items():
+        alone = dict(nargs="?", const=True) if flag == "skip-bad" else {}  # a flag without a value
+        kind = of_key(f"data.{flag.replace('-', '_')}")
+        group.add_argument(f"--{flag}", type=kind, help=text, **alone)
     shared.add_sampling_flags(parser)
 
 
@@ -135,7 +135,7 @@ def _of_samples(args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _names(args: argparse.Namespace, kind: str) -> list[str]:
-    return (args.metrics or DEFAULTS[kind]).split(",")
+    return args.metrics or DEFAULTS[kind].split(",")
 
 
 def _given(args: argparse.Namespace, flags: Any) -> dict[str, Any]:

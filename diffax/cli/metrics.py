@@ -12,7 +12,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "convert-inception",
         help=text,
         description=text[:1].upper() + text[1:] + ".",
-        allow_abbrev=False,
     )
     convert.add_argument("path", metavar="PATH", help="pt_inception-2015-12-05-6726825d.pth")
     convert.add_argument(

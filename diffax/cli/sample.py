@@ -7,12 +7,13 @@ from collections.abc import Callable
 from pathlib import Path
 
 from diffax.cli import shared
+from diffax.cli.flags import number, of_key, whole
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     shared.add_workdir(parser, "of a trained run")
-    parser.add_argument("--num", type=int, help="how many (default 64; of an edit 16)")
-    parser.add_argument("--seed", type=int, default=0, help="of the noise (default 0)")
+    parser.add_argument("--num", type=whole(1), help="how many (default 64; of an edit 16)")
+    parser.add_argument("--seed", type=of_key("seed"), default=0, help="of the noise (default 0)")
     parser.add_argument("--label", type=int, help="the class of all (default: in turn)")
     parser.add_argument("--out", help="where to write (default WORKDIR/samples/sample)")
     text = "noise levels visited; several, as 5,10,50, draw a comparison from the same noise"
@@ -35,23 +36,29 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 EDIT_FLAGS: dict[str, tuple[Callable, str]] = {
-    "strength": (float, "of sdedit: share of the levels gone back, above 0 to 1 (default 0.5)"),
+    "strength": (
+        number(0, 1),
+        "of sdedit: share of the levels gone back, above 0 to 1 (default 0.5)",
+    ),
     "mask": (
         str,
         "of inpaint: what is drawn anew, left, right, top, bottom or centre, or an image's light"
         " part (default centre)",
     ),
-    "jump-length": (int, "of inpaint: levels in a jump back (default 10)"),
-    "num-resamples": (int, "of inpaint: passes through each stretch (default 10)"),
-    "frames": (int, "of interpolate: examples from first to last (default 8)"),
+    "jump-length": (whole(1), "of inpaint: levels in a jump back (default 10)"),
+    "num-resamples": (whole(1), "of inpaint: passes through each stretch (default 10)"),
+    "frames": (whole(2), "of interpolate: examples from first to last (default 8)"),
 }
 
 
 def _counts(text: str) -> list[int]:
     try:
-        return [int(count) for count in text.split(",")]
-    except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r} must read N or N,N,...") from None
+        counts = [of_key("sampling.num_steps")(count) for count in text.split(",")]
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; it must read N or N,N,...") from None
+    if len(set(counts)) < len(counts):
+        raise argparse.ArgumentTypeError(f"{text!r}: must read N or N,N,..., each once")
+    return counts
 
 
 def run(args: argparse.Namespace, _: None) -> None:

@@ -5,10 +5,15 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from diffax.cli.flags import words
+
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
-        "--names", default="", help="comma-separated (default: every schedule that is registered)"
+        "--names",
+        type=words,
+        metavar="A,B,...",
+        help="of schedules (default: every one that is registered)",
     )
     parser.add_argument("--out", default="schedules", help="directory (default schedules)")
     parser.add_argument("--data", default="digits", help="data set of the noised image")
@@ -17,7 +22,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: None) -> None:
     from diffax import data, plots, schedules
 
-    names = args.names.split(",") if args.names else schedules.names()
+    names = args.names or schedules.names()
     chosen = {name: schedules.get(name) for name in names}
     dataset = data.load({"name": args.data})
     out = Path(args.out)

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import os
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
-from absl import flags
-from ml_collections import ConfigDict, config_flags
+from ml_collections import ConfigDict
+
+from diffax.cli.flags import of_key
 
 
 class Command(NamedTuple):
@@ -24,20 +24,16 @@ def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
     """The config of a file with `--config.KEY=VALUE` applied; its values are not checked yet.
 
     Raises:
-      ValueError: no such file, an unknown key or a wrong type.
+      ValueError: no such file, an error in it, an unknown key or a wrong type.
     """
-    if not os.path.isfile(path):
-        raise ValueError(f"--config={path}: no such file")
-    values = flags.FlagValues()
-    arguments = ["diffax", f"--config={path}", *overrides]
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=arguments)
+    from diffax.config import files, reading
+
     try:
-        rest = values(arguments)
-    except (flags.Error, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{' '.join(overrides)}: {error}") from None
-    if len(rest) > 1:
-        raise ValueError(f"not understood: {' '.join(rest[1:])}")
-    return values.config
+        config = files.read_file(path)
+    except ValueError as error:
+        raise ValueError(f"--config={error}") from None
+    reading.override(config, [word.removeprefix("--config.") for word in overrides])
+    return config
 
 
 def add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
@@ -46,9 +42,7 @@ def add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keys of config.sampling with the values of the flags that were given, all but the steps."""
-    found = {
-        key: vars(args)[flag.replace("-", "_")] for flag, (key, _, _) in SAMPLING_FLAGS.items()
-    }
+    found = {key: vars(args)[flag.replace("-", "_")] for flag, (key, _) in SAMPLING_FLAGS.items()}
     return {k: v for k, v in found.items() if v is not None and k != "num_steps"}
 
 
@@ -65,48 +59,36 @@ def loaded(args: argparse.Namespace) -> Any:
     return run
 
 
-def _interval(text: str) -> tuple[float, ...]:
-    return tuple(float(end) for end in text.split(","))
-
-
-def true_or_false(text: str) -> bool:
-    from diffax.config import reading
-
-    return reading.read(text, bool)
-
-
-# flag -> key of config.sampling; the flag's type is that of the key's values
-SAMPLING_FLAGS: dict[str, tuple[str, Callable, str]] = {
-    "steps": ("num_steps", int, "noise levels visited"),
+# flag -> key of config.sampling, whose values it takes, and what help says
+SAMPLING_FLAGS: dict[str, tuple[str, str]] = {
+    "steps": ("num_steps", "noise levels visited"),
     "sampler": (
         "sampler",
-        str,
         "ddim, ddpm, euler, heun, plms, dpm_solver, dpmpp_2s, dpmpp_2m, dpmpp_2m_sde or unipc",
     ),
-    "grid": ("grid", str, "which times are visited"),
+    "grid": ("grid", "which times are visited"),
     "sampling-schedule": (
         "schedule",
-        str,
         "sample under this schedule, between the ends of the one trained with",
     ),
-    "eta": ("eta", float, "of ddim: 0 deterministic, 1 ancestral"),
-    "order": ("order", int, "of dpm_solver: 1, 2 or 3"),
-    "variance": ("variance", str, "of ddpm: fixed_small, fixed_large or learned"),
-    "clip-x0": ("clip_x0", float, "bound on every estimate of x0"),
-    "dynamic-threshold": ("dynamic_threshold", float, "quantile of |x0| to clip to, as 0.995"),
+    "eta": ("eta", "of ddim: 0 deterministic, 1 ancestral"),
+    "order": ("order", "of dpm_solver: 1, 2 or 3"),
+    "variance": ("variance", "of ddpm: fixed_small, fixed_large or learned"),
+    "clip-x0": ("clip_x0", "bound on every estimate of x0"),
+    "dynamic-threshold": ("dynamic_threshold", "quantile of |x0| to clip to, as 0.995"),
     "low-order-finish": (
         "low_order_finish",
-        true_or_false,
         "true: the last step goes to x0, with order 1; false: to the clean end, with full order",
     ),
-    "guidance-scale": ("guidance_scale", float, "of a class-conditional network; 1 is off"),
-    "guidance-interval": ("guidance_interval", _interval, "LOW,HIGH in log-SNR, guided alone"),
-    "guidance-rescale": ("guidance_rescale", float, "share of the deviation brought back"),
+    "guidance-scale": ("guidance_scale", "of a class-conditional network; 1 is off"),
+    "guidance-interval": ("guidance_interval", "LOW,HIGH in log-SNR, guided alone"),
+    "guidance-rescale": ("guidance_rescale", "share of the deviation brought back"),
 }
 
 
 def add_sampling_flags(parser: argparse.ArgumentParser, **others: Any) -> None:
     """The flags of `SAMPLING_FLAGS`; `others`: flag -> what to add it with instead."""
     group = parser.add_argument_group("sampling (default: as in the run's config)")
-    for flag, (_, kind, text) in SAMPLING_FLAGS.items():
-        group.add_argument(f"--{flag}", **others.get(flag, dict(type=kind, help=text)))
+    for flag, (key, text) in SAMPLING_FLAGS.items():
+        own = dict(type=of_key(f"sampling.{key}"), help=text)
+        group.add_argument(f"--{flag}", **others.get(flag, own))

@@ -8,6 +8,7 @@ import sys
 from ml_collections import ConfigDict
 
 from diffax.cli import shared
+from diffax.cli.flags import number, whole
 
 _TRIALS = 20
 
@@ -24,10 +25,12 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         " not take is left out of that trial",
     )
     parser.add_argument(
-        "--trials", type=int, help=f"how many (default {_TRIALS}, or as many as --budget allows)"
+        "--trials",
+        type=whole(1, 1_000_000),
+        help=f"how many (default {_TRIALS}, or as many as --budget allows)",
     )
     parser.add_argument(
-        "--budget", type=float, metavar="MINUTES", help="no trial is begun after so long"
+        "--budget", type=number(0, 1e6), metavar="MINUTES", help="no trial is begun after so long"
     )
     parser.add_argument(
         "--metric",
@@ -41,25 +44,24 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="what stops a trial early: halving, median or none (default halving)",
     )
     parser.add_argument(
-        "--rungs", type=int, default=3, help="times that a trial is measured (default 3)"
+        "--rungs", type=whole(1), default=3, help="times that a trial is measured (default 3)"
     )
     parser.add_argument(
         "--confirm",
-        type=int,
+        type=whole(0, 10_000),
         default=3,
         metavar="SEEDS",
         help="fresh seeds with which the winner and the config as it was are trained again and"
         " compared; on top of the budget; 0: none (default 3)",
     )
-    parser.add_argument("--workers", type=int, help="processes of that (default: one per core)")
+    parser.add_argument(
+        "--workers", type=whole(1, 1024), help="processes of that (default: one per core)"
+    )
 
 
 def run(args: argparse.Namespace, config: ConfigDict) -> None:
     from diffax.tuning import tune
 
-    for name in ("trials", "budget"):
-        if (value := vars(args)[name]) is not None and not value > 0:
-            raise ValueError(f"--{name}={value}: must be above 0")
     trials = _TRIALS if args.trials is None and args.budget is None else args.trials
     found = tune(
         config,

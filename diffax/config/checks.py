@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import difflib
 import math
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
@@ -13,6 +12,8 @@ from ml_collections import ConfigDict
 
 from diffax import models, objectives, process, samplers, schedules, time_sampling
 from diffax.config import build, defaults, optimizers
+from diffax.config.kinds import Kind
+from diffax.config.reading import unknown
 from diffax.config.storage import flat
 from diffax.process import AnySchedule
 
@@ -112,23 +113,30 @@ def validate(config: ConfigDict) -> None:
     allows; that the schedule, the network, the optimiser and the sampler take the options they
     are given; and that these go together.
     """
-    reference = defaults.default_config()
-    expected, given = flat(reference), flat(config)
+    expected, given = defaults.keys(), flat(config)
     for key in given:
         if key not in expected:
-            raise ValueError(_unknown(key, expected))
+            raise ValueError(unknown(key, expected))
     for key in expected:
         if key not in given:
             raise ValueError(f"config.{key} is missing: start from diffax.config.default_config()")
-        _check_type(key, given[key], _type_of(reference, key))
-        if given[key] is not None and key in RULES and not RULES[key].holds(given[key]):
-            raise ValueError(f"config.{key} is {given[key]!r}; it must be {RULES[key].words()}")
+        _check_type(key, given[key], expected[key].kind)
+        try:
+            check_value(key, given[key])
+        except ValueError as error:
+            raise ValueError(f"config.{key} is {given[key]!r}; it {error}") from None
     with _naming("schedule"):
         # Under jit it is one program that is compiled, instead of one per operation.
         schedule = jax.jit(lambda: build.build_schedule(config, shape=_StandIn().shape))()
     for section, check in _TOGETHER:
         with _naming(section):
             check(config, schedule)
+
+
+def check_value(key: str, value: Any) -> None:
+    """Raises ValueError with what a key's value must be, "must be ...", unless it is that."""
+    if value is not None and key in RULES and not RULES[key].holds(value):
+        raise ValueError(f"must be {RULES[key].words()}")
 
 
 @contextlib.contextmanager
@@ -139,43 +147,10 @@ def _naming(section: str) -> Iterator[None]:
         raise ValueError(f"config.{section}: {error}") from None
 
 
-def _unknown(key: str, expected: Iterable[str]) -> str:
-    section, _, last = key.rpartition(".")
-    prefix = f"{section}." if section else ""
-    same = dict.fromkeys(
-        k.removeprefix(prefix).partition(".")[0] for k in expected if k.startswith(prefix)
-    )
-    if not same:
-        return _unknown(section, expected)
-    near = difflib.get_close_matches(last, same, n=1, cutoff=0.7)
-    elsewhere = [k for k in expected if k.rpartition(".")[2] == last]
-    hints = [f"{prefix}{name}" for name in near] or elsewhere
-    hint = f" (did you mean {' or '.join(hints)}?)" if hints else ""
-    return f"config has no key {key!r}{hint}; {section or 'the top level'} has {', '.join(same)}"
-
-
-def _type_of(reference: ConfigDict, key: str) -> tuple[type, bool]:
-    """A key's type, and whether None is allowed too."""
-    *sections, last = key.split(".")
-    for section in sections:
-        reference = reference[section]
-    return reference.get_type(last), reference[last] is None
-
-
-# The Python types that a value of a key's type may have; others must match exactly.
-_ACCEPTED = {float: (float, int), tuple: (tuple, list)}
-
-
-def _check_type(key: str, value: Any, wanted: tuple[type, bool]) -> None:
-    kind, optional = wanted
-    if value is None and optional:
-        return
-    if not isinstance(value, _ACCEPTED.get(kind, kind)) or (
-        isinstance(value, bool) and kind is not bool
-    ):
-        names = kind.__name__ + (" or None" if optional else "")
+def _check_type(key: str, value: Any, kind: Kind) -> None:
+    if not kind.holds(value):
         raise ValueError(
-            f"config.{key} is {value!r}, of type {type(value).__name__}; it must be of type {names}"
+            f"config.{key} is {value!r}, of type {type(value).__name__}; it must be of type {kind}"
         )
     if isinstance(value, float) and math.isnan(value):
         raise ValueError(f"config.{key} is nan; it must be a number")

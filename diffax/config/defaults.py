@@ -1,143 +1,275 @@
-"""Every key of a config, with its default; the default's type is the key's type."""
+"""Every key of a config: its default, what it means, and the kind of its values."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
+import dataclasses
+import functools
+import inspect
+import re
+from collections.abc import Callable, Container, Mapping
+from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
 from diffax import models, samplers, schedules
-from diffax.data import known_fields
+from diffax.config.kinds import Kind, kind_of
+from diffax.data import DataConfig
+
+
+class Key(NamedTuple):
+    """A key of a config.
+
+    Attributes:
+      default: None stands for "as the schedule (or the sampler) has it by default", or for "off".
+      meaning: in words.
+      kind: of its values.
+    """
+
+    default: Any
+    meaning: str
+    kind: Kind
+
+
+def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
+    return Key(default, meaning, kind_of(annotation, default))
+
 
 # Fields of a network that are told by other keys: model.class_conditional together with the data,
 # and objective.learned_variance.
 _TOLD_BY_OTHERS = ("num_classes", "learned_variance")
 
+_SECTIONS = (
+    *("seed", "data", "model", "schedule", "schedule_learning", "objective", "optimizer", "ema"),
+    *("training", "sampling", "evaluation", "parallel"),
+)
+
+# What isn't a field or an argument of something that is named.
+_KEYS: dict[str, Key] = {
+    "seed": _key(0, "of the initialisation, the order of the data, the noise and the samples"),
+    "model.name": _key("unet", "the network"),
+    "model.class_conditional": _key(False, "tell the network the class label"),
+    "model.label_dropout": _key(0.1, "share of labels that are replaced by the null class"),
+    "schedule.name": _key("cosine", "the noise schedule"),
+    "schedule.input_scale": _key(1.0, "b, the factor on the data (Chen 2023); 1: off"),
+    "schedule.base_resolution": _key(
+        0, "pixels a side for which the schedule is meant: it is shifted to the data's; 0: off"
+    ),
+    "schedule.zero_terminal_snr": _key(False, "rescale to end at zero SNR exactly"),
+    "schedule.num_steps": _key(0, "T of discrete time; 0: continuous time"),
+    "schedule_learning.objective": _key(
+        "variance", "of a learned schedule: of the VLB estimate; or vlb, in discrete time"
+    ),
+    "schedule_learning.optimizer": _key("adam", "of a learned schedule"),
+    "schedule_learning.learning_rate": _key(1e-3, "of a learned schedule"),
+    # By the end the gradient is nearly all noise.
+    "schedule_learning.decay": _key("cosine", "of the rate, from the first step to the last"),
+    # The gradient's direction is that of rare large values: clipped, it goes astray, the shape
+    # grows jumps, and the variance with them.
+    "schedule_learning.clip_norm": _key(0.0, "on the schedule's gradient; 0: off"),
+    "schedule_learning.update_every": _key(
+        1, "training steps from one update of the schedule to the next; 0: never"
+    ),
+    "schedule_learning.num_steps": _key(
+        0, "T of the VLB that the schedule follows; 0: schedule.num_steps"
+    ),
+    "objective.prediction": _key("eps", "what the network predicts"),
+    "objective.weighting": _key("simple", "of the loss, by log-SNR"),
+    "objective.time_sampling": _key("stratified", "how training times are drawn"),
+    "objective.learned_variance": _key(False, "the network also learns the reverse variance"),
+    "objective.hybrid_weight": _key(1e-3, "of the VLB in the loss, if the variance is learned"),
+    "optimizer.name": _key("adam", "of the network"),
+    "optimizer.learning_rate": _key(3e-4, "at its peak"),
+    "optimizer.warmup_steps": _key(100, "linear rise to the peak"),
+    "optimizer.decay": _key("constant", "from the warm-up to the last step"),
+    "optimizer.clip_norm": _key(1.0, "on the gradient's global norm; 0: off"),
+    "optimizer.weight_decay": _key(0.0, "of the optimisers that have it"),
+    "ema.decay": _key(
+        0.999, "of the parameters' moving average; in step k: min(decay, (1 + k) / (10 + k))"
+    ),
+    "training.batch_size": _key(128, "examples, over all devices"),
+    "training.grad_accumulation": _key(
+        1, "micro-batches to a batch, one after the other: saves memory"
+    ),
+    "training.num_steps": _key(10_000, "training steps"),
+    "training.steps_per_call": _key(
+        1, "steps in one call of the device; more help where steps are short"
+    ),
+    "training.log_every": _key(100, "steps over which the logged metrics are averages"),
+    "training.eval_every": _key(0, "steps between likelihoods on the evaluation split; 0: never"),
+    "training.sample_every": _key(0, "steps between sample grids; 0: never"),
+    "training.checkpoint_every": _key(
+        1000, "steps between checkpoints; there is always one at the end; 0: only there"
+    ),
+    "training.keep_checkpoints": _key(2, "the latest so many"),
+    "training.max_skipped": _key(
+        10, "steps in a row whose loss or gradient is not finite; more: an error"
+    ),
+    "training.tensorboard": _key(False, "also write TensorBoard files; needs TensorFlow"),
+    "training.allow_config_change": _key(
+        False, "resume although the config is not the one of before"
+    ),
+    "sampling.sampler": _key("ddim", "the solver"),
+    "sampling.num_steps": _key(50, "noise levels visited"),
+    "sampling.schedule": _key(None, "a name; None: the one trained with", str),
+    "sampling.grid": _key("uniform", "which times are visited"),
+    "sampling.clip_x0": _key(None, "bound on |x0| in every step; None: off", float),
+    "sampling.dynamic_threshold": _key(
+        None, "the quantile of |x0| to clip to, as 0.995; None: off", float
+    ),
+    "sampling.low_order_finish": _key(
+        True, "the last step goes to x0, with order 1; false: to the clean end, with full order"
+    ),
+    "sampling.guidance_scale": _key(1.0, "of a class-conditional network; 1: off"),
+    "sampling.guidance_interval": _key(
+        None, "(low, high) in log-SNR, guided alone; None: all", tuple[float, ...]
+    ),
+    "sampling.guidance_rescale": _key(0.0, "share by which the deviation is brought back"),
+    "sampling.num_samples": _key(64, "in a sample grid"),
+    "evaluation.batch_size": _key(256, "examples, over all devices"),
+    "evaluation.num_examples": _key(0, "of the evaluation split, the first so many; 0: all"),
+    "evaluation.vlb_num_steps": _key(0, "T of the bound; 0: continuous time"),
+    "evaluation.ode_num_steps": _key(50, "of the ODE likelihood"),
+    "evaluation.gradient_batches": _key(
+        16,
+        "batches of the training split over which the variance of the gradient is measured; 0: it"
+        " is not",
+    ),
+    "evaluation.num_samples": _key(2000, "drawn for the metrics of samples"),
+    "evaluation.metrics": _key(
+        (),
+        "of samples, names of diffax evaluate, as (fd_lite0,fd_mobilenet,prdc); (): the Fréchet"
+        " distance of a classifier's features, or sliced Wasserstein where none can be trained",
+        tuple[str, ...],
+    ),
+    "evaluation.repeats": _key(16, "noise levels at which each example is seen for bits/dim"),
+    "parallel.mode": _key("mesh", "mesh: jit over a mesh of devices; pmap: whole copies"),
+    "parallel.num_devices": _key(0, "the first so many; 0: all"),
+    "parallel.fsdp": _key(1, "devices over which each parameter is split, in mode mesh"),
+    "parallel.multihost": _key(
+        None, "several processes are one job; None: if the job has several", bool
+    ),
+}
+
+
+def keys() -> dict[str, Key]:
+    """Every dotted key, those of a section together; one that is not here does not exist.
+
+    To the table are added the fields of `DataConfig` and of the networks, and the arguments of the
+    schedules and the samplers, with what their docstrings say of them. What is registered later
+    counts.
+    """
+    found = _KEYS | {
+        f"{section}.{name}": key
+        for section, members in (
+            ("data", _arguments(DataConfig)),
+            ("model", _merged({name: _of_model(name) for name in models.names()})),
+            ("schedule", schedule_keywords()),
+            ("sampling", sampler_keywords()),
+        )
+        for name, key in members.items()
+    }
+    return dict(sorted(found.items(), key=lambda item: _SECTIONS.index(item[0].partition(".")[0])))
+
 
 def default_config() -> ConfigDict:
-    """The config from which every other starts; a key that is not here does not exist.
-
-    A key whose default is None takes a value of one type, and None stands for "as the schedule (or
-    the sampler) has it by default".
-    """
+    """The config from which every other starts; `diffax config` prints what its keys mean."""
     config = ConfigDict()
-    config.seed = 0  # of the initialisation, the order of the data, the noise and the samples
-
-    # The fields are explained where the data reads them: diffax.data.DataConfig.
-    config.data = ConfigDict(known_fields())
-
-    model = config.model = ConfigDict()
-    model.name = "unet"
-    model.class_conditional = False  # tell the network the class label
-    model.label_dropout = 0.1  # share of labels that are replaced by the null class
-    for name in models.names():
-        for field, value in model_fields(name).items():
-            model[field] = value
-
-    schedule = config.schedule = ConfigDict()
-    schedule.name = "cosine"
-    # The keywords of every constructor; log_snr_max and log_snr_min truncate the others' schedules.
-    schedule.update(schedule_keywords())
-    schedule.input_scale = 1.0  # b of input_scaled; 1: off
-    schedule.base_resolution = 0  # of shifted, to the data's resolution; 0: off
-    schedule.zero_terminal_snr = False  # rescale to end at zero SNR exactly
-    schedule.num_steps = 0  # T of discrete time; 0: continuous time
-
-    learning = config.schedule_learning = ConfigDict()  # acts if the schedule has parameters
-    learning.objective = "variance"  # of the VLB estimate; or "vlb", in discrete time
-    learning.optimizer = "adam"
-    learning.learning_rate = 1e-3
-    # Of the rate, from the first step to the last: by then the gradient is nearly all noise.
-    learning.decay = "cosine"
-    # On the schedule's gradient; 0: off. Its direction is that of rare large values: clipped, it
-    # goes astray, the shape grows jumps, and the variance with them.
-    learning.clip_norm = 0.0
-    learning.update_every = 1  # training steps from one update to the next; 0: never
-    learning.num_steps = 0  # T of the VLB that is followed; 0: schedule.num_steps
-
-    objective = config.objective = ConfigDict()
-    objective.prediction = "eps"  # what the network predicts
-    objective.weighting = "simple"  # of the loss, by log-SNR
-    objective.time_sampling = "stratified"
-    objective.learned_variance = False  # the network also learns the reverse variance
-    objective.hybrid_weight = 1e-3  # of the VLB in the loss, if the variance is learned
-
-    optimizer = config.optimizer = ConfigDict()
-    optimizer.name = "adam"
-    optimizer.learning_rate = 3e-4  # at its peak
-    optimizer.warmup_steps = 100  # linear rise to the peak
-    optimizer.decay = "constant"  # from the warm-up to the last step
-    optimizer.clip_norm = 1.0  # on the gradient's global norm; 0: off
-    optimizer.weight_decay = 0.0
-
-    config.ema = ConfigDict()
-    config.ema.decay = 0.999  # in step k: min(decay, (1 + k) / (10 + k))
-
-    training = config.training = ConfigDict()
-    training.batch_size = 128  # over all devices
-    training.grad_accumulation = 1  # micro-batches to a batch, one after the other: saves memory
-    training.num_steps = 10_000
-    training.steps_per_call = 1  # steps in one call of the device; more help where steps are short
-    training.log_every = 100  # steps over which the logged metrics are averages
-    training.eval_every = 0  # steps between likelihoods on the evaluation split; 0: never
-    training.sample_every = 0  # steps between sample grids; 0: never
-    training.checkpoint_every = 1000  # steps; there is always one at the end; 0: only there
-    training.keep_checkpoints = 2  # the latest so many
-    training.max_skipped = 10  # steps in a row whose loss or gradient is not finite; more: an error
-    training.tensorboard = False  # also write TensorBoard files; needs TensorFlow
-    training.allow_config_change = False  # resume although the config is not the one of before
-
-    sampling = config.sampling = ConfigDict()
-    sampling.sampler = "ddim"
-    sampling.num_steps = 50
-    sampling.schedule = config_dict.placeholder(str)  # a name; None: the one trained with
-    sampling.grid = "uniform"
-    sampling.clip_x0 = config_dict.placeholder(float)  # bound on |x0| in every step; None: off
-    sampling.dynamic_threshold = config_dict.placeholder(float)  # a share, as 0.995; None: off
-    sampling.low_order_finish = True  # the last step goes to x0; False: to the clean end
-    sampling.guidance_scale = 1.0  # of a class-conditional network; 1: off
-    sampling.guidance_interval = config_dict.placeholder(tuple)  # (low, high) in log-SNR; None: all
-    sampling.guidance_rescale = 0.0  # share by which the deviation is brought back
-    sampling.update(sampler_keywords())  # the options of every sampler
-    sampling.num_samples = 64  # in a sample grid
-
-    evaluation = config.evaluation = ConfigDict()
-    evaluation.batch_size = 256
-    evaluation.num_examples = 0  # of the evaluation split, the first so many; 0: all
-    evaluation.vlb_num_steps = 0  # T of the bound; 0: continuous time
-    evaluation.ode_num_steps = 50  # of the ODE likelihood
-    # Over so many batches of the training split the variance of the gradient; 0: not measured.
-    evaluation.gradient_batches = 16
-    evaluation.num_samples = 2000  # drawn for the metrics of samples
-    # Of samples, keys of diffax.scoring.scores(), as ("fd_lite0", "fd_mobilenet", "prdc"); (): the
-    # Fréchet distance of a classifier's features, or sliced Wasserstein where none can be trained.
-    evaluation.metrics = ()
-    evaluation.repeats = 16  # noise levels at which each example is seen for bits/dim
-
-    config.parallel = ConfigDict()
-    config.parallel.mode = "mesh"  # jit over a mesh; or "pmap", whole copies of the state
-    config.parallel.num_devices = 0  # the first so many; 0: all
-    config.parallel.fsdp = 1  # devices over which each parameter is split, in mode "mesh"
-    config.parallel.multihost = config_dict.placeholder(bool)  # None: if the job has several
+    for dotted, key in keys().items():
+        *sections, last = dotted.split(".")
+        node = config
+        for section in sections:
+            if section not in node:
+                node[section] = ConfigDict()
+            node = node[section]
+        node[last] = config_dict.placeholder(key.kind.type) if key.default is None else key.default
     return config
 
 
 def model_fields(name: str) -> dict[str, Any]:
     """The fields of a network that a config sets directly, with their defaults."""
-    module = models.MODELS[name]
-    return {f: getattr(module, f) for f in models.fields(name) if f not in _TOLD_BY_OTHERS}
+    return {field: key.default for field, key in _of_model(name).items()}
 
 
-def schedule_keywords() -> dict[str, Any]:
-    """A None of the right type for each keyword of a schedule, but the PRNG key."""
-    return _placeholders(schedules.key_types())
+def schedule_keywords() -> dict[str, Key]:
+    """Each keyword of a schedule, but the PRNG key; None: the schedule's own default.
+
+    `log_snr_max` and `log_snr_min` truncate the schedules that don't take them.
+    """
+    return _optional(schedules.SCHEDULES, schedules.key_types())
 
 
-def sampler_keywords() -> dict[str, Any]:
-    """A None of the right type for each option of a sampler."""
-    return _placeholders(samplers.key_types())
+def sampler_keywords() -> dict[str, Key]:
+    """Each option of a sampler; None: the sampler's own default."""
+    return _optional(samplers.SAMPLERS, samplers.key_types())
 
 
-def _placeholders(key_types: Mapping[str, type]) -> dict[str, Any]:
-    return {name: config_dict.placeholder(kind) for name, kind in key_types.items()}
+# --- what is read from the code that takes the values -------------------------------------------
+
+
+def _of_model(name: str) -> dict[str, Key]:
+    found = _arguments(models.MODELS.lookup(name))
+    wanted = [field for field in models.fields(name) if field not in _TOLD_BY_OTHERS]
+    return {field: found[field] for field in wanted if field in found}
+
+
+def _optional(constructors: Mapping[str, Callable], names: Container[str]) -> dict[str, Key]:
+    """The arguments of those names, None by default, with what their own defaults are."""
+    of_each = {
+        owner: {name: key for name, key in _arguments(constructor).items() if name in names}
+        for owner, constructor in constructors.items()
+    }
+    return {
+        name: Key(None, key.meaning, dataclasses.replace(key.kind, optional=True))
+        for name, key in _merged(of_each, defaults=True).items()
+    }
+
+
+def _arguments(constructor: Callable) -> dict[str, Key]:
+    """The arguments of a function or fields of a dataclass that are of a kind of a config's values,
+    as the Args or Attributes of its docstring explain them."""
+    said, found = _explained(constructor), {}
+    for name, parameter in inspect.signature(constructor, eval_str=True).parameters.items():
+        kind = kind_of(parameter.annotation, parameter.default)
+        if kind is not None:
+            found[name] = Key(parameter.default, said.get(name, ""), kind)
+    return found
+
+
+def _merged(of_each: Mapping[str, Mapping[str, Key]], defaults: bool = False) -> dict[str, Key]:
+    """The keys of several owners as one table, whose meanings name the owners of each.
+
+    `defaults`: the meanings say their defaults too.
+    """
+    merged: dict[str, Key] = {}
+    meanings: dict[str, dict[str, list[str]]] = {}  # of each key: what is said of it -> owners
+    for owner, own in of_each.items():
+        for name, key in own.items():
+            told = defaults and key.default not in (None, inspect.Parameter.empty)
+            owners = meanings.setdefault(name, {}).setdefault(key.meaning, [])
+            owners.append(f"{owner} {key.default}" if told else owner)
+            merged[name] = key
+    for name, said in meanings.items():
+        silent = said.pop("", [])  # what others say holds for these
+        first = next(iter(said), "")
+        said[first] = said.get(first, []) + silent
+        words = [f"{text} ({', '.join(owners)})".strip() for text, owners in said.items()]
+        merged[name] = merged[name]._replace(meaning="; ".join(words))
+    return merged
+
+
+@functools.cache
+def _explained(thing: Callable) -> dict[str, str]:
+    """Name -> what the Args or Attributes of a docstring say of it."""
+    lines = (inspect.getdoc(thing) or "").splitlines()
+    starts = [i for i, line in enumerate(lines) if line in ("Args:", "Attributes:")]
+    said: dict[str, str] = {}
+    names: list[str] = []
+    for line in lines[starts[0] + 1 :] if starts else ():
+        if line and not line.startswith(" "):
+            break
+        if entry := re.fullmatch(r"  (\w+(?:, \w+)*): (.*)", line):
+            names = entry[1].split(", ")
+            said |= dict.fromkeys(names, entry[2])
+        elif line:
+            said |= {name: f"{said[name]} {line.strip()}" for name in names}
+    return {name: text.rstrip(".") for name, text in said.items()}

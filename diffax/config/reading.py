@@ -2,76 +2,98 @@
 
 from __future__ import annotations
 
-import ast
-from collections.abc import Callable
+from collections.abc import Iterable
 from typing import Any
 
 from ml_collections import ConfigDict
 
+from diffax.config.defaults import Key, keys
+from diffax.registry import suggestion
 
-def kind_of(config: ConfigDict, key: str) -> type:
-    """The type of the values of a dotted key.
+
+def find(key: str) -> Key:
+    """The key of that dotted name.
 
     Raises:
-      ValueError: the config has no such key, or it is a section.
+      ValueError: there is none, or it is a section.
     """
-    *sections, last = key.split(".")
+    known = keys()
+    if key in known:
+        return known[key]
+    if key and (members := _members(key, known)):
+        raise ValueError(f"{key} is a section; name one of its keys, {', '.join(members)}")
+    raise ValueError(unknown(key, known))
+
+
+def under(name: str, known: Iterable[str]) -> list[str]:
+    """The dotted keys that a name stands for: itself, or all of a section, of "" all.
+
+    Raises:
+      ValueError: no key or section has that name.
+    """
+    known = list(known)
+    found = [key for key in known if not name or key == name or key.startswith(f"{name}.")]
+    if not found:
+        raise ValueError(unknown(name, known))
+    return found
+
+
+def unknown(key: str, known: Iterable[str]) -> str:
+    """The sentence on a key that isn't among those known: what is near, what its section has."""
+    known = list(known)
+    section, _, last = key.rpartition(".")
+    if section in known:
+        return f"config has no key {key!r}: {section} is a key, not a section"
+    members = _members(section, known)
+    if not members:
+        return unknown(section, known)
+    prefix = f"{section}." if section else ""
+    hint = suggestion(key, [prefix + name for name in members], cutoff=0.7)
+    if not hint and (elsewhere := [k for k in known if k.rpartition(".")[2] == last]):
+        hint = f" (did you mean {' or '.join(elsewhere)}?)"
+    return f"config has no key {key!r}{hint}; {section or 'the top level'} has {', '.join(members)}"
+
+
+def _members(section: str, known: Iterable[str]) -> list[str]:
+    """The names of the keys and sections right under a section; of "", those at the top."""
+    prefix = f"{section}." if section else ""
+    found = (key.removeprefix(prefix) for key in known if key.startswith(prefix))
+    return list(dict.fromkeys(name.partition(".")[0] for name in found))
+
+
+def read(key: str, word: str) -> Any:
+    """The value of a key that a word stands for.
+
+    Raises:
+      ValueError: no such key, or the word stands for none of its values.
+    """
+    kind = find(key).kind
     try:
-        for name in sections:
-            config = config[name]
-        kind, value = config.get_type(last), config[last]
-    except (KeyError, AttributeError, TypeError):
-        raise ValueError(f"the config has no key {key!r}") from None
-    if issubclass(kind, ConfigDict):
-        raise ValueError(f"{key} is a section; name one of {', '.join(value)}")
-    return kind
+        return kind.read(word)
+    except ValueError as error:
+        raise ValueError(f"{key} {error}") from None
 
 
-def split(text: str) -> list[str]:
-    """What stands between the commas that are not within brackets."""
-    words, depth = [""], 0
-    for letter in text:
-        depth += (letter in "([") - (letter in ")]")
-        if letter == "," and depth == 0:
-            words.append("")
-        else:
-            words[-1] += letter
-    return [word.strip() for word in words]
-
-
-def read(word: str, kind: type) -> Any:
-    """The value of that type that a word stands for; None of "None", whatever the type.
+def override(config: ConfigDict, assignments: Iterable[str]) -> None:
+    """Sets keys of a config in place, as KEY=VALUE says, in this order: the last one holds.
 
     Raises:
-      ValueError: it stands for none.
+      ValueError: another form, no such key, or no value of its type.
     """
-    # Whether the key may be None is for the config's own check to say.
-    return None if word == "None" else _READERS.get(kind, kind)(word)
+    for text in assignments:
+        key, equals, word = text.partition("=")
+        try:
+            if not equals and find(key).kind.type is not bool:
+                raise ValueError("must read KEY=VALUE")
+            _set(config, key, read(key, word if equals else "true"))
+        except ValueError as error:
+            raise ValueError(f"--config.{text}: {error}") from None
 
 
-def true_or_false(word: str) -> bool:
-    """A bool, in small or capital letters.
-
-    Raises:
-      ValueError: another word.
-    """
-    if word.lower() not in ("true", "false"):
-        raise ValueError(f"{word!r} must be true or false")
-    return word.lower() == "true"
-
-
-def _sequence(word: str) -> tuple[Any, ...]:
-    try:
-        value = ast.literal_eval(word)
-    except SyntaxError as error:
-        raise ValueError(f"{word!r}: {error}") from None
-    if not isinstance(value, (tuple, list)):
-        raise ValueError(f"{word!r} must be a sequence")
-    return tuple(value)
-
-
-_READERS: dict[type, Callable[[str], Any]] = {
-    bool: true_or_false,
-    tuple: _sequence,
-    list: _sequence,
-}
+def _set(config: ConfigDict, key: str, value: Any) -> None:
+    section, _, last = key.rpartition(".")
+    node = config[section] if section in config else None if section else config
+    if not isinstance(node, ConfigDict):
+        raise ValueError(f"config.{section} is missing: start from diffax.config.default_config()")
+    with node.unlocked(), node.ignore_type():
+        node[last] = value

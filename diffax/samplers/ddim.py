@@ -16,6 +16,9 @@ def ddim(eta: float = 0.0) -> Sampler:
     where x0 and eps are the network's at t and z is standard normal. Order 1; one call per step;
     stochastic for eta > 0: eta = 1 is ancestral sampling with the small variance (`ddpm`).
 
+    Args:
+      eta: share of noise, 0 (deterministic) to 1 (ancestral).
+
     Raises:
       ValueError: eta outside [0, 1].
     """

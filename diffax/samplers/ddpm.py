@@ -39,6 +39,9 @@ def ddpm(variance: str = "fixed_small") -> Sampler:
     "fixed_large" is beta, "learned" interpolates between their logs by the network's second
     half (Nichol & Dhariwal 2021, eq. 15). Order 1 in the mean; one call per step; stochastic.
 
+    Args:
+      variance: "fixed_small", "fixed_large" or "learned".
+
     Raises:
       ValueError: an unknown variance.
     """

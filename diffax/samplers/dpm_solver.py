@@ -51,6 +51,9 @@ def dpm_solver(order: int = 2) -> Sampler:
     where h is infinite, the step is of order 1. (Where the paper has an integral in u2, diffusers
     has the midpoint rule of its second order; the order of the whole is the same.)
 
+    Args:
+      order: 1, 2 or 3, the calls per step.
+
     Raises:
       ValueError: an order other than 1, 2 or 3; a discrete schedule with a predictor of the index.
     """

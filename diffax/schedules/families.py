@@ -130,6 +130,9 @@ def linear(beta_min: float = 1e-4, beta_max: float = 0.02) -> Schedule:
     `discretize(T)` gives Ho 2020's betas times 1000 / T; in continuous time it is the VP-SDE of
     Song 2021, log alpha_bar = -1000 (beta_min t + (beta_max - beta_min) t^2 / 2), near the
     discrete form but not equal to it (0.1 in log-SNR at the ends). Infinite log-SNR at t = 0.
+
+    Args:
+      beta_min, beta_max: the first and the last beta, 0 < beta_min <= beta_max < 1.
     """
     return _beta_family(Linear, beta_min, beta_max)
 
@@ -194,8 +197,10 @@ def cosine(s: float = 0.008) -> Schedule:
     """alpha_bar = cos^2((t + s) / (1 + s) pi / 2), normalised to 1 at t = 0 (Nichol & Dhariwal
     2021).
 
-    The offset `s` > 0 keeps the first betas from vanishing. When discretised, betas are clipped at
-    0.999 as published. Infinite log-SNR at both ends.
+    When discretised, betas are clipped at 0.999 as published. Infinite log-SNR at both ends.
+
+    Args:
+      s: the offset, above 0, which keeps the first betas from vanishing.
     """
     return Cosine(s=positive("s", s))
 
@@ -231,8 +236,11 @@ def sigmoid(start: float = -3.0, end: float = 3.0, tau: float = 1.0) -> Schedule
     """alpha_bar = (S(end) - S(start + t (end - start))) / (S(end) - S(start)), S(x) = sigmoid(x /
     tau).
 
-    `start` < `end`, temperature `tau` > 0 (Jabri 2022; Chen 2023). Infinite log-SNR at both ends,
-    so its discrete form ends at zero SNR.
+    Jabri 2022; Chen 2023. Infinite log-SNR at both ends, so its discrete form ends at zero SNR.
+
+    Args:
+      start, end: what part of the logistic is taken, start < end.
+      tau: the temperature, above 0.
     """
     start, end, tau = finite("start", start), finite("end", end), positive("tau", tau)
     if not start < end:

@@ -47,7 +47,11 @@ class LinearLogSnr(Schedule):
 
 
 def linear_logsnr(log_snr_max: float = LOG_SNR_MAX, log_snr_min: float = LOG_SNR_MIN) -> Schedule:
-    """log-SNR linear in t between the endpoints (Kingma 2021, whose own are 13.3 and -5)."""
+    """log-SNR linear in t between the endpoints (Kingma 2021, whose own are 13.3 and -5).
+
+    Args:
+      log_snr_max, log_snr_min: the log-SNR at t = 0 and at t = 1.
+    """
     return LinearLogSnr(*check_endpoints(log_snr_max, log_snr_min))
 
 
@@ -195,7 +199,12 @@ def sigmoid_logsnr(
     location: float = 0.0,
     scale: float = 1.0,
 ) -> Schedule:
-    """log-SNR ~ Logistic(`location`, `scale`) over uniform t, truncated to the endpoints."""
+    """log-SNR ~ Logistic(`location`, `scale`) over uniform t, truncated to the endpoints.
+
+    Args:
+      log_snr_max, log_snr_min: the log-SNR at t = 0 and at t = 1.
+      location, scale: of the logistic density of the log-SNR, scale above 0.
+    """
     ends = check_endpoints(log_snr_max, log_snr_min)
     return SigmoidLogSnr(*ends, finite("location", location), positive("scale", scale))
 
@@ -206,7 +215,12 @@ def laplace(
     mu: float = 0.0,
     b: float = 0.5,
 ) -> Schedule:
-    """log-SNR ~ Laplace(`mu`, `b`) over uniform t, truncated to the endpoints (Hang 2024)."""
+    """log-SNR ~ Laplace(`mu`, `b`) over uniform t, truncated to the endpoints (Hang 2024).
+
+    Args:
+      log_snr_max, log_snr_min: the log-SNR at t = 0 and at t = 1.
+      mu, b: centre and width of the Laplace density of the log-SNR, b above 0.
+    """
     ends = check_endpoints(log_snr_max, log_snr_min)
     return Laplace(*ends, finite("mu", mu), positive("b", b))
 
@@ -221,6 +235,10 @@ def edm(
 
     The paper draws log sigma ~ N(-1.2, 1.2^2) for data of deviation 0.5; for data of unit deviation
     that is log-SNR ~ N(1.01, 2.4^2), the default.
+
+    Args:
+      log_snr_max, log_snr_min: the log-SNR at t = 0 and at t = 1.
+      mean, std: of the normal density of the log-SNR, std above 0.
     """
     ends = check_endpoints(log_snr_max, log_snr_min)
     return Edm(*ends, finite("mean", mean), positive("std", std))

@@ -83,7 +83,7 @@ def tune(
     config_lib.validate(config)
     if confirm < 0 or confirm == 1:
         raise ValueError(f"confirm={confirm}: 0 for none, or at least 2 seeds, for an interval")
-    space = Space(config, [read(text, config) for text in searched])
+    space = Space(config, [read(text) for text in searched])
     check_metric(metric, config)
     dataset = data.load_kept(config.data)
     check_metric(metric, config, dataset)

@@ -64,7 +64,7 @@ class Choice:
 Parameter = Range | Choice
 
 
-def read(text: str, config: ConfigDict) -> Parameter:
+def read(text: str) -> Parameter:
     """A parameter from KEY=LOW:HIGH, KEY=LOW:HIGH:log or KEY=A,B,..., read as the key's type.
 
     Raises:
@@ -79,18 +79,15 @@ def read(text: str, config: ConfigDict) -> Parameter:
             f"--search {text}: {key} decides what is measured or how much is computed, so trials"
             " that differ in it can't be compared"
         )
+    ends = written.split(":")
     try:
-        kind = reading.kind_of(config, key)
+        kind = reading.find(key).kind.type
+        if kind not in _SEARCHED:
+            raise ValueError(f"{key}, of type {kind.__name__}, can't be searched")
+        values = ends[:2] if len(ends) > 1 else written.split(",")
+        values = [reading.read(key, value) for value in values]
     except ValueError as error:
         raise ValueError(f"--search {text}: {error}") from None
-    if kind not in _SEARCHED:
-        raise ValueError(f"--search {text}: {key}, of type {kind.__name__}, can't be searched")
-    ends = written.split(":")
-    values = ends[:2] if len(ends) > 1 else written.split(",")
-    try:
-        values = [reading.read(value, kind) for value in values]
-    except ValueError:
-        raise ValueError(f"--search {text}: {key} takes values of type {kind.__name__}") from None
     if len(ends) == 1:
         if len(set(values)) < max(2, len(values)):
             raise ValueError(f"--search {text}: two or more values are needed, each once")

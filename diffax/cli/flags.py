@@ -1,0 +1,104 @@
+"""The parser of the command line, and the types of its flags: every error is one sentence."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+from diffax.registry import suggestion
+
+
+class Parser(argparse.ArgumentParser):
+    """An argument parser that says what is near where a command, flag or choice is misspelt."""
+
+    def __init__(self, **settings: Any):
+        super().__init__(**settings, allow_abbrev=False)
+
+    def error(self, message: str) -> NoReturn:
+        """Ends with status 2, the usage and the message in one line."""
+        super().error(one_line(message))
+
+    def refuse_unknown(self, words: Sequence[str]) -> None:
+        """Ends as `error` does if words were not understood."""
+        if words:
+            flag = words[0].partition("=")[0]
+            near = suggestion(flag, self._option_string_actions) if flag.startswith("-") else ""
+            self.error(f"{self.prog.rpartition(' ')[2]} does not take {' '.join(words)}{near}")
+
+    def _check_value(self, action: argparse.Action, value: Any) -> None:
+        if action.choices is not None and value not in action.choices:
+            raise argparse.ArgumentError(
+                action,
+                f"{value!r} is none{suggestion(value, action.choices)}; choose from"
+                f" {', '.join(map(str, action.choices))}",
+            )
+
+
+def one_line(text: str) -> str:
+    """A text with what would break its line, or can't be shown, as escapes."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
+def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
+    """The type of a flag that is a whole number from `least` to `most`."""
+
+    def read(text: str) -> int:
+        from diffax.config.kinds import Kind
+
+        return _refusing(text, lambda: _within(Kind(int).read(text), least, most))
+
+    return read
+
+
+def number(above: float, most: float) -> Callable[[str], float]:
+    """The type of a flag that is a number above `above`, up to `most`."""
+
+    def read(text: str) -> float:
+        from diffax.config.kinds import Kind
+
+        value = _refusing(text, lambda: Kind(float).read(text))
+        if not above < value <= most:
+            raise argparse.ArgumentTypeError(
+                f"{text!r}: must be above {above:g} and at most {most:g}"
+            )
+        return value
+
+    return read
+
+
+def words(text: str) -> list[str]:
+    """The type of a flag that is a list of names, each once: A,B,..."""
+    found = [word.strip() for word in text.split(",")]
+    if not all(found) or len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: must read A,B,..., each once")
+    return found
+
+
+def of_key(key: str) -> Callable[[str], Any]:
+    """The type of a flag that sets a key of the config: one of its values."""
+
+    def read(text: str) -> Any:
+        from diffax.config import checks, reading
+
+        def value() -> Any:
+            found = reading.read(key, text)
+            checks.check_value(key, found)
+            return found
+
+        return _refusing(text, value)
+
+    return read
+
+
+def _within(value: int, least: int, most: int) -> int:
+    if not least <= value <= most:
+        raise ValueError(f"must be {f'at least {least}' if value < least else f'at most {most}'}")
+    return value
+
+
+def _refusing(text: str, read: Callable[[], Any]) -> Any:
+    try:
+        return read()
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r}: {error}") from None
