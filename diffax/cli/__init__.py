@@ -42,7 +42,6 @@ def make_parser() -> Parser:
         sub = commands.add_parser(
             name, help=command.summary, description=command.summary.capitalize()
         )
-        sub.set_defaults(parser=sub)
         if command.takes_config:
             sub.add_argument(
                 "--config",
@@ -63,9 +62,13 @@ def main(argv: Sequence[str] | None = None) -> int:
             stream.reconfigure(errors="backslashreplace")
     words, overrides = _apart(sys.argv[1:] if argv is None else argv)
     parser = make_parser()
+    if words and words[0] in COMMANDS:
+        others = () if COMMANDS[words[0]].takes_config else overrides
+        parser.commands[words[0]].refuse_unknown([*words, *others])
     args, rest = parser.parse_known_args(words)
     command = COMMANDS[args.command]
-    args.parser.refuse_unknown([*rest, *(() if command.takes_config else overrides)])
+    if rest:
+        parser.commands[args.command].error(f"not understood: {' '.join(rest)}")
     from diffax import runtime
 
     runtime.start(trains=command.takes_config)

@@ -10,29 +10,42 @@ from diffax.registry import suggestion
 
 
 class Parser(argparse.ArgumentParser):
-    """An argument parser that says what is near where a command, flag or choice is misspelt."""
+    """An argument parser whose errors are one line, with what is near where a word is misspelt."""
 
     def __init__(self, **settings: Any):
         super().__init__(**settings, allow_abbrev=False)
+        self.commands: dict[str, Parser] = {}
+
+    def add_subparsers(self, **settings: Any) -> Any:
+        """As any parser does; what is added is in `commands` too."""
+        action = super().add_subparsers(**settings)
+        self.commands = action.choices
+        return action
 
     def error(self, message: str) -> NoReturn:
-        """Ends with status 2, the usage and the message in one line."""
-        super().error(one_line(message))
+        """Ends with status 2 and the message in one line."""
+        self.exit(2, f"{self.prog}: {one_line(message)}; {self.prog} --help tells more\n")
+
+    def flags(self) -> list[str]:
+        """All flags, those of `commands` too."""
+        found = dict.fromkeys(self._option_string_actions)
+        for command in self.commands.values():
+            found |= dict.fromkeys(command.flags())
+        return list(found)
 
     def refuse_unknown(self, words: Sequence[str]) -> None:
-        """Ends as `error` does if words were not understood."""
-        if words:
-            flag = words[0].partition("=")[0]
-            near = suggestion(flag, self._option_string_actions) if flag.startswith("-") else ""
-            self.error(f"{self.prog.rpartition(' ')[2]} does not take {' '.join(words)}{near}")
+        """Ends as `error` does if one of the words is a flag that there isn't."""
+        known = self.flags()
+        for word in words:
+            flag = word.partition("=")[0]
+            if flag.startswith("--") and flag not in ("--", *known):
+                hint = suggestion(flag, known) or f": the flags are {', '.join(known)}"
+                self.error(f"no flag {flag}{hint}")
 
     def _check_value(self, action: argparse.Action, value: Any) -> None:
         if action.choices is not None and value not in action.choices:
-            raise argparse.ArgumentError(
-                action,
-                f"{value!r} is none{suggestion(value, action.choices)}; choose from"
-                f" {', '.join(map(str, action.choices))}",
-            )
+            hint, allowed = suggestion(value, action.choices), ", ".join(action.choices)
+            raise argparse.ArgumentError(action, f"{value!r}{hint}: allowed are {allowed}")
 
 
 def one_line(text: str) -> str:
