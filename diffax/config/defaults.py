@@ -13,7 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 from diffax import models, samplers, schedules
 from diffax.config.kinds import Kind, kind_of
-from diffax.data import DataConfig
+from diffax.data import DataConfig, known_fields
 
 
 class Key(NamedTuple):
@@ -161,7 +161,7 @@ def keys() -> dict[str, Key]:
     found = _KEYS | {
         f"{section}.{name}": key
         for section, members in (
-            ("data", _arguments(DataConfig)),
+            ("data", _of_data()),
             ("model", _merged({name: _of_model(name) for name in models.names()})),
             ("schedule", schedule_keywords()),
             ("sampling", sampler_keywords()),
@@ -204,6 +204,10 @@ def sampler_keywords() -> dict[str, Key]:
 
 
 # --- what is read from the code that takes the values -------------------------------------------
+
+
+def _of_data() -> dict[str, Key]:
+    return {f: key for f, key in _arguments(DataConfig).items() if f in known_fields()}
 
 
 def _of_model(name: str) -> dict[str, Key]:
