@@ -115,6 +115,7 @@ MAY_IMPORT = {
     "tuning": PARTS | {"training", "scoring", "evaluation", "ablation"},
     "cli": PARTS
     | {"training", "scoring", "evaluation", "generator", "edits", "ablation", "tuning"},
+    "__main__": {"cli"},
 }
 
 
