@@ -24,7 +24,7 @@ def stylesheet() -> str:
 _CSS = """
 * { box-sizing: border-box; }
 html { -webkit-text-size-adjust: 100%; text-size-adjust: 100%; }
-body { margin: 0; background: var(--paper); color: var(--ink);
+body { margin: 0; background: var(--paper); color: var(--ink); overflow-wrap: anywhere;
   font: 16px/1.55 system-ui, -apple-system, "Segoe UI", Roboto, "Helvetica Neue", Arial,
     sans-serif; }
 main { max-width: 70rem; margin: 0 auto; padding: 3rem 1.5rem 4rem; }
@@ -66,8 +66,8 @@ strong { font-weight: 650; }
 }
 .scroll + .scroll { margin-top: 1.8rem; }
 .scroll + p { margin-top: 2rem; color: var(--muted); font-size: .875rem; line-height: 1.5; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums lining-nums;
-  font-size: .9375rem; line-height: 1.35; }
+table { border-collapse: collapse; overflow-wrap: normal;
+  font-variant-numeric: tabular-nums lining-nums; font-size: .9375rem; line-height: 1.35; }
 td, thead th { text-align: right; }
 td, th { padding: .45rem 0 .45rem 1.4rem; vertical-align: baseline; font-weight: 400;
   white-space: nowrap; }
@@ -147,10 +147,12 @@ pre-wrap;
   .verdict, pre, .partial { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll { overflow: visible; background: none; }
   .sideways { display: none; }
-  tbody th { max-width: 14rem; }
+  tbody tr:not(.group) th, .effects tbody tr:not(.group) th { min-width: 7rem; max-width: 11rem;
+    overflow-wrap: anywhere; }
+  .group th { overflow-wrap: anywhere; }
   table { font-size: 8.5pt; }
   small { font-size: .9em; }
   .samples h3 { font-size: 8pt; }
-  td, th { padding-left: 1rem; }
+  td, th { padding-left: .8rem; }
 }
 """
