@@ -282,7 +282,7 @@ def test_load_needs_no_data_and_takes_any_kept_step(tmp_path, monkeypatch):
     monkeypatch.setattr("diffax.data.load", None)
     run = training.load(tmp_path)
     assert_equal(plain(run.state), plain(state))
-    assert run.dataset == MIXTURE
+    assert run.dataset.changes(MIXTURE) == [] and run.dataset.num_train == 50_000
     assert int(training.load(tmp_path, step=6).state.step) == 6
     assert diffax.Generator(run)(3).shape == (3, 2)
     with pytest.raises(FileNotFoundError, match="there are: 6, 12"):

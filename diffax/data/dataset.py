@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import functools
 from typing import Any
 
 import numpy as np
+
+from diffax.data.content import content_hash
 
 
 @dataclasses.dataclass(frozen=True)
@@ -104,6 +107,12 @@ class Dataset:
     train: Split
     eval: Split
     label_names: tuple[str, ...] = ()
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The hash of all examples and labels as they are here: decoded, resized, in order."""
+        splits = (self.train, self.eval)
+        return content_hash(*(part for split in splits for part in (split.x, split.label)))
 
 
 def make_dataset(

@@ -20,7 +20,8 @@ import optax
 
 from diffax import runtime
 from diffax.data import Dataset
-from diffax.metrics.extractor import Extractor, content_hash, logits
+from diffax.data.content import content_hash
+from diffax.metrics.extractor import Extractor, logits
 
 _LOG = logging.getLogger("diffax")
 # A change of any of these, or of the network, makes another classifier.

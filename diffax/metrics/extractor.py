@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import functools
-import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from typing import Any, NamedTuple
 
@@ -15,6 +13,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffax import runtime
 from diffax.data import Split
+from diffax.data.content import content_hash
 from diffax.data.dataset import to_float
 from diffax.metrics.cache import kept
 from diffax.metrics.frechet import FeatureStatistics
@@ -118,16 +117,6 @@ def shuffled(num: int, seed: int) -> np.ndarray:
     Files and data sets often come sorted by class: the first examples are no fair choice.
     """
     return np.random.default_rng(seed).permutation(num)
-
-
-def content_hash(*parts: Any) -> str:
-    """16 hexadecimal digits of arrays (with shape and dtype) and of what can be written as JSON."""
-    digest = hashlib.sha256()
-    for part in parts:
-        is_array = isinstance(part, np.ndarray)
-        digest.update(str((part.shape, part.dtype) if is_array else json.dumps(part)).encode())
-        digest.update(np.ascontiguousarray(part).tobytes() if is_array else b"")
-    return digest.hexdigest()[:16]
 
 
 def _outputs(

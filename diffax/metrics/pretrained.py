@@ -15,9 +15,10 @@ import numpy as np
 from flax import traverse_util
 
 from diffax import runtime
+from diffax.data.content import content_hash
 from diffax.metrics import inception, mobile
 from diffax.metrics.cache import write_arrays
-from diffax.metrics.extractor import Extractor, content_hash
+from diffax.metrics.extractor import Extractor
 from diffax.metrics.torch_file import read_torch_file
 from diffax.registry import Registry
 

@@ -11,8 +11,8 @@ import numpy as np
 
 from diffax import data, metrics
 from diffax.data import Dataset, folder, npz
+from diffax.data.content import content_hash
 from diffax.data.dataset import DataConfig
-from diffax.metrics.extractor import content_hash
 
 
 @dataclasses.dataclass(frozen=True)

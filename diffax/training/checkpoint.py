@@ -210,6 +210,23 @@ class Checkpoints:
                     f" config: {path} has shape {found} there, and {expected} is needed"
                 )
 
+    def remembered(self, step: int | None = None) -> dict[str, Any]:
+        """The loop's data of a step, the latest sound one if left out, without the arrays; {} if
+        there is none that can be read."""
+        for candidate in self.steps()[::-1] if step is None else [step]:
+            folder = self.directory / str(candidate)
+            try:
+                loop, sums = (
+                    json.loads((folder / name / "metadata").read_text(encoding="utf-8"))
+                    for name in ("loop", "checksums")
+                )
+                if sums["loop"] == _text_checksum(loop):
+                    return loop
+            except (OSError, ValueError, KeyError, TypeError) as error:
+                # `restore` says so where it matters.
+                _LOG.debug("the loop's data of step %d can't be read (%s)", candidate, error)
+        return {}
+
     def wait(self) -> None:
         """Returns when all is written; raises NotSavedError if it went wrong in the background."""
         with _writing():

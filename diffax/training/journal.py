@@ -18,7 +18,7 @@ from diffax.training.checkpoint import Checkpoints, kept
 from diffax.training.state import DatasetInfo, TrainState
 from diffax.training.vectorised import ALONE, Form
 from diffax.training.window import NonFiniteError, Window
-from diffax.training.workdir import CHECKPOINTS, check_same_config, write_text
+from diffax.training.workdir import CHECKPOINTS, as_remembered, check_same_run, write_text
 
 _LOG = logging.getLogger("diffax")
 
@@ -29,6 +29,7 @@ class Journal:
     Args:
       config: of the run.
       root: its workdir, which exists.
+      dataset: what is known of its data.
       batches: of `diffax.data.batches`.
       evaluate: state -> what is logged of the bound.
       draw_samples: state -> a picture.
@@ -40,12 +41,13 @@ class Journal:
         self,
         config: ConfigDict,
         root: Path,
+        dataset: DatasetInfo,
         batches: Any,
         evaluate: Callable[[TrainState], dict[str, float]],
         draw_samples: Callable[[TrainState], np.ndarray],
         form: Form = ALONE,
     ):
-        self.config, self.root, self.batches = config, root, batches
+        self.config, self.root, self.dataset, self.batches = config, root, dataset, batches
         self._evaluate, self._draw_samples = evaluate, draw_samples
         self._among_others = form.count > 1
         self._label = f"seed {config.seed}: " if self._among_others else ""
@@ -57,7 +59,8 @@ class Journal:
 
     def restore(self, like: TrainState, sharding: Any, step: int | None = None) -> TrainState:
         """The state at a checkpoint, the latest if left out, and the data as they were then."""
-        check_same_config(self.root, self.config, config_lib.is_learned(like.schedule))
+        learned, loop = config_lib.is_learned(like.schedule), self.checkpoints.remembered(step)
+        check_same_run(self.root, self.config, self.dataset, learned, loop)
         state, self._memory = self.checkpoints.restore(like, sharding, step)
         self.batches.set_state(self._memory["data"])
         num = self.config.training.num_steps
@@ -69,11 +72,11 @@ class Journal:
         _LOG.info("%sresuming at step %d of %d", self._label, state.step, num)
         return state
 
-    def begin(self, state: TrainState, info: DatasetInfo) -> None:
+    def begin(self, state: TrainState) -> None:
         """Opens the files of the run, which goes on from `state`."""
         if hosts.is_first():
             write_text(self.root / "config.json", config_lib.to_json(self.config))
-            write_text(self.root / "dataset.json", info.to_json())
+            write_text(self.root / "dataset.json", self.dataset.to_json())
         settings, step = self.config.training, int(state.step)
         self.window = Window(self._memory["window"], settings.max_skipped)
         self.latest = dict(self._memory["metrics"])
@@ -122,6 +125,7 @@ class Journal:
     def save(self, step: int, state: TrainState, data: Any) -> None:
         """Begins to write a checkpoint; `data`: the state of the batches."""
         memory = {"data": data, "window": self.window.memory(), "metrics": self.latest}
+        memory |= as_remembered(self.config, self.dataset)
         self.checkpoints.save(step, state, memory)
 
     def end(self, state: TrainState) -> None:

@@ -131,7 +131,7 @@ def _train(
         )
         evaluate = make_evaluation(config, model, info, dataset, mesh)
         draw_samples = outputs.make_drawing(config, model, info, root, mesh)
-        return Journal(config, root, batches, evaluate, draw_samples, form)
+        return Journal(config, root, info, batches, evaluate, draw_samples, form)
 
     with ExitStack() as stack:
         stack.enter_context(saying_what_is_kept(*roots))
@@ -139,7 +139,7 @@ def _train(
         states = _restored(runs, like, parallel.state_sharding(like, mesh))
         states = states or [init(jax.random.key(run.config.seed)) for run in runs]
         for run, own in zip(runs, states):
-            run.begin(own, info)
+            run.begin(own)
         done, state = int(states[0].step), form.stack(states)
         del states  # their memory is used again
         signals = stack.enter_context(Interruption())

@@ -3,7 +3,8 @@
 The files:
 
     workdir/config.json       the config
-    workdir/dataset.json      what must be known of the data to sample and evaluate without them
+    workdir/dataset.json      what must be known of the data to sample and evaluate without them,
+                              and their fingerprint, by which a resumed run knows them again
     workdir/metrics.jsonl     a line of metrics per log step
     workdir/checkpoints/      see `checkpoint`
     workdir/samples/          sample grids
@@ -13,11 +14,13 @@ The files:
 from __future__ import annotations
 
 import contextlib
+import dataclasses
+import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -93,21 +96,32 @@ def saying_what_is_kept(*workdirs: Path) -> Iterator[None]:
         ) from error
 
 
-def check_same_config(workdir: Path, config: ConfigDict, learned: bool) -> None:
-    """Raises ValueError, listing the differences, if the run that lies there has another config.
+def check_same_run(
+    workdir: Path, config: ConfigDict, dataset: DatasetInfo, learned: bool, loop: Mapping[str, Any]
+) -> None:
+    """Raises ValueError, listing the differences, if the run that lies there has another config or
+    other data.
 
     Keys that begin as in `MAY_CHANGE` may differ, training.num_steps too where the rates are
-    constant (the schedule's, if it is `learned`), and with training.allow_config_change all may.
+    constant (the schedule's, if it is `learned`), and with training.allow_config_change all may,
+    the data too.
+
+    Args:
+      loop: what its checkpoint remembers: the "config" and the "dataset" that it was trained with,
+        as `remembered` gives them. Of a run from before that was kept, its files say so.
     """
     if config.training.allow_config_change:
         return
     rates = ("optimizer", "schedule_learning") if learned else ("optimizer",)
     decays = [f"{r}.decay={config[r].decay!r}" for r in rates if config[r].decay != "constant"]
     may_change = MAY_CHANGE if decays else (*MAY_CHANGE, _NUM_STEPS)
+    before, info = _trained_with(loop)
     changes = [
         f"{key} was {old!r} and is {new!r}"
         + (f" (the steps of {' and '.join(decays)})" if key == _NUM_STEPS else "")
-        for key, (old, new) in config_lib.differences(read_config(workdir), config).items()
+        for key, (old, new) in config_lib.differences(
+            before or read_config(workdir), config
+        ).items()
         if not key.startswith(may_change)
     ]
     if changes:
@@ -115,14 +129,96 @@ def check_same_config(workdir: Path, config: ConfigDict, learned: bool) -> None:
             f"workdir {workdir} holds a run with another config: {'; '.join(changes)}. Take another"
             " workdir, or set config.training.allow_config_change=True to go on with the new one"
         )
+    changes = data_changes(workdir, dataset, info)
+    if changes:
+        raise ValueError(
+            f"the data have changed since the run in {workdir} was trained on them:"
+            f" {'; '.join(changes)}. Put back what they were, take another workdir, or set"
+            " config.training.allow_config_change=True to go on with the new ones"
+        )
+
+
+def data_changes(workdir: Path, new: DatasetInfo, old: DatasetInfo | None = None) -> list[str]:
+    """In what data differ from those of the run in a directory, in words; [] if there is none.
+
+    `old`: what it was trained on; None: as its dataset.json says.
+    """
+    if old is None and not (workdir / "dataset.json").exists():
+        return []
+    return (old or read_dataset(workdir)).changes(new)
+
+
+def as_remembered(config: ConfigDict, dataset: DatasetInfo) -> dict[str, Any]:
+    """What a checkpoint keeps of a run's config and data, in JSON: the files beside it are held
+    against it, and can be written from it again."""
+    return {
+        "config": json.loads(config_lib.to_json(config)),
+        "dataset": json.loads(dataset.to_json()),
+    }
+
+
+def _trained_with(loop: Mapping[str, Any]) -> tuple[ConfigDict | None, DatasetInfo | None]:
+    """What `as_remembered` was given; None where a checkpoint is older than that."""
+    if "config" not in loop or "dataset" not in loop:
+        return None, None
+    return (
+        config_lib.from_json(json.dumps(loop["config"])),
+        DatasetInfo.from_json(json.dumps(loop["dataset"])),
+    )
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in a directory; FileNotFoundError if there is none."""
-    path = workdir / "config.json"
+    """The config of the run in a directory.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: it is damaged; the file is named.
+    """
+    return _read(workdir, "config.json", config_lib.from_json)
+
+
+def read_dataset(workdir: Path) -> DatasetInfo:
+    """What the run in a directory knows of its data; raises as `read_config`."""
+    return _read(workdir, "dataset.json", DatasetInfo.from_json)
+
+
+def _read(workdir: Path, name: str, from_json: Callable[[str], Any]) -> Any:
+    path = workdir / name
     if not path.exists():
-        raise FileNotFoundError(f"{workdir} holds no run: there is no {path.name}")
-    return config_lib.from_json(path.read_text(encoding="utf-8"))
+        raise FileNotFoundError(f"{workdir} holds no run: there is no {name}")
+    try:
+        return from_json(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise ValueError(
+            f"{path} is damaged ({error}); the command that trained the run, given again, writes it"
+            " anew"
+        ) from error
+
+
+def _check_files(workdir: Path, config: ConfigDict, dataset: DatasetInfo, loop: Mapping) -> None:
+    """Raises ValueError, naming the file, if config.json or dataset.json is not what the checkpoint
+    beside it was trained with."""
+    trained_config, trained_dataset = _trained_with(loop)
+    # Going on with another config writes the files before the first checkpoint that has it.
+    if trained_config is None or config.training.allow_config_change:
+        return
+    pairs = config_lib.differences(trained_config, config).items()
+    changes = [
+        (key, old, new)
+        for key, (old, new) in pairs
+        if not key.startswith((*MAY_CHANGE, _NUM_STEPS))
+    ]
+    name = "config.json"
+    if not changes:
+        name = "dataset.json"
+        ours, theirs = (dataclasses.asdict(info) for info in (trained_dataset, dataset))
+        changes = [(key, old, theirs[key]) for key, old in ours.items() if old != theirs[key]]
+    for key, old, new in changes[:1]:
+        raise ValueError(
+            f"{workdir / name} was altered: {key} is {new!r} there, and the checkpoint beside it"
+            f" was trained with {old!r}; put back the file as it was, or the command that trained"
+            " the run, given again, writes it anew"
+        )
 
 
 class Run(NamedTuple):
@@ -147,15 +243,16 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
 
     Raises:
       FileNotFoundError: there is no run, no checkpoint, or none of that step.
-      ValueError: the checkpoint doesn't fit the config.
+      ValueError: the checkpoint doesn't fit the config; config.json or dataset.json is damaged, or
+        says otherwise than the checkpoint; it is named.
     """
     workdir = Path(workdir).absolute()
-    config = read_config(workdir)
-    dataset = DatasetInfo.from_json((workdir / "dataset.json").read_text(encoding="utf-8"))
-    model = config_lib.build_model(config, dataset)
-    like = jax.eval_shape(lambda: create_state(config, model, dataset))
+    config, dataset = read_config(workdir), read_dataset(workdir)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
     try:
+        _check_files(workdir, config, dataset, checkpoints.remembered(step))
+        model = config_lib.build_model(config, dataset)
+        like = jax.eval_shape(lambda: create_state(config, model, dataset))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         state, _ = checkpoints.restore(like, device, step)
     finally:
