@@ -246,9 +246,7 @@ def interaction(analysis: Analysis, metric: Metric, axes: Sequence[str]) -> Figu
     _scale(ax, "y", metric.scale)
     ax.grid(axis="y")
     with matplotlib.rc_context(_STYLE):
-        drawn = figure.legend(
-            handles, ["-"] * len(second), loc="outside upper left", frameon=False
-        )
+        drawn = figure.legend(handles, ["-"] * len(second), loc="outside upper left", frameon=False)
     for text, level in zip(drawn.get_texts(), second):
         text.set(text=_wrapped(f"{axes[1]}={level}", 44, 1), color=INK)
     return figure

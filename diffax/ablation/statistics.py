@@ -189,9 +189,7 @@ def contrast(
     return replace(d, mean=mean, low=low, high=high, log_scale=True)
 
 
-def contrast_values(
-    values: ArrayLike, weights: ArrayLike, log_scale: bool = False
-) -> np.ndarray:
+def contrast_values(values: ArrayLike, weights: ArrayLike, log_scale: bool = False) -> np.ndarray:
     """The contrast of each seed, (n,), n at least 1, of logarithms with `log_scale`; exactly 0
     where arms of opposite weights have the same values. See `contrast`."""
     values, weights = np.asarray(values, np.float64), np.asarray(weights, np.float64)

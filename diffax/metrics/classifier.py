@@ -10,17 +10,18 @@ import logging
 import os
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 import flax.linen as nn
-import flax.serialization
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
+from flax import traverse_util
 
-from diffax import runtime
 from diffax.data import Dataset
 from diffax.data.content import content_hash
+from diffax.metrics.cache import kept
 from diffax.metrics.extractor import Extractor, logits
 
 _LOG = logging.getLogger("diffax")
@@ -77,31 +78,38 @@ def get_classifier(
             " prdc out"
         )
     fingerprint = content_hash(
-        dataset.train.x, dataset.train.label, dataset.eval.x, dataset.eval.label, SETTINGS, seed
+        dataset.train.x,
+        dataset.train.label,
+        dataset.eval.x,
+        dataset.eval.label,
+        dataset.num_classes,
+        SETTINGS,
+        seed,
     )
-    folder = Path(cache_dir) if cache_dir is not None else runtime.cache_directory() / "classifiers"
-    path = folder / f"{dataset.name.replace('/', '-')}-{fingerprint}.msgpack"
-    if not path.exists():
+
+    def make() -> dict[str, Any]:
         _LOG.info("training the classifier of %s, once", dataset.name)
-        trained = _extractor(dataset, {"params": _train(dataset, seed), "accuracy": 0}, fingerprint)
+        params = _train(dataset, seed)
+        trained = _extractor(dataset, params, 0.0, fingerprint)
         said = np.argmax(logits(trained, dataset.eval.array()), axis=1)
         accuracy = float(np.mean(said == dataset.eval.label))
-        folder.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(f".{os.getpid()}.{path.name}")
-        content = {"params": trained.params, "accuracy": accuracy}
-        partial.write_bytes(flax.serialization.msgpack_serialize(content))
-        os.replace(partial, path)
-        _LOG.info("accuracy %.4f on held-out data; kept in %s", accuracy, path)
-    return _extractor(dataset, flax.serialization.msgpack_restore(path.read_bytes()), fingerprint)
+        _LOG.info("accuracy %.4f on held-out data", accuracy)
+        return {"accuracy": accuracy, **traverse_util.flatten_dict({"params": params}, sep="/")}
+
+    folder = Path(cache_dir).absolute() if cache_dir is not None else "classifiers"
+    arrays = kept(folder, f"{quote(dataset.name, safe='')}-{fingerprint}", make)
+    accuracy = float(arrays.pop("accuracy"))
+    params = traverse_util.unflatten_dict(arrays, sep="/")["params"]
+    return _extractor(dataset, params, accuracy, fingerprint)
 
 
-def _extractor(dataset: Dataset, content: Any, fingerprint: str) -> Extractor:
+def _extractor(dataset: Dataset, params: Any, accuracy: float, fingerprint: str) -> Extractor:
     return Extractor(
         name="classifier",
         network=Network(dataset.num_classes, SETTINGS["width"]),
-        params=content["params"],
+        params=params,
         fingerprint=fingerprint,
-        about={"classifier_accuracy": float(content["accuracy"])},  # on the evaluation split
+        about={"classifier_accuracy": accuracy},  # on the evaluation split
     )
 
 

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
-from diffax import runtime
 from diffax.data import Split
 from diffax.data.content import content_hash
 from diffax.data.dataset import to_float
@@ -95,11 +94,9 @@ def reference_statistics(extractor: Extractor, split: Split) -> FeatureStatistic
     By the extractor's fingerprint and the hash of the split's images as they are after resizing,
     cropping and framing: another size of the same data is another entry.
     """
-    name = f"{extractor.fingerprint}-{content_hash(split.x)}.npz"
-    path = runtime.cache_directory() / "statistics" / name
-    if not path.exists():
-        feature_statistics(extractor, split.x).save(path)
-    return FeatureStatistics.load(path)
+    name = f"{extractor.fingerprint}-{content_hash(split.x)}"
+    found = kept("statistics", name, lambda: vars(feature_statistics(extractor, split.x)))
+    return FeatureStatistics.of_arrays(found)
 
 
 def reference_features(extractor: Extractor, x: np.ndarray) -> np.ndarray:

@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import NamedTuple, Protocol
 
 import numpy as np
 from scipy import stats
 
 from diffax.data.archive import read_npz
-from diffax.metrics.cache import write_arrays
+from diffax.metrics.cache import read_arrays, write_arrays
 
 
 class HasMoments(Protocol):
@@ -77,9 +77,13 @@ class FeatureStatistics:
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> FeatureStatistics:
-        """What `save` wrote."""
-        with np.load(path) as file:
-            return cls(int(file["n"]), file["shift"], file["total"], file["products"])
+        """What `save` wrote; ValueError, naming the file, if it is damaged."""
+        return cls.of_arrays(read_arrays(path))
+
+    @classmethod
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FeatureStatistics:
+        """From its fields by name."""
+        return cls(int(arrays["n"]), arrays["shift"], arrays["total"], arrays["products"])
 
 
 def read_moments(path: str | os.PathLike) -> Moments:

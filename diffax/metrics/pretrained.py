@@ -11,13 +11,12 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from flax import traverse_util
 
 from diffax import runtime
 from diffax.data.content import content_hash
 from diffax.metrics import inception, mobile
-from diffax.metrics.cache import write_arrays
+from diffax.metrics.cache import read_arrays, write_arrays
 from diffax.metrics.extractor import Extractor
 from diffax.metrics.torch_file import read_torch_file
 from diffax.registry import Registry
@@ -94,8 +93,12 @@ def _inception(name: str, resize: str) -> Extractor:
             f"no weights for {name!r}: download {INCEPTION_FILE} from {INCEPTION_URL} and run"
             f" `diffax metrics convert-inception {INCEPTION_FILE}`"
         )
-    with np.load(path) as file:
-        arrays = {key: file[key] for key in file.files}
+    try:
+        arrays = read_arrays(path)
+    except ValueError as error:
+        raise ValueError(
+            f"{error}; run `diffax metrics convert-inception {INCEPTION_FILE}` again"
+        ) from error
     digest = str(arrays.pop("sha256"))
     network = inception.Inception(resize)
     return _extractor(
