@@ -8,10 +8,10 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax import data
+from diffax import arguments, data
 from diffax.data import images
 from diffax.data.archive import read_npz
-from diffax.generator import Generator
+from diffax.generator import Generator, check_examples, check_range, num_not_finite
 
 
 class Drawn(NamedTuple):
@@ -36,12 +36,14 @@ class Edit(NamedTuple):
       flags: those that it alone reads.
       num: how many examples it takes if it isn't told.
       options: of sampling, in place of the run's own.
+      draws: whether it draws noise, and so reads a seed.
     """
 
     run: Callable[..., Drawn]
     flags: tuple[str, ...] = ()
     num: int = 16
     options: Mapping[str, Any] = {}
+    draws: bool = True
 
 
 def _sdedit(generate: Generator, x: np.ndarray, strength: float = 0.5, **common: Any) -> Drawn:
@@ -53,7 +55,7 @@ def _inpaint(
     generate: Generator,
     x: np.ndarray,
     mask: str = "centre",
-    jump_length: int = 10,
+    jump_length: int | None = None,
     num_resamples: int = 10,
     **common: Any,
 ) -> Drawn:
@@ -66,8 +68,7 @@ def _inpaint(
     )
 
 
-def _invert(generate: Generator, x: np.ndarray, seed: int = 0, **common: Any) -> Drawn:
-    del seed  # DDIM draws nothing
+def _invert(generate: Generator, x: np.ndarray, **common: Any) -> Drawn:
     found = generate.invert(x, **common)
     low, high = found.error.min(), found.error.max()
     return Drawn(
@@ -78,10 +79,8 @@ def _invert(generate: Generator, x: np.ndarray, seed: int = 0, **common: Any) ->
     )
 
 
-def _interpolate(
-    generate: Generator, x: np.ndarray, frames: int = 8, seed: int = 0, **common: Any
-) -> Drawn:
-    del seed
+def _interpolate(generate: Generator, x: np.ndarray, frames: int = 8, **common: Any) -> Drawn:
+    frames = arguments.whole("--frames", frames, 2)
     if len(x) != 2:
         raise ValueError(f"--edit=interpolate: between two examples, and {len(x)} are given")
     shares = np.linspace(0, 1, frames)
@@ -95,8 +94,8 @@ _FINE = {"num_steps": 100, "grid": "logsnr"}
 EDITS: dict[str, Edit] = {
     "sdedit": Edit(_sdedit, ("strength",)),
     "inpaint": Edit(_inpaint, ("mask", "jump_length", "num_resamples")),
-    "invert": Edit(_invert, options=_FINE),
-    "interpolate": Edit(_interpolate, ("frames",), 2, _FINE),
+    "invert": Edit(_invert, options=_FINE, draws=False),
+    "interpolate": Edit(_interpolate, ("frames",), 2, _FINE, draws=False),
 }
 
 
@@ -113,17 +112,21 @@ def edit(
 
     Args:
       paths: see `read`; None for the evaluation split.
-      num, counts: how many examples, and a list of one step count; None for the edit's own.
+      num, counts: how many examples (of files the first ones, or all), and a list of one step
+        count; None for the edit's own.
       flags: the edit's own settings; options: of `Generator`.
 
     Raises:
-      ValueError: a flag of another edit, several step counts, or what the edit itself refuses.
+      ValueError: a flag of another edit, several step counts, more examples than there are, a seed
+        where nothing is drawn, or what the edit itself refuses.
     """
     check_flags(name, flags)
     chosen = EDITS[name]
     if counts and len(counts) > 1:
         raise ValueError(f"--steps={','.join(map(str, counts))}: one count with --edit")
-    x, label = examples(generate.run, paths, chosen.num if num is None else num)
+    if "seed" in options and not chosen.draws:
+        raise ValueError(f"--seed={options['seed']}: --edit={name} draws no noise (it is DDIM's)")
+    x, label = examples(generate.run, paths, num, chosen.num)
     options = {**chosen.options, **options}
     options |= {"num_steps": counts[0]} if counts else {}
     if options.get("label") is None:
@@ -146,6 +149,13 @@ def draw(
     return Drawn({f"samples_{n}": x for n, x in zip(counts, drawn.values())}, drawn)
 
 
+def not_finite(drawn: Drawn) -> str:
+    """How many examples of what was drawn are not finite, array by array; "" for none."""
+    floats = {name: x for name, x in drawn.arrays.items() if np.issubdtype(x.dtype, np.floating)}
+    wrong = {name: num_not_finite(x) for name, x in floats.items() if name != "given"}
+    return ", ".join(f"{n} of {len(floats[k])} in {k!r}" for k, n in wrong.items() if n)
+
+
 def check_flags(name: str | None, given: Mapping[str, Any]) -> None:
     """Raises ValueError for a flag that the edit of that name (None: no edit) does not read."""
     for flag, value in given.items():
@@ -156,7 +166,7 @@ def check_flags(name: str | None, given: Mapping[str, Any]) -> None:
             )
 
 
-def read(paths: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
+def read(paths: Sequence[str], shape: tuple[int, ...], levels: int | None = 256) -> np.ndarray:
     """Examples of `shape` in [-1, 1] from image files, resized and cropped, or from .npz files.
 
     Of an .npz the array "samples" is read, in [-1, 1], as `diffax sample` writes it, or else its
@@ -164,12 +174,13 @@ def read(paths: Sequence[str], shape: tuple[int, ...]) -> np.ndarray:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file that can't be read, or data of another shape; names the file.
+      ValueError: a file that can't be read, data of another shape or not finite, or with `levels`
+        far outside [-1, 1]; names the file.
     """
-    return np.concatenate([_read_file(Path(path), shape) for path in paths])
+    return np.concatenate([_read_file(Path(path), shape, levels) for path in paths])
 
 
-def _read_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+def _read_file(path: Path, shape: tuple[int, ...], levels: int | None) -> np.ndarray:
     if not path.is_file():
         raise FileNotFoundError(f"--input={path}: no such file")
     if path.suffix.lower() != ".npz":
@@ -182,13 +193,15 @@ def _read_file(path: Path, shape: tuple[int, ...]) -> np.ndarray:
         return ["samples"] if "samples" in names else list(names)
 
     ((name, x),) = read_npz(path, pick).items()
-    numbers = x.dtype.kind in "fiu" and x.shape[1:] == shape and x.size > 0
-    if not numbers or not np.isfinite(x).all() or np.abs(x).max() > 2:
-        raise ValueError(
-            f"--input={path}: {name!r} is {x.dtype} of shape {x.shape}; wanted are finite numbers"
-            f" in [-1, 1] of shape (n, {str(shape)[1:]}"
-        )
-    return x.astype(np.float32)
+    try:
+        if x.dtype.kind not in "fiu":
+            raise ValueError(f"{name!r} is of {x.dtype}, not of numbers")
+        x = np.asarray(arguments.data(name, x), np.float32)
+        check_examples(repr(name), x, shape)
+        check_range(repr(name), x, levels)
+    except ValueError as error:
+        raise ValueError(f"--input={path}: {error}") from None
+    return x
 
 
 def _read_image(path: Path, shape: tuple[int, ...]) -> np.ndarray:
@@ -235,14 +248,25 @@ def anew(mask: str, shape: tuple[int, ...]) -> np.ndarray:
     return result
 
 
-def examples(run: Any, paths: Sequence[str] | None, num: int) -> tuple[np.ndarray, Any]:
+def examples(
+    run: Any, paths: Sequence[str] | None, num: int | None, default: int
+) -> tuple[np.ndarray, Any]:
     """(x, label) of files, or of the first `num` of the run's evaluation split.
 
     label is None for files, whose classes are not known, and if the network is not told classes.
+    With `num` None they are all that the files hold, or `default` of the split, or all it has.
+
+    Raises:
+      ValueError: fewer than `num` are there.
     """
+    split = None if paths else data.load(run.config.data).eval
+    x = read(paths, run.dataset.shape, run.dataset.levels) if paths else None
+    there = len(x) if paths else len(split)
+    if num is not None and arguments.whole("--num", num, 1) > there:
+        where = "--input holds" if paths else "the evaluation split has"
+        raise ValueError(f"--num={num}: {where} {there} examples")
     if paths:
-        return read(paths, run.dataset.shape), None
-    split = data.load(run.config.data).eval
-    indices = np.arange(min(num, len(split)))
+        return x[:num], None
+    indices = np.arange(min(default, there) if num is None else num)
     known = run.config.model.class_conditional
     return split.array(indices), split.label[indices] if known else None

@@ -8,7 +8,7 @@ import pytest
 from PIL import Image
 from small_runs import write_tiny_config
 
-from diffax import cli, evaluation, samplers
+from diffax import cli, evaluation, generator, plots, samplers
 
 
 @pytest.fixture(scope="module")
@@ -130,6 +130,50 @@ def test_sample_writes_a_png_and_an_npz_and_depends_on_the_seed(trained, tmp_pat
     assert not np.array_equal(drawn["a"], drawn["d"])
 
 
+@pytest.mark.parametrize(
+    ("out", "names"),
+    [
+        ("a.v1", ["a.v1.npz", "a.v1.png"]),
+        ("a.v2.npz", ["a.v2.npz", "a.v2.png"]),
+        ("b.png", ["b.npz", "b.png"]),
+    ],
+)
+def test_what_follows_a_dot_is_part_of_a_name(out, names, trained, tmp_path, monkeypatch):
+    """Two names must not become one file."""
+    monkeypatch.setattr(generator.Generator, "_draw", lambda *_: np.zeros((1, 8, 8, 1)))
+    assert cli.main(["sample", f"--workdir={trained}", "--num=1", f"--out={tmp_path / out}"]) == 0
+    assert sorted(path.name for path in tmp_path.iterdir()) == names
+
+
+def test_samples_are_kept_when_their_picture_fails(trained, tmp_path, monkeypatch, capsys):
+    def fail(*_):
+        raise ValueError("no font")
+
+    monkeypatch.setattr(plots, "picture", fail)
+    monkeypatch.setattr(generator.Generator, "_draw", lambda *_: np.zeros((2, 8, 8, 1)))
+    out = tmp_path / "x"
+    assert cli.main(["sample", f"--workdir={trained}", "--num=2", f"--out={out}"]) == 1
+    said = capsys.readouterr().err
+    assert f"{out}.npz is written, and no picture of it: no font" in said
+    assert np.load(f"{out}.npz")["samples"].shape == (2, 8, 8, 1)
+
+
+def test_samples_that_are_not_finite_are_written_and_said(trained, tmp_path, monkeypatch, capsys):
+    """Of a network that overflows, say; the exit status tells it too."""
+    x = np.zeros((3, 8, 8, 1))
+    x[1, 2] = np.nan
+    monkeypatch.setattr(generator.Generator, "_draw", lambda *_: x)
+    command = ["sample", f"--workdir={trained}", "--num=3", f"--out={tmp_path / 'x'}"]
+    for steps, said in (
+        ("3", "1 of 3 in 'samples'"),
+        ("2,3", "1 of 3 in 'samples_2', 1 of 3 in 'samples_3'"),
+    ):
+        assert cli.main([*command, f"--steps={steps}"]) == 1
+        errors = capsys.readouterr().err
+        assert f"x.npz: {said}\n" in errors and "Warning" not in errors
+        assert (tmp_path / "x.npz").exists() and (tmp_path / "x.png").exists()
+
+
 def test_sample_draws_a_comparison_of_step_counts(trained, tmp_path, capsys):
     arguments = ["sample", f"--workdir={trained}", "--num=4", "--sampler=dpmpp_2m"]
     assert cli.main([*arguments, "--steps=2,6", f"--out={tmp_path}/both"]) == 0
@@ -165,6 +209,31 @@ def test_sample_edits_given_data(edit, flags, name, num, trained, tmp_path, caps
         assert said in capsys.readouterr().out
 
 
+def test_outputs_are_checked_before_the_work(trained, tmp_path, monkeypatch, capsys):
+    """And a place that can't be written loses nothing; the file that is there stays."""
+    for part in ("npz", "evaluation.json"):
+        (tmp_path / f"taken.{part}").mkdir()
+    (tmp_path / "file").write_text("in the way")
+    (tmp_path / "kept.json").write_text("no results")
+    long = "n" * 250
+    monkeypatch.setattr(generator.Generator, "_draw", lambda *_: pytest.fail("drawn"))
+    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(plots, "draw_schedules", lambda *_: pytest.fail("drawn"))
+    sample, evaluate = (f"{command} --workdir={trained}" for command in ("sample", "evaluate"))
+    for command, out, said in (
+        (sample, "taken", "taken.npz can't be written: it is there already, and is no plain file"),
+        (sample, "file/x", "x.npz can't be written (File exists)"),
+        (sample, f"{long}", "can't be written (File name too long)"),
+        (sample, "folder/", "folder/: name a file"),
+        ("schedules", "file", "can't be written (File exists)"),
+    ):
+        assert cli.main([*command.split(), f"--out={tmp_path}/{out}"]) == 1
+        assert said in capsys.readouterr().err
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "file", "kept.json", "taken.evaluation.json", "taken.npz"
+    ]  # fmt: skip
+
+
 def test_what_was_drawn_is_edited(trained, tmp_path):
     arguments = ["sample", f"--workdir={trained}", "--steps=4", "--clip-x0=1"]
     assert cli.main([*arguments, "--num=3", f"--out={tmp_path}/drawn"]) == 0
@@ -183,6 +252,9 @@ def test_what_was_drawn_is_edited(trained, tmp_path):
         (["--edit=invert", "--steps=2,3"], "--steps=2,3: one count"),
         (["--edit=inpaint", "--input=a.png"], "--input=a.png: no such file"),
         (["--edit=interpolate", "--num=3"], "between two examples, and 3 are given"),
+        (["--edit=invert", "--seed=3"], "--seed=3: --edit=invert draws no noise"),
+        (["--edit=inpaint", "--low-order-finish=false"], "inpaint takes no low_order_finish"),
+        (["--edit=inpaint", "--num=100000"], "--num=100000: the evaluation split has"),
         (["--label=1"], "label=1: this network is not told classes"),
     ],
 )

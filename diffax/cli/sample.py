@@ -13,9 +13,14 @@ from diffax.cli.flags import number, of_key, whole
 def add_flags(parser: argparse.ArgumentParser) -> None:
     shared.add_workdir(parser, "of a trained run")
     parser.add_argument("--num", type=whole(1), help="how many (default 64; of an edit 16)")
-    parser.add_argument("--seed", type=of_key("seed"), default=0, help="of the noise (default 0)")
-    parser.add_argument("--label", type=int, help="the class of all (default: in turn)")
-    parser.add_argument("--out", help="where to write (default WORKDIR/samples/sample)")
+    parser.add_argument("--seed", type=of_key("seed"), help="of the noise (default 0)")
+    parser.add_argument("--label", help="the class of all, name or number (default: in turn)")
+    parser.add_argument(
+        "--out",
+        metavar="NAME",
+        help="NAME.npz and NAME.png are written (default WORKDIR/samples/sample, or of an edit its"
+        " name)",
+    )
     text = "noise levels visited; several, as 5,10,50, draw a comparison from the same noise"
     shared.add_sampling_flags(parser, steps=dict(type=_counts, metavar="N[,N...]", help=text))
     group = parser.add_argument_group("editing of given data")
@@ -45,7 +50,7 @@ EDIT_FLAGS: dict[str, tuple[Callable, str]] = {
         "of inpaint: what is drawn anew, left, right, top, bottom or centre, or an image's light"
         " part (default centre)",
     ),
-    "jump-length": (whole(1), "of inpaint: levels in a jump back (default 10)"),
+    "jump-length": (whole(1), "of inpaint: levels in a jump back (default 10, or all but one)"),
     "num-resamples": (whole(1), "of inpaint: passes through each stretch (default 10)"),
     "frames": (whole(2), "of interpolate: examples from first to last (default 8)"),
 }
@@ -62,29 +67,48 @@ def _counts(text: str) -> list[int]:
 
 
 def run(args: argparse.Namespace, _: None) -> None:
+    import warnings
+
     import numpy as np
 
-    from diffax import edits, plots
-    from diffax.generator import Generator
+    from diffax import edits, plots, runtime
+    from diffax.generator import Generator, NotFinite
+    from diffax.training.workdir import replacing
 
+    default = Path(args.workdir) / "samples" / (args.edit or "sample")
+    out = shared.output(args.out, default, ".npz", ".png")
+    arrays, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("npz", "png"))
     generate = Generator(args.workdir)
     names = [flag.replace("-", "_") for flag in EDIT_FLAGS]
     flags = {name: vars(args)[name] for name in names if vars(args)[name] is not None}
-    options = shared.given_options(args) | {"seed": args.seed, "label": args.label}
-    if args.edit:
-        result = edits.edit(generate, args.edit, args.input, args.num, args.steps, flags, options)
-    else:
-        edits.check_flags(None, flags | {"input": args.input})
-        result = edits.draw(generate, args.num, args.steps, options)
-        if generate.run.config.model.class_conditional:
-            num = len(next(iter(result.arrays.values())))
-            result.arrays["label"] = generate.labels(num, args.label)
-    out = Path(args.out or Path(args.workdir) / "samples" / (args.edit or "sample"))
-    out = out.with_suffix("")
-    out.parent.mkdir(parents=True, exist_ok=True)
-    np.savez(out.with_suffix(".npz"), **result.arrays)
-    if len(result.drawn) == 1:
-        plots.save_png(out.with_suffix(".png"), plots.picture(*result.drawn.values()))
-    else:
-        plots.draw_comparison(result.drawn).savefig(out.with_suffix(".png"))
-    print(f"{result.said}{out}.png\n{out}.npz")
+    options = shared.given_options(args)
+    options |= {k: vars(args)[k] for k in ("seed", "label") if vars(args)[k] is not None}
+    shared.check_output(arrays, picture)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", NotFinite)  # it is said below, with the file's name
+        if args.edit:
+            result = edits.edit(
+                generate, args.edit, args.input, args.num, args.steps, flags, options
+            )
+        else:
+            edits.check_flags(None, flags | {"input": args.input})
+            result = edits.draw(generate, args.num, args.steps, options)
+    if not args.edit and generate.run.config.model.class_conditional:
+        num = len(next(iter(result.arrays.values())))
+        result.arrays["label"] = generate.labels(num, args.label)
+    with replacing(arrays) as partial, open(partial, "wb") as file:
+        np.savez(file, **result.arrays)
+    wrong = edits.not_finite(result)
+    # What can't be drawn is drawn as 0.
+    drawn = {title: np.nan_to_num(x, posinf=0, neginf=0) for title, x in result.drawn.items()}
+    try:
+        with replacing(picture) as partial:
+            if len(drawn) == 1:
+                plots.save_png(partial, plots.picture(*drawn.values()))
+            else:
+                plots.draw_comparison(drawn).savefig(partial, format="png")
+    except (ValueError, OSError) as error:
+        raise runtime.Failed(f"{arrays} is written, and no picture of it: {error}") from None
+    print(f"{result.said}{picture}\n{arrays}")
+    if wrong:
+        raise runtime.Failed(f"not finite (NaN or infinite), though written to {arrays}: {wrong}")

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from diffax.cli import shared
 from diffax.cli.flags import words
 
 
@@ -24,9 +25,9 @@ def run(args: argparse.Namespace, _: None) -> None:
 
     names = args.names or schedules.names()
     chosen = {name: schedules.get(name) for name in names}
-    dataset = data.load({"name": args.data})
     out = Path(args.out)
-    out.mkdir(parents=True, exist_ok=True)
+    shared.check_output(*(out / name for name in ("curves.png", "noised.png")))
+    dataset = data.load({"name": args.data})
     drawings = {
         "curves.png": plots.draw_schedules(chosen),
         "noised.png": plots.draw_noised(chosen, dataset.train.array([0])[0]),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import os
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
@@ -38,6 +40,37 @@ def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
 
 def add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
     parser.add_argument("--workdir", required=True, metavar="DIR", help=f"directory {text}")
+
+
+def output(given: str | None, default: Path, *suffixes: str) -> Path:
+    """Where a command writes: --out, or else the default; one of `suffixes` at its end is left out.
+
+    What comes after a dot is otherwise part of the name, so that a.v1 and a.v2 are two.
+
+    Raises:
+      ValueError: --out names no file.
+    """
+    path = default if given is None else Path(os.path.expanduser(given))
+    if given is not None and (given.endswith(("/", os.sep)) or path.name in ("", "..")):
+        raise ValueError(f"--out={given}: name a file, not a directory")
+    return path.with_suffix("") if path.suffix in suffixes else path
+
+
+def check_output(*paths: Path) -> None:
+    """Before the work: raises ValueError for a file that could not be written at the end.
+
+    Directories are made. A file that is there is left as it is.
+    """
+    for path in paths:
+        if path.exists() and not path.is_file():
+            raise ValueError(f"{path} can't be written: it is there already, and is no plain file")
+        partial = path.with_name(f".{path.name}.partial")  # as `training.workdir.replacing` does
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            partial.write_bytes(bytes(4096))
+            partial.unlink()
+        except OSError as error:
+            raise ValueError(f"{path} can't be written ({error.strerror})") from None
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
