@@ -72,6 +72,20 @@ def whole(tmp_path_factory, quick):
     return workdir, trained
 
 
+def test_trainings_on_other_data_are_not_used(whole, capsys):
+    """What is finished is no exception; of data that nothing is known of, nothing is said."""
+    path = whole[0] / "trainings" / "common" / "seed1" / "dataset.json"
+    before = path.read_text()
+    found = json.loads(before)
+    path.write_text(json.dumps(found | {"fingerprint": "of other data"}))
+    assert cli.main(ablate(whole[0])) == 1
+    said = f"{path.parent} holds a training on other data: as many examples have another content"
+    assert said in capsys.readouterr().err
+    path.write_text(json.dumps(found | {"fingerprint": "", "num_train": 0}))
+    assert cli.main(ablate(whole[0])) == 0
+    path.write_text(before)
+
+
 def test_an_ablation_judged_by_samples_needs_no_bound(tmp_path, quick):
     """The bound is measured of the arm that has one; the report lacks nothing for the other's."""
     ends = dict(schedule__log_snr_max=None, schedule__log_snr_min=None)

@@ -203,6 +203,13 @@ def test_what_cannot_be_tuned_is_one_sentence(flags, words, tuned, capsys):
     assert before == {path: path.stat().st_mtime_ns for path in (tuned / "out").glob("trials*")}
 
 
+def test_a_search_does_not_go_on_with_other_data(tuned, capsys, monkeypatch):
+    monkeypatch.setattr(data.Dataset, "fingerprint", property(lambda _: "another"))
+    assert tune(tuned) == 1
+    said = capsys.readouterr().err
+    assert "the fingerprint of the data was " in said and "and is 'another'" in said
+
+
 @pytest.mark.parametrize(
     ("values", "words"),
     [

@@ -26,7 +26,7 @@ from diffax.ablation import store
 from diffax.ablation.jsonable import jsonable, read_json, write_json
 from diffax.ablation.spec import Metric
 from diffax.process import AnySchedule
-from diffax.training.workdir import write_text
+from diffax.training.workdir import data_changes, write_text
 
 # Of a training; those of samples are chosen by config.evaluation.metrics.
 METRICS = (
@@ -149,6 +149,20 @@ def training_configuration(config: ConfigDict) -> dict[str, Any]:
     return store.plain({k: v for k, v in whole.items() if k not in AFTER_TRAINING})
 
 
+def refuse_other_data(config: ConfigDict, directory: Path) -> None:
+    """Raises ValueError, naming the differences, if the training in a directory was made on other
+    data than the config's are now. One from before there were fingerprints says nothing of them."""
+    if not (directory / "dataset.json").exists():
+        return
+    dataset = training.DatasetInfo.of(data.load_kept(config.data))
+    changes = data_changes(directory, dataset)
+    if changes:
+        raise ValueError(
+            f"{directory} holds a training on other data: {'; '.join(changes)}; put back what they"
+            " were, choose another --workdir or delete that directory."
+        )
+
+
 def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     """Trains in a directory, if that is not done yet, and measures what no sampling changes.
 
@@ -164,7 +178,7 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     chosen = config.evaluation.to_dict()
     del chosen["metrics"]  # of samples
     settings = store.fingerprint(store.plain(chosen))
-    path = directory / f"measured-{settings[:12]}.json"
+    path = directory / f"measured-{settings[:32]}.json"
     store.refuse_another(directory, training_configuration(config))
     if path.exists():
         return read_json(path, _MEASURED)

@@ -83,7 +83,7 @@ def run_ablation(
 
     Raises:
       ValueError: a config that can't be run, a metric that can't be measured, a training of another
-        config in the workdir; before any work.
+        config, or on other data, in the workdir; before any work.
       GridError: a run failed; what is finished is kept, and reported on as far as it goes.
       KeyboardInterrupt: likewise.
     """
@@ -96,8 +96,9 @@ def run_ablation(
     # Here first: what is missing is told at once, and the workers find all of it prepared.
     dataset = data.load_kept(config.data)
     for arm, seed in itertools.product(arms, seeds):
-        own = measure.training_configuration(arm_config(config, arm, seed))
-        store.refuse_another(training_directory(workdir, arm, seed), own)
+        own, directory = arm_config(config, arm, seed), training_directory(workdir, arm, seed)
+        store.refuse_another(directory, measure.training_configuration(own))
+        measure.refuse_other_data(own, directory)
     measured = measure.measured_metrics(spec.metrics, configs, dataset)
     measure.plan_scores(configs, dataset)
     text = config_lib.to_json(config)

@@ -55,8 +55,10 @@ def fingerprint(configuration: Any) -> str:
 def directory_name(name: str) -> str:
     """A name that is a directory's on every file system; distinct names stay distinct."""
     text = quote(name, safe=" =,+()[]'")
+    if text.startswith("."):  # no folder above, nor a hidden one
+        text = f"%2E{text[1:]}"
     if len(text) > 120:
-        text = f"{text[:100]}-{hashlib.sha256(name.encode()).hexdigest()[:12]}"
+        text = f"{text[:80]}-{hashlib.sha256(name.encode()).hexdigest()[:32]}"
     return text
 
 

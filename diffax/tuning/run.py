@@ -103,6 +103,7 @@ def tune(
         {
             "metric": metric,
             "search": sorted(searched),
+            "the fingerprint of the data": dataset.fingerprint,
             **{f"config.{key}": value for key, value in flat(config).items()},
         },
         _Printer(metric, num_trials, steps[-1]),
