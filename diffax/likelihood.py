@@ -89,7 +89,7 @@ def vlb(
     """
     arguments.check_order("vlb", key=key, predict=predict, schedule=schedule, x0=x0)
     process.check_prediction(prediction)
-    x0 = arguments.quantised("x0", x0, levels)
+    x0 = process.widened(arguments.quantised("x0", x0, levels))
     if key is None and draws is None:
         raise ValueError("key is None: the bound draws times and noise, so give a key, or `draws`")
     require_finite_ends(schedule, "vlb")
@@ -220,7 +220,7 @@ def ode_log_likelihood(
     """
     order = dict(predict=predict, schedule=schedule, x0=x0, key=key)
     arguments.check_order("ode_log_likelihood", **order)
-    x0 = arguments.data("x0", x0)
+    x0 = process.widened(arguments.data("x0", x0))
     process.check_prediction(prediction)
     require_finite_ends(schedule, "ode_log_likelihood")
     if divergence not in _DIVERGENCES:
@@ -241,7 +241,7 @@ def ode_log_likelihood(
         log_snr = jnp.full(x.shape[:1], 2 * level, x.dtype)
         told_t = not process.takes_log_snr(predict)
         t = schedule.inverse_log_snr(log_snr) if told_t else log_snr
-        out = process.told(predict, x, t, log_snr)
+        out = process.told(predict, x, t, log_snr).astype(x.dtype)
         return process.convert(out, x, alpha_of(log_snr), sigma_of(log_snr), prediction, "eps")
 
     def velocity(state: tuple[jax.Array, jax.Array], level: jax.Array):
@@ -286,7 +286,7 @@ def ode_bits_per_dim(
     """
     order = dict(predict=predict, schedule=schedule, x0=x0, key=key)
     arguments.check_order("ode_bits_per_dim", **order)
-    x0 = arguments.quantised("x0", x0, levels)
+    x0 = process.widened(arguments.quantised("x0", x0, levels))
     noise_key, probe_key = jax.random.split(key)
     size, log_width = math.prod(x0.shape[1:]), 0.0
     if levels is not None:

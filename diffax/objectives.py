@@ -141,7 +141,7 @@ def training_loss(
             " set schedule.num_steps, or use schedule.discretize(T)"
         )
     _refuse_infinite_weight(schedule, prediction, weighting)
-    schedule = jax.lax.stop_gradient(schedule)
+    schedule, x0 = jax.lax.stop_gradient(schedule), process.widened(x0)
     log_snr, slope = schedule.log_snr_and_slope(t)
     if noise is None:
         noise = jax.random.normal(key, x0.shape, x0.dtype)

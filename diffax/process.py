@@ -2,7 +2,8 @@
 
 Everything is variance preserving: x_t = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1.
 Per-example quantities (t, log-SNR, alpha, sigma) have shape (batch,), or () for all examples
-alike, and are broadcast over the data's other axes.
+alike, and are broadcast over the data's other axes. Data may be of any floating dtype: it is
+computed in float32 at least, and what comes out has the dtype of what came in.
 """
 
 from __future__ import annotations
@@ -16,9 +17,16 @@ import jax.numpy as jnp
 from diffax import arguments
 from diffax.registry import unknown
 from diffax.schedules import DiscreteSchedule, Schedule, alpha_of, sigma_of
+from diffax.schedules.base import as_float
 
 AnySchedule = Schedule | DiscreteSchedule
 Predict = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+def widened(x: jax.Array) -> jax.Array:
+    """`x` as a floating array of float32 or wider: the dtypes that are computed in."""
+    x = as_float(x)
+    return x.astype(jnp.promote_types(x.dtype, jnp.float32))
 
 
 def expand_to(per_example: jax.Array, like: jax.Array) -> jax.Array:
@@ -52,7 +60,7 @@ def q_sample(schedule: AnySchedule, x0: jax.Array, t: jax.Array, noise: jax.Arra
 def q_sample_at(x0: jax.Array, log_snr: jax.Array, noise: jax.Array) -> jax.Array:
     """`q_sample` at a given log-SNR, (batch,) or (), instead of at a time."""
     alpha, sigma = expand_to(alpha_of(log_snr), x0), expand_to(sigma_of(log_snr), x0)
-    return alpha * x0 + sigma * noise
+    return (alpha * widened(x0) + sigma * widened(noise)).astype(jnp.result_type(x0, noise))
 
 
 def q_step(
@@ -80,7 +88,8 @@ def q_step(
     noise = arguments.data("noise", noise, x_prev.shape)
     log_snr_t, log_snr_s = schedule.log_snr(t), _earlier(schedule, t, s)
     beta = expand_to(transition_variance(log_snr_t, log_snr_s), x_prev)
-    return jnp.sqrt(1 - beta) * x_prev + jnp.sqrt(beta) * noise
+    x_t = jnp.sqrt(1 - beta) * widened(x_prev) + jnp.sqrt(beta) * widened(noise)
+    return x_t.astype(jnp.result_type(x_prev, noise))
 
 
 def q_posterior(
@@ -118,9 +127,9 @@ def posterior_between(
     c = -jnp.expm1(log_snr_t - log_snr_s)
     log_alpha = 0.5 * (jax.nn.log_sigmoid(log_snr_t) - jax.nn.log_sigmoid(log_snr_s))
     log_sigma = 0.5 * (jax.nn.log_sigmoid(-log_snr_s) - jax.nn.log_sigmoid(-log_snr_t))
-    mean = expand_to(alpha_of(log_snr_s) * c, x0) * x0
-    mean = mean + expand_to(jnp.exp(log_alpha + 2 * log_sigma), x0) * x_t
-    return mean, expand_to(sigma_of(log_snr_s) ** 2 * c, x0)
+    mean = expand_to(alpha_of(log_snr_s) * c, x0) * widened(x0)
+    mean = mean + expand_to(jnp.exp(log_alpha + 2 * log_sigma), x0) * widened(x_t)
+    return mean.astype(jnp.result_type(x0, x_t)), expand_to(sigma_of(log_snr_s) ** 2 * c, x0)
 
 
 def transition_variance(log_snr_t: jax.Array, log_snr_s: jax.Array) -> jax.Array:
@@ -221,8 +230,8 @@ def convert(
     if source == target:
         return pred
     alpha, sigma = expand_to(alpha, x_t), expand_to(sigma, x_t)
-    x0, eps = _READ[source](pred, x_t, alpha, sigma)
-    return _WRITE[target](x0, eps, alpha, sigma)
+    x0, eps = _READ[source](widened(pred), widened(x_t), alpha, sigma)
+    return _WRITE[target](x0, eps, alpha, sigma).astype(jnp.result_type(pred, x_t))
 
 
 def check_prediction(prediction: str) -> None:

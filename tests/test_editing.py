@@ -147,3 +147,24 @@ def test_inpainting_refuses(wrong):
     (field,) = wrong
     with pytest.raises(ValueError, match=field):
         samplers.inpaint(KEY, predictor(gaussian()), SCHEDULE, jnp.ones((2, 2)), 1.0, **wrong)
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16, jnp.float32])
+def test_what_is_edited_keeps_its_dtype(dtype):
+    """And the network sees float32, whatever it gives itself."""
+    x, schedule, told = jnp.ones((2, 3, 1), dtype), schedules.linear_logsnr(), set()
+
+    def half(x, log_snr):
+        told.add(x.dtype)
+        return 0.5 * x.astype(jnp.bfloat16)
+
+    predict = diffax.by_log_snr(half)
+    edits = (
+        lambda x: samplers.sdedit(KEY, predict, schedule, x, 0.5, 6),
+        lambda x: samplers.inpaint(KEY, predict, schedule, x, jnp.ones((3, 1), bool), 6),
+        lambda x: samplers.invert(predict, schedule, x, 6),
+        lambda x: samplers.reconstruct(predict, schedule, x, x, 6)[0],
+        lambda x: samplers.interpolate(x, -x, [0.1, 0.9]),
+    )
+    assert {jax.eval_shape(edit, x).dtype for edit in edits} == {jnp.dtype(dtype)}
+    assert told == {jnp.dtype(jnp.float32)}

@@ -6,7 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from exact import gaussian, in_float64, predictor
+from exact import gaussian, in_float64, independent, predictor
 from schedule_cases import bounded
 
 from diffax import likelihood, process, schedules
@@ -211,3 +211,20 @@ def test_x0_error_and_eps_error_differ_by_the_snr():
         own = jnp.sum((off(prediction)(x_t, log_snr) - target) ** 2, axis=1)
         found = likelihood.eps_error(off(prediction), x0, noise, log_snr, log_snr, prediction)
         np.testing.assert_allclose(found, own * factor, rtol=1e-5)
+
+
+def test_of_narrow_data_the_bound_is_taken_in_float32():
+    """Sums over the data of bfloat16 would hold two digits."""
+    x0, predict = jnp.linspace(-1, 1, 4 * 256).reshape(4, 256), independent(0.0, 0.3)
+    x0 = x0.astype(jnp.bfloat16)
+    arguments = (jax.random.key(0), predict, schedules.linear_logsnr())
+    narrow, wide = (
+        likelihood.vlb(*arguments, x, levels=None) for x in (x0, x0.astype(jnp.float32))
+    )
+    jax.tree.map(np.testing.assert_array_equal, narrow, wide)
+    assert narrow.total.dtype == jnp.float32
+    densities = [
+        likelihood.ode_log_likelihood(*arguments[1:], x, key=arguments[0], num_steps=3)
+        for x in (x0, x0.astype(jnp.float32))
+    ]
+    np.testing.assert_array_equal(*densities)

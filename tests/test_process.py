@@ -344,3 +344,23 @@ def test_a_marked_predictor_is_told_the_noise_level():
     np.testing.assert_array_equal(process.told(echo, x_t, jnp.array([3, 4]), 7.0), [3, 4])
     np.testing.assert_array_equal(process.told(diffax.by_log_snr(echo), x_t, 3.0, 7.0), [7, 7])
     np.testing.assert_array_equal(diffax.by_log_snr(echo)(x_t, 2.0), [2, 2])
+
+
+@pytest.mark.parametrize("dtype", [jnp.bfloat16, jnp.float16])
+@pytest.mark.parametrize("steps", [None, 50])
+def test_narrow_data_are_computed_in_float32_and_rounded_once(dtype, steps):
+    schedule = schedules.cosine() if steps is None else schedules.cosine().discretize(steps)
+    t, s = (0.7, 0.3) if steps is None else (30, 29)
+    x0, noise = (jnp.asarray(normal(seed, 4, 3)).astype(dtype) for seed in (0, 1))
+    alpha, sigma = schedule.alpha(jnp.asarray(t)), schedule.sigma(jnp.asarray(t))
+    for function in (
+        lambda x0, noise: diffax.q_sample(schedule, x0, t, noise),
+        lambda x0, noise: diffax.q_step(schedule, x0, t, noise, s=s),
+        lambda x0, noise: diffax.q_posterior(schedule, x0, noise, t, s=s)[0],
+        lambda x0, noise: diffax.convert(x0, noise, alpha, sigma, "eps", "x0"),
+        lambda x0, noise: diffax.convert(x0, noise, 0.6, 0.8, "v", "score"),
+    ):
+        exact = function(x0.astype(jnp.float32), noise.astype(jnp.float32))
+        np.testing.assert_array_equal(function(x0, noise), exact.astype(dtype))
+    mixed = diffax.q_sample(schedule, x0, t, noise.astype(jnp.float32))
+    assert mixed.dtype == jnp.float32

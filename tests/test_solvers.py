@@ -119,6 +119,7 @@ def test_a_grid_that_ends_at_the_clean_end_makes_no_step_there(solver, steps):
 
 @pytest.mark.parametrize("solver", ALL)
 def test_cost_in_network_calls(solver):
+    """Where no step is a leap, which would be of one call in `heun`."""
     sampler, options, _, calls_in = ALL[solver]
     calls = []
 
@@ -130,7 +131,9 @@ def test_cost_in_network_calls(solver):
         calls.clear()
         run = partial(diffax.sample, sampler=sampler, num_steps=steps, **options)
         jax.jit(
-            lambda run=run: run(KEY, by_log_snr(counted), schedules.linear_logsnr(), (1, 2))
+            lambda run=run: run(
+                KEY, by_log_snr(counted), schedules.linear_logsnr(2.0, -2.0), (1, 2)
+            )
         )().block_until_ready()
         jax.effects_barrier()
         assert len(calls) == calls_in(steps)
@@ -175,6 +178,110 @@ def test_finite_at_2_and_at_1000_steps_under_every_kind_of_end(solver, double):
             np.testing.assert_allclose(x.mean(), MEAN, atol=0.1 if solver in STOCHASTIC else 0.01)
             bound = 4 / math.sqrt(2 * 400) if solver in STOCHASTIC else 0.02
             np.testing.assert_allclose(x.std(), math.sqrt(VARIANCE), rtol=bound)
+
+
+# Without a noisy end of their own, or with one so near to none that the first step is as long.
+ENDLESS = {
+    "cosine": schedules.cosine,
+    "sigmoid": schedules.sigmoid,
+    "sharp sigmoid": lambda: schedules.sigmoid(tau=0.3),
+    "alpha_bar_linear": schedules.alpha_bar_linear,
+    "shifted cosine": lambda: schedules.shifted(schedules.cosine(), 256, 64),
+    "discrete cosine": lambda: schedules.cosine().discretize(1000),
+}
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_from_a_clipped_end_no_solver_is_further_off_than_ddim(solver):
+    """In ten steps, the first from -20 to -3 or so: trapezoids in sigma / alpha were off by 40."""
+    sampler, options, *_ = SOLVERS[solver]
+    z, predict = jnp.asarray(white(400), jnp.float32), exact.independent(MEAN, VARIANCE)
+
+    @partial(jax.jit, static_argnames=("name", "order"))
+    def run(levels, name, **options):
+        start = flow(levels.log_snr[0], z)
+        arguments = (KEY, predict, schedules.linear_logsnr(), z.shape, name, 10)
+        return diffax.sample(*arguments, grid=levels, x_init=start, **options)
+
+    for name, make in ENDLESS.items():
+        levels = samplers.visited_levels(make(), 10)
+        levels = levels._replace(t=levels.t.astype(jnp.float32))
+        found, ddim = run(levels, sampler, **options), run(levels, "ddim")
+        assert abs(found.std() - 0.5) < 1.05 * abs(ddim.std() - 0.5) + 0.01, name
+        np.testing.assert_allclose(found.mean(), MEAN, atol=0.01)
+
+
+@pytest.mark.parametrize("solver", ["heun", "plms"])
+def test_cosine_in_twenty_steps(solver):
+    z = jnp.asarray(white(400), jnp.float32)
+    x = jax.jit(
+        lambda z: diffax.sample(
+            KEY,
+            exact.independent(MEAN, VARIANCE),
+            schedules.cosine(),
+            z.shape,
+            solver,
+            20,
+            x_init=z,
+        )
+    )(z)
+    np.testing.assert_allclose(x.std(), math.sqrt(VARIANCE), rtol=0.02)
+
+
+# --- dtypes -------------------------------------------------------------------------------------
+
+HALF_TYPES = (jnp.bfloat16, jnp.float16)
+
+
+@pytest.mark.parametrize("solver", ALL)
+def test_the_result_has_the_state_s_dtype_whatever_the_network_s(solver):
+    """And the network is told float32, or float64 where the state is that."""
+    sampler, options, *_ = ALL[solver]
+    schedule = schedules.cosine()
+
+    def types(state, network):
+        told = []
+
+        def predict(x, log_snr):
+            told.append(x.dtype)
+            return (0.5 * x).astype(network)
+
+        def run(x):
+            return diffax.sample(
+                KEY, by_log_snr(predict), schedule, x.shape, sampler, 5,
+                x_init=x, return_trajectory=True, **options,
+            )  # fmt: skip
+
+        out = jax.eval_shape(run, jax.ShapeDtypeStruct((4, 2), state))
+        assert {a.dtype for a in out} == {jnp.dtype(state)}
+        return set(told)
+
+    for state in (*HALF_TYPES, jnp.float32):
+        for network in (*HALF_TYPES, jnp.float32):
+            assert types(state, network) == {jnp.dtype(jnp.float32)}
+    with jax.enable_x64(True):
+        for state in (jnp.bfloat16, jnp.float32, jnp.float64):
+            for network in (jnp.bfloat16, jnp.float32, jnp.float64):
+                wide = jnp.float64 if state == jnp.float64 else jnp.float32
+                assert types(state, network) == {jnp.dtype(wide)}
+
+
+@pytest.mark.parametrize("dtype", HALF_TYPES)
+@pytest.mark.parametrize("solver", ["ddim", "dpmpp_2m", "dpmpp_2m_sde"])
+def test_a_thousand_steps_of_a_narrow_state_are_those_of_float32(solver, dtype):
+    """But for the rounding of the start and of the result, each by eps / 2 of its size."""
+    sampler, options, *_ = ALL[solver]
+    z, predict = jnp.asarray(white(400)).astype(dtype), exact.independent(MEAN, VARIANCE)
+
+    @jax.jit
+    def run(x):
+        schedule = schedules.cosine()
+        return diffax.sample(KEY, predict, schedule, x.shape, sampler, 1000, x_init=x, **options)
+
+    narrow, wide = run(z), run(z.astype(jnp.float32))
+    assert narrow.dtype == dtype
+    np.testing.assert_array_equal(narrow, wide.astype(dtype))
+    np.testing.assert_allclose(wide.std(), 0.5, atol=0.005 if solver in SOLVERS else 0.04)
 
 
 def white(n):

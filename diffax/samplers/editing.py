@@ -47,11 +47,14 @@ def sdedit(
     kept = max(1, round(strength * len(levels.t)))
     levels = Level(levels.t[-kept:], levels.log_snr[-kept:])
     noise_key, sample_key = split_key(key)
-    noised = process.q_sample_at(x, levels.log_snr[0], standard_normal(noise_key, x.shape, x.dtype))
-    return sample(
+    wide = process.widened(x)
+    noise = standard_normal(noise_key, x.shape, wide.dtype)
+    drawn = sample(
         sample_key, predict, schedule, x.shape, num_steps=kept, prediction=prediction,
-        grid=levels, x_init=noised, log_snr_max=log_snr_max, log_snr_min=log_snr_min, **options,
+        grid=levels, x_init=process.q_sample_at(wide, levels.log_snr[0], noise),
+        log_snr_max=log_snr_max, log_snr_min=log_snr_min, **options,
     )  # fmt: skip
+    return jax.tree.map(lambda a: a.astype(x.dtype), drawn)
 
 
 def invert(
@@ -79,11 +82,12 @@ def invert(
     levels = visited_levels(schedule, num_steps, grid, prediction)
     if schedule.zero_terminal:
         raise ValueError("at zero SNR x_t holds nothing of x0: invert under a finite end")
-    levels = jax.tree.map(lambda a: a[::-1], levels)
+    dtype, x0 = x0.dtype, process.widened(x0)
+    levels = Level(levels.t[::-1], levels.log_snr[::-1]).astype(x0.dtype)
 
     def parts(x: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
         t, log_snr = (jnp.broadcast_to(value, x.shape[:1]) for value in level)
-        out = process.told(predict, x, t, log_snr)
+        out = process.told(predict, x, t, log_snr).astype(x.dtype)
         x0, eps = (
             process.convert(out, x, level.alpha, level.sigma, prediction, target)
             for target in ("x0", "eps")
@@ -92,12 +96,12 @@ def invert(
 
     def body(x: jax.Array, pair: tuple[Level, Level]) -> tuple[jax.Array, None]:
         now, noisier = pair
-        return noisier.of(*parts(x, now)).astype(x.dtype), None
+        return noisier.of(*parts(x, now)), None
 
     first = Level(levels.t[0], levels.log_snr[0])
     start = first.of(x0, parts(x0, first)[1])
     pairs = (jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels))
-    return jax.lax.scan(body, start, pairs)[0]
+    return jax.lax.scan(body, start, pairs)[0].astype(dtype)
 
 
 def reconstruct(
@@ -128,7 +132,8 @@ def reconstruct(
         key, predict, schedule, x0.shape, num_steps=num_steps, prediction=prediction,
         grid=grid, x_init=start,
     )  # fmt: skip
-    return again, jnp.sqrt(jnp.mean((again - x0) ** 2, axis=tuple(range(1, x0.ndim))))
+    apart = process.widened(again) - process.widened(x0)
+    return again, jnp.sqrt(jnp.mean(apart**2, axis=tuple(range(1, x0.ndim))))
 
 
 def interpolate(a: jax.Array, b: jax.Array, shares: Sequence[float] | jax.Array) -> jax.Array:
@@ -148,8 +153,10 @@ def interpolate(a: jax.Array, b: jax.Array, shares: Sequence[float] | jax.Array)
     a = arguments.data("a", a)
     b = arguments.data("b", b, a.shape)
     arguments.check_within("shares", shares, 1, "each lies between 0 and 1")
+    dtype, a, b = jnp.result_type(a, b), process.widened(a), process.widened(b)
     flat_a, flat_b = jnp.ravel(a), jnp.ravel(b)
     cosine = jnp.vdot(flat_a, flat_b) / (jnp.linalg.norm(flat_a) * jnp.linalg.norm(flat_b))
     angle = jnp.arccos(jnp.clip(cosine, -1 + 1e-6, 1 - 1e-6))  # keeps sin w away from 0
     shares = process.expand_to(jnp.asarray(shares, a.dtype), a[None])
-    return (jnp.sin((1 - shares) * angle) * a + jnp.sin(shares * angle) * b) / jnp.sin(angle)
+    between = (jnp.sin((1 - shares) * angle) * a + jnp.sin(shares * angle) * b) / jnp.sin(angle)
+    return between.astype(dtype)

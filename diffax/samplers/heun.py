@@ -13,7 +13,9 @@ def heun() -> Sampler:
         y_e = y + (s' - s) eps,    y' = y + (s' - s) (eps + eps(y_e, s')) / 2
 
     Order 2; two calls per step; deterministic. From zero SNR and to zero noise, where s or eps has
-    no finite value, the step is Euler's, of one call (as in the paper at sigma = 0).
+    no finite value, the step is Euler's, of one call (as in the paper at sigma = 0); and so it is
+    where noise prevails and s falls to less than about a quarter (`Step.is_leap`), as from the
+    clipped end of a schedule that has none.
     """
 
     def step(x: jax.Array, carry: tuple[()], at: Step) -> tuple[jax.Array, tuple[()]]:
@@ -24,6 +26,6 @@ def heun() -> Sampler:
             change = 0.5 * (at.denoise(euler, at.next).eps - out.eps)
             return euler + at.eps_gain * change
 
-        return jax.lax.cond(at.is_inner, corrected, lambda: euler), carry
+        return jax.lax.cond(at.is_inner & ~at.is_leap, corrected, lambda: euler), carry
 
     return Sampler(no_carry, step)

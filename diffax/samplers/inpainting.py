@@ -51,6 +51,7 @@ def inpaint(
     """
     arguments.check_order("inpaint", key=key, predict=predict, schedule=schedule, known=known)
     known = arguments.data("known", known)
+    dtype, known = known.dtype, process.widened(known)
     mask = arguments.mask(mask, known.shape).astype(known.dtype)
     known = jnp.where(mask > 0, known, 0)
     levels = visited_levels(schedule, num_steps, grid, prediction)
@@ -62,7 +63,7 @@ def inpaint(
     jump_length = arguments.whole("jump_length", jump_length, 1, most)
     whole = Level(
         jnp.append(levels.t, jnp.zeros((), levels.t.dtype)), jnp.append(levels.log_snr, jnp.inf)
-    )
+    ).astype(known.dtype)
     denoise = make_denoiser(predict, prediction, clip_x0, dynamic_threshold)
     down = ddpm().step
     start_key, step_key = split_key(key)
@@ -88,7 +89,8 @@ def inpaint(
         return jax.lax.cond(target > source, denoised, noised), None
 
     moves = _moves(num, jump_length, num_resamples)
-    return jax.lax.scan(body, x, (jnp.arange(len(moves)), moves[:, 0], moves[:, 1]))[0]
+    inputs = (jnp.arange(len(moves)), moves[:, 0], moves[:, 1])
+    return jax.lax.scan(body, x, inputs)[0].astype(dtype)
 
 
 def _moves(num: int, jump_length: int, num_resamples: int) -> np.ndarray:

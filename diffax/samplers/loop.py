@@ -118,8 +118,9 @@ def sample(
     Args:
       key: PRNG key, for the start and for every stochastic step; or one for each example, (batch,):
         then what is drawn for an example does not depend on the others.
-      predict: predict(x_t, t) -> prediction of x_t's shape, t of shape (batch,), float in [0, 1] or
-        the integer index; or `by_log_snr(f)`, which is told the log-SNR instead.
+      predict: predict(x_t, t) -> prediction of x_t's shape and any floating dtype, x_t of float32
+        or wider, t of shape (batch,), float in [0, 1] or the integer index; or `by_log_snr(f)`,
+        which is told the log-SNR instead.
       schedule: any schedule, continuous or discrete, fixed or learned.
       shape: (batch, ..., C) of what is drawn.
       sampler: a name in `SAMPLERS`; its docstring tells the calls per step. `options` go to it.
@@ -127,7 +128,8 @@ def sample(
       prediction: "eps", "x0" or "v".
       grid: a name in `grids.GRIDS`, or the times themselves, strictly decreasing, or the levels, as
         `visited_levels` gives them.
-      x_init: the start, at the first level; standard normal if left out.
+      x_init: the start, at the first level; standard normal if left out. Of any floating dtype,
+        which is that of the result; the steps between are made in float32 at least.
       clip_x0: a bound on |x0|, applied to every x0 estimate before it is used.
       return_trajectory: also return the states, (steps + 1, *shape), the start first.
       dynamic_threshold: a share such as 0.995: every x0 estimate is clipped to that quantile of its
@@ -157,7 +159,11 @@ def sample(
     shape = tuple(arguments.whole("shape", size, 0) for size in shape)
     start_key, step_key = split_key(key)
     arguments.check_per_example("key", start_key, shape)
-    x = standard_normal(start_key, shape) if x_init is None else arguments.data("x_init", x_init)
+    start = (
+        standard_normal(start_key, shape) if x_init is None else arguments.data("x_init", x_init)
+    )
+    x = process.widened(start)
+    levels, end = levels.astype(x.dtype), end.astype(x.dtype)
     if x.shape != shape:
         raise ValueError(f"x_init has shape {x.shape}, and shape={shape} was asked for")
     denoise = make_denoiser(
@@ -188,9 +194,10 @@ def sample(
     n = levels.t.shape[0]
     after = jax.tree.map(lambda a, last: jnp.concatenate([a[1:], last]), levels, end)
     (result, _), states = jax.lax.scan(body, (x, solver.init(x)), (jnp.arange(n), levels, after))
+    result = result.astype(start.dtype)
     if not return_trajectory:
         return result
-    return result, jnp.concatenate([x[None], states])
+    return result, jnp.concatenate([x[None], states]).astype(start.dtype)
 
 
 def visited_levels(
@@ -278,6 +285,7 @@ def make_denoiser(
         batch = x.shape[:1]
         t, log_snr = (jnp.broadcast_to(value, batch) for value in level)
         out = process.told(predict, x, t, log_snr, halves=2 if learned_variance else 1)
+        out = out.astype(x.dtype)
         out, variance = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
         x0 = process.convert(out, x, level.alpha, level.sigma, prediction, "x0")
         if limit is None:

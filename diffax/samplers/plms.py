@@ -42,7 +42,9 @@ def plms() -> Sampler:
     pseudo-improved Euler step, which averages eps here and at the end of a `ddim` step. One call
     per step, two in the first: N + 1 in all; deterministic. Order 2 on equal steps in t: for those
     the weights are made, but the transfer's variable, sigma / alpha, does not go in equal steps.
-    From zero SNR the step is `ddim`'s, and does not enter the history.
+    From zero SNR, and where noise prevails and sigma / alpha falls to less than about a quarter
+    (`Step.is_leap`), as from the clipped end of a schedule that has none, the step is `ddim`'s, and
+    the history begins after it.
     """
 
     def step(x: jax.Array, past: History, at: Step) -> tuple[jax.Array, History]:
@@ -56,13 +58,10 @@ def plms() -> Sampler:
             weights = jnp.asarray(_WEIGHTS, x.dtype)[past.count]
             return weights[0] * out.eps + jnp.tensordot(weights[1:], past.eps, 1)
 
-        from_noise = jnp.isneginf(at.now.log_snr)
-        eps = jax.lax.cond((past.count == 0) & at.is_inner, improved, multistep)
-        change = jnp.where(from_noise, 0.0, at.eps_gain) * (eps - out.eps)
-        kept = History(
-            jnp.concatenate([out.eps[None], past.eps[:-1]]), jnp.minimum(past.count + 1, 3)
-        )
-        past = jax.tree.map(lambda old, new: jnp.where(from_noise, old, new), past, kept)
-        return simple + change, past
+        far = jnp.isneginf(at.now.log_snr) | at.is_leap
+        eps = jax.lax.cond((past.count == 0) & at.is_inner & ~far, improved, multistep)
+        change = jnp.where(far, 0.0, at.eps_gain) * (eps - out.eps)
+        history = jnp.concatenate([out.eps[None], past.eps[:-1]])
+        return simple + change, History(history, jnp.where(far, 0, jnp.minimum(past.count + 1, 3)))
 
     return Sampler(_start, step)
