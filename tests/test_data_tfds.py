@@ -122,6 +122,56 @@ def test_the_slower_process_uses_what_the_faster_prepared(tmp_path, digits_dir, 
     assert os.listdir(tmp_path) == ["digits"]
 
 
+def flip_a_bit(path):
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 4
+    path.write_bytes(content)
+
+
+SPOILT = {
+    "cut": lambda folder: os.truncate(next(folder.glob("*train*")), 1000),
+    "empty": lambda folder: os.truncate(next(folder.glob("*test*")), 0),
+    "a bit": lambda folder: flip_a_bit(next(folder.glob("*train*"))),
+    "a bit of the description": lambda folder: flip_a_bit(folder / "dataset_info.json"),
+    "a bit of the checksums": lambda folder: flip_a_bit(folder / "checksums.json"),
+    "a file less": lambda folder: (folder / "features.json").unlink(),
+    "no file": lambda folder: [path.unlink() for path in folder.iterdir()],
+}
+
+
+@pytest.mark.parametrize("how", SPOILT)
+def test_damaged_digits_are_made_again(tmp_path, digits_dir, how, caplog, monkeypatch):
+    monkeypatch.setattr(digits._LOG, "propagate", True)
+    folder = tmp_path / "digits" / "1.0.0"
+    shutil.copytree(os.path.join(digits_dir, "digits", "1.0.0"), folder)
+    SPOILT[how](folder)
+
+    def build(scratch):
+        shutil.copytree(os.path.join(digits_dir, "digits"), os.path.join(scratch, "digits"))
+
+    monkeypatch.setattr(digits, "_build", build)
+    assert digits.find_or_prepare(data.DataConfig(data_dir=str(tmp_path))) == str(folder)
+    assert [f"{folder} is damaged" in record.getMessage() for record in caplog.records] == [True]
+    assert os.listdir(tmp_path) == ["digits"] and os.listdir(tmp_path / "digits") == ["1.0.0"]
+    for path in pathlib.Path(digits_dir, "digits", "1.0.0").iterdir():
+        assert (folder / path.name).read_bytes() == path.read_bytes()
+
+
+@pytest.mark.parametrize("how", ["cut", "empty", "a bit", "a file less"])
+def test_damaged_files_of_a_set_are_an_error_in_a_sentence(tmp_path, digits_dir, how):
+    """Of a set that others have prepared, which has no checksums."""
+    folder = tmp_path / "digits" / "1.0.0"
+    shutil.copytree(os.path.join(digits_dir, "digits", "1.0.0"), folder)
+    (folder / "checksums.json").unlink()
+    SPOILT[how](folder)
+    words = r"'digits.*can't be read .*delete its folder"
+    # By a name with a version TFDS finds no set that lacks its features.
+    for name in ("digits",) if how == "a file less" else ("digits", "digits:1.0.0"):
+        with pytest.raises(ValueError, match=words) as caught:
+            load(name=name, data_dir=str(tmp_path))
+        assert "\n" not in str(caught.value)
+
+
 def test_a_failed_preparation_leaves_nothing_and_says_so(tmp_path, monkeypatch):
     def fail(scratch):
         raise OSError("disk full")
@@ -244,6 +294,7 @@ def test_download_respects_a_read_only_folder(tmp_path, monkeypatch):
 def test_prepared_without_random_access(tmp_path, digits_dir):
     target = tmp_path / "digits" / "1.0.0"
     shutil.copytree(os.path.join(digits_dir, "digits", "1.0.0"), target)
+    (target / "checksums.json").unlink()
     info = target / "dataset_info.json"
     info.write_text(info.read_text().replace("array_record", "tfrecord"))
     with pytest.raises(ValueError, match=r"stored as tfrecord, .* prepare it in another data\.dat"):

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import difflib
+import functools
 import logging
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from diffax.data.archive import check_fits
 from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
 
 _LOG = logging.getLogger("diffax")
+_AGAIN = "delete its folder and prepare the set again"
 _CHUNK = 512  # records per read
 
 
@@ -51,11 +53,32 @@ def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
     from tensorflow_datasets.core import read_only_builder, registered
 
     root = data_dir(config)
+    find = functools.partial(read_only_builder.builder_from_files, data_dir=root)
     try:
-        builder = read_only_builder.builder_from_files(config.name, data_dir=root)
+        builder = opened(config, find, config.name)
     except registered.DatasetNotFoundError:
         builder = _download(config.name, root, also_known)
     return from_builder(config, builder)
+
+
+def opened(config: DataConfig, find: Callable[[str], Any], where: str) -> Any:
+    """find(where), the builder of a prepared set; ValueError in a sentence if its description is
+    damaged."""
+    from tensorflow_datasets.core import registered
+
+    try:
+        return find(where)
+    except registered.DatasetNotFoundError:
+        raise
+    except Exception as error:  # TFDS has no one kind for a description that it can't read
+        raise ValueError(
+            f"the description of {config.name!r} in {data_dir(config)} can't be read "
+            f"({_first_line(error)}): {_AGAIN}."
+        ) from error
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def from_builder(config: DataConfig, builder) -> Dataset:
@@ -125,7 +148,7 @@ def _decode(
             image = images.decode(record[image_key], channels, config.image_size)
         except ValueError as error:
             raise ValueError(
-                f"image {i} of {config.name!r} can't be read ({error}): prepare the set again."
+                f"image {i} of {config.name!r} can't be read ({error}): {_AGAIN}."
             ) from error
         if x is None:
             check_fits(num * image.size, f"data.name={config.name!r}")
@@ -148,9 +171,8 @@ def _records(source, name: str) -> Iterator[Any]:
         try:
             records = source.__getitems__(chunk)
         except Exception as error:  # the readers of TFDS have no one kind for a damaged file
-            first = (str(error).splitlines() or [type(error).__name__])[0]
             raise ValueError(
-                f"the files of {name!r} can't be read ({first}): prepare the set again."
+                f"the files of {name!r} can't be read ({_first_line(error)}): {_AGAIN}."
             ) from error
         yield from records
 

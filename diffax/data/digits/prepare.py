@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import io
+import json
 import logging
 import os
 import shutil
 import tempfile
+from pathlib import Path
 
 from diffax import runtime
 from diffax.data import tfds_images
 from diffax.data.dataset import DataConfig, Dataset
 
 _LOG = logging.getLogger("diffax")
+_CHECKSUMS = "checksums.json"
 _VERSION_DIR = os.path.join("digits", "1.0.0")
 
 
@@ -21,7 +25,8 @@ def load(config: DataConfig) -> Dataset:
     """Loads `digits` (see its builder), preparing it first where it is not yet there."""
     import tensorflow_datasets as tfds
 
-    return tfds_images.from_builder(config, tfds.builder_from_directory(find_or_prepare(config)))
+    builder = tfds_images.opened(config, tfds.builder_from_directory, find_or_prepare(config))
+    return tfds_images.from_builder(config, builder)
 
 
 def find_or_prepare(config: DataConfig) -> str:
@@ -56,17 +61,21 @@ def find_or_prepare(config: DataConfig) -> str:
 
 
 def prepare(root: str) -> str:
-    """Prepares the set below `root` unless it is there; returns its folder.
+    """Prepares the set below `root` unless it is there and sound; returns its folder.
 
-    Safe when several processes do it at once: each builds in a temporary folder of its own, and
-    the first to move its result into place by an atomic rename wins.
+    It is sound if its files have the checksums that were written with them. A damaged one is made
+    again, which the log says. Safe when several processes do it at once: each builds in a temporary
+    folder of its own, and the first to move its result into place by an atomic rename wins.
 
     Raises:
       OSError: if `root` cannot be created or written, or is marked read-only.
     """
     target = os.path.join(root, _VERSION_DIR)
-    if os.path.isdir(target):
+    flaw = _flaw(target) if os.path.isdir(target) else ""
+    if flaw is None:
         return target
+    if flaw:
+        _LOG.warning("%s is damaged (%s): it is made again", target, flaw)
     if "://" in root:
         raise OSError("it is not on a local disk")
     tfds_images.respect_read_only(root)
@@ -74,6 +83,10 @@ def prepare(root: str) -> str:
     scratch = tempfile.mkdtemp(prefix=".digits-", dir=root)
     try:
         _build(scratch)
+        _write_checksums(Path(scratch, _VERSION_DIR))
+        if flaw:
+            with contextlib.suppress(FileNotFoundError):  # another process does the same
+                os.rename(target, os.path.join(scratch, "damaged"))
         try:
             os.rename(os.path.join(scratch, _VERSION_DIR), target)
         except OSError:
@@ -82,6 +95,31 @@ def prepare(root: str) -> str:
     finally:
         shutil.rmtree(scratch, ignore_errors=True)
     return target
+
+
+def _checksums(folder: Path) -> dict[str, str]:
+    files = sorted(path for path in folder.iterdir() if path.name != _CHECKSUMS)
+    return {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in files}
+
+
+def _write_checksums(folder: Path) -> None:
+    (folder / _CHECKSUMS).write_text(json.dumps(_checksums(folder), indent=1), encoding="utf-8")
+
+
+def _flaw(folder: str) -> str | None:
+    """What is wrong with a prepared set; None if nothing. One that was made before there were
+    checksums is taken as it is."""
+    path = Path(folder, _CHECKSUMS)
+    if not path.exists():
+        info = Path(folder, "dataset_info.json")
+        return None if info.exists() else f"there is no {info.name}"
+    found = _checksums(Path(folder))
+    try:
+        expected = json.loads(path.read_text(encoding="utf-8"))
+        wrong = [name for name, digest in expected.items() if found.get(name) != digest]
+    except (ValueError, AttributeError):
+        return f"{path.name} can't be read"
+    return f"{wrong[0]} is another or absent" if wrong else None
 
 
 def _build(root: str) -> None:
