@@ -125,9 +125,10 @@ def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0
     Raises:
       ValueError: a network told the step number, which means nothing under another schedule.
     """
-    if run.config.model.conditioning != "log_snr":
+    told = config_lib.conditioning(run.config)
+    if told != "log_snr":
         raise ValueError(
-            f"config.model.conditioning is {run.config.model.conditioning!r}; only a network told"
+            f"config.model.conditioning is {told!r}; only a network told"
             " the 'log_snr' has a bound along another schedule"
         )
     return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)

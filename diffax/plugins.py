@@ -77,7 +77,10 @@ def load(
     if known and known[2] in _LOADED:
         return _LOADED[known[2]]
     try:
-        return _run(_copy(given, *known.groups(), kept) if known else _find(given), check)
+        found = _copy(given, *known.groups(), kept) if known else _find(given)
+        if found.key not in _LOADED and _imported(found) is None:
+            _LOG.info("running the plugin %s", found.path or found.name)
+        return _run(found, check)
     except ValueError as error:
         raise ValueError(f"plugin {error}") from None
 
@@ -168,7 +171,8 @@ class _Found(NamedTuple):
 def _find(given: str, is_file: bool = False) -> _Found:
     path = Path(given).expanduser()
     if is_file or path.suffix == ".py" or len(path.parts) > 1 or path.is_file():
-        return _Found(path.name, path.absolute(), _read(path, given), is_module=False)
+        source = _read(os.path.expanduser(given), given)
+        return _Found(path.name, path.absolute(), source, is_module=False)
     label, _, version = given.partition("==")
     if not all(part.isidentifier() for part in label.split(".")):
         raise ValueError(f"{given!r}: must be a file of Python or the name of a module")
@@ -199,9 +203,10 @@ def _version(label: str) -> str:
     return importlib.metadata.version(distributions[0]) if distributions else ""
 
 
-def _read(path: Path, given: str) -> bytes:
+def _read(path: str | Path, given: str) -> bytes:
     try:
-        source = path.read_bytes()
+        with open(path, "rb") as file:
+            source = file.read()
     except IsADirectoryError:
         raise ValueError(f"{given} is a directory; name a file of Python") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
@@ -267,7 +272,6 @@ def _run(found: _Found, check: Callable[[], Any] | None) -> Plugin:
     if module is not None:  # by the program, and so without being told
         mine = tuple(registry.added_by(module.__name__))
     else:
-        _LOG.info("running the plugin %s", found.path or found.name)
         try:
             module = _import(found) if found.is_module else _execute(found)
             mine = registry.added()[len(before) :]

@@ -190,6 +190,21 @@ def arguments(what: str, function: Callable, leave_out: Iterable[str] = ()) -> d
     return found
 
 
+def check_arguments(what: str, function: Callable, given: Mapping[str, Any]) -> None:
+    """Raises ValueError, in a sentence, for an argument that a function doesn't take, or one that
+    it needs and isn't given."""
+    parameters = inspect.signature(function).parameters
+    for name in given:
+        if name not in parameters:
+            raise ValueError(
+                f"{what} has no argument {name!r}{suggestion(name, parameters)}; allowed are"
+                f" {', '.join(parameters) or 'none'}"
+            )
+    for name, parameter in parameters.items():
+        if parameter.default is parameter.empty and name not in given:
+            raise ValueError(f"{what} needs a value for its argument {name!r}")
+
+
 def shared_arguments(
     kind: str, table: Mapping[str, Callable], leave_out: Iterable[str] = ()
 ) -> dict[str, type]:

@@ -91,7 +91,7 @@ def test_predictors_are_told_the_time_or_the_level(name):
     [
         (dict(sampler="euler2"), "sampler='euler2' .did you mean euler.*: allowed are ddim, ddpm"),
         (dict(eta=2.0), "eta=2.0"),
-        (dict(sampler="ddim", variance="fixed_small"), "no option 'variance'; allowed are eta"),
+        (dict(sampler="ddim", variance="fixed_small"), "no argument 'variance'; allowed are eta"),
         (dict(sampler="ddpm", variance="none"), "variance='none': allowed are fixed_small"),
         (dict(grid="cubic"), "grid='cubic': allowed are uniform, trailing"),
         (dict(prediction="score"), "prediction='score': allowed are eps, x0, v"),

@@ -266,7 +266,7 @@ def num_shown(dataset: data.Dataset) -> int:
 def _bound_is_free(config: ConfigDict) -> bool:
     """Whether the bound depends on the schedule's ends alone, so that any shape may estimate it."""
     discrete = config.schedule.num_steps or config.evaluation.vlb_num_steps
-    return config.model.conditioning == "log_snr" and not discrete
+    return config_lib.conditioning(config) == "log_snr" and not discrete
 
 
 def _schedule_curve(directory: Path) -> dict[str, list]:

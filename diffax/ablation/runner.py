@@ -11,6 +11,7 @@ import dataclasses
 import functools
 import itertools
 import json
+import logging
 import os
 import sys
 from collections.abc import Mapping, Sequence
@@ -22,7 +23,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, runtime, scoring
+from diffax import data, plugins, runtime, scoring
 from diffax.ablation import measure, store, together
 from diffax.ablation import spec as spec_lib
 from diffax.ablation.analysis import check
@@ -40,6 +41,9 @@ from diffax.ablation.jsonable import flatten
 from diffax.ablation.measure import METRICS, PARTS
 from diffax.ablation.report import Report, build_report, environment
 from diffax.ablation.spec import Spec
+from diffax.training.workdir import PLUGINS
+
+_LOG = logging.getLogger("diffax")
 
 __all__ = ["METRICS", "PARTS", "arm_config", "possible_arms", "run_ablation", "run_one"]
 
@@ -68,9 +72,10 @@ def run_ablation(
       config: the config common to all arms; an arm's overrides are dotted keys of it. What is
         logged and evaluated along training: see `measure.as_trained`.
       arms, seeds: the grid.
-      workdir: of trainings, runs, report and results.json.
+      workdir: of trainings, runs, report, results.json and copies of the plugins.
       workers: processes, each with a thread or a device of its own; None for as many as there are
-        (see `devices`).
+        (see `devices`). Others than this one don't know what it registers itself, not by a plugin:
+        then all runs are made in it.
       shard: (i, n) for the i-th of n parts of the trainings, from 1, with all that is sampled
         from them.
       vectorise: whether seeds of an arm are trained in one program, several at once, instead of
@@ -87,6 +92,7 @@ def run_ablation(
       GridError: a run failed; what is finished is kept, and reported on as far as it goes.
       KeyboardInterrupt: likewise.
     """
+    config_lib.load_plugins(config)
     configs = [arm_config(config, arm, 0) for arm in arms]
     for each in configs:
         config_lib.validate(each)
@@ -104,6 +110,9 @@ def run_ablation(
     text = config_lib.to_json(config)
     trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
     environments = worker_environments(workers, -(-len(trainings) // max(shard[1], 1)))
+    if len(environments) > 1 and plugins.unowned():
+        _LOG.warning("all runs are made in this process, since others don't know what it registers")
+        environments = [{}]
     real = dataset.eval.array(np.arange(min(measure.num_shown(dataset), len(dataset.eval))))
     spec = dataclasses.replace(
         spec,
@@ -117,6 +126,8 @@ def run_ablation(
     )
     check(spec)
     spec_lib.save(spec, Path(workdir))
+    names = dict.fromkeys(name for each in configs for name in each.plugins)
+    plugins.keep(names, Path(workdir) / PLUGINS)
     try:
         results = run_grid(
             arms,
@@ -221,7 +232,7 @@ def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> No
     (arm, _), seeds = runs[0], list(dict.fromkeys(seed for _, seed in runs))
     if len(seeds) > 1:
         runtime.start(f"{arm.name}, seeds {', '.join(map(str, seeds))}: ", trains=True)
-        config = config_lib.from_json(text)
+        config = config_lib.from_json(text, Path(workdir) / PLUGINS)
         together.train(
             [arm_config(config, arm, seed) for seed in seeds],
             [training_directory(workdir, arm, seed) for seed in seeds],
@@ -234,7 +245,7 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
     `text` is the common config as JSON.
     """
     runtime.start(f"{arm.name}, seed {seed}: ", trains=True)
-    config = arm_config(config_lib.from_json(text), arm, seed)
+    config = arm_config(config_lib.from_json(text, Path(workdir) / PLUGINS), arm, seed)
     trained = training_directory(workdir, arm, seed)
     once = measure.of_training(config, trained)
     sampled = measure.of_samples(config, trained, directory)

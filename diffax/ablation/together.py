@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffax import training
+from diffax import models, training
 from diffax.ablation import measure, store
 from diffax.ablation.jsonable import read_json, write_json
 
@@ -41,8 +41,10 @@ def at_once(config: ConfigDict, vectorise: bool | None = None) -> int:
     """
     if vectorise is not None:
         return sys.maxsize if vectorise else 1
-    numbers = GAINING.get(config.model.name, 0)
-    return max(1, numbers // (config.model.width * config.training.batch_size))
+    if config.model.name not in GAINING:
+        return 1
+    width = config.model.width or models.MODELS[config.model.name].width
+    return max(1, GAINING[config.model.name] // (width * config.training.batch_size))
 
 
 def train(configs: Sequence[ConfigDict], directories: Sequence[Path]) -> None:

@@ -12,7 +12,18 @@ import sys
 from collections.abc import Sequence
 
 import diffax
-from diffax.cli import ablate, config, evaluate, metrics, report, sample, schedules, train, tune
+from diffax.cli import (
+    ablate,
+    config,
+    evaluate,
+    metrics,
+    report,
+    sample,
+    schedules,
+    shared,
+    train,
+    tune,
+)
 from diffax.cli.flags import Parser, one_line
 from diffax.cli.shared import Command, read_config
 
@@ -51,6 +62,7 @@ def make_parser() -> Parser:
                 " a key of it, as in --config.schedule.name=learned; diffax config lists the keys",
             )
         command.add_flags(sub)
+        shared.add_plugin(sub)
     return parser
 
 
@@ -61,6 +73,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):  # what a terminal can't write stops nothing
             stream.reconfigure(errors="backslashreplace")
     words, overrides = _apart(sys.argv[1:] if argv is None else argv)
+    name = words[0] if words else ""
+    if name in COMMANDS and any(word.startswith(("--plugin", "--workdir")) for word in words):
+        try:
+            shared.load_plugins(words[1:], COMMANDS[name].takes_config)
+        except (ValueError, OSError) as error:
+            return _failed(name, error)
     parser = make_parser()
     if words and words[0] in COMMANDS:
         others = () if COMMANDS[words[0]].takes_config else overrides
@@ -73,15 +91,21 @@ def main(argv: Sequence[str] | None = None) -> int:
 
     runtime.start(trains=command.takes_config)
     try:
-        config = read_config(args.config, overrides) if command.takes_config else None
+        config = None
+        if command.takes_config:
+            config = read_config(args.config, overrides, args.plugin)
         command.run(args, config)
     except (ValueError, OSError, MemoryError, runtime.Failed) as error:
-        print(f"diffax {args.command}: {one_line(str(error))}", file=sys.stderr)
-        return 1
+        return _failed(args.command, error)
     except KeyboardInterrupt as stop:
         print(f"diffax {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
         return getattr(stop, "exit_status", 130)
     return 0
+
+
+def _failed(command: str, error: Exception) -> int:
+    print(f"diffax {command}: {one_line(str(error))}", file=sys.stderr)
+    return 1
 
 
 def _apart(words: Sequence[str]) -> tuple[list[str], list[str]]:

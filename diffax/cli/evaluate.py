@@ -84,7 +84,7 @@ def run(args: argparse.Namespace, _: None) -> None:
 
     if args.workdir and (flags := _given(args, ["data", "reference", "array", *DATA_FLAGS])):
         raise ValueError(f"{_shown(flags)}: only with --samples")
-    if args.samples and (flags := _given(args, ["num-samples", *shared.SAMPLING_FLAGS])):
+    if args.samples and (flags := _given(args, ["num-samples", *shared.sampling_flags()])):
         raise ValueError(f"{_shown(flags)}: only with --workdir")
     if args.reference and (flags := _given(args, DATA_FLAGS)):
         raise ValueError(f"{_shown(flags)}: only with --data")

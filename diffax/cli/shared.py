@@ -10,7 +10,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from diffax.cli.flags import of_key
+from diffax import registry
+from diffax.cli.flags import Parser, of_key
 
 
 class Command(NamedTuple):
@@ -22,20 +23,67 @@ class Command(NamedTuple):
     takes_config: bool = False
 
 
-def read_config(path: str, overrides: Sequence[str]) -> ConfigDict:
+def read_config(
+    path: str, overrides: Sequence[str], given_plugins: Sequence[str] = ()
+) -> ConfigDict:
     """The config of a file with `--config.KEY=VALUE` applied; its values are not checked yet.
 
-    Raises:
-      ValueError: no such file, an error in it, an unknown key or a wrong type.
-    """
-    from diffax.config import files, reading
+    Args:
+      given_plugins: those of --plugin, which the config has beside its own.
 
+    Raises:
+      ValueError: no such file, an error in it or in a plugin, an unknown key or a wrong type.
+    """
+    from diffax import plugins
+    from diffax.config import files, load_plugins, reading
+
+    names = [plugins.load(given).name for given in given_plugins]
     try:
         config = files.read_file(path)
     except ValueError as error:
         raise ValueError(f"--config={error}") from None
-    reading.override(config, [word.removeprefix("--config.") for word in overrides])
+    names += config.get("plugins", ())
+    words = [word.removeprefix("--config.") for word in overrides]
+    # Plugins first: they bring keys, which the others may set.
+    words.sort(key=lambda word: not word.startswith("plugins="))
+    first = sum(word.startswith("plugins=") for word in words)
+    reading.override(config, words[:first])
+    files.add_plugins(config, *names)
+    load_plugins(config)
+    reading.override(config, words[first:])
     return config
+
+
+def add_plugin(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--plugin",
+        action="append",
+        default=[],
+        metavar="FILE_OR_MODULE",
+        help="Python that registers schedules, samplers, networks, data sources, ... of one's own;"
+        " repeated for several; a run keeps copies of its plugins",
+    )
+
+
+def load_plugins(words: Sequence[str], takes_config: bool) -> None:
+    """Runs the plugins of a command line, and those of the run in its workdir if the command takes
+    no config: before the line is read, since flags take what plugins register."""
+    from diffax import plugins, runtime
+
+    parser = Parser(prog="diffax", add_help=False)
+    add_plugin(parser)
+    parser.add_argument("--workdir")
+    args, _ = parser.parse_known_args(words)
+    has_plugins = args.workdir and Path(args.workdir, "plugins").is_dir()
+    kept = has_plugins and not takes_config and Path(args.workdir, "config.json").is_file()
+    if args.plugin or kept:
+        runtime.start(trains=takes_config)  # before any of their code
+    for given in args.plugin:
+        plugins.load(given)
+    if kept:
+        from diffax.training import workdir
+
+        workdir.read_config(Path(args.workdir).absolute())
 
 
 def add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
@@ -75,7 +123,7 @@ def check_output(*paths: Path) -> None:
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keys of config.sampling with the values of the flags that were given, all but the steps."""
-    found = {key: vars(args)[flag.replace("-", "_")] for flag, (key, _) in SAMPLING_FLAGS.items()}
+    found = {key: vars(args)[flag.replace("-", "_")] for flag, (key, _) in sampling_flags().items()}
     return {k: v for k, v in found.items() if v is not None and k != "num_steps"}
 
 
@@ -119,9 +167,22 @@ SAMPLING_FLAGS: dict[str, tuple[str, str]] = {
 }
 
 
+def sampling_flags() -> dict[str, tuple[str, str]]:
+    """`SAMPLING_FLAGS`, and --sampling.KEY for each option of a sampler that is registered."""
+    if not registry.added():
+        return SAMPLING_FLAGS
+    from diffax.config.defaults import sampler_keywords
+
+    known = {key for key, _ in SAMPLING_FLAGS.values()}
+    own = {key: found for key, found in sampler_keywords().items() if key not in known}
+    return SAMPLING_FLAGS | {
+        f"sampling.{key}": (key, own[key].meaning or "its option") for key in own
+    }
+
+
 def add_sampling_flags(parser: argparse.ArgumentParser, **others: Any) -> None:
-    """The flags of `SAMPLING_FLAGS`; `others`: flag -> what to add it with instead."""
+    """Those of `sampling_flags`; `others`: flag -> what to add it with instead."""
     group = parser.add_argument_group("sampling (default: as in the run's config)")
-    for flag, (key, text) in SAMPLING_FLAGS.items():
+    for flag, (key, text) in sampling_flags().items():
         own = dict(type=of_key(f"sampling.{key}"), help=text)
         group.add_argument(f"--{flag}", **others.get(flag, own))

@@ -16,6 +16,7 @@ from diffax.config.build import (
     build_sampling_schedule,
     build_schedule,
     build_schedule_optimizer,
+    conditioning,
     is_learned,
     learning_rate_at,
     sampling_options,
@@ -25,7 +26,7 @@ from diffax.config.checks import require_finite_ends, validate
 from diffax.config.defaults import default_config
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
-from diffax.config.storage import changed, differences, from_json, to_json
+from diffax.config.storage import changed, differences, from_json, load_plugins, saved, to_json
 
 __all__ = [
     "DECAYS",
@@ -38,14 +39,17 @@ __all__ = [
     "build_schedule",
     "build_schedule_optimizer",
     "changed",
+    "conditioning",
     "default_config",
     "differences",
     "from_json",
     "is_learned",
+    "load_plugins",
     "learning_rate_at",
     "register_optimizer",
     "require_finite_ends",
     "sampling_options",
+    "saved",
     "schedule_decay_at",
     "to_json",
     "validate",

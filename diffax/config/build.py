@@ -114,8 +114,17 @@ def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
         told["num_classes"] = dataset.num_classes
     if config.objective.learned_variance:
         told["learned_variance"] = True
-    fields = {field: config.model[field] for field in model_fields(config.model.name)}
+    given = {field: config.model[field] for field in model_fields(config.model.name)}
+    fields = {field: value for field, value in given.items() if value is not None}
     return models.get(config.model.name, **fields, **told)
+
+
+def conditioning(config: ConfigDict) -> str:
+    """What the network of a config is told of the noise level: "log_snr" or "step"."""
+    own = model_fields(config.model.name)
+    if "conditioning" not in own:
+        return "log_snr"
+    return config.model.conditioning or own["conditioning"]
 
 
 def learning_rate_at(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:

@@ -14,7 +14,7 @@ from diffax import models, objectives, process, samplers, schedules, time_sampli
 from diffax.config import build, defaults, optimizers
 from diffax.config.kinds import Kind
 from diffax.config.reading import unknown
-from diffax.config.storage import flat
+from diffax.config.storage import flat, load_plugins
 from diffax.process import AnySchedule
 
 
@@ -111,8 +111,9 @@ def validate(config: ConfigDict) -> None:
 
     Checked: that every key exists, has a value of its default's type, and a value that its rule
     allows; that the schedule, the network, the optimiser and the sampler take the options they
-    are given; and that these go together.
+    are given; and that these go together. First `config.plugins` are loaded: see `load_plugins`.
     """
+    load_plugins(config)
     expected, given = defaults.keys(), flat(config)
     for key in given:
         if key not in expected:
@@ -168,16 +169,16 @@ class _StandIn(NamedTuple):
 
 
 def _model(config: ConfigDict, schedule: AnySchedule) -> None:
-    module = build.build_model(config, _StandIn())
-    own = defaults.model_fields(config.model.name)
+    build.build_model(config, _StandIn())
+    own, known = defaults.model_fields(config.model.name), defaults.keys()
     for name in models.names():
-        for field, default in defaults.model_fields(name).items():
-            if field not in own and config.model[field] != default:
+        for field in defaults.model_fields(name):
+            if field not in own and config.model[field] != known[f"model.{field}"].default:
                 raise ValueError(
                     f"{field}={config.model[field]!r} is set, but {config.model.name!r} has no such"
                     f" field; it has {', '.join(own)}"
                 )
-    if module.conditioning == "step" and build.is_learned(schedule):
+    if build.conditioning(config) == "step" and build.is_learned(schedule):
         raise ValueError(
             "conditioning='step' doesn't tell the network the noise level, which a learned schedule"
             " needs: use 'log_snr'"
@@ -265,7 +266,7 @@ def _guidance(config: ConfigDict) -> None:
         "model.label_dropout above 0 in training, so that the network knows the null class": (
             model.label_dropout > 0
         ),
-        "model.conditioning='log_snr'": model.conditioning == "log_snr",
+        "model.conditioning='log_snr'": build.conditioning(config) == "log_snr",
     }
     for need, met in needs.items():
         if not met:
@@ -274,9 +275,9 @@ def _guidance(config: ConfigDict) -> None:
 
 def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
     field = f"schedule={config.sampling.schedule!r}"
-    if config.model.conditioning != "log_snr":
+    if build.conditioning(config) != "log_snr":
         raise ValueError(
-            f"{field}: a network told the {config.model.conditioning} knows the schedule that it"
+            f"{field}: a network told the {build.conditioning(config)} knows the schedule that it"
             " was trained with alone; model.conditioning must be 'log_snr'"
         )
     other = build.build_sampling_schedule(config, _StandIn().shape)

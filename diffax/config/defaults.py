@@ -11,9 +11,8 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from diffax import models, samplers, schedules
+from diffax import data, models, samplers, schedules
 from diffax.config.kinds import Kind, kind_of
-from diffax.data import DataConfig, known_fields
 
 
 class Key(NamedTuple):
@@ -40,7 +39,7 @@ _TOLD_BY_OTHERS = ("num_classes", "learned_variance")
 
 _SECTIONS = (
     *("seed", "data", "model", "schedule", "schedule_learning", "objective", "optimizer", "ema"),
-    *("training", "sampling", "evaluation", "parallel"),
+    *("training", "sampling", "evaluation", "parallel", "plugins"),
 )
 
 # What isn't a field or an argument of something that is named.
@@ -148,6 +147,12 @@ _KEYS: dict[str, Key] = {
     "parallel.multihost": _key(
         None, "several processes are one job; None: if the job has several", bool
     ),
+    "plugins": _key(
+        (),
+        "files and modules of Python that register what a config names, as (power.py,); once they"
+        " are loaded each is named with a hash of its code",
+        tuple[str, ...],
+    ),
 }
 
 
@@ -158,16 +163,20 @@ def keys() -> dict[str, Key]:
     schedules and the samplers, with what their docstrings say of them. What is registered later
     counts.
     """
-    found = _KEYS | {
-        f"{section}.{name}": key
-        for section, members in (
-            ("data", _of_data()),
-            ("model", _merged({name: _of_model(name) for name in models.names()})),
-            ("schedule", schedule_keywords()),
-            ("sampling", sampler_keywords()),
-        )
-        for name, key in members.items()
-    }
+    found = dict(_KEYS)
+    for section, kind, members in (
+        ("data", "data source", _of_sources()),
+        ("model", "network", _of_models()),
+        ("schedule", "schedule", schedule_keywords()),
+        ("sampling", "sampler", sampler_keywords()),
+    ):
+        for name, key in members.items():
+            if f"{section}.{name}" in _KEYS:
+                raise ValueError(
+                    f"{name!r} can be no argument of a {kind}: config.{section}.{name} has another"
+                    " meaning; call it otherwise"
+                )
+            found[f"{section}.{name}"] = key
     return dict(sorted(found.items(), key=lambda item: _SECTIONS.index(item[0].partition(".")[0])))
 
 
@@ -186,7 +195,7 @@ def default_config() -> ConfigDict:
 
 
 def model_fields(name: str) -> dict[str, Any]:
-    """The fields of a network that a config sets directly, with their defaults."""
+    """The fields of a network that a config sets directly, with the network's own defaults."""
     return {field: key.default for field, key in _of_model(name).items()}
 
 
@@ -206,8 +215,21 @@ def sampler_keywords() -> dict[str, Key]:
 # --- what is read from the code that takes the values -------------------------------------------
 
 
-def _of_data() -> dict[str, Key]:
-    return {f: key for f, key in _arguments(DataConfig).items() if f in known_fields()}
+def _of_sources() -> dict[str, Key]:
+    """The fields of `DataConfig`, and the other arguments of sources that are registered."""
+    types, common = data.key_types(), _arguments(data.DataConfig)
+    own = _optional(data.registered(), types.keys() - common.keys())
+    return {name: common[name] for name in types if name in common} | own
+
+
+def _of_models() -> dict[str, Key]:
+    """The fields of all networks; None, the network's own default, where their defaults differ."""
+    of_each = {name: _of_model(name) for name in models.names()}
+    merged = _merged(of_each)
+    for name, key in merged.items():
+        if any(own[name].default != key.default for own in of_each.values() if name in own):
+            merged[name] = _as_optional(key)
+    return merged
 
 
 def _of_model(name: str) -> dict[str, Key]:
@@ -222,10 +244,11 @@ def _optional(constructors: Mapping[str, Callable], names: Container[str]) -> di
         owner: {name: key for name, key in _arguments(constructor).items() if name in names}
         for owner, constructor in constructors.items()
     }
-    return {
-        name: Key(None, key.meaning, dataclasses.replace(key.kind, optional=True))
-        for name, key in _merged(of_each, defaults=True).items()
-    }
+    return {name: _as_optional(key) for name, key in _merged(of_each, defaults=True).items()}
+
+
+def _as_optional(key: Key) -> Key:
+    return Key(None, key.meaning, dataclasses.replace(key.kind, optional=True))
 
 
 def _arguments(constructor: Callable) -> dict[str, Key]:
@@ -277,3 +300,7 @@ def _explained(thing: Callable) -> dict[str, str]:
         elif line:
             said |= {name: f"{said[name]} {line.strip()}" for name in names}
     return {name: text.rstrip(".") for name, text in said.items()}
+
+
+# What every config of this process has, whenever it was made.
+AT_IMPORT = frozenset(keys())

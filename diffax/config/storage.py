@@ -3,18 +3,22 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
+from diffax import plugins
+from diffax.config import defaults
 from diffax.config.defaults import default_config
 
 
-def flat(config: ConfigDict) -> dict[str, Any]:
+def flat(config: ConfigDict | Mapping[str, Any]) -> dict[str, Any]:
     """Dotted key -> value, tuples for sequences; sections without keys are left out."""
-    leaves = flatten_dict(config.to_dict(), sep=".")
+    nested = config.to_dict() if isinstance(config, ConfigDict) else dict(config)
+    leaves = flatten_dict(nested, sep=".")
     return {key: tuple(v) if isinstance(v, list) else v for key, v in leaves.items()}
 
 
@@ -23,23 +27,76 @@ def to_json(config: ConfigDict) -> str:
     return json.dumps(config.to_dict(), indent=1)
 
 
-def from_json(text: str) -> ConfigDict:
+def from_json(text: str, kept: str | os.PathLike | None = None) -> ConfigDict:
     """The config that `to_json` wrote; keys that are new since then have their defaults.
 
+    Its plugins are loaded, which runs their code.
+
+    Args:
+      kept: the folder that holds copies of them; see `diffax.plugins`.
+
     Raises:
-      ValueError: the text isn't JSON, or has a key or a value that a config doesn't take.
+      ValueError: the text isn't JSON, or has a key or a value that a config doesn't take; or a
+        plugin can't be loaded.
     """
+    written = _written(text)
+    names = [plugins.load(name, kept, check=defaults.keys).name for name in written["plugins"]]
     config = default_config()
     try:
-        written = json.loads(text)
-        config.update(written)
+        config.update(written | {"plugins": tuple(names)})
     except (ValueError, TypeError, KeyError, AttributeError) as error:
         raise ValueError(f"not a saved config ({type(error).__name__}: {error})") from None
     return config
 
 
-def differences(old: ConfigDict, new: ConfigDict) -> dict[str, tuple[Any, Any]]:
-    """Dotted key -> (old value, new value), for every key in which the two differ."""
+def saved(text: str) -> dict[str, Any]:
+    """What `to_json` wrote, as `differences` takes it; nothing is loaded, and no plugin is run.
+
+    Raises:
+      ValueError: the text isn't JSON, or no config.
+    """
+    return {**flat(default_config()), **flat(_written(text))}
+
+
+def _written(text: str) -> dict[str, Any]:
+    try:
+        written = json.loads(text)
+        names = written.setdefault("plugins", [])
+        if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
+            raise TypeError(f"plugins is {names!r}")
+    except (ValueError, TypeError, AttributeError) as error:
+        raise ValueError(f"not a saved config ({type(error).__name__}: {error})") from None
+    return written
+
+
+def load_plugins(config: ConfigDict) -> None:
+    """Loads `config.plugins`, in place: each is then named by its code, and a key that it brings,
+    and that the config doesn't have yet, has its default.
+
+    Raises:
+      ValueError: see `plugins.load`.
+    """
+    given = config.get("plugins", ())
+    if not all(isinstance(name, str) for name in given):  # the check of types says so
+        return
+    loaded = (plugins.load(name, check=defaults.keys).name for name in given)
+    names = tuple(dict.fromkeys(loaded))
+    if names != tuple(given):
+        config.plugins = names
+    known = {*flat(config), *defaults.AT_IMPORT}
+    missing = [key for key in defaults.keys() if key not in known]
+    reference = default_config() if missing else None
+    for section, _, key in (name.rpartition(".") for name in missing):
+        if section in config:
+            with config[section].unlocked():
+                config[section][key] = reference[section].get_ref(key)
+
+
+def differences(old: ConfigDict | Mapping[str, Any], new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Dotted key -> (old value, new value), for every key in which the two differ.
+
+    `old`: a config, or what `saved` gives.
+    """
     before, after = flat(old), flat(new)
     keys = sorted(before.keys() | after.keys())
     pairs = {key: (before.get(key), after.get(key)) for key in keys}
@@ -57,4 +114,5 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
         config.update_from_flattened_dict(dict(values))
     except (KeyError, TypeError, ValueError) as error:
         raise ValueError(str(error)) from None
+    load_plugins(config)
     return config

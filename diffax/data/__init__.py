@@ -18,6 +18,7 @@ from diffax.data.sources import (
     load,
     load_kept,
     register,
+    registered,
 )
 
 __all__ = [
@@ -35,4 +36,5 @@ __all__ = [
     "load_kept",
     "make_dataset",
     "register",
+    "registered",
 ]

@@ -64,10 +64,14 @@ def register(name: str, load: Callable[..., Dataset]) -> None:
     SOURCES.register(name, Source(load, fields, by_keywords=True))
 
 
+def registered() -> dict[str, Callable[..., Dataset]]:
+    """The functions of the sources that are registered."""
+    return {name: source.load for name, source in SOURCES.items() if source.by_keywords}
+
+
 def _takers() -> dict[str, Callable]:
-    """What takes the fields of config.data: `DataConfig`, and sources that are registered."""
-    own = {name: source.load for name, source in SOURCES.items() if source.by_keywords}
-    return {"DataConfig": DataConfig, **own}
+    """What takes the fields of config.data."""
+    return {"DataConfig": DataConfig, **registered()}
 
 
 def key_types() -> dict[str, type]:

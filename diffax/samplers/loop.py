@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffax import arguments, process
 from diffax.process import AnySchedule, Predict
-from diffax.registry import Registry, shared_arguments, suggestion
+from diffax.registry import Registry, check_arguments, shared_arguments
 from diffax.samplers import grids
 from diffax.samplers.base import (
     Denoised,
@@ -78,13 +78,8 @@ def get(name: str, **options: object) -> Sampler:
     Raises:
       ValueError: an unknown name, or an option that it does not take; lists the allowed ones.
     """
-    constructor, allowed = SAMPLERS.lookup(name), options_of(name)
-    for option in options:
-        if option not in allowed:
-            raise ValueError(
-                f"sampler {name!r} has no option {option!r}{suggestion(option, allowed)};"
-                f" allowed are {', '.join(allowed) or 'none'}"
-            )
+    constructor = SAMPLERS.lookup(name)
+    check_arguments(f"sampler {name!r}", constructor, options)
     return constructor(**options)
 
 

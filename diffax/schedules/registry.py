@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from diffax.registry import Registry, shared_arguments, suggestion
+from diffax.registry import Registry, check_arguments, shared_arguments
 from diffax.schedules import families, log_snr_families
 from diffax.schedules.base import Schedule
 from diffax.schedules.learned import learned
@@ -67,15 +67,10 @@ def get(name: str, **arguments: Any) -> Schedule:
     """The schedule of that name, built with keyword arguments of its constructor.
 
     Raises:
-      ValueError: an unknown name or keyword; the message lists the allowed ones.
+      ValueError: an unknown name or keyword, of which the message lists the allowed ones; or a
+        keyword without a default that isn't given.
     """
-    allowed = keywords(name)
-    for argument in arguments:
-        if argument not in allowed:
-            raise ValueError(
-                f"schedule {name!r} has no argument {argument!r}{suggestion(argument, allowed)};"
-                f" allowed are {', '.join(allowed) or 'none'}"
-            )
+    check_arguments(f"schedule {name!r}", constructor(name), arguments)
     return constructor(name)(**arguments)
 
 

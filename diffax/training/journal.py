@@ -13,12 +13,19 @@ from clu import parameter_overview
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
+from diffax import plugins
 from diffax.training import hosts, outputs, writers
 from diffax.training.checkpoint import Checkpoints, kept
 from diffax.training.state import DatasetInfo, TrainState
 from diffax.training.vectorised import ALONE, Form
 from diffax.training.window import NonFiniteError, Window
-from diffax.training.workdir import CHECKPOINTS, as_remembered, check_same_run, write_text
+from diffax.training.workdir import (
+    CHECKPOINTS,
+    PLUGINS,
+    as_remembered,
+    check_same_run,
+    write_text,
+)
 
 _LOG = logging.getLogger("diffax")
 
@@ -75,6 +82,7 @@ class Journal:
     def begin(self, state: TrainState) -> None:
         """Opens the files of the run, which goes on from `state`."""
         if hosts.is_first():
+            plugins.keep(self.config.plugins, self.root / PLUGINS)
             write_text(self.root / "config.json", config_lib.to_json(self.config))
             write_text(self.root / "dataset.json", self.dataset.to_json())
         settings, step = self.config.training, int(state.step)

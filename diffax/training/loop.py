@@ -16,7 +16,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data
+from diffax import data, plugins
 from diffax.training import feed, hosts, lifted, outputs, parallel, writers
 from diffax.training.checkpoint import DamagedError
 from diffax.training.evaluation import make_evaluation
@@ -107,7 +107,10 @@ def _train(
 ) -> list[tuple[TrainState, dict[str, float]]]:
     config, form = configs[0], form_of(len(configs))
     hosts.join(config.parallel.multihost)
+    for each in configs:
+        config_lib.load_plugins(each)
     config_lib.validate(config)
+    _say_what_is_registered_here()
     settings = config.training
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
     form.check(config, mesh)
@@ -181,6 +184,16 @@ def _train(
         for run, own in zip(runs, states):
             run.end(own)
     return [(own, run.latest) for run, own in zip(runs, states)]
+
+
+def _say_what_is_registered_here() -> None:
+    alone = [f"{kind} {name!r}" for kind, name in plugins.unowned()]
+    if alone:
+        _LOG.warning(
+            "registered by this program alone: %s; to use the run elsewhere, put that into a file"
+            " and name it in config.plugins (or by --plugin)",
+            ", ".join(alone),
+        )
 
 
 def _restored(

@@ -190,8 +190,8 @@ def predictor(
 ) -> Predict:
     """The network as `sample`, `vlb` and `training_loss` take it.
 
-    Told the log-SNR, by `process.by_log_snr`, or with conditioning="step" the step number: the
-    index of a discrete schedule, 1000 t of a continuous one.
+    Told the log-SNR, by `process.by_log_snr`, or if its `conditioning` is "step" the step number:
+    the index of a discrete schedule, 1000 t of a continuous one.
 
     Args:
       model, params: a network of `diffax.models` and its parameters.
@@ -204,4 +204,4 @@ def predictor(
         out = model.apply({"params": params}, x, noise_level, label, train=train, rngs=rngs)
         return out[..., : x.shape[-1]] if mean_only else out
 
-    return _TOLD[model.conditioning](network)
+    return _TOLD[getattr(model, "conditioning", "log_snr")](network)

@@ -9,6 +9,7 @@ The files:
     workdir/checkpoints/      see `checkpoint`
     workdir/samples/          sample grids
     workdir/schedule/         the schedule's curve
+    workdir/plugins/          copies of the plugins, of a run that has any; see `diffax.plugins`
 """
 
 from __future__ import annotations
@@ -27,10 +28,11 @@ import jax
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
+from diffax import plugins
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.state import DatasetInfo, TrainState, create_state
 
-CHECKPOINTS = "checkpoints"
+CHECKPOINTS, PLUGINS = "checkpoints", "plugins"
 
 # A resumed run may have other values for these: they change how long it goes on, what is looked at
 # meanwhile, and where it runs.
@@ -120,7 +122,7 @@ def check_same_run(
         f"{key} was {old!r} and is {new!r}"
         + (f" (the steps of {' and '.join(decays)})" if key == _NUM_STEPS else "")
         for key, (old, new) in config_lib.differences(
-            before or read_config(workdir), config
+            before or _saved_config(workdir), config
         ).items()
         if not key.startswith(may_change)
     ]
@@ -157,24 +159,33 @@ def as_remembered(config: ConfigDict, dataset: DatasetInfo) -> dict[str, Any]:
     }
 
 
-def _trained_with(loop: Mapping[str, Any]) -> tuple[ConfigDict | None, DatasetInfo | None]:
+def _trained_with(
+    loop: Mapping[str, Any],
+) -> tuple[dict[str, Any] | None, DatasetInfo | None]:
     """What `as_remembered` was given; None where a checkpoint is older than that."""
     if "config" not in loop or "dataset" not in loop:
         return None, None
     return (
-        config_lib.from_json(json.dumps(loop["config"])),
+        config_lib.saved(json.dumps(loop["config"])),
         DatasetInfo.from_json(json.dumps(loop["dataset"])),
     )
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in a directory.
+    """The config of the run in a directory, whose plugins are loaded: their copies there are run.
 
     Raises:
       FileNotFoundError: there is none.
-      ValueError: it is damaged; the file is named.
+      ValueError: it is damaged, the file is named; or a plugin can't be loaded.
     """
+    for name in _saved_config(workdir)["plugins"]:
+        plugins.load(name, workdir / PLUGINS)
     return _read(workdir, "config.json", config_lib.from_json)
+
+
+def _saved_config(workdir: Path) -> dict[str, Any]:
+    """The same, as `config.differences` takes it; no plugin is loaded."""
+    return _read(workdir, "config.json", config_lib.saved)
 
 
 def read_dataset(workdir: Path) -> DatasetInfo:
@@ -240,6 +251,9 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
 
     The data need not be there. `training.predictor(run.model, run.state.ema_params)` is what
     `diffax.sample` and `diffax.vlb` take.
+
+    A run that was trained with plugins carries copies of them, which are run as Python: load only
+    what you would run. The log names each file that is run.
 
     Raises:
       FileNotFoundError: there is no run, no checkpoint, or none of that step.

@@ -61,13 +61,15 @@ def to_python(config: ConfigDict, says: str) -> str:
 
 _CONFIG_FILE = '''"""{says}"""
 
+from pathlib import Path
+
 from ml_collections import ConfigDict
 
 from diffax.config import from_json
 
 
 def get_config() -> ConfigDict:
-    return from_json(CONFIG)
+    return from_json(CONFIG, Path(__file__).parent / "plugins")
 
 
 CONFIG = r\'\'\'

@@ -11,14 +11,14 @@ from pathlib import Path
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, scoring
+from diffax import data, plugins, scoring
 from diffax.ablation import Arm, Metric, Report, Spec, runner
 from diffax.ablation.analysis import shortened
 from diffax.ablation.grid import format_seconds
 from diffax.ablation.measure import score_metrics
 from diffax.ablation.verdict import sentence
 from diffax.config.storage import flat
-from diffax.training.workdir import check_writable
+from diffax.training.workdir import PLUGINS, check_writable
 from diffax.tuning import results
 from diffax.tuning.search import Progress, Trial, best, rungs, search
 from diffax.tuning.space import Space, read, words
@@ -90,6 +90,7 @@ def tune(
     steps = rungs(config.training.num_steps, num_rungs)
     root = Path(workdir).absolute()
     check_writable(root)
+    plugins.keep(config.plugins, root / PLUGINS)  # for best.py
 
     trials = search(
         make_objective(space, metric, dataset, steps, root / "trials"),

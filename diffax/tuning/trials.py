@@ -80,7 +80,7 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
         return
     measure.require_bound(config)
     continuous = not (config.schedule.num_steps or config.evaluation.vlb_num_steps)
-    if not (continuous and config.model.conditioning == "log_snr"):
+    if not (continuous and config_lib.conditioning(config) == "log_snr"):
         raise ValueError(
             "metric='bpd' compares schedules in continuous time and by networks told the log-SNR,"
             " where the bound doesn't depend on the schedule's shape: schedule.num_steps and"
