@@ -6,6 +6,7 @@ evaluate(run, diffax.data.load(run.config.data), ["bpd", "frechet"])
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -15,8 +16,8 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffax import arguments, likelihood, schedules, scoring, training
 from diffax import config as config_lib
-from diffax import likelihood, schedules, scoring, training
 from diffax.data import Dataset, Split
 from diffax.generator import Generator, in_turn
 from diffax.process import AnySchedule
@@ -43,28 +44,54 @@ def evaluate(
     Raises:
       ValueError: an unknown name, or what the metric itself refuses.
     """
+    by_name = measurements(run, dataset, names, seed, samples)
+    return {name: measure() for name, measure in by_name.items()}
+
+
+def measurements(
+    run: Run,
+    dataset: Dataset,
+    names: Sequence[str],
+    seed: int = 0,
+    samples: np.ndarray | None = None,
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """`evaluate`, metric by metric: what is called to have each.
+
+    What can be refused beforehand is refused here; the samples are drawn when the first score of
+    them is asked for.
+    """
     scoring.check_names(names, *LIKELIHOODS)
+    seed = arguments.check_seed(seed)
     of_samples = [name for name in names if name not in LIKELIHOODS]
-    found = {}
-    if of_samples:
-        # Refuses, if it does, before the samples are drawn.
-        reference = scoring.Reference.of(dataset, run.config.data)
-        num = run.config.evaluation.num_samples if samples is None else len(samples)
-        label = classes_told(run.config, dataset, num)
-        planned = scoring.plan(of_samples, reference, dataset.shape, num, label)
-        samples = draw(run, num, seed) if samples is None else np.asarray(samples)
-        drawn = {"sampling": _sampling(run)}
-        scores = scoring.measure(planned, samples, reference, seed, label)
-        found = {name: score | drawn for name, score in scores.items()}
-    for name in names:
-        if name in LIKELIHOODS:
-            found[name] = LIKELIHOODS[name](run, dataset, seed)
     about = {
         "step": int(run.state.step),
         "weights": f"moving average, decay {run.config.ema.decay:g}",
         "seed": seed,
     }
-    return {name: found[name] | about for name in names}
+    if len(of_samples) < len(names):
+        schedule = config_lib.acting_schedule(run.config, run.state.schedule)
+        config_lib.require_finite_ends(run.config, schedule, "the likelihood (bpd)")
+    by_name: dict[str, Callable[[], dict[str, Any]]] = {
+        name: functools.partial(LIKELIHOODS[name], run, dataset, seed)
+        for name in names
+        if name in LIKELIHOODS
+    }
+    if of_samples:
+        reference = scoring.Reference.of(dataset, run.config.data)
+        num = run.config.evaluation.num_samples if samples is None else len(samples)
+        label = classes_told(run.config, dataset, num)
+        planned = scoring.plan(of_samples, reference, dataset.shape, num, label)
+
+        def drawn() -> np.ndarray:
+            return draw(run, num, seed) if samples is None else np.asarray(samples)
+
+        by_name |= scoring.measurements(planned, drawn, reference, seed, label)
+
+    def said(name: str) -> dict[str, Any]:
+        sampling = {"sampling": _sampling(run)} if name in of_samples else {}
+        return by_name[name]() | sampling | about
+
+    return {name: functools.partial(said, name) for name in names}
 
 
 def _sampling(run: Run) -> dict[str, Any]:
@@ -241,7 +268,7 @@ def loss_by_log_snr(
         errors = likelihood.eps_error(predict, x0, noise, t, log_snr, prediction)
         return log_snr[0], jnp.mean(errors) / math.prod(x0.shape[1:])
 
-    key = jax.random.key(seed)
+    key = arguments.seeded(seed)
     points = [error(run.state, t, jax.random.fold_in(key, i)) for i, t in enumerate(times)]
     return {
         "log_snr": [float(log_snr) for log_snr, _ in points],

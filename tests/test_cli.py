@@ -1,5 +1,6 @@
 """Every command on a tiny config, through the same `main` as the console script's."""
 
+import functools
 import json
 import shutil
 
@@ -217,7 +218,7 @@ def test_outputs_are_checked_before_the_work(trained, tmp_path, monkeypatch, cap
     (tmp_path / "kept.json").write_text("no results")
     long = "n" * 250
     monkeypatch.setattr(generator.Generator, "_draw", lambda *_: pytest.fail("drawn"))
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_, **__: pytest.fail("measured"))
+    monkeypatch.setattr(evaluation, "measurements", lambda *_: pytest.fail("measured"))
     monkeypatch.setattr(plots, "draw_schedules", lambda *_: pytest.fail("drawn"))
     sample, evaluate = (f"{command} --workdir={trained}" for command in ("sample", "evaluate"))
     for command, out, said in (
@@ -226,6 +227,8 @@ def test_outputs_are_checked_before_the_work(trained, tmp_path, monkeypatch, cap
         (sample, f"{long}", "can't be written (File name too long)"),
         (sample, "folder/", "folder/: name a file"),
         ("schedules", "file", "can't be written (File exists)"),
+        (evaluate, "taken.evaluation.json", "it is there already, and is no plain file"),
+        (evaluate, "kept.json", "kept.json is there and holds no results of diffax evaluate"),
     ):
         assert cli.main([*command.split(), f"--out={tmp_path}/{out}"]) == 1
         assert said in capsys.readouterr().err
@@ -300,7 +303,7 @@ def test_sample_of_a_directory_without_a_run_says_so(tmp_path, capsys):
 
 
 def test_evaluate_says_what_each_number_depends_on(trained, capsys):
-    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=bpd"]) == 0
+    assert cli.main(["evaluate", f"--workdir={trained}", "--metrics=bpd", "--json"]) == 0
     result = json.loads((trained / "evaluation.json").read_text())["bpd"]
     assert result == json.loads(capsys.readouterr().out)["bpd"]
     parts = result["prior"] + result["diffusion"] + result["reconstruction"]
@@ -315,18 +318,68 @@ def test_evaluate_says_what_each_number_depends_on(trained, capsys):
 
 def test_evaluate_writes_what_is_not_finite_as_null(trained, monkeypatch, tmp_path):
     """NaN, which json writes unless told otherwise, is no JSON."""
-    found = {"bpd": {"bpd": float("nan"), "prior": 0.5}}
-    monkeypatch.setattr(evaluation, "evaluate", lambda *_: found)
+    found = {"bpd": float("nan"), "prior": 0.5}
+    monkeypatch.setattr(evaluation, "measurements", lambda *_: {"bpd": lambda: found})
     out = tmp_path / "found.json"
     assert cli.main(["evaluate", f"--workdir={trained}", f"--out={out}"]) == 0
     read = json.loads(out.read_text(), parse_constant=pytest.fail)
-    assert read == {"bpd": {"bpd": None, "prior": 0.5}}
+    hashed = read["bpd"].pop("weights_hash")
+    assert len(hashed) >= 16 and read == {"bpd": {"bpd": None, "prior": 0.5}}
+
+
+def test_evaluate_keeps_what_is_measured_when_something_fails(
+    trained, monkeypatch, tmp_path, capsys
+):
+    """A metric, or the writing of the file: the rest is there, the failure named, status 1."""
+    out = tmp_path / "found.json"
+
+    def fail():
+        assert "kid" in json.loads(out.read_text())  # written as it came
+        raise RuntimeError("out of memory")
+
+    def too_late():
+        out.unlink()
+        out.mkdir()
+        return {"swd": 0.25}
+
+    by_name = {"kid": lambda: {"kid": 0.5}, "prdc": fail, "frechet": lambda: {"frechet": 1.5}}
+    monkeypatch.setattr(evaluation, "measurements", lambda *_: by_name)
+    command = ["evaluate", f"--workdir={trained}", f"--out={out}"]
+    assert cli.main(command) == 1
+    printed = capsys.readouterr()
+    assert printed.err == "diffax evaluate: prdc failed (out of memory)\n"
+    assert [line.split()[:2] for line in printed.out.splitlines()[1:3]] == [
+        ["kid", "0.5"], ["frechet", "1.5"]
+    ]  # fmt: skip
+    assert list(json.loads(out.read_text())) == ["kid", "frechet"]
+    by_name = {"swd": too_late}
+    assert cli.main(command) == 1
+    printed = capsys.readouterr()
+    assert "found.json can't be written" in printed.err and "stand above" in printed.err
+    assert json.loads(printed.out)["swd"]["swd"] == 0.25
+
+
+def _given(value, *_):
+    return value
+
+
+def test_evaluate_adds_to_what_was_measured(trained, monkeypatch, tmp_path, capsys):
+    """By metric; and says in a table what is measured now."""
+    out = tmp_path / "found.json"
+    for name, value in (("kid", 0.5), ("swd", 0.25)):
+        entry = {name: value, "standard_error": 0.1, "num_samples": 64, "seed": 0}
+        by_name = {name: functools.partial(dict, entry)}
+        monkeypatch.setattr(evaluation, "measurements", functools.partial(_given, by_name))
+        assert cli.main(["evaluate", f"--workdir={trained}", f"--out={out}"]) == 0
+    assert list(json.loads(out.read_text())) == ["kid", "swd"]
+    table = capsys.readouterr().out.splitlines()
+    assert table[-2].split() == "swd 0.25 ± 0.1 64 samples Sliced Wasserstein distance".split()
 
 
 def test_evaluate_measures_what_the_config_of_the_run_asks_for(trained, monkeypatch):
     """Unless the flag asks for something else."""
     asked = []
-    monkeypatch.setattr(evaluation, "evaluate", lambda *args: asked.append(args[2]) or {})
+    monkeypatch.setattr(evaluation, "measurements", lambda *args: asked.append(args[2]) or {})
     path = trained / "config.json"
     written = path.read_text()
     changed = json.loads(written)

@@ -102,7 +102,7 @@ def test_samples_of_files_bring_their_classes(stand_in, digits, tmp_path, capsys
     np.savez(tmp_path / "each.npz", samples=x, label=np.arange(60))
 
     def evaluate(name, *flags):
-        where = (f"--samples={tmp_path / name}", f"--metrics={NAME}")
+        where = (f"--samples={tmp_path / name}", f"--metrics={NAME}", "--json")
         return cli.main(["evaluate", *where, *(flags or ["--data=digits"])])
 
     expected = metrics.lpips_diversity(x, label)
@@ -155,7 +155,7 @@ def test_an_ablation_over_guidance_and_a_run(stand_in, tmp_path, capsys, monkeyp
         assert 0 < weak != strong > 0
         trained = workdir / "trainings" / "common" / "seed0"
         capsys.readouterr()
-        flags = ["--guidance-scale=4", f"--metrics={NAME}"]
+        flags = ["--guidance-scale=4", f"--metrics={NAME}", "--json"]
         assert cli.main(["evaluate", f"--workdir={trained}", *flags]) == 0
         found = json.loads(capsys.readouterr().out)[NAME]
         out = ["--num=40", f"--out={tmp_path / 'drawn'}"]
@@ -164,7 +164,7 @@ def test_an_ablation_over_guidance_and_a_run(stand_in, tmp_path, capsys, monkeyp
     np.testing.assert_array_equal(label, np.arange(40) % 10)
     file = f"--samples={tmp_path / 'drawn.npz'}"
     capsys.readouterr()
-    assert cli.main(["evaluate", file, "--data=digits", f"--metrics={NAME}"]) == 0
+    assert cli.main(["evaluate", file, "--data=digits", f"--metrics={NAME}", "--json"]) == 0
     assert json.loads(capsys.readouterr().out)[NAME][NAME] == pytest.approx(strong, rel=1e-3)
     assert found[NAME] == pytest.approx(strong, rel=1e-6)
     assert found["num_classes"] == 10 and found["sampling"]["guidance_scale"] == 4

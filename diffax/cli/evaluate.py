@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import argparse
+import functools
 import json
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffax.cli import shared
+from diffax.cli import results, shared
 from diffax.cli.flags import of_key, words
 
 DEFAULTS = {"run": "bpd,frechet", "data": "frechet,kid,prdc", "moments": "fid"}
@@ -60,7 +62,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--out",
         metavar="FILE",
-        help="JSON of the results (default WORKDIR/evaluation.json or PATH.evaluation.json)",
+        help="JSON of the results, merged by metric with those that are there (default"
+        " WORKDIR/evaluation.json or PATH.evaluation.json)",
+    )
+    parser.add_argument(
+        "--json", action="store_true", help="print what was measured as JSON, not as a table"
     )
     group = parser.add_argument_group("reference of --samples")
     against = group.add_mutually_exclusive_group()
@@ -79,33 +85,60 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: None) -> None:
-    from diffax.ablation.jsonable import jsonable
-    from diffax.training.workdir import check_writable, write_text
-
     if args.workdir and (flags := _given(args, ["data", "reference", "array", *DATA_FLAGS])):
         raise ValueError(f"{_shown(flags)}: only with --samples")
     if args.samples and (flags := _given(args, ["num-samples", *shared.sampling_flags()])):
         raise ValueError(f"{_shown(flags)}: only with --workdir")
     if args.reference and (flags := _given(args, DATA_FLAGS)):
         raise ValueError(f"{_shown(flags)}: only with --data")
-    if args.out:
-        out = Path(args.out)
-    elif args.workdir:
-        out = Path(args.workdir) / "evaluation.json"
+    if args.workdir:
+        prepare, default = _of_run, Path(args.workdir) / "evaluation.json"
     else:
-        path = Path(args.samples)
-        out = path.parent / f"{path.name}.evaluation.json"
-    if args.out:  # before the work: a place that can't be written loses nothing
-        check_writable(out.parent)
-    results = _of_run(args) if args.workdir else _of_samples(args)
-    # What isn't finite, as the bound of a diverged run, is null: JSON has no NaN.
-    text = json.dumps(jsonable(results), indent=1, allow_nan=False)
-    write_text(out, text)
-    print(text)
+        path = Path(args.samples).absolute()
+        prepare, default = _of_samples, path.with_name(f"{path.name}.evaluation.json")
+    out = shared.output(args.out, default)
+    if args.out or out.parent.is_dir():  # or else there is no run or no sample, which is said
+        shared.check_output(out)
+    results.read(out)
+    _measure(prepare(args), out, args.json)
 
 
-def _of_run(args: argparse.Namespace) -> dict[str, Any]:
-    from diffax import config, data, evaluation
+def _measure(by_name: dict[str, Callable[[], results.Entry]], out: Path, as_json: bool) -> None:
+    """Measures, writes each result as it comes, and shows them.
+
+    Raises:
+      runtime.Failed: a measure or the writing failed; the others are kept.
+    """
+    from diffax import runtime
+    from diffax.ablation.jsonable import jsonable
+    from diffax.training.workdir import write_text
+
+    found, failed, unwritten = {}, [], ""
+    for name, measure in by_name.items():
+        try:
+            # What isn't finite, as the bound of a diverged run, is null: JSON has no NaN.
+            found[name] = jsonable(measure())
+        except (ValueError, OSError, RuntimeError, MemoryError) as error:
+            failed.append(f"{name} failed ({error})")
+            continue
+        try:
+            merged = results.merged(results.read(out), name, found[name])
+            write_text(out, json.dumps(merged, indent=1, allow_nan=False))
+            unwritten = ""
+        except (ValueError, OSError) as error:
+            unwritten = f"{out} can't be written ({error}): the results stand above"
+    if found and (as_json or unwritten):
+        print(json.dumps(found, indent=1, allow_nan=False))
+    elif found:
+        print(f"{results.table(found)}\n{out}")
+    if unwritten or failed:
+        raise runtime.Failed("; ".join([*failed, *([unwritten] if unwritten else [])]))
+
+
+def _of_run(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
+    import jax
+
+    from diffax import config, data, evaluation, metrics
 
     trained = shared.loaded(args)
     if args.num_samples is not None:
@@ -114,10 +147,12 @@ def _of_run(args: argparse.Namespace) -> dict[str, Any]:
     dataset = data.load(trained.config.data)
     chosen = trained.config.evaluation.metrics
     names = ["bpd", *chosen] if chosen and not args.metrics else _names(args, "run")
-    return evaluation.evaluate(trained, dataset, names, args.seed)
+    by_name = evaluation.measurements(trained, dataset, names, args.seed)
+    weights = jax.tree.leaves(jax.device_get(trained.state.ema_params))
+    return _saying(by_name, {"weights_hash": metrics.content_hash(*weights)})
 
 
-def _of_samples(args: argparse.Namespace) -> dict[str, Any]:
+def _of_samples(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
     from diffax import data, scoring
 
     if args.data:
@@ -129,9 +164,21 @@ def _of_samples(args: argparse.Namespace) -> dict[str, Any]:
     else:
         raise ValueError("--samples needs a reference: --data=NAME, or --reference=FILE")
     scoring.check_names(names)
-    samples = scoring.read_samples(args.samples, reference.dataset, args.array or "")
-    found = scoring.score(samples.x, reference, names, args.seed, samples.label)
-    return {name: score | samples.about for name, score in found.items()}
+    x, label, about = scoring.read_samples(args.samples, reference.dataset, args.array or "")
+    planned = scoring.plan(names, reference, x.shape[1:], len(x), label)
+    by_name = scoring.measurements(planned, lambda: x, reference, args.seed, label)
+    return _saying(by_name, about)
+
+
+def _saying(
+    by_name: dict[str, Callable[[], results.Entry]], about: results.Entry
+) -> dict[str, Callable[[], results.Entry]]:
+    """Measurements whose entries say this too."""
+
+    def said(measure: Callable[[], results.Entry]) -> results.Entry:
+        return measure() | about
+
+    return {name: functools.partial(said, measure) for name, measure in by_name.items()}
 
 
 def _names(args: argparse.Namespace, kind: str) -> list[str]:

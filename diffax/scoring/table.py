@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -220,24 +221,45 @@ def measure(
     Raises:
       ValueError: samples with values that are not finite.
     """
-    _check_finite(samples)
-    dataset = reference.dataset
-    eight_bits = samples.ndim == 4 if dataset is None else dataset.levels == 256
-    x = to_8_bits(samples) if eight_bits else np.asarray(samples, np.float32)
-    by_network: dict[str | None, Seen] = {}
-    found = {}
-    for name, (chosen, extractor) in planned.items():
+    by_name = measurements(planned, lambda: samples, reference, seed, label)
+    return {name: measure_it() for name, measure_it in by_name.items()}
+
+
+def measurements(
+    planned: Mapping[str, Planned],
+    samples: Callable[[], np.ndarray],
+    reference: Reference,
+    seed: int = 0,
+    label: np.ndarray | None = None,
+) -> dict[str, Callable[[], dict[str, Any]]]:
+    """`measure`, score by score: what is called to have each. What they share is computed once,
+    `samples` called once, when the first is asked for."""
+
+    @functools.cache
+    def seen(network: str | None) -> Seen:
+        return Seen(values(), reference, extractors[network], seed, label)
+
+    @functools.cache
+    def values() -> np.ndarray:
+        given = samples()
+        _check_finite(given)
+        dataset = reference.dataset
+        eight_bits = given.ndim == 4 if dataset is None else dataset.levels == 256
+        return to_8_bits(given) if eight_bits else np.asarray(given, np.float32)
+
+    def one(name: str, chosen: Measure, extractor: metrics.Extractor | None) -> dict[str, Any]:
         network = extractor.name if extractor else None
-        seen = by_network.setdefault(network, Seen(x, reference, extractor, seed, label))
         if extractor:
             features = {"features": network, "features_fingerprint": extractor.fingerprint}
             features |= extractor.about
         else:
             features = {"features": _ITSELF[chosen.over]}
-        numbers = chosen.function(seen)
+        numbers = chosen.function(seen(network))
         numbers = {name if key == "value" else key: value for key, value in numbers.items()}
-        found[name] = {**numbers, **features, "sample_values": str(x.dtype), "seed": seed}
-    return found
+        return {**numbers, **features, "sample_values": str(values().dtype), "seed": seed}
+
+    extractors = {e.name if e else None: e for _, e in planned.values()}
+    return {name: functools.partial(one, name, *chosen) for name, chosen in planned.items()}
 
 
 def score(

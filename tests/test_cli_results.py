@@ -1,0 +1,75 @@
+"""The file of `diffax evaluate`: what is merged, what is kept apart."""
+
+import json
+
+import pytest
+
+from diffax.cli import results
+
+
+def entry(value, **about):
+    about = {"step": 10, "weights_hash": "a", "seed": 0, "num_samples": 64, **about}
+    return {"value": value, "interval": [value - 0.5, value + 0.5], "low": None, **about}
+
+
+def test_metrics_stand_side_by_side_and_are_replaced_by_the_same_measurement():
+    found = results.merged({}, "kid", entry(1.0))
+    found = results.merged(found, "swd", entry(2.0, seed=3))
+    assert found == {"kid": entry(1.0), "swd": entry(2.0, seed=3)}
+    assert results.merged(found, "kid", entry(1.5)) == {**found, "kid": entry(1.5)}
+
+
+def test_what_was_measured_of_something_else_is_kept_apart():
+    found = results.merged({}, "kid", entry(1.0))
+    found = results.merged(found, "swd", entry(2.0))
+    # the same metric under other conditions
+    found = results.merged(found, "kid", entry(1.5, sampling={"num_steps": 5}))
+    assert list(found) == ["swd", "kid", "earlier"]
+    assert found["earlier"] == [{"metric": "kid", **entry(1.0)}]
+    # another checkpoint, with which the file begins anew
+    later = entry(3.0, step=20, weights_hash="b")
+    found = results.merged(found, "kid", later)
+    assert found["kid"] == later and [e["metric"] for e in found["earlier"]] == [
+        "kid",
+        "swd",
+        "kid",
+    ]
+    # and back: each measurement is there once
+    found = results.merged(found, "swd", entry(2.5))
+    assert found["swd"] == entry(2.5)
+    assert [(e["metric"], e["step"]) for e in found["earlier"]] == [
+        ("kid", 10), ("kid", 10), ("kid", 20)
+    ]  # fmt: skip
+    # other weights after as many steps are another checkpoint
+    assert list(results.merged(found, "prdc", entry(2.0, weights_hash="c"))) == ["prdc", "earlier"]
+
+
+@pytest.mark.parametrize("text", ["{", "[1]", '{"kid": 1}', "\xff"])
+def test_a_file_of_something_else_is_not_overwritten(text, tmp_path):
+    path = tmp_path / "found.json"
+    path.write_bytes(text.encode("latin-1"))
+    with pytest.raises(ValueError, match="found.json is there and holds no results"):
+        results.read(path)
+    assert results.read(tmp_path / "none.json") == {}
+
+
+def test_what_is_written_is_read():
+    found = json.loads(json.dumps(results.merged({}, "kid", entry(1.0))))
+    assert results.merged(found, "kid", entry(1.0)) == found
+
+
+def test_the_table_has_a_line_for_each_number():
+    prdc = dict.fromkeys(("precision", "recall", "density", "coverage"), 0.5)
+    found = {
+        "bpd": {"bpd": 3.21987, "standard_error": 0.0123, "num_examples": 50},
+        "fid": {"fid": 12.5, "low": 11.0, "high": 14.0, "floor": 1.5, "num_samples": 64},
+        "prdc": {**prdc, "num_samples": 64},
+        "kid": {"kid": None, "num_samples": 64},
+    }
+    lines = [line.split() for line in results.table(found).splitlines()]
+    assert [line[:2] for line in lines[1:]] == [
+        ["bpd", "3.22"], ["fid", "12.5"], ["precision", "0.5"], ["recall", "0.5"],
+        ["density", "0.5"], ["coverage", "0.5"], ["kid", "not"],
+    ]  # fmt: skip
+    assert lines[1][2:6] == ["±", "0.0123", "50", "examples"]
+    assert " ".join(lines[2][2:]) == "11 to 14 64 samples FID (of held-out data 1.5)"
