@@ -117,7 +117,7 @@ def training_loss(
       schedule: continuous or discrete; discrete for `learned_variance`.
       x0: (batch, ..., C).
       t: (batch,), the schedule's times.
-      prediction: "eps", "x0" or "v".
+      prediction: "eps", "x0", "v" or "score".
       weighting: a name in `WEIGHTINGS` or a function like those.
       noise: take this as eps, like x0, and need no key.
 
@@ -176,9 +176,9 @@ def get_weighting(weighting: str | Weighting) -> Weighting:
 def _refuse_infinite_weight(
     schedule: AnySchedule, prediction: str, weighting: str | Weighting
 ) -> None:
-    """Zero SNR has no slope: in discrete time, which visits it, a weight by the slope is NaN."""
+    """Zero SNR has no slope, nor has one step alone: in discrete time a weight by it is NaN."""
     weigh = get_weighting(weighting)
-    if schedule.num_steps is None or not schedule.zero_terminal:
+    if schedule.num_steps is None or not (schedule.zero_terminal or schedule.num_steps == 1):
         return
     with jax.ensure_compile_time_eval():
         last = jnp.asarray(-jnp.inf)
@@ -186,8 +186,8 @@ def _refuse_infinite_weight(
     if not finite:
         raise ValueError(
             f"weighting={weighting!r} weighs by the slope of log-SNR, which is infinite at zero"
-            " SNR, where this discrete schedule ends: use 'simple', 'min_snr' or 'p2', or"
-            " continuous time"
+            " SNR, where this discrete schedule ends, and of one step alone: use 'simple',"
+            " 'min_snr' or 'p2', or continuous time"
         )
 
 
@@ -289,7 +289,7 @@ def schedule_gradient(
         objective needs.
       schedule: continuous, with finite ends. A fixed one has no leaves and gets none back.
       x0: (batch, ..., C).
-      prediction: "eps", "x0" or "v". num_steps, levels: see `likelihood.vlb`.
+      prediction: "eps", "x0", "v" or "score". num_steps, levels: see `likelihood.vlb`.
       has_aux: also return the bound's terms, `likelihood.VLB`, whose `diffusion` is L.
       draws: take these random numbers, of `likelihood.draw`, and need no key.
 

@@ -182,8 +182,12 @@ _EPS_SCALE: dict[str, Callable] = {
     "eps": jnp.ones_like,
     "x0": jnp.exp,
     "v": jax.nn.sigmoid,
+    "score": lambda log_snr: jax.nn.sigmoid(-log_snr),
 }
-PREDICTIONS = tuple(_EPS_SCALE)  # what a network may be trained to predict
+# What a network is trained to predict by a config. The score grows without bound towards the clean
+# end, and no network's output is made for that; of one trained elsewhere it is understood.
+PREDICTIONS = ("eps", "x0", "v")
+BLIND_AT_ZERO_SNR = ("eps", "score")  # say nothing of x0 there
 
 
 def target_of(prediction: str, x0: jax.Array, eps: jax.Array, log_snr: jax.Array) -> jax.Array:
@@ -194,7 +198,10 @@ def target_of(prediction: str, x0: jax.Array, eps: jax.Array, log_snr: jax.Array
 
 
 def eps_scale(prediction: str, log_snr: jax.Array) -> jax.Array:
-    """The factor from a squared error of the prediction to that of eps: 1, SNR or alpha^2."""
+    """The factor from a squared error of the prediction to that of eps.
+
+    1 for eps, the SNR for x0, alpha^2 for v, sigma^2 for the score.
+    """
     check_prediction(prediction)
     return _EPS_SCALE[prediction](jnp.asarray(log_snr))
 
@@ -235,17 +242,18 @@ def convert(
 
 
 def check_prediction(prediction: str) -> None:
-    """Raises ValueError unless `prediction` is one that a network may be trained to give."""
-    if prediction not in PREDICTIONS:
-        raise ValueError(unknown("prediction", prediction, PREDICTIONS))
+    """Raises ValueError unless `prediction` is "eps", "x0", "v" or "score"."""
+    if prediction not in _READ:
+        raise ValueError(unknown("prediction", prediction, _READ))
 
 
 def refuse_eps_at_zero_snr(schedule: AnySchedule, prediction: str) -> None:
-    """Raises ValueError for eps-prediction with a schedule that is used at zero SNR exactly."""
+    """Raises ValueError for a prediction of eps or of the score with a schedule that is used at
+    zero SNR exactly."""
     check_prediction(prediction)
-    if prediction == "eps" and schedule.zero_terminal:
+    if prediction in BLIND_AT_ZERO_SNR and schedule.zero_terminal:
         raise ValueError(
-            "prediction='eps' can't give x0 at zero SNR, where this schedule ends: use"
+            f"prediction={prediction!r} can't give x0 at zero SNR, where this schedule ends: use"
             " prediction='v' or prediction='x0', or a finite end, by with_endpoints"
         )
 

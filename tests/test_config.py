@@ -71,11 +71,11 @@ def with_values(changes: dict) -> ConfigDict:
         ("schedule.tau", 1.0, ["'cosine'", "'tau'", "allowed are s"]),
         ("schedule.log_snr_max", 5.0, ["log_snr_max and log_snr_min", "both or neither"]),
         ("schedule.zero_terminal_snr", True, ["prediction='eps'", "prediction='v'"]),
-        ("schedule.num_steps", 20, ["config.sampling", "num_steps=50", "2 to 20"]),
+        ("schedule.num_steps", 20, ["config.sampling", "num_steps=50", "1 to 20"]),
         ("model.width", 64, ["width=64", "'unet'", "channels"]),
         ("model.channels", 33, ["config.model", "channels is 33", "even"]),
         ("model.conditioning", "steps", ["conditioning is 'steps'", "log_snr, step"]),
-        ("sampling.num_steps", 1, ["sampling.num_steps is 1", "at least 2"]),
+        ("sampling.num_steps", 0, ["sampling.num_steps is 0", "at least 1"]),
         ("sampling.eta", 2.0, ["config.sampling", "eta=2.0", "0 (deterministic) to 1"]),
         ("sampling.variance", "learned", ["'ddim'", "'variance'", "allowed are eta"]),
         ("objective.learned_variance", True, ["learned_variance", "schedule.num_steps"]),
@@ -96,7 +96,8 @@ def test_refused(key, value, words):
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"schedule.num_steps": 20}, ["config.sampling", "num_steps=50", "2 to 20"]),
+        ({"schedule.num_steps": 20}, ["config.sampling", "num_steps=50", "1 to 20"]),
+        ({"schedule.num_steps": 1}, ["config.sampling", "num_steps=50", "1 alone"]),
         ({"model.conditioning": "step"}, ["conditioning='step'", "log_snr"]),
         ({"training.batch_size": 33}, ["training.batch_size is 33", "even"]),
         ({"schedule.kind": "spline"}, ["kind='spline'", "monotone, piecewise_linear, polynomial"]),

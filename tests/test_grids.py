@@ -144,12 +144,13 @@ def test_explicit_times_are_visited_as_given():
     np.testing.assert_allclose(log_snr, [-8, 0, 5], atol=1e-5)
     t, _ = visited(steps(10), 50, jnp.array([9, 4, 0]))
     np.testing.assert_array_equal(t, [9, 4, 0])
+    t, _ = visited(steps(10), 50, [7])
+    np.testing.assert_array_equal(t, [7])
 
 
 @pytest.mark.parametrize(
     "total, wrong",
     [
-        (None, [0.5]),
         (None, []),
         (None, [0.2, 0.5]),
         (None, [0.5, 0.5]),

@@ -270,7 +270,7 @@ def zero_snr(num_steps=None):
 @pytest.mark.parametrize(
     "options, message",
     [
-        (dict(prediction="score"), "prediction='score': allowed are eps, x0, v"),
+        (dict(prediction="noise"), "prediction='noise'.* eps, x0, v, score"),
         (dict(weighting="snr"), "weighting='snr'.*: allowed are simple, elbo"),
         (dict(learned_variance=True), "learned_variance=True needs a discrete schedule"),
         (dict(predict=lambda x, t: jnp.zeros((4, 2))), r"gave shape \(4, 2\), and \(4, 1\)"),

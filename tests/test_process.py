@@ -297,7 +297,7 @@ def test_unknown_kinds_are_refused(field):
 # --- what a network predicts and is told --------------------------------------------------------
 
 
-@pytest.mark.parametrize("prediction", process.PREDICTIONS)
+@pytest.mark.parametrize("prediction", KINDS)
 @pytest.mark.parametrize("log_snr", (-8.0, 0.0, 5.0))
 def test_target_and_the_scale_of_its_error(prediction, log_snr):
     x0, eps = normal(0, 2, 3, 2)
@@ -330,8 +330,10 @@ def test_eps_prediction_is_refused_where_the_schedule_ends_at_zero_snr():
         process.refuse_eps_at_zero_snr(schedule, "v")
         process.refuse_eps_at_zero_snr(schedule, "x0")
     process.refuse_eps_at_zero_snr(schedules.linear().discretize(50), "eps")
-    with pytest.raises(ValueError, match="prediction='score': allowed are eps, x0, v"):
+    with pytest.raises(ValueError, match="prediction='score' can't give x0 at zero SNR"):
         process.refuse_eps_at_zero_snr(rescaled, "score")
+    with pytest.raises(ValueError, match="prediction='noise'.* eps, x0, v, score"):
+        process.refuse_eps_at_zero_snr(rescaled, "noise")
 
 
 def test_a_marked_predictor_is_told_the_noise_level():

@@ -94,7 +94,7 @@ def test_predictors_are_told_the_time_or_the_level(name):
         (dict(sampler="ddim", variance="fixed_small"), "no argument 'variance'; allowed are eta"),
         (dict(sampler="ddpm", variance="none"), "variance='none': allowed are fixed_small"),
         (dict(grid="cubic"), "grid='cubic': allowed are uniform, trailing"),
-        (dict(prediction="score"), "prediction='score': allowed are eps, x0, v"),
+        (dict(prediction="noise"), "prediction='noise'.* eps, x0, v, score"),
     ],
 )
 def test_unknown_names_and_options_are_refused(options, message):
@@ -102,18 +102,18 @@ def test_unknown_names_and_options_are_refused(options, message):
         draw(schedules.cosine(), **options)
 
 
-@pytest.mark.parametrize("steps", [1, 0, -3, 2.5])
+@pytest.mark.parametrize("steps", [0, -3, 2.5])
 @pytest.mark.parametrize("discrete", [False, True])
 def test_step_counts_that_do_not_fit_are_refused(steps, discrete):
     schedule = schedules.cosine()
     schedule = schedule.discretize(20) if discrete else schedule
-    allowed = "2 to 20" if discrete else "2 or more"
+    allowed = "1 to 20" if discrete else "1 or more"
     with pytest.raises(ValueError, match=f"num_steps={steps}: allowed .*{allowed}"):
         diffax.sample(KEY, PREDICT, schedule, (4, 2), num_steps=steps)
 
 
 def test_more_steps_than_a_discrete_schedule_has_are_refused():
-    with pytest.raises(ValueError, match="num_steps=21: allowed .* 2 to 20"):
+    with pytest.raises(ValueError, match="num_steps=21: allowed .* 1 to 20"):
         diffax.sample(KEY, PREDICT, schedules.cosine().discretize(20), (4, 2), num_steps=21)
 
 
@@ -130,3 +130,64 @@ def test_predictions_of_the_wrong_shape_are_refused(options, channels, message):
         diffax.sample(
             KEY, lambda x, t: jnp.zeros((4, channels)), schedules.cosine(), (4, 2), **options
         )
+
+
+# --- one step -----------------------------------------------------------------------------------
+
+ONE_STEP = {
+    "cosine": schedules.cosine,
+    "zero_terminal_snr linear": lambda: schedules.zero_terminal_snr(schedules.linear()),
+    "discrete cosine": lambda: schedules.cosine().discretize(20),
+    "one step": lambda: schedules.cosine().discretize(1),
+    "one step, zero SNR": lambda: schedules.sigmoid().discretize(1),
+}
+
+
+@pytest.mark.parametrize("sampler", samplers.SAMPLERS)
+@pytest.mark.parametrize("name", ["cosine", "one step, zero SNR"])
+def test_one_step_is_one_call_from_the_noisy_end(name, sampler):
+    """What the network makes of the start as x0, in every solver; nothing is drawn."""
+    schedule, start = ONE_STEP[name](), jnp.linspace(-2, 2, 8).reshape(4, 2)
+    predict = exact.predictor(exact.gaussian(), "v")
+    x = draw(schedule, predict=predict, x_init=start, sampler=sampler, num_steps=1, prediction="v")
+    level = samplers.visited_levels(schedule, 1, prediction="v").log_snr
+    want = exact.gaussian().denoise(start, jnp.broadcast_to(level, 4))
+    np.testing.assert_allclose(x, want, rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("grid", samplers.GRIDS)
+@pytest.mark.parametrize("name", ONE_STEP)
+def test_one_step_is_at_the_noisiest_level_of_every_grid(name, grid):
+    schedule = ONE_STEP[name]()
+    one = samplers.visited_levels(schedule, 1, grid, "v")
+    assert one.t.shape == (1,)
+    assert one.t[0] == (1.0 if schedule.num_steps is None else schedule.num_steps - 1) or (
+        schedule.num_steps is None and one.log_snr[0] == pytest.approx(-20, abs=0.01)
+    )
+
+
+def test_a_schedule_of_one_step_says_that_it_has_one():
+    with pytest.raises(ValueError, match="num_steps=50: allowed .*1 alone, the one step"):
+        draw(schedules.cosine().discretize(1))
+
+
+# --- the score ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("name", ["cosine", "discrete cosine"])
+def test_a_predictor_of_the_score_is_sampled_like_one_of_eps(name):
+    schedule, mixture = ONE_STEP[name](), exact.gaussian()
+    by_eps, by_score = (
+        draw(
+            schedule, predict=by_log_snr(f), num_steps=10, prediction=prediction, sampler="dpmpp_2m"
+        )
+        for prediction, f in (("eps", mixture.eps), ("score", mixture.score))
+    )
+    np.testing.assert_allclose(by_score, by_eps, rtol=1e-3, atol=1e-3)
+
+
+def test_the_score_is_refused_at_zero_snr():
+    with pytest.raises(ValueError, match="prediction='score' can't give x0 at zero SNR"):
+        draw(ONE_STEP["zero_terminal_snr linear"](), prediction="score")
+    with pytest.raises(ValueError, match="log_snr_min=-inf with prediction='score'"):
+        draw(schedules.cosine(), prediction="score", log_snr_min=-np.inf)

@@ -186,7 +186,7 @@ def test_a_learned_schedule_in_discrete_time_samples_and_bounds_by_its_steps():
         function = jax.jit(function)
         assert_close(function(state), function(fixed), rtol=1e-5, atol=1e-6)
     config.sampling.num_steps = 7
-    with pytest.raises(ValueError, match="num_steps=7.*2 to 6"):
+    with pytest.raises(ValueError, match="num_steps=7.*1 to 6"):
         config_lib.validate(config)
 
 

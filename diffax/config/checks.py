@@ -81,7 +81,7 @@ RULES: dict[str, Rule] = {
     "training.keep_checkpoints": _at_least(1),
     "training.max_skipped": _at_least(0),
     "sampling.sampler": _one_of(lambda: samplers.SAMPLERS),
-    "sampling.num_steps": _at_least(2),
+    "sampling.num_steps": _at_least(1),
     "sampling.schedule": _one_of(schedules.names),
     "sampling.grid": _one_of(lambda: samplers.GRIDS),
     "sampling.clip_x0": _POSITIVE,
@@ -193,6 +193,10 @@ def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
 
 def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
     every = config.training.eval_every
+    if every > 0 and config.schedule.num_steps == 1:
+        raise ValueError(
+            f"training.eval_every={every}: the bound needs two steps, and schedule.num_steps is 1"
+        )
     if every > 0:
         require_finite_ends(config, schedule, f"the bound (training.eval_every={every})")
 
@@ -210,10 +214,11 @@ def require_finite_ends(config: ConfigDict, schedule: AnySchedule, purpose: str)
 
 
 def _objective(config: ConfigDict, schedule: AnySchedule) -> None:
-    if config.objective.learned_variance and not config.schedule.num_steps:
+    num_steps = config.schedule.num_steps
+    if config.objective.learned_variance and num_steps < 2:
         raise ValueError(
             "learned_variance=True is the variance of a step of discrete time: schedule.num_steps,"
-            " which is 0, must be at least 2"
+            f" which is {num_steps}, must be at least 2"
         )
 
 

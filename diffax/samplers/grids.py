@@ -157,7 +157,7 @@ def levels(over: Range, grid: str | Sequence[float] | jax.Array | Level, num_ste
     Given levels are taken as they are.
 
     Raises:
-      ValueError: fewer than 2 steps, more than a discrete schedule has, an unknown name, or given
+      ValueError: fewer than 1 step, more than a discrete schedule has, an unknown name, or given
         times that don't decrease strictly or lie outside the schedule.
     """
     if isinstance(grid, Level):
@@ -167,13 +167,15 @@ def levels(over: Range, grid: str | Sequence[float] | jax.Array | Level, num_ste
     if grid not in GRIDS:
         raise ValueError(f"{unknown('grid', grid, GRIDS)}, or a list of times")
     _check_count(over, num_steps)
-    return GRIDS[grid](over, int(num_steps))
+    # One level is the noisiest in every grid, also in those that otherwise leave it out.
+    return (GRIDS[grid] if num_steps > 1 else trailing)(over, int(num_steps))
 
 
 def _check_count(over: Range, num_steps: int) -> None:
     most = over.num_steps
-    if int(num_steps) != num_steps or num_steps < 2 or (most is not None and num_steps > most):
-        allowed = "2 or more" if most is None else f"2 to {most}, the schedule's own steps"
+    if int(num_steps) != num_steps or num_steps < 1 or (most is not None and num_steps > most):
+        bounds = {None: "1 or more", 1: "1 alone, the one step of the schedule"}
+        allowed = bounds.get(most, f"1 to {most}, the schedule's own steps")
         raise ValueError(f"num_steps={num_steps}: allowed are whole numbers, {allowed}")
 
 
@@ -181,11 +183,11 @@ def _explicit(over: Range, given: Sequence[float] | jax.Array) -> jax.Array:
     values = np.asarray(given)
     highest = 1.0 if over.num_steps is None else over.num_steps - 1
     whole = over.num_steps is None or np.issubdtype(values.dtype, np.integer)
-    inside = values.ndim == 1 and len(values) >= 2 and values.min() >= 0 and values.max() <= highest
+    inside = values.ndim == 1 and len(values) > 0 and values.min() >= 0 and values.max() <= highest
     if not (inside and whole and np.all(np.diff(values) < 0)):
         kind = "times" if over.num_steps is None else "indices"
         raise ValueError(
             f"grid={values.tolist()}: explicit {kind} decrease strictly, from at most {highest} to"
-            " at least 0, two or more of them"
+            " at least 0, one or more of them"
         )
     return jnp.asarray(values, jnp.result_type(float) if over.num_steps is None else jnp.int32)

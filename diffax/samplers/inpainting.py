@@ -59,7 +59,7 @@ def inpaint(
     num_resamples = arguments.whole("num_resamples", num_resamples, 1)
     if jump_length is None:
         jump_length = max(1, min(10, num - 1))
-    most = num - 1 if num_resamples > 1 else None
+    most = num - 1 if min(num, num_resamples) > 1 else None
     jump_length = arguments.whole("jump_length", jump_length, 1, most)
     whole = Level(
         jnp.append(levels.t, jnp.zeros((), levels.t.dtype)), jnp.append(levels.log_snr, jnp.inf)

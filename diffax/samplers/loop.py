@@ -119,8 +119,10 @@ def sample(
       schedule: any schedule, continuous or discrete, fixed or learned.
       shape: (batch, ..., C) of what is drawn.
       sampler: a name in `SAMPLERS`; its docstring tells the calls per step. `options` go to it.
-      num_steps: levels visited, at least 2; in a discrete schedule at most T.
-      prediction: "eps", "x0" or "v".
+      num_steps: levels visited, at least 1, which is one call from the noisy end to x0; in a
+        discrete schedule at most T.
+      prediction: "eps", "x0", "v" or "score". At the noisy end eps and score say little of x0,
+        whose error is theirs over alpha: one call is for v and x0.
       grid: a name in `grids.GRIDS`, or the times themselves, strictly decreasing, or the levels, as
         `visited_levels` gives them.
       x_init: the start, at the first level; standard normal if left out. Of any floating dtype,
@@ -217,9 +219,11 @@ def _range(
             f"log_snr_max={log_snr_max}, log_snr_min={log_snr_min}: log_snr_min is the lower one"
         )
     ends = concrete_ends(schedule)
-    if prediction == "eps" and log_snr_min == -jnp.inf and ends is not None and ends[1] == -jnp.inf:
+    endless = log_snr_min == -jnp.inf and ends is not None and ends[1] == -jnp.inf
+    if prediction in process.BLIND_AT_ZERO_SNR and endless:
         raise ValueError(
-            "log_snr_min=-inf with prediction='eps': eps can't give x0 at zero SNR; use a finite"
+            f"log_snr_min=-inf with prediction={prediction!r}: {prediction} can't give x0 at zero"
+            " SNR; use a finite"
             " log_snr_min, or v or x0 prediction"
         )
     lowest = -jnp.inf if schedule.zero_terminal else log_snr_min

@@ -212,8 +212,11 @@ class DiscreteSchedule(_Levels):
     def log_snr_and_slope(self, t: jax.Array) -> tuple[jax.Array, jax.Array]:
         """log_snr(t) and its slope in (index + 1) / T, by central differences; shape of `t`.
 
-        At zero SNR the slope is minus infinity; in the step before it, a backward difference.
+        At zero SNR the slope is minus infinity, and so it is of one step alone; in the step before
+        zero SNR, a backward difference.
         """
+        if self.num_steps == 1:
+            return self.log_snr(t), jnp.full_like(self.log_snr(t), -jnp.inf)
         slopes = jnp.gradient(self.log_snrs) * self.num_steps
         if self.zero_terminal and self.num_steps > 2:
             backward = self.log_snrs[-2] - self.log_snrs[-3]
