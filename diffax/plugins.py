@@ -311,7 +311,8 @@ def _execute(found: _Found) -> types.ModuleType:
     module.__file__ = path
     sys.modules[module.__name__] = module  # where dataclasses look their module up
     try:
-        guarded(path, lambda: exec(compile(found.source, path, "exec"), vars(module)))
+        code = guarded(path, lambda: compile(found.source, path, "exec", dont_inherit=True))
+        guarded(path, lambda: exec(code, vars(module)))
     except ValueError:
         del sys.modules[module.__name__]
         raise

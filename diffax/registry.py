@@ -226,17 +226,27 @@ def shared_arguments(
     return {argument: type_ for argument, (_, type_) in found.items()}
 
 
-def _type_of(what: str, function: Callable, parameter: inspect.Parameter) -> Any:
+def annotation_of(what: str, function: Callable, parameter: inspect.Parameter) -> Any:
+    """The annotation of a function's (or a class's) parameter, of which a text is evaluated.
+
+    Raises:
+      ValueError: it can't be.
+    """
     annotation = parameter.annotation
-    if isinstance(annotation, str):  # of a module with `from __future__ import annotations`
-        inner = inspect.unwrap(function)
-        scope = getattr(inner, "__globals__", None) or vars(inspect.getmodule(inner) or typing)
-        try:
-            annotation = eval(annotation, dict(scope))
-        except Exception as error:
-            raise ValueError(
-                f"{what}: the annotation of its argument {parameter.name!r} can't be read ({error})"
-            ) from None
+    if not isinstance(annotation, str):
+        return annotation
+    inner = inspect.unwrap(function)  # of a module with `from __future__ import annotations`
+    scope = getattr(inner, "__globals__", None) or vars(inspect.getmodule(inner) or typing)
+    try:
+        return eval(annotation, dict(scope))
+    except Exception as error:
+        raise ValueError(
+            f"{what}: the annotation of its argument {parameter.name!r} can't be read ({error})"
+        ) from None
+
+
+def _type_of(what: str, function: Callable, parameter: inspect.Parameter) -> Any:
+    annotation = annotation_of(what, function, parameter)
     if typing.get_origin(annotation) in (typing.Union, types.UnionType):
         others = set(typing.get_args(annotation)) - {types.NoneType}
         annotation = others.pop() if len(others) == 1 else parameter.empty

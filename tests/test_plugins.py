@@ -4,6 +4,7 @@ import logging
 import sys
 
 import pytest
+from plugin_cases import afresh
 
 from diffax import plugins, registry, schedules
 
@@ -43,13 +44,6 @@ def lines(monkeypatch):
     monkeypatch.setattr(logger, "handlers", [handler])
     logger.setLevel(logging.INFO)
     return said
-
-
-def afresh():
-    """As in another process."""
-    for plugin in plugins._LOADED.values():
-        registry.forget(plugin.registers)
-    plugins._LOADED.clear()
 
 
 def test_a_file_is_run_once_and_says_so(power, lines):

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict, config_dict
 
 from diffax import data, models, samplers, schedules
 from diffax.config.kinds import Kind, kind_of
+from diffax.registry import annotation_of
 
 
 class Key(NamedTuple):
@@ -255,8 +256,9 @@ def _arguments(constructor: Callable) -> dict[str, Key]:
     """The arguments of a function or fields of a dataclass that are of a kind of a config's values,
     as the Args or Attributes of its docstring explain them."""
     said, found = _explained(constructor), {}
-    for name, parameter in inspect.signature(constructor, eval_str=True).parameters.items():
-        kind = kind_of(parameter.annotation, parameter.default)
+    for name, parameter in inspect.signature(constructor).parameters.items():
+        annotation = annotation_of(str(constructor), constructor, parameter)
+        kind = kind_of(annotation, parameter.default)
         if kind is not None:
             found[name] = Key(parameter.default, said.get(name, ""), kind)
     return found

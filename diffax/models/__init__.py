@@ -10,7 +10,7 @@ import flax.linen as nn
 
 from diffax.models.mlp import MLP
 from diffax.models.unet import UNet
-from diffax.registry import Registry, arguments, suggestion
+from diffax.registry import Registry, shared_arguments, suggestion
 
 MODELS: Registry[type[nn.Module]] = Registry("model", {"unet": UNet, "mlp": MLP})
 _NO_FIELDS = ("parent", "name")  # of every flax module
@@ -27,11 +27,12 @@ def register(name: str, network: type[nn.Module]) -> None:
         learn the reverse variance a field `learned_variance`.
 
     Raises:
-      ValueError: the name is taken, it is no flax module, or a field has no default.
+      ValueError: the name is taken, it is no flax module, or a field has no default, or another
+        type than that of the same name of another network.
     """
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
         raise ValueError(f"model {name!r} must be a class of flax modules, and is {network!r}")
-    arguments(f"model {name!r}", network, _NO_FIELDS)
+    shared_arguments("model", {**MODELS, name: network}, _NO_FIELDS)
     for field, parameter in inspect.signature(network).parameters.items():
         if parameter.default is parameter.empty:
             raise ValueError(f"model {name!r}: its field {field!r} needs a default")
