@@ -79,6 +79,7 @@ def with_values(changes: dict) -> ConfigDict:
         ("sampling.eta", 2.0, ["config.sampling", "eta=2.0", "0 (deterministic) to 1"]),
         ("sampling.variance", "learned", ["'ddim'", "'variance'", "allowed are eta"]),
         ("objective.learned_variance", True, ["learned_variance", "schedule.num_steps"]),
+        ("evaluation.metrics", ("fd_lite",), ["metrics='fd_lite'", "did you mean fd_lite0"]),
         ("training.eval_every", 5, ["eval_every=5", "finite", "schedule.log_snr_max"]),
         ("schedule_learning.objective", "vlb", ["objective='vlb'", "num_steps", "at least 1"]),
     ],

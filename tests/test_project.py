@@ -104,7 +104,7 @@ MAY_IMPORT = {
     "data": {"registry", "runtime"},
     "metrics": {"registry", "data", "models", "runtime"},
     "plots": METHODS | {"data"},
-    "config": METHODS | {"data", "models", "metrics"},
+    "config": METHODS | {"data", "models", "metrics", "scoring"},
     "runtime": set(),
     "training": PARTS,
     "generator": PARTS | {"training"},

@@ -22,7 +22,7 @@ from diffax.config.build import (
     sampling_options,
     schedule_decay_at,
 )
-from diffax.config.checks import require_finite_ends, validate
+from diffax.config.checks import remarks, require_finite_ends, validate
 from diffax.config.defaults import default_config
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
@@ -47,6 +47,7 @@ __all__ = [
     "load_plugins",
     "learning_rate_at",
     "register_optimizer",
+    "remarks",
     "require_finite_ends",
     "sampling_options",
     "saved",

@@ -4,25 +4,30 @@ from __future__ import annotations
 
 import contextlib
 import math
+import sys
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any, NamedTuple
 
 import jax
+import jax.numpy as jnp
+import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import models, objectives, process, samplers, schedules, time_sampling
+from diffax import models, objectives, process, samplers, schedules, scoring, time_sampling
 from diffax.config import build, defaults, optimizers
 from diffax.config.kinds import Kind
 from diffax.config.reading import unknown
 from diffax.config.storage import flat, load_plugins
 from diffax.process import AnySchedule
+from diffax.registry import suggestion
 
 
 class Rule(NamedTuple):
-    """What a value must be: a test, and the words for it."""
+    """What a value must be: a test, and the words for it; `names`: those it is one of, if it is."""
 
     holds: Callable[[Any], bool]
     words: Callable[[], str]
+    names: Callable[[], Iterable[str]] = tuple
 
 
 def _rule(holds: Callable[[Any], bool], words: str) -> Rule:
@@ -31,78 +36,120 @@ def _rule(holds: Callable[[Any], bool], words: str) -> Rule:
 
 def _one_of(names: Callable[[], Iterable[str]]) -> Rule:
     # A function, so that what is registered later counts.
-    return Rule(lambda value: value in names(), lambda: f"one of {', '.join(names())}")
+    return Rule(lambda value: value in names(), lambda: f"one of {', '.join(names())}", names)
 
 
-def _at_least(least: int) -> Rule:
-    return _rule(lambda value: value >= least, f"at least {least}")
+def _whole(least: int, most: int) -> Rule:
+    """A whole number in bounds: below what would fill the memory by itself, or never end."""
+    return _rule(lambda value: least <= value <= most, f"at least {least} and at most {most:,}")
 
 
-_POSITIVE = _rule(lambda value: 0 < value < math.inf, "a positive number")
-_NOT_NEGATIVE = _rule(lambda value: 0 <= value < math.inf, "a number of at least 0")
+def _wholes(most: int, length: int) -> Rule:
+    return _rule(
+        lambda value: len(value) <= length and all(0 <= entry <= most for entry in value),
+        f"at most {length} numbers, each at least 0 and at most {most:,}",
+    )
+
+
+def _is_float32(value: float) -> bool:
+    """Whether float32 holds a positive number, as neither zero nor infinity."""
+    return _SMALLEST <= value <= _LARGEST
+
+
+_SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
+_STEPS = 10**9  # of training: they are counted in int32
+_LEVELS = 100_000  # of discrete time, and of a sampler
+_POSITIVE = _rule(_is_float32, f"a positive number that float32 holds, up to {_LARGEST:.3g}")
+_NOT_NEGATIVE = _rule(
+    lambda value: value == 0 or _is_float32(value),
+    f"a number of at least 0 that float32 holds, up to {_LARGEST:.3g}",
+)
 _SHARE = _rule(lambda value: 0 <= value <= 1, "between 0 and 1")
-_BELOW_ONE = _rule(lambda value: 0 <= value < 1, "at least 0 and below 1")
+# Beyond it alpha^2 or sigma^2 is no number that float32 holds in full.
+_LOG_SNR_LIMIT = 87.0
+_LOG_SNR = _rule(
+    lambda value: abs(value) <= _LOG_SNR_LIMIT,
+    f"between {-_LOG_SNR_LIMIT:g} and {_LOG_SNR_LIMIT:g}",
+)
 _OPTIMIZER = _one_of(lambda: optimizers.OPTIMIZERS)
 
 RULES: dict[str, Rule] = {
     "seed": _rule(lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
     "model.name": _one_of(models.names),
     "model.label_dropout": _SHARE,
+    "model.channels": _whole(1, 16_384),
+    "model.channel_mults": _wholes(64, 16),
+    "model.num_blocks": _whole(1, 32),
+    "model.attention_resolutions": _wholes(65_536, 16),
+    "model.head_width": _whole(1, 65_536),
+    "model.remat_levels": _wholes(16, 16),
+    "model.width": _whole(1, 65_536),
+    "model.depth": _whole(1, 1_000),
     "schedule.name": _one_of(schedules.names),
-    "schedule.input_scale": _POSITIVE,
-    "schedule.base_resolution": _at_least(0),
-    "schedule.num_steps": _at_least(0),
+    "schedule.input_scale": _rule(
+        lambda value: 1e-3 <= value <= 1e3, "at least 0.001 and at most 1000, a positive number"
+    ),
+    "schedule.log_snr_max": _LOG_SNR,
+    "schedule.log_snr_min": _LOG_SNR,
+    "schedule.base_resolution": _whole(0, 65_536),
+    "schedule.num_steps": _whole(0, _LEVELS),
+    "schedule.size": _whole(1, 65_536),
     "schedule_learning.objective": _one_of(lambda: objectives.SCHEDULE_OBJECTIVES),
     "schedule_learning.optimizer": _OPTIMIZER,
     "schedule_learning.learning_rate": _NOT_NEGATIVE,
     "schedule_learning.decay": _one_of(lambda: optimizers.DECAYS),
     "schedule_learning.clip_norm": _NOT_NEGATIVE,
-    "schedule_learning.update_every": _at_least(0),
-    "schedule_learning.num_steps": _at_least(0),
+    "schedule_learning.update_every": _whole(0, _STEPS),
+    "schedule_learning.num_steps": _whole(0, _LEVELS),
     "objective.prediction": _one_of(lambda: process.PREDICTIONS),
     "objective.weighting": _one_of(lambda: objectives.WEIGHTINGS),
     "objective.time_sampling": _one_of(lambda: time_sampling.TIME_SAMPLERS),
     "objective.hybrid_weight": _NOT_NEGATIVE,
     "optimizer.name": _OPTIMIZER,
     "optimizer.learning_rate": _POSITIVE,
-    "optimizer.warmup_steps": _at_least(0),
+    "optimizer.warmup_steps": _whole(0, _STEPS),
     "optimizer.decay": _one_of(lambda: optimizers.DECAYS),
     "optimizer.clip_norm": _NOT_NEGATIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
-    "ema.decay": _BELOW_ONE,
-    "training.batch_size": _at_least(1),
-    "training.grad_accumulation": _at_least(1),
-    "training.num_steps": _at_least(1),
-    "training.steps_per_call": _at_least(1),
-    "training.log_every": _at_least(1),
-    "training.eval_every": _at_least(0),
-    "training.sample_every": _at_least(0),
-    "training.checkpoint_every": _at_least(0),
-    "training.keep_checkpoints": _at_least(1),
-    "training.max_skipped": _at_least(0),
+    "ema.decay": _rule(
+        lambda value: 0 <= value and np.float32(value) < 1, "at least 0 and below 1, in float32"
+    ),
+    "training.batch_size": _whole(1, 1_048_576),
+    "training.grad_accumulation": _whole(1, 65_536),
+    "training.num_steps": _whole(1, _STEPS),
+    "training.steps_per_call": _whole(1, 10_000),
+    "training.log_every": _whole(1, _STEPS),
+    "training.eval_every": _whole(0, _STEPS),
+    "training.sample_every": _whole(0, _STEPS),
+    "training.checkpoint_every": _whole(0, _STEPS),
+    "training.keep_checkpoints": _whole(1, _STEPS),
+    "training.max_skipped": _whole(0, _STEPS),
     "sampling.sampler": _one_of(lambda: samplers.SAMPLERS),
-    "sampling.num_steps": _at_least(1),
+    "sampling.num_steps": _whole(1, _LEVELS),
     "sampling.schedule": _one_of(schedules.names),
     "sampling.grid": _one_of(lambda: samplers.GRIDS),
     "sampling.clip_x0": _POSITIVE,
     "sampling.dynamic_threshold": _rule(lambda value: 0 < value <= 1, "above 0 and at most 1"),
-    "sampling.guidance_scale": _NOT_NEGATIVE,
+    "sampling.guidance_scale": _rule(
+        lambda value: 0 <= value <= 10_000, "at least 0 and at most 10,000"
+    ),
     "sampling.guidance_interval": _rule(
         lambda value: len(value) == 2 and value[0] < value[1], "(low, high) in log-SNR, low < high"
     ),
     "sampling.guidance_rescale": _SHARE,
-    "sampling.num_samples": _at_least(1),
-    "evaluation.batch_size": _at_least(1),
-    "evaluation.num_examples": _at_least(0),
-    "evaluation.repeats": _at_least(1),
-    "evaluation.vlb_num_steps": _at_least(0),
-    "evaluation.ode_num_steps": _at_least(1),
+    "sampling.num_samples": _whole(1, 10_000),
+    "evaluation.batch_size": _whole(1, 1_048_576),
+    "evaluation.num_examples": _whole(0, _STEPS),
+    "evaluation.repeats": _whole(1, 10_000),
+    "evaluation.vlb_num_steps": _whole(0, _LEVELS),
+    "evaluation.ode_num_steps": _whole(1, _LEVELS),
     "evaluation.gradient_batches": _rule(
-        lambda value: value == 0 or value >= 2, "at least 2, or 0 for none"
+        lambda value: value == 0 or 2 <= value <= 1_000_000,
+        "at least 2 and at most 1,000,000, or 0 for none",
     ),
-    "evaluation.num_samples": _at_least(1),
-    "parallel.num_devices": _at_least(0),
-    "parallel.fsdp": _at_least(1),
+    "evaluation.num_samples": _whole(1, 10_000_000),
+    "parallel.num_devices": _whole(0, 1_048_576),
+    "parallel.fsdp": _whole(1, 1_048_576),
 }
 
 
@@ -127,8 +174,7 @@ def validate(config: ConfigDict) -> None:
         except ValueError as error:
             raise ValueError(f"config.{key} is {given[key]!r}; it {error}") from None
     with _naming("schedule"):
-        # Under jit it is one program that is compiled, instead of one per operation.
-        schedule = jax.jit(lambda: build.build_schedule(config, shape=_StandIn().shape))()
+        schedule = _checked(lambda: build.build_schedule(config, shape=_StandIn().shape))
     for section, check in _TOGETHER:
         with _naming(section):
             check(config, schedule)
@@ -136,8 +182,9 @@ def validate(config: ConfigDict) -> None:
 
 def check_value(key: str, value: Any) -> None:
     """Raises ValueError with what a key's value must be, "must be ...", unless it is that."""
-    if value is not None and key in RULES and not RULES[key].holds(value):
-        raise ValueError(f"must be {RULES[key].words()}")
+    rule = RULES.get(key)
+    if value is not None and rule and not rule.holds(value):
+        raise ValueError(f"must be {rule.words()}{suggestion(value, rule.names())}")
 
 
 @contextlib.contextmanager
@@ -153,8 +200,65 @@ def _check_type(key: str, value: Any, kind: Kind) -> None:
         raise ValueError(
             f"config.{key} is {value!r}, of type {type(value).__name__}; it must be of type {kind}"
         )
-    if isinstance(value, float) and math.isnan(value):
-        raise ValueError(f"config.{key} is nan; it must be a number")
+    numbers = value if isinstance(value, tuple | list) else (value,)
+    if float in (kind.type, kind.element) and not all(map(_is_number, numbers)):
+        raise ValueError(f"config.{key} is {value!r}; it must be a number that a float can hold")
+
+
+def _is_number(value: Any) -> bool:
+    return value is None or value in (math.inf, -math.inf) or abs(value) <= sys.float_info.max
+
+
+# --- the schedule's values ----------------------------------------------------------------------
+
+_GRID = 1000  # points strictly between the ends
+_LEAST_FALL = 0.1  # from the first of them to the last
+_ROUNDING = 1e-4  # by which float32 may have a flat stretch rise
+
+
+def _checked(make: Callable[[], AnySchedule]) -> AnySchedule:
+    """The schedule that a function makes, if its log-SNR falls, and is made of float32 numbers.
+
+    It is looked at in every step of discrete time, or on a fine grid; only an end may be infinite.
+
+    Raises:
+      ValueError: it isn't, or can't be made.
+    """
+
+    def made() -> tuple[AnySchedule, jax.Array, jax.Array]:
+        schedule = make()
+        inner = (jnp.arange(_GRID, dtype=jnp.float32) + 0.5) / _GRID
+        num_steps = schedule.num_steps
+        t = inner if num_steps is None else jnp.arange(num_steps)
+        return schedule, t, schedule.log_snr(t)
+
+    try:
+        with np.errstate(all="ignore"):  # of what overflows it is said below
+            # Under jit it is one program that is compiled, instead of one per operation.
+            schedule, t, log_snr = jax.jit(made)()
+    except ArithmeticError as error:
+        raise ValueError(f"its values can't be computed with: {error}") from None
+    t, log_snr = np.asarray(t), np.asarray(log_snr)
+    inside = np.abs(log_snr) <= _LOG_SNR_LIMIT
+    if schedule.num_steps is not None:  # whose first and last step may be the clean and noisy end
+        inside[[0, -1]] |= [log_snr[0] == np.inf, log_snr[-1] == -np.inf]
+    if not inside.all():
+        i = int(np.argmin(inside))
+        raise ValueError(
+            f"the log-SNR is {log_snr[i]:g} at t={t[i]:g}; between its ends it must be at most"
+            f" {_LOG_SNR_LIMIT:g} in size"
+        )
+    rises = np.diff(log_snr) > _ROUNDING
+    if rises.any():
+        i = int(np.argmax(rises))
+        raise ValueError(
+            f"the log-SNR must fall, and is {log_snr[i]:g} at t={t[i]:g} and {log_snr[i + 1]:g} at"
+            f" t={t[i + 1]:g}"
+        )
+    fall = log_snr[0] - log_snr[-1]
+    if fall < _LEAST_FALL and log_snr.size > 1:
+        raise ValueError(f"the log-SNR falls by {fall:g} in all; it must fall by {_LEAST_FALL:g}")
+    return schedule
 
 
 # --- what must fit together ---------------------------------------------------------------------
@@ -192,6 +296,7 @@ def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
 
 
 def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
+    scoring.check_names(config.evaluation.metrics)
     every = config.training.eval_every
     if every > 0 and config.schedule.num_steps == 1:
         raise ValueError(
@@ -199,6 +304,17 @@ def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
         )
     if every > 0:
         require_finite_ends(config, schedule, f"the bound (training.eval_every={every})")
+
+
+def remarks(config: ConfigDict) -> list[str]:
+    """What a config that can be run is probably not meant to say, a sentence each."""
+    warmup, num_steps = config.optimizer.warmup_steps, config.training.num_steps
+    if warmup <= num_steps:
+        return []
+    return [
+        f"optimizer.warmup_steps={warmup:,} is more than training.num_steps={num_steps:,}: the"
+        f" learning rate rises to {num_steps / warmup:.2g} of optimizer.learning_rate at most"
+    ]
 
 
 def require_finite_ends(config: ConfigDict, schedule: AnySchedule, purpose: str) -> None:
@@ -286,6 +402,7 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
             " was trained with alone; model.conditioning must be 'log_snr'"
         )
     other = build.build_sampling_schedule(config, _StandIn().shape)
+    _checked(lambda: other)
     if build.is_learned(other):
         raise ValueError(f"{field} has parameters, which would be untrained ones: name a fixed one")
     process.refuse_eps_at_zero_snr(other, config.objective.prediction)

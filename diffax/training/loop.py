@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data, plugins
-from diffax.training import feed, hosts, lifted, outputs, parallel, writers
+from diffax.training import feed, hosts, lifted, memory, outputs, parallel, writers
 from diffax.training.checkpoint import DamagedError
 from diffax.training.evaluation import make_evaluation
 from diffax.training.interrupt import Interrupted, Interruption
@@ -111,6 +111,8 @@ def _train(
         config_lib.load_plugins(each)
     config_lib.validate(config)
     _say_what_is_registered_here()
+    for remark in config_lib.remarks(config):
+        _LOG.warning(remark)
     settings = config.training
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
     form.check(config, mesh)
@@ -275,6 +277,7 @@ def compile_run(
     """
     create = functools.partial(create_state, config, model, dataset)
     like = jax.eval_shape(create, jax.random.key(config.seed))
+    memory.check(like, mesh)
     check_batch_size(config, mesh, like)
     make_step = functools.partial(make_train_step, config, model, dataset)
     compiled = lifted.compile_step(make_step, mesh, like, config.parallel.mode, form)
