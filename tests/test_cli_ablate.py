@@ -339,7 +339,9 @@ def test_a_part_that_is_none_is_refused(shard, config_file, tmp_path, capsys):
     assert "must read I/N" in capsys.readouterr().err
 
 
-def test_the_command_of_a_part_is_that_of_the_whole(monkeypatch):
+def test_the_command_of_a_part_is_that_of_the_whole():
     words = ["ablate", "--shard=1/4", "--axis=model.channel_mults=(1,2)", "--shard", "2/4"]
-    monkeypatch.setattr("sys.argv", ["diffax", *words, "--seeds=2"])
-    assert ablate._command() == "diffax ablate '--axis=model.channel_mults=(1,2)' --seeds=2"
+    assert (
+        ablate._command([*words, "--seeds=2"])
+        == "diffax ablate '--axis=model.channel_mults=(1,2)' --seeds=2"
+    )

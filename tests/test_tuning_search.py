@@ -333,11 +333,22 @@ def test_the_picture_has_room_for_names_and_for_trials_without_a_value():
     assert shown == [2, 1, 1]
 
 
-def test_the_best_config_is_a_config_file(tmp_path):
+@pytest.mark.parametrize(
+    "says",
+    [
+        "Trial 3 of 4.",
+        'A """\nraise SystemExit("run")\n""" in it',
+        'ends in a quote"',
+        "ends in a backslash\\",
+        '\\"""\nraise SystemExit',
+        "{text} 'Größe' \t\r\x0c\u2028 \ud800 \0 end",
+    ],
+)
+def test_the_best_config_is_a_config_file_whatever_it_says(says, tmp_path):
     config = small_config(data__path="it's '''odd''' \\ here", schedule__s=0.123)
     path = tmp_path / "best.py"
-    path.write_text(results.to_python(config, "Trial 3 of 4."))
+    path.write_text(results.to_python(config, says), encoding="utf-8")
     assert config_lib.differences(cli.read_config(str(path), []), config) == {}
     spec = importlib.util.spec_from_file_location("best", path)
     spec.loader.exec_module(module := importlib.util.module_from_spec(spec))
-    assert module.__doc__ == "Trial 3 of 4."
+    assert module.__doc__ == says

@@ -72,7 +72,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal can't write stops nothing
             stream.reconfigure(errors="backslashreplace")
-    words, overrides = _apart(sys.argv[1:] if argv is None else argv)
+    argv = sys.argv[1:] if argv is None else list(argv)
+    words, overrides = _apart(argv)
     name = words[0] if words else ""
     if name in COMMANDS and any(word.startswith(("--plugin", "--workdir")) for word in words):
         try:
@@ -84,6 +85,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         others = () if COMMANDS[words[0]].takes_config else overrides
         parser.commands[words[0]].refuse_unknown([*words, *others])
     args, rest = parser.parse_known_args(words)
+    args.words = argv  # as they were given
     command = COMMANDS[args.command]
     if rest:
         parser.commands[args.command].error(f"not understood: {' '.join(rest)}")

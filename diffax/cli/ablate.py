@@ -7,6 +7,7 @@ import os
 import re
 import shlex
 import sys
+from collections.abc import Sequence
 from typing import Any
 
 from ml_collections import ConfigDict
@@ -87,7 +88,7 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
         baseline=args.baseline or names[0],
         metrics=(),  # those of the runs, as `measure.measured_metrics` orders them
         parts=runner.PARTS,
-        command=_command(),
+        command=_command(args.words),
         method="\n\n".join(f"Left out: {name}: {why}." for name, why in left_out.items()),
     )
     seeds = range(args.seeds)
@@ -103,9 +104,9 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     print(f"\nreport: {report.html}, {report.markdown}\nnumbers: {report.json}")
 
 
-def _command() -> str:
+def _command(words: Sequence[str]) -> str:
     """The command as it was given, for the whole of the grid."""
-    words = [word for word in sys.argv[1:] if not word.startswith("--shard=")]
+    words = [word for word in words if not word.startswith("--shard=")]
     if "--shard" in words:
         i = words.index("--shard")
         del words[i : i + 2]

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import sys
+import shlex
 
 from ml_collections import ConfigDict
 
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
         num_rungs=args.rungs,
         confirm=args.confirm,
         workers=args.workers,
-        command=" ".join(["diffax", *sys.argv[1:]]),
+        command=shlex.join(["diffax", *args.words]),
     )
     print(found.table)
     print(f"\nbest of {len(found.trials)}, by one seed and so optimistic: * {found.best.number}")

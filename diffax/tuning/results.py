@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax.ablation.grid import format_seconds
+from diffax.ablation.texts import for_matplotlib
 from diffax.tuning.search import Trial, best
 from diffax.tuning.space import Range, Space, number, words
 
@@ -53,10 +54,19 @@ def to_csv(trials: Sequence[Trial], space: Space, metric: str) -> str:
 
 
 def to_python(config: ConfigDict, says: str) -> str:
-    """The text of a config file, for `--config=`, that holds a whole config."""
+    """The text of a config file, for `--config=`, that holds a whole config; `says`: any text."""
     # JSON writes the one character that could end the string in another way, too.
     text = config_lib.to_json(config).replace("'", r"\u0027")
+    says = "\n".join(map(_quoted, says.split("\n")))
     return _CONFIG_FILE.format(says=says, text=text)
+
+
+def _quoted(line: str) -> str:
+    """A line as it stands in a string of Python's: whatever it holds, it doesn't end the string."""
+    escapes = {'"': r"\"", "\\": r"\\"}
+    return "".join(
+        escapes.get(c, c if c.isprintable() else c.encode("unicode_escape").decode()) for c in line
+    )
 
 
 _CONFIG_FILE = '''"""{says}"""
@@ -143,7 +153,8 @@ def _draw_parameter(panel: Any, parameter: Any, trials: Sequence[Trial]) -> None
         if parameter.log:
             _label_decades(panel.xaxis, wide=parameter.high > 30 * parameter.low)
     else:
-        panel.set_xticks(range(len(parameter.values)), map(str, parameter.values))
+        names = [for_matplotlib(str(value)) for value in parameter.values]
+        panel.set_xticks(range(len(names)), names)
         panel.margins(x=0.2)
 
 
