@@ -1,15 +1,20 @@
 """Every command on a tiny config, through the same `main` as the console script's."""
 
+import contextlib
 import functools
 import json
 import shutil
+import subprocess
+import sys
 
 import numpy as np
 import pytest
 from PIL import Image
 from small_runs import write_tiny_config
 
-from diffax import cli, evaluation, generator, plots, samplers
+import diffax
+from diffax import cli, evaluation, generator, plots, samplers, training
+from diffax.config import defaults
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +115,66 @@ def test_unknown_flag_and_missing_config_are_refused(config_file, tmp_path, caps
     assert "--stepz" in capsys.readouterr().err
     assert cli.main(["train", "--config=no/such.py", f"--workdir={tmp_path}"]) == 1
     assert "no/such.py" in capsys.readouterr().err
+
+
+FILES = ["--config=none.py", "--workdir=none"]
+
+
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (["trian"], "'trian' (did you mean train?): allowed are train, sample, "),
+        (["train", "--confg=x.py"], "no flag --confg (did you mean --config?)"),
+        (["train", *FILES, "--config.model.chanels=8"], "none.py"),
+        (["sample", "--workdir=none", "--stepz", "3"], "no flag --stepz (did you mean --steps?)"),
+        (["sample", "--workdir=none", "--edit=sdeit"], "'sdeit' (did you mean sdedit?): allowed"),
+        (["sample", "--workdir=none", "--sampler=dpmp_2m"], "(did you mean dpmpp_2m?)"),
+        (["sample", "--workdir=none", "--config.seed=1"], "no flag --config.seed"),
+        (["ablate", *FILES, "--axis=seed=1", "--seeds-together=alwys"], "(did you mean always?)"),
+        (["ablate", *FILES, "--axis=seed=1", "--seeds=0"], "argument --seeds: '0': must be at l"),
+        (["ablate", *FILES, "--axis=seed=1", "--metrics=kid,kid"], "must read A,B,..., each once"),
+        (["tune", *FILES, "--search=seed=1", "--budget=nan"], "argument --budget: 'nan': takes"),
+        (["tune", *FILES, "--search=seed=1", "--trials=-1"], "argument --trials: '-1': must be"),
+        (["metrics", "convert-incepton", "x"], "(did you mean convert-inception?)"),
+        (["schedules", "--names=cosin"], "(did you mean cosine?)"),
+        (["evaluate", "--samples=x", "--data=digits", "--image-size=2.5"], "takes a whole number"),
+        (["config", "schedule.nme"], "no key 'schedule.nme' (did you mean schedule.name?)"),
+        (["config", "shedule"], "no key 'shedule' (did you mean schedule?)"),
+    ],
+)
+def test_what_is_misspelt_is_answered_with_what_is_near(words, said, capsys):
+    with contextlib.suppress(SystemExit):
+        assert cli.main(words) == 1
+    error = capsys.readouterr().err
+    assert said in error and error.count("\n") == 1
+
+
+def test_an_override_takes_its_value_as_the_next_word_too(config_file, tmp_path, monkeypatch):
+    seen = []
+    monkeypatch.setattr(training, "train", lambda config, _: seen.append(config) or (None, {}))
+    words = ["--config.seed", "3", "--config.training.tensorboard", f"--workdir={tmp_path}"]
+    assert cli.main(["train", f"--config={config_file}", *words, "--config.seed=5"]) == 0
+    assert (seen[0].seed, seen[0].training.tensorboard) == (5, True)
+
+
+def test_config_lists_every_key_with_its_meaning_default_and_type(capsys):
+    assert cli.main(["config"]) == 0
+    every = capsys.readouterr().out
+    for name, key in defaults.keys().items():
+        assert f"{name} = {key.default!r}  ({key.kind})\n    " in every
+    assert cli.main(["config", "ema"]) == 0
+    assert capsys.readouterr().out == (
+        "ema.decay = 0.999  (float)\n"
+        "    of the parameters' moving average; in step k: min(decay, (1 + k) / (10 + k))\n"
+        "    must be at least 0 and below 1, in float32\n"
+    )
+
+
+def test_the_version_is_told_and_the_package_can_be_run():
+    run = [sys.executable, "-m", "diffax", "--version"]
+    assert subprocess.run(run, capture_output=True, text=True, check=True).stdout == (
+        f"diffax {diffax.__version__}\n"
+    )
 
 
 def test_sample_writes_a_png_and_an_npz_and_depends_on_the_seed(trained, tmp_path):

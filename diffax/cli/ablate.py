@@ -14,6 +14,7 @@ from ml_collections import ConfigDict
 
 from diffax.cli import shared
 from diffax.cli.flags import whole, words
+from diffax.registry import suggestion
 
 _VECTORISE = {"auto": None, "always": True, "never": False}
 
@@ -81,7 +82,8 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
         print(f"left out: {name}: {reason}", file=sys.stderr)
     names = [arm.name for arm in arms]
     if args.baseline not in (None, *names):
-        raise ValueError(f"--baseline={args.baseline}: the arms are {'; '.join(names)}")
+        hint = suggestion(args.baseline, names)
+        raise ValueError(f"--baseline={args.baseline}{hint}: the arms are {'; '.join(names)}")
     spec = Spec(
         title=" × ".join(axes),
         question=args.question or f"What difference does {' and '.join(axes)} make?",

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 
 from diffax import arguments
 from diffax.models import embeddings, platform, platform_conv
+from diffax.registry import suggestion
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -28,7 +29,7 @@ def is_whole(value: object, at_least: int) -> bool:
 def check_name(field: str, value: object, table: dict) -> None:
     """Refuses a value that is no name of the table."""
     known = isinstance(value, str) and value in table
-    check(known, field, value, f"one of {', '.join(table)}")
+    check(known, field, value, f"one of {', '.join(table)}{suggestion(value, table)}")
 
 
 def check_shared_fields(module: nn.Module, width_field: str) -> None:

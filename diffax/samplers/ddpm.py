@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.process import learned_log_variance, posterior_between, transition_variance
+from diffax.registry import unknown
 from diffax.samplers.base import Denoised, Sampler, Step, no_carry, standard_normal
 
 
@@ -46,7 +47,7 @@ def ddpm(variance: str = "fixed_small") -> Sampler:
       ValueError: an unknown variance.
     """
     if variance not in _VARIANCES:
-        raise ValueError(f"variance={variance!r}: allowed are {', '.join(_VARIANCES)}")
+        raise ValueError(unknown("variance", variance, _VARIANCES))
 
     def step(x: jax.Array, carry: tuple[()], at: Step) -> tuple[jax.Array, tuple[()]]:
         out = at.denoise(x, at.now)

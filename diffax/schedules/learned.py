@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from diffax.registry import unknown
 from diffax.schedules.base import (
     LOG_SNR_MAX,
     LOG_SNR_MIN,
@@ -141,7 +142,7 @@ def learned(
       ValueError: an unknown kind, endpoints out of order, or a size below 1.
     """
     if kind not in SHAPES:
-        raise ValueError(f"kind={kind!r}: allowed are {', '.join(sorted(SHAPES))}")
+        raise ValueError(unknown("kind", kind, sorted(SHAPES)))
     log_snr_max, log_snr_min = check_endpoints(log_snr_max, log_snr_min)
     size = SHAPES[kind].size if size is None else int(size)
     if size < 1:

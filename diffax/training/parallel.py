@@ -21,6 +21,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from diffax.models import platform
+from diffax.registry import suggestion
 from diffax.training.spread import OverAxis, Spread, Together
 
 AXES = ("data", "fsdp")
@@ -210,6 +211,6 @@ def compile_step(
       ValueError: no such mode, or mode "pmap" with "fsdp" devices in the mesh.
     """
     if mode not in MODES:
-        allowed = ", ".join(MODES)
-        raise ValueError(f"config.parallel.mode is {mode!r}; it must be one of {allowed}")
+        allowed = f"one of {', '.join(MODES)}{suggestion(mode, MODES)}"
+        raise ValueError(f"config.parallel.mode is {mode!r}; it must be {allowed}")
     return MODES[mode](make_step, mesh, state)

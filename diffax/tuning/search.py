@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 
+from diffax.registry import unknown
 from diffax.tuning.space import Space
 
 FACTOR = 2  # from one rung to the next: so many times the steps, and one in so many trials goes on
@@ -141,7 +142,7 @@ def search(
       ValueError: an unknown pruner, no bound, or a file of a search with other settings.
     """
     if pruner not in PRUNERS:
-        raise ValueError(f"pruner={pruner!r}: allowed are {', '.join(PRUNERS)}")
+        raise ValueError(unknown("pruner", pruner, PRUNERS))
     if num_trials is None and budget is None:
         raise ValueError("a search needs a bound: a number of trials, or a budget")
     asked = {"pruner": pruner, "steps": list(steps), "seed": seed, **(settings or {})}

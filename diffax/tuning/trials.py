@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, evaluation, scoring, training
 from diffax.ablation import measure
+from diffax.registry import suggestion
 from diffax.training import Interrupted, NonFiniteError, Run
 from diffax.tuning.search import Objective, Unfit
 from diffax.tuning.space import Space
@@ -68,7 +69,7 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
     allowed = metrics()
     if name not in allowed:
         reason = _objection(name) if name in scoring.scores() else _REFUSED.get(name)
-        words = f" ({reason})" if reason else ""
+        words = f" ({reason})" if reason else suggestion(name, allowed)
         raise ValueError(f"metric={name!r}{words}: allowed are {', '.join(allowed)}")
     if name in scoring.scores():
         if dataset is None:
