@@ -90,7 +90,7 @@ def test_odd_command_lines_are_answered_in_one_sentence(seed, odd, tmp_path, cap
     monkeypatch.chdir(tmp_path)  # where a word is the name of a folder
     rng = random.Random(seed)
     for _ in range(60):
-        words = odd(rng)
+        words, before = odd(rng), sorted(tmp_path.rglob("*"))
         try:
             status = cli.main(words)
         except SystemExit as stop:
@@ -102,4 +102,4 @@ def test_odd_command_lines_are_answered_in_one_sentence(seed, odd, tmp_path, cap
         if status:
             assert error.startswith("diffax") and "Traceback" not in error, words
             assert len(error.splitlines()) == 1, (words, error)
-    assert not list(tmp_path.iterdir())
+            assert sorted(tmp_path.rglob("*")) == before, words
