@@ -69,7 +69,8 @@ def test_unknown_names_and_fields_are_refused_with_the_allowed_ones():
     ],
 )
 def test_impossible_values_are_refused_at_construction(name, field, value, rule):
-    with pytest.raises(ValueError, match=rf"^{field} is .*; it must be {rule}(?: .did you mean .*)?$"):
+    said = rf"^{field} is .*; it must be {rule}(?: .did you mean .*)?$"
+    with pytest.raises(ValueError, match=said):
         models.get(name, **{field: value})
 
 
