@@ -7,6 +7,7 @@ evaluate(run, diffax.data.load(run.config.data), ["bpd", "frechet"])
 from __future__ import annotations
 
 import functools
+import logging
 import math
 from collections.abc import Callable, Sequence
 from typing import Any
@@ -24,6 +25,8 @@ from diffax.process import AnySchedule
 from diffax.schedules import ends_of
 from diffax.training import Run, parallel
 
+_LOG = logging.getLogger("diffax")
+
 
 def evaluate(
     run: Run,
@@ -36,7 +39,7 @@ def evaluate(
 
     Args:
       run: see `diffax.training.load`; its config.evaluation holds the sizes.
-      dataset: the data that the run was trained on.
+      dataset: the data that the run was trained on; if they have changed since, the log says so.
       names: keys of `LIKELIHOODS`, or of `scoring.scores()`: of samples against the training split.
       seed: of the noise and the samples.
       samples: of this run, by its config.sampling and that seed; drawn if needed and left out.
@@ -44,6 +47,8 @@ def evaluate(
     Raises:
       ValueError: an unknown name, or what the metric itself refuses.
     """
+    if changes := run.dataset.changes(training.DatasetInfo.of(dataset)):
+        _LOG.warning("the run was trained on other data: %s", "; ".join(changes))
     by_name = measurements(run, dataset, names, seed, samples)
     return {name: measure() for name, measure in by_name.items()}
 

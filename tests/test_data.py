@@ -115,6 +115,22 @@ def test_mixture2d():
     assert train.isdisjoint(evaluation)
 
 
+def test_what_a_data_set_is_made_of_is_checked():
+    points, label = np.zeros((3, 2), np.float32), np.array([0, 1, 1], np.int32)
+    good = data.Split(points, label)
+    assert data.make_dataset("a", good, good, ("x", "y")).num_classes == 2
+    for split, names, said in (
+        (data.Split(points, label - 1), ("x", "y"), "go from -1 to 0, and the 2 classes"),
+        (good, ("x",), "go from 0 to 1, and the 1 classes"),
+        (data.Split(points), ("x", "y"), "has no labels, and there are 2 names"),
+        (good, (), "has labels, and there are 0 names"),
+        (data.Split(points + np.inf, label), ("x", "y"), "has values that are not finite"),
+        (data.Split(points - np.nan, label), ("x", "y"), "has values that are not finite"),
+    ):
+        with pytest.raises(ValueError, match=f"data.name='a': the .*train split {said}"):
+            data.make_dataset("a", split, good, names)
+
+
 # -- npz -----------------------------------------------------------------------------------------
 
 

@@ -1,6 +1,8 @@
 """Evaluation of runs whose network is exact, so that every number is known."""
 
+import dataclasses
 import json
+import logging
 import math
 
 import flax.linen as nn
@@ -40,6 +42,16 @@ def test_the_bound_says_what_it_depends_on_and_adds_up(run_and_data):
     entropy = data.default_mixture().entropy() / (2 * math.log(2))
     assert found["bpd"] > entropy - 5 * found["standard_error"]
     assert found == evaluation.evaluate(run, dataset, ["bpd"], seed=3)["bpd"]
+
+
+def test_other_data_than_a_run_was_trained_on_are_told(run_and_data, caplog, monkeypatch):
+    monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)
+    run, dataset = run_and_data
+    evaluation.evaluate(run, dataset, [])
+    assert not caplog.records
+    fewer = dataclasses.replace(dataset, train=data.Split(dataset.train.x[:100]))
+    evaluation.evaluate(run, fewer, [])
+    assert "trained on other data: num train was 50000 and is 100" in caplog.text
 
 
 def test_the_bound_says_in_how_many_steps_it_is(run_and_data):

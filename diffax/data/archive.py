@@ -24,6 +24,7 @@ def read_npz(
 
     Raises:
       FileNotFoundError: there is no such file, or it is no regular one.
+      PermissionError: and others of its kind, where it can't be opened.
       ValueError: it is no .npz, or an array can't be read (objects, a damaged or encrypted member,
         more than the memory that is free); names the file.
     """
@@ -32,6 +33,8 @@ def read_npz(
     # zipfile and NumPy have no one kind of error for what they can't read, here and below.
     try:
         archive = zipfile.ZipFile(path)
+    except PermissionError:
+        raise
     except Exception as error:
         raise ValueError(f"{path} is not an .npz ({error}); numpy.savez writes one") from error
     with archive:

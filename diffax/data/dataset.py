@@ -118,13 +118,34 @@ class Dataset:
 def make_dataset(
     name: str, train: Split, evaluation: Split, label_names: tuple[str, ...] = ()
 ) -> Dataset:
-    """The `Dataset` of two splits; shape and levels are those of their arrays."""
+    """The `Dataset` of two splits; shape and levels are those of their arrays.
+
+    Raises:
+      ValueError: the splits differ in shape or dtype, values are not finite, or labels are no
+        numbers of the classes; names the split.
+    """
     if train.x.shape[1:] != evaluation.x.shape[1:] or train.x.dtype != evaluation.x.dtype:
         raise ValueError(
             f"data.name={name!r}: examples of the train split are {train.x.dtype} "
             f"{train.x.shape[1:]}, those of the eval split {evaluation.x.dtype} "
             f"{evaluation.x.shape[1:]}; they must agree (data.image_size makes sizes equal)."
         )
+    for split, said in ((train, "train"), (evaluation, "eval")):
+        if not (np.isfinite(split.x.min()) and np.isfinite(split.x.max())):
+            raise ValueError(
+                f"data.name={name!r}: the {said} split has values that are not finite."
+            )
+        if (split.label is None) != (not label_names):
+            had = "has no labels" if split.label is None else "has labels"
+            raise ValueError(
+                f"data.name={name!r}: the {said} split {had}, and there are {len(label_names)} "
+                "names of classes."
+            )
+        if label_names and not 0 <= split.label.min() <= split.label.max() < len(label_names):
+            raise ValueError(
+                f"data.name={name!r}: the labels of the {said} split go from {split.label.min()} "
+                f"to {split.label.max()}, and the {len(label_names)} classes are numbered from 0."
+            )
     return Dataset(
         name=name,
         shape=train.x.shape[1:],
