@@ -4,6 +4,9 @@
     python experiments/accelerator.py --out=runs/accelerator --parts=device,bf16_128 --budget=200
     JAX_PLATFORMS=cpu python experiments/accelerator.py --out=/tmp/tried --tiny   # whether it works
 
+On an H200 a first train step takes 70 s, of which 41 s are XLA's, so not all parts fit into nine
+minutes: --parts chooses. experiments/results/accelerator.md holds what was measured so far.
+
 Each part runs in processes of its own and has a time limit of its own, the most valuable first; a
 part that fails or runs out of time is a row that says so, and the rest goes on. What it finds is
 written as it comes: rows to OUT/results.jsonl, tables made from them to OUT/table.md, what the
@@ -11,6 +14,7 @@ processes say to OUT/log.txt. The whole ends after --budget seconds; parts that 
 for are named.
 
 device: the device, the versions, and its peak, the rate of a large matrix product.
+alone: a train step of ours in bfloat16, 128 images, which needs no other library.
 bf16_128, bf16_512, float32_128: a train step of the CIFAR-10 U-Net of Ho 2020 (35.7M; eps-MSE,
   Adam) in turn with the same of diffusers under torch.compile, channels last; float32 may use tf32
   on both sides. The ratio is time ours / theirs, below 1 where diffax is faster. A share of the
@@ -20,10 +24,11 @@ bf16_128, bf16_512, float32_128: a train step of the CIFAR-10 U-Net of Ho 2020 (
 eager: bf16_128 with diffusers as it is, not compiled.
 sampling: 50 DDIM steps of 256 images, in turn with diffusers.
 remat: ours alone, 512 images, every block computed again in the backward pass.
-input: the input pipeline alone; `fed` is its images/s over those of the train step in bfloat16.
-equality: ten train steps with a learned schedule on the device against a CPU, in float32, matrix
-  products at the highest precision and at the default one: the largest relative difference of a
-  loss, and the distance between the parameters over their norm and over how far they were moved.
+input: the input pipeline alone; `fed` is its images/s over those of `alone`.
+equality: ten train steps of a small U-Net with a learned schedule on the device against a CPU, in
+  float32, matrix products at the highest precision and at the default one: the largest relative
+  difference of a loss, and the distance between the parameters over their norm and over how far
+  they were moved.
 training: the small U-Net of configs/fashion_mnist.py on Fashion-MNIST, cosine against learned, two
   seeds, all four at once: so its steps/s are not those of a run alone.
 
@@ -94,6 +99,9 @@ def operations(options: dict) -> Iterator[dict]:
     import jax.numpy as jnp
     import workloads
 
+    from diffax.models import platform
+
+    platform.on_cpu = lambda: False  # the plain network: this process compiles and runs nothing
     network = "tiny" if options["tiny"] else "cifar10"
     module, shape = workloads.build(network)
     key = jax.random.key(0)
@@ -182,6 +190,8 @@ def ten_steps(options: dict) -> dict:
     from diffax.models import platform
 
     config = small_run(options, "learned", 0)
+    if not options["tiny"]:  # compiled three times
+        config.model.update(channels=16, channel_mults=(1, 2), num_blocks=1)
     dataset = data.load(config.data)
     info = training.DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)
@@ -307,24 +317,26 @@ class Part(NamedTuple):
 PARTS = {
     "device": Part("device", {}, 40),
     "operations": Part("operations", {}, 60, "cpu"),
-    "bf16_128": Part("pair", dict(workload="E", dtype="bfloat16"), 200),
-    "bf16_512": Part("pair", dict(workload="F", dtype="bfloat16"), 150),
+    "alone": Part("alone", dict(workload="E", dtype="bfloat16", remat=False), 120),
+    "bf16_128": Part("pair", dict(workload="E", dtype="bfloat16"), 240),
+    "bf16_512": Part("pair", dict(workload="F", dtype="bfloat16"), 240),
     "input": Part("feeding", dict(workload="E"), 25),
-    "equality": Part("equality", {}, 160),
+    "equality": Part("equality", {}, 190),
     "training": Part("trainings", {}, 190),
-    "float32_128": Part("pair", dict(workload="E", dtype="float32"), 110),
-    "sampling": Part("pair", dict(workload="G", dtype="bfloat16", part="sample"), 100),
-    "remat": Part("alone", dict(workload="F", dtype="bfloat16", remat=True), 60),
-    "eager": Part("pair", dict(workload="E", dtype="bfloat16", mode="eager"), 60),
+    "float32_128": Part("pair", dict(workload="E", dtype="float32"), 240),
+    "sampling": Part("pair", dict(workload="G", dtype="bfloat16", part="sample"), 240),
+    "remat": Part("alone", dict(workload="F", dtype="bfloat16", remat=True), 150),
+    "eager": Part("pair", dict(workload="E", dtype="bfloat16", mode="eager"), 120),
 }
 # What runs at once: nothing beside what is timed.
 STAGES = (
     ("device", "operations"),
-    ("bf16_128",),
-    ("bf16_512",),
+    ("alone",),
     ("input",),
-    ("float32_128",),
+    ("bf16_128",),
     ("equality", "training"),
+    ("bf16_512",),
+    ("float32_128",),
     ("sampling",),
     ("remat",),
     ("eager",),

@@ -78,10 +78,8 @@ def memory(row: Row, rows: list[Row], side: str) -> str:
 
 def fed(row: Row, rows: list[Row]) -> str:
     """The pipeline's speed over that of the train step."""
-    step = found(rows, "pair", part="bf16_128")
-    if not step:
-        return "-"
-    return number(row["images_per_second"] / images_per_second(step, "ours"))
+    step = found(rows, "alone", part="alone")
+    return number(row["images_per_second"] / step["images_per_second"]) if step else "-"
 
 
 def distance(row: Row, rows: list[Row]) -> str:
