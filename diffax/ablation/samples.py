@@ -11,6 +11,8 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
+from diffax.data.archive import read_npz
+
 _MOST = 36  # images or points × 100 that one drawing shows
 _GREY = "#80868e"  # reads on a light and on a dark page
 
@@ -53,6 +55,7 @@ def load(samples: Any, directory: str | Path) -> np.ndarray | bytes:
 
     Raises:
       FileNotFoundError: no such file.
+      ValueError: a file that can't be read; it is named.
     """
     if isinstance(samples, (str, Path)):
         path = Path(directory) / samples
@@ -60,8 +63,13 @@ def load(samples: Any, directory: str | Path) -> np.ndarray | bytes:
             raise FileNotFoundError(f"samples: no file {path}")
         if path.suffix == ".png":
             return path.read_bytes()
-        with np.load(path) as arrays:
-            samples = arrays["samples" if "samples" in arrays else arrays.files[0]]
+
+        def pick(names: Sequence[str]) -> Sequence[str]:
+            if not names:
+                raise ValueError(f"samples: {path} holds no array")
+            return ["samples"] if "samples" in names else names[:1]
+
+        (samples,) = read_npz(path, pick).values()
     array = np.asarray(samples)
     if isinstance(samples, list) and array.dtype.kind in "iu":  # JSON does not know uint8
         array = array.astype(np.uint8)
