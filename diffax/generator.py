@@ -58,7 +58,8 @@ class Generator:
     label that doesn't fit, and warn (`NotFinite`) of samples that are not finite.
 
     Args:
-      run: of `diffax.training.load`, or the workdir itself, read once.
+      run: of `diffax.training.load`, or the workdir itself, read once. The copies of plugins that a
+        workdir holds are run as Python: load only what you would run.
       batch_size: samples drawn at a time over all devices, rounded up to fill them.
       num_devices: the first so many; 0 for all.
 

@@ -53,7 +53,8 @@ class Registry(dict[str, T]):
         self.kind = kind
 
     def register(self, name: str, entry: T) -> None:
-        """Adds an entry. What a copy of the same file has registered stays as it is.
+        """Adds an entry. What a copy of the same file has registered stays as it is; a notebook may
+        register anew what it has registered.
 
         Raises:
           ValueError: the name is taken by another entry, or is none: letters, digits and _.+- that
@@ -69,6 +70,9 @@ class Registry(dict[str, T]):
                 return
             owner = next((a for a in _ADDED if a.table is self and a.name == name), None)
             if owner and _is_copy(owner.file, _asking()[1]):
+                return
+            if owner and (owner.module, owner.file) == _asking() == ("__main__", None):
+                self[name] = entry  # a cell of a notebook that is run again
                 return
             by = f", by {owner.file or owner.module}" if owner else ""
             raise ValueError(f"a {self.kind} named {name!r} is registered already{by}")

@@ -10,8 +10,9 @@ import pytest
 from plugin_cases import afresh
 
 import diffax
-from diffax import cli, plugins, registry, runtime, training
+from diffax import cli, plugins, registry, runtime, schedules, training
 from diffax import config as config_lib
+from diffax.ablation import Arm, Spec, runner
 
 pytestmark = pytest.mark.usefixtures("registering")
 
@@ -83,7 +84,7 @@ def test_what_is_registered_is_known_to_every_command(files, capsys):
     assert drawn.shape == (4, 2) and not np.allclose(drawn, pulled)
     capsys.readouterr()
     run("evaluate", "--workdir=elsewhere", "--metrics=bpd,reach")
-    assert '"reach"' in capsys.readouterr().out
+    assert re.search("^reach +[0-9.]+ ", capsys.readouterr().out, re.MULTILINE)
     generate = diffax.Generator("elsewhere")
     assert generate(3).shape == (3, 2)
     assert generate.run.config.schedule.p == 1.5 and generate.run.model.width == 8
@@ -161,3 +162,33 @@ def test_a_plugin_whose_keys_cannot_be_is_refused_and_leaves_nothing(code, words
         config_lib.validate(config)
     assert registry.added() == before
     config_lib.validate(config_lib.default_config())
+
+
+def test_what_no_plugin_registers_stays_in_its_program(files, monkeypatch, caplog):
+    """No worker is asked for it, and elsewhere the run says what is missing."""
+    plugins.load("own.py")
+    schedules.register("here", lambda q=2.0: schedules.linear_logsnr(q, -q))
+    config = config_lib.default_config()
+    config.plugins = ("own.py",)
+    config.data.name, config.model.name, config.schedule.name = "spiral", "tower", "here"
+    config.evaluation.metrics = ("reach",)
+    asked = {}
+
+    def run_grid(*args, workers, **rest):
+        asked["workers"] = workers
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_grid", run_grid)
+    spec, arms = Spec("T", "Q?", "a", ()), [Arm("a"), Arm("b", {"schedule.q": 3.0})]
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_ablation(spec, config, arms, [0], files / "work", workers=2)
+    assert asked == {"workers": 1}
+    assert "all runs are made in this process" in caplog.text
+
+    (files / "run").mkdir()
+    (files / "run" / "config.json").write_text(config_lib.to_json(config))
+    plugins.keep(config.plugins, files / "run" / "plugins")
+    afresh()
+    registry.forget([("schedule", "here")])
+    with pytest.raises(ValueError, match="no config has here, schedule.q: .* by --plugin"):
+        training.load(files / "run")

@@ -71,6 +71,16 @@ def test_every_table_is_registered_in_and_asked_alike(kind):
     assert [*table] == own
 
 
+@pytest.mark.usefixtures("registering")
+def test_a_cell_of_a_notebook_may_be_run_again():
+    code = "from diffax import schedules\nschedules.register('newcomer', lambda p={}: None)"
+    for value in (1.0, 2.0):
+        exec(code.format(value), {"__name__": "__main__"})
+    assert schedules.SCHEDULES["newcomer"].__defaults__ == (2.0,)
+    with pytest.raises(ValueError, match="is registered already, by __main__"):
+        exec(code.format(3.0), {"__name__": "elsewhere"})
+
+
 @pytest.mark.parametrize("name", ["", "two words", "a,b", "k=v", "1st", "None", "../x", 3, None])
 def test_names_that_a_command_line_could_not_hold_are_refused(name):
     with pytest.raises(ValueError, match="can't be named"):

@@ -26,7 +26,15 @@ from diffax.config.checks import remarks, require_finite_ends, validate
 from diffax.config.defaults import default_config
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
-from diffax.config.storage import changed, differences, from_json, load_plugins, saved, to_json
+from diffax.config.storage import (
+    changed,
+    differences,
+    from_json,
+    load_plugins,
+    saved,
+    to_json,
+    unknown_keys,
+)
 
 __all__ = [
     "DECAYS",
@@ -53,5 +61,6 @@ __all__ = [
     "saved",
     "schedule_decay_at",
     "to_json",
+    "unknown_keys",
     "validate",
 ]

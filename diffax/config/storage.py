@@ -58,6 +58,11 @@ def saved(text: str) -> dict[str, Any]:
     return {**flat(default_config()), **flat(_written(text))}
 
 
+def unknown_keys(saved: Mapping[str, Any]) -> list[str]:
+    """The keys of `saved` that no config has, with what is registered now."""
+    return [key for key in saved if key not in defaults.keys()]
+
+
 def _written(text: str) -> dict[str, Any]:
     try:
         written = json.loads(text)

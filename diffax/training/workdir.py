@@ -178,9 +178,16 @@ def read_config(workdir: Path) -> ConfigDict:
       FileNotFoundError: there is none.
       ValueError: it is damaged, the file is named; or a plugin can't be loaded.
     """
-    for name in _saved_config(workdir)["plugins"]:
+    saved = _saved_config(workdir)
+    for name in saved["plugins"]:
         plugins.load(name, workdir / PLUGINS)
-    return _read(workdir, "config.json", config_lib.from_json)
+    config = _read(workdir, "config.json", config_lib.from_json)
+    if unknown := config_lib.unknown_keys(saved):
+        raise ValueError(
+            f"{workdir / 'config.json'} has keys that no config has here, {', '.join(unknown)}: if"
+            " they are of something of your own, name the file that registers it by --plugin"
+        )
+    return config
 
 
 def _saved_config(workdir: Path) -> dict[str, Any]:
