@@ -37,15 +37,11 @@ class Chromium:
         ours_in, theirs_out = os.pipe()
         theirs_in, ours_out = os.pipe()
 
-        def connect():  # the protocol has commands come on descriptor 3 and answers go to 4
-            a, b = os.dup(theirs_in), os.dup(theirs_out)
-            os.dup2(a, 3)
-            os.dup2(b, 4)
-
+        # The protocol has commands come on descriptor 3 and answers go to 4.
+        connect = f'exec "$0" "$@" 3<&{theirs_in} 4>&{theirs_out}'
         self.process = subprocess.Popen(
-            [PROGRAM, *FLAGS, f"--user-data-dir={self.profile}", "about:blank"],
-            preexec_fn=connect,
-            close_fds=False,
+            ["bash", "-c", connect, PROGRAM, *FLAGS, f"--user-data-dir={self.profile}"],
+            pass_fds=(theirs_in, theirs_out),
             stdin=subprocess.DEVNULL,
             stdout=subprocess.DEVNULL,
             stderr=subprocess.DEVNULL,

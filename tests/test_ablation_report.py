@@ -108,6 +108,49 @@ def test_page_tells_how_it_was_made(made):
     assert "jax" in page.text
 
 
+def test_the_top_says_what_was_studied(tmp_path):
+    results = make_results()
+    for r in results:
+        own = {"directory": f"{r['arm']}/{r['seed']}", "seconds": 9.0, "seeds": [r["seed"]]}
+        many = 2_000 if r["arm"] == "learned" else 1_000
+        r["training"] = own | {"parameters": many}
+        # In pairs, one after another: two processes.
+        r["finished"] = 1e9 + 20.0 * (1 + results.index(r) // 2)
+        r["environment"] = {"device": "cpu", "diffax": "1.2", "commit": "abc123 (files changed)"}
+    variance, *others = SPEC.metrics
+    spec = replace(
+        SPEC,
+        metrics=[replace(variance, meaning="How noisy it is."), *others[:-1],
+                 replace(others[-1], meaning="What is left.")],
+        subject={"data": "digits: 9 examples", "steps": "500"},
+        remarks=["Training was short: it ended early."],
+        environment={},
+        design={arm: {"schedule.name": arm} for arm in ARMS},
+        config={"schedule": {"name": "cosine", "tau": 1.0}, "seed": 0},
+    )  # fmt: skip
+    report = build_report(spec, results, tmp_path)
+    page, text = Page(report.html.read_text("utf-8")), report.markdown.read_text("utf-8")
+    for words in (
+        "data digits: 9 examples steps 500 parameters 1,000 to 2,000 arms 3 seeds 3 runs 9",
+        "wall time 1 min 40 s summed over runs 3 min 00 s device cpu diffax 1.2, commit abc123",
+        "Note. Training was short: it ended early.",
+        "Var(VLB) How noisy it is.",
+        "schedule.name linear, cosine, learned (varied) seeds 0, 1, 2 schedule.tau 1.0",
+    ):
+        assert words in " ".join(" ".join(page.texts).split())
+        if "varied" not in words and "data" not in words and "wall" not in words:
+            assert words.split()[-1] in text
+    plain = page.text
+    # Where each first stands: behind the verdict, and behind the table of the others.
+    assert plain.index("learned minus that of") < plain.index("How noisy it is.")
+    assert plain.index("How noisy it is.") < plain.index("Results")
+    assert plain.index("Results") < plain.index("What is left.") < plain.index("Paired differences")
+    numbers = json.loads(report.json.read_text("utf-8"))
+    assert numbers["config"] == {"schedule": {"tau": 1.0}, "seed": 0}
+    assert numbers["varied"] == {"schedule.name": ARMS}
+    assert "NOTE: Training was short" in report.table
+
+
 def test_page_stands_alone(made):
     report, _, page = made
     text = report.html.read_text(encoding="utf-8")

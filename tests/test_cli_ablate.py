@@ -21,6 +21,9 @@ def config_file(tmp_path_factory):
     return write_tiny_config(tmp_path_factory.mktemp("config"))
 
 
+ARM = "sampling.num_steps=2"
+
+
 def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, capsys, monkeypatch):
     monkeypatch.setenv("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")  # in the worker
     workdir = tmp_path / "ablation"
@@ -37,8 +40,8 @@ def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, caps
     report = json.loads((workdir / "results.json").read_text())
     text = capsys.readouterr().out
     assert "\nnum_steps=3   " in text and "95% interval" in text  # a row of the table
-    (one, *_), means = report["runs"], report["summary"]["sampling.num_steps=2"]
-    assert {"vlb_variance", "bpd", "frechet"} < set(means) and one["arm"] == "sampling.num_steps=2"
+    (one, *_), means = report["runs"], report["summary"][ARM]
+    assert {"vlb_variance", "bpd", "frechet"} < set(means) and one["arm"] == ARM
     # The config has no eval_every: the ablation looks along training, and leaves the config alone.
     for name in ("bound_in_training", "gradient_norm"):
         assert one["curves"][name]["step"] == [2, 4]
@@ -46,7 +49,14 @@ def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, caps
     assert trained["training"]["eval_every"] == 0
     for number in scoring.numbers("prdc"):
         assert means[number.key]["mean"] == one["evaluation"]["prdc"][number.entry]
-    assert (workdir / "report.html").exists()
+    assert report["title"] == "What difference does sampling.num_steps make?"
+    assert report["question"] == "sampling.num_steps: 2, 3"
+    assert report["subject"]["data"].startswith("digits: 1,442 examples to train on, 355 held out")
+    assert "num_steps" not in report["config"]["sampling"] and report["config"]["training"]
+    assert one["training"]["parameters"] > 1000 and report["shown"]["bpd"] == {ARM: "all arms"}
+    assert "within the learning rate’s warm-up of 100" in report["remarks"][0]
+    page = (workdir / "report.html").read_text("utf-8")
+    assert f"{one['training']['parameters']:,}" in page and "wall time" in page
     results = sorted((workdir / "runs").glob("*/*/result.json"))
     assert len(results) == 2
     times = [path.stat().st_mtime_ns for path in results]

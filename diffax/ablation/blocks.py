@@ -91,10 +91,17 @@ class Listing:
 
 
 @dataclass(frozen=True)
+class Meanings:
+    """What measures say, each by its name."""
+
+    items: Mapping[str, str]
+
+
+@dataclass(frozen=True)
 class Section:
     title: str
     note: str
-    blocks: Sequence[Table | Panels | Legend | Pictures | Words | Code | Listing]
+    blocks: Sequence[Table | Panels | Legend | Pictures | Words | Code | Listing | Meanings]
 
 
 @dataclass(frozen=True)
@@ -109,8 +116,9 @@ class Verdict:
 class Page:
     title: str
     question: str
-    partial: str  # what is missing, "" if nothing is
+    remarks: Sequence[tuple[str, str]]  # (what it is about, what must be known first)
     verdict: Verdict
+    meanings: Meanings  # of the measures that the verdict speaks of
     facts: Mapping[str, Any]
     sections: Sequence[Section]
     analysis: Analysis

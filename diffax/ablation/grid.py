@@ -150,8 +150,8 @@ def run_grid(
         runs, with all of them. It must be picklable as `run_one` is.
 
     Returns:
-      One dict per run, seeds outermost: what run_one returned, with "arm", "seed", "seconds" and
-      "directory" (str) set.
+      One dict per run, seeds outermost: what run_one returned, with "arm", "seed", "seconds",
+      "finished" (the time, in seconds since 1970) and "directory" (str) set.
 
     Raises:
       ValueError: no or repeated arms or seeds, a configuration that does not match what is on

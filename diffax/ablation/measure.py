@@ -17,6 +17,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from ml_collections import ConfigDict
 
@@ -30,13 +31,68 @@ from diffax.training.workdir import data_changes, write_text
 
 # Of a training; those of samples are chosen by config.evaluation.metrics.
 METRICS = (
-    Metric("bpd", "Bits per dimension", "bits/dim", digits=3),
-    Metric("vlb_variance", "Var(VLB)", "(bits/dim)²", scale="log"),
-    Metric("prior", "Prior term", "bits/dim", digits=5, main=False),
-    Metric("diffusion", "Diffusion term", "bits/dim", digits=3, main=False),
-    Metric("reconstruction", "Reconstruction term", "bits/dim", digits=3, main=False),
-    Metric("grad_variance", "Var(gradient)", lower_is_better=None, scale="log", main=False),
-    Metric("bpd_own", "By its own schedule", "bits/dim", digits=3, main=False),
+    Metric(
+        "bpd",
+        "Bits per dimension",
+        "bits/dim",
+        digits=3,
+        meaning="The variational bound (VLB) on held-out examples, in bits for each of an example’s"
+        " values (pixels times channels): at most so many bits does the model take to code it. Of"
+        " real-valued data it bounds a density, and may be below zero. In continuous time it"
+        " depends on the ends of the schedule, not on its shape between them.",
+    ),
+    Metric(
+        "vlb_variance",
+        "Var(VLB)",
+        "(bits/dim)²",
+        scale="log",
+        meaning="The variance of the bound’s estimate by one example at one random time, along the"
+        " arm’s own schedule: how noisy the bound is as what one trains on. A learned schedule"
+        " makes it small.",
+    ),
+    Metric(
+        "prior",
+        "Prior term",
+        "bits/dim",
+        digits=5,
+        main=False,
+        meaning="Of the bound: how far the noisiest state is from pure noise.",
+    ),
+    Metric(
+        "diffusion",
+        "Diffusion term",
+        "bits/dim",
+        digits=3,
+        main=False,
+        meaning="Of the bound: the errors of denoising, over all noise levels.",
+    ),
+    Metric(
+        "reconstruction",
+        "Reconstruction term",
+        "bits/dim",
+        digits=3,
+        main=False,
+        meaning="Of the bound: what the cleanest state leaves open about the example.",
+    ),
+    Metric(
+        "grad_variance",
+        "Var(gradient)",
+        lower_is_better=None,
+        scale="log",
+        main=False,
+        meaning="The variance of a training batch’s gradient by the network’s parameters. It is of"
+        " the loss as trained: another weighting or prediction has another scale.",
+    ),
+    Metric(
+        "bpd_own",
+        "By its own schedule",
+        "bits/dim",
+        digits=3,
+        main=False,
+        meaning="Bits per dimension once more, estimated along the arm’s own schedule; the main"
+        " number is estimated along the log-SNR-linear schedule for all arms. They differ by the"
+        " noise of the estimate.",
+    ),
 )
 PARTS = ("prior", "diffusion", "reconstruction")
 # Samples kept for the report, from the same starting noise in every arm; points are small.
@@ -246,7 +302,8 @@ def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, 
     """Draws samples of a training by a config's sampling, measures them and keeps the first.
 
     Returns:
-      "metrics", "evaluation": as `of_training`; "samples": the name of a file in `directory`.
+      "metrics", "evaluation": as `of_training`; "samples": the name of a file in `directory`;
+      "parameters": how many the network has.
     """
     run = training.load(trained)._replace(config=config)
     dataset = data.load_kept(config.data)
@@ -255,7 +312,12 @@ def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, 
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
     values = {n.key: evaluated[name][n.entry] for name in names for n in scoring.numbers(name)}
     np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])
-    return {"metrics": values, "evaluation": evaluated, "samples": "samples.npz"}
+    return {
+        "metrics": values,
+        "evaluation": evaluated,
+        "samples": "samples.npz",
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
+    }
 
 
 def num_shown(dataset: data.Dataset) -> int:

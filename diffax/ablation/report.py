@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import functools
 import os
 import platform
-from collections.abc import Mapping, Sequence
+import shutil
+import subprocess
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from datetime import UTC, datetime
 from importlib import metadata
@@ -146,6 +149,8 @@ def report_numbers(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any
     numbers = {
         "title": spec.title,
         "question": spec.question,
+        "subject": spec.subject,
+        "remarks": spec.remarks,
         "verdict": sentences(analysis),
         "missing": analysis.missing,
         "baseline": spec.baseline,
@@ -159,17 +164,29 @@ def report_numbers(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any
         "effects": plain(analysis.effects),
         "comparisons": plain(analysis.comparisons),
         "command": spec.command,
-        "config": spec.config,
+        "varied": spec.varied,
+        "config": _without(spec.config, spec.varied),
         "environment": made,
         "runs": runs,
     }
     return jsonable(numbers, "the report")
 
 
+def _without(config: Mapping[str, Any], keys: Iterable[str]) -> dict[str, Any]:
+    """A nested config without some dotted keys."""
+    left: dict[str, Any] = {}
+    for name, value in config.items():
+        own = [k.removeprefix(f"{name}.") for k in keys if k.startswith(f"{name}.")]
+        if name not in keys:
+            left[name] = _without(value, own) if isinstance(value, Mapping) else value
+    return left
+
+
 def format_table(analysis: Analysis) -> str:
     """The verdict and every metric as an aligned plain-text table, for the terminal."""
     spec = analysis.spec
     blocks = [f"{spec.title}\n{spec.question}"]
+    blocks += [f"NOTE: {remark}" for remark in spec.remarks]
     if analysis.missing:
         blocks.append(f"PARTIAL: missing {shortened(analysis.missing)}")
     measured = [m for m in spec.metrics if analysis.measured(m)]
@@ -242,6 +259,8 @@ def _about(metric: Metric) -> str:
 def environment() -> dict[str, Any]:
     """The machine and the versions of what runs here, for the record."""
     versions = {"diffax": diffax.__version__}
+    if _commit() is not None:
+        versions["commit"] = _commit()
     for name in PACKAGES:
         try:
             versions[name] = metadata.version(name)
@@ -255,6 +274,19 @@ def environment() -> dict[str, Any]:
         "python": platform.python_version(),
         **versions,
     }
+
+
+@functools.cache
+def _commit() -> str | None:
+    """The git commit of the code, where that is a checkout: marked if files were changed."""
+    root = Path(diffax.__file__).resolve().parents[1]
+    git = shutil.which("git")
+    if git is None or not (root / ".git").exists():
+        return None
+    words = ["describe", "--always", "--exclude=*", "--abbrev=12", "--dirty= (files changed)"]
+    command = [git, "--no-optional-locks", "-C", os.fspath(root), *words]
+    found = subprocess.run(command, capture_output=True, text=True, check=False)
+    return found.stdout.strip() or None
 
 
 def _processor() -> str:

@@ -25,10 +25,12 @@ def render(page: Page) -> str:
     body = [
         f'<header><p class="eyebrow">diffax ablation</p><h1>{escape(page.title)}</h1>'
         f'<p class="question">{escape(page.question)}</p></header>',
-        f'<p class="partial"><b>Partial report.</b> {escape(page.partial)}</p>'
-        if page.partial
-        else "",
+        *(
+            f'<p class="remark"><b>{escape(about)}</b> {escape(text)}</p>'
+            for about, text in page.remarks
+        ),
         _verdict(page.verdict),
+        _meanings(page.meanings, page.analysis),
         _facts(page),
         *(_section(section, page.analysis) for section in page.sections),
     ]
@@ -142,6 +144,14 @@ def _pictures(block: blocks.Pictures, analysis: Analysis) -> str:
     return f'<div class="samples">{drawn}</div>'
 
 
+def _meanings(block: blocks.Meanings, analysis: Analysis) -> str:
+    items = "".join(
+        f"<div><dt>{escape(name)}</dt><dd>{escape(text)}</dd></div>"
+        for name, text in block.items.items()
+    )
+    return f'<dl class="meanings">{items}</dl>' if items else ""
+
+
 def _words(block: blocks.Words, analysis: Analysis) -> str:
     return "".join(f"<p>{escape(part)}</p>" for part in block.paragraphs)
 
@@ -170,6 +180,7 @@ _BLOCKS: dict[type, Callable[[Any, Analysis], str]] = {
     blocks.Words: _words,
     blocks.Code: _code,
     blocks.Listing: _listing,
+    blocks.Meanings: _meanings,
 }
 
 

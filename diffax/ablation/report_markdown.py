@@ -26,9 +26,9 @@ def render(page: Page, folder: str) -> tuple[str, dict[str, bytes]]:
     parts = [f"# {_text(page.title)}"]
     if page.question.strip():
         parts.append(f"*{_text(page.question)}*")
-    if page.partial:
-        parts.append(f"> **Partial report.** {_text(page.partial)}")
+    parts += [f"> **{_text(about)}** {_text(text)}" for about, text in page.remarks]
     parts += _verdict(page.verdict)
+    parts += _meanings(page.meanings, show)
     parts.append(" · ".join(f"{_text(k)}: {_text(v)}" for k, v in page.facts.items()))
     for section in page.sections:
         parts += _section(section, show)
@@ -99,6 +99,11 @@ def _pictures(block: blocks.Pictures, show: Callable[..., str]) -> list[str]:
     return tables
 
 
+def _meanings(block: blocks.Meanings, show: Callable[..., str]) -> list[str]:
+    lines = [f"- **{_text(name)}**: {_text(text)}" for name, text in block.items.items()]
+    return ["\n".join(lines)] if lines else []
+
+
 def _words(block: blocks.Words, show: Callable[..., str]) -> list[str]:
     return [_text(part) for part in block.paragraphs]
 
@@ -127,6 +132,7 @@ _BLOCKS: dict[type, Callable[[Any, Callable[..., str]], list[str]]] = {
     blocks.Words: _words,
     blocks.Code: _code,
     blocks.Listing: _listing,
+    blocks.Meanings: _meanings,
 }
 
 

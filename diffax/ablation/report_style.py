@@ -39,7 +39,7 @@ section { margin-top: 3.2rem; }
 .question { font-size: 1.15rem; color: var(--muted); margin: 0; text-wrap: pretty; }
 .note, figcaption { color: var(--muted); font-size: .875rem; line-height: 1.5; }
 .note { margin-bottom: 1.3rem; }
-.partial { background: var(--warn); padding: .8rem 1rem; margin: 1.5rem 0 0; max-width: none;
+.remark { background: var(--warn); padding: .8rem 1rem; margin: 1.5rem 0 0; max-width: none;
   font-size: .9375rem; overflow-wrap: anywhere; }
 .verdict { margin-top: 1.8rem; padding: 1.4rem 1.6rem; background: var(--tint); }
 .headline { font-size: 1.35rem; line-height: 1.4; margin: 0; max-width: 44rem; text-wrap: pretty; }
@@ -54,6 +54,11 @@ strong { font-weight: 650; }
 .facts dt { color: var(--muted); font-size: .8125rem; }
 .facts dd { margin: 0; font-variant-numeric: tabular-nums; }
 /* What goes on to the right has a shade there, and says so where the browser can tell. */
+.meanings { margin: 1.2rem 0 0; font-size: .875rem; line-height: 1.5; color: var(--muted); }
+.meanings div { margin: 0 0 .35rem; max-width: 54rem; break-inside: avoid; }
+.meanings dt { display: inline; font-weight: 600; color: var(--ink); }
+.meanings dt::after { content: ": "; }
+.meanings dd { display: inline; margin: 0; }
 .scroll { overflow-x: auto; background:
     linear-gradient(to left, var(--paper) 40%, transparent) right / 2.5rem 100% no-repeat local,
     linear-gradient(to left, var(--shade), transparent) right / 1rem 100% no-repeat scroll; }
@@ -144,7 +149,7 @@ pre-wrap;
   .samples { grid-template-columns: repeat(auto-fill, minmax(7rem, 1fr)); gap: 1rem; }
   .panels { grid-template-columns: repeat(2, 1fr); }
   .verdict { box-decoration-break: clone; -webkit-box-decoration-break: clone; }
-  .verdict, pre, .partial { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
+  .verdict, pre, .remark { print-color-adjust: exact; -webkit-print-color-adjust: exact; }
   .scroll { overflow: visible; background: none; }
   .sideways { display: none; }
   tbody tr:not(.group) th, .effects tbody tr:not(.group) th { min-width: 7rem; max-width: 11rem;

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data, plugins, runtime, scoring
-from diffax.ablation import measure, store, together
+from diffax.ablation import about, measure, store, together
 from diffax.ablation import spec as spec_lib
 from diffax.ablation.analysis import check
 from diffax.ablation.devices import worker_environments
@@ -118,10 +118,12 @@ def run_ablation(
         spec,
         metrics=measured,
         parts=[key for key in spec.parts if key in {metric.key for metric in measured}],
-        config=json.loads(text),
+        config=json.loads(config_lib.to_json(config_lib.changed(config, in_all(arms)))),
         arms=[arm.name for arm in arms],
         design=design(config, arms),
         seeds=list(seeds),
+        subject=about.subject(configs, dataset) | dict(spec.subject),
+        remarks=[*spec.remarks, *about.remarks(configs)],
         real_samples=real,
     )
     check(spec)
@@ -167,6 +169,12 @@ def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
         raise ValueError(f"arm {arm.name!r}: {error}") from None
     config.seed = seed
     return config
+
+
+def in_all(arms: Sequence[Arm]) -> dict[str, Any]:
+    """The overrides that all arms have alike."""
+    first, *others = (arm.overrides for arm in arms)
+    return {k: v for k, v in first.items() if all(k in o and o[k] == v for o in others)}
 
 
 def design(config: ConfigDict, arms: Sequence[Arm]) -> dict[str, dict[str, str]]:
@@ -259,6 +267,7 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
             "directory": str(trained.relative_to(workdir)),
             "seconds": once["seconds"] + shared["seconds"],
             "seeds": shared["seeds"],
+            "parameters": sampled["parameters"],
         },
         "environment": environment()
         | {

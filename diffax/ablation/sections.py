@@ -9,12 +9,14 @@ from typing import Any
 import numpy as np
 
 from diffax.ablation import differences, effects, figures, samples
+from diffax.ablation.about import wall_seconds
 from diffax.ablation.analysis import Analysis, shortened
 from diffax.ablation.blocks import (
     Cell,
     Code,
     Legend,
     Listing,
+    Meanings,
     Page,
     Panel,
     Panels,
@@ -88,11 +90,11 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
       made: what to list under "Machine and versions", and when it was made as "created".
     """
     spec = analysis.spec
-    partial = (
-        f"Missing: {shortened(analysis.missing)}. Comparisons use the seeds that both arms have."
-        if analysis.missing
-        else ""
-    )
+    remarks = [("Note.", remark) for remark in spec.remarks]
+    if analysis.missing:
+        missing = f"Missing: {shortened(analysis.missing)}."
+        both = "Comparisons use the seeds that both arms have."
+        remarks.append(("Partial report.", f"{missing} {both}"))
     sections = [
         _results(analysis),
         effects.section(analysis),
@@ -105,8 +107,9 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
     return Page(
         spec.title,
         spec.question,
-        partial,
+        remarks,
         _verdict(analysis),
+        _meanings(analysis, main=True),
         _facts(analysis, made),
         [section for section in sections if section.blocks],
         analysis,
@@ -140,18 +143,34 @@ def _verdict(analysis: Analysis) -> Verdict:
     return Verdict(lines, " ".join(more))
 
 
+def _meanings(analysis: Analysis, main: bool) -> Meanings:
+    measured = [m for m in analysis.spec.metrics if analysis.measured(m) and m.main == main]
+    return Meanings({m.label: m.meaning for m in measured if m.meaning})
+
+
 def _facts(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any]:
-    seconds = [r["seconds"] for r in analysis.results if r.get("seconds") is not None]
-    trainings = {(r["training"]["directory"]) for r in analysis.results if r.get("training")}
-    shared = {"trainings": len(trainings)} if 0 < len(trainings) < len(analysis.results) else {}
-    return {
-        "arms": len(analysis.arms),
-        "seeds": len(analysis.seeds),
-        "runs": len(analysis.results),
-        **shared,
-        "run time": format_seconds(sum(seconds)) if seconds else "not recorded",
-        "made": str(made["created"])[:10],
-    }
+    results = analysis.results
+    facts = dict(analysis.spec.subject)
+    trained = [r["training"] for r in results if r.get("training")]
+    parameters = sorted({t["parameters"] for t in trained if "parameters" in t})
+    if parameters:
+        facts["parameters"] = " to ".join(f"{n:,}" for n in dict.fromkeys(
+            (parameters[0], parameters[-1])))  # fmt: skip
+    facts |= {"arms": len(analysis.arms), "seeds": len(analysis.seeds), "runs": len(results)}
+    trainings = {t["directory"] for t in trained}
+    if 0 < len(trainings) < len(results):
+        facts["trainings"] = len(trainings)
+    seconds = [r["seconds"] for r in results if r.get("seconds") is not None]
+    wall = wall_seconds(results)
+    if wall is not None:
+        facts["wall time"] = format_seconds(wall)
+    facts["summed over runs"] = format_seconds(sum(seconds)) if seconds else "not recorded"
+    if "device" in made:
+        facts["device"] = made["device"]
+    if "diffax" in made:
+        commit = f", commit {made['commit']}" if "commit" in made else ""
+        facts["diffax"] = f"{made['diffax']}{commit}"
+    return facts | {"made": str(made["created"])[:10]}
 
 
 def _results(analysis: Analysis) -> Section:
@@ -174,7 +193,7 @@ def _results(analysis: Analysis) -> Section:
         + " What arms have in common because they share a training stands once for them."
         * (len(by_rows) > 1)
     )
-    return Section("Results", note, tables)
+    return Section("Results", note, [*tables, _meanings(analysis, main=False)])
 
 
 def _rows(analysis: Analysis, metric: Metric) -> tuple[str, ...]:
@@ -253,7 +272,8 @@ def _curves(analysis: Analysis) -> Section:
                 "log-snr",
                 figures.schedule_log_snr(analysis),
                 "Schedule: log-SNR",
-                f"Where a curve is flat, the schedule spends its time.{dashed}",
+                "The logarithm of signal over noise, in variance, at time t. Where a curve is flat,"
+                f" the schedule spends its time.{dashed}",
             ),
             Panel(
                 "alpha-bar",
@@ -318,8 +338,10 @@ def _samples(analysis: Analysis) -> Section:
 
 def _making(analysis: Analysis, made: Mapping[str, Any]) -> Section:
     spec = analysis.spec
-    seeds = {"seeds": ", ".join(str(seed) for seed in analysis.seeds)}
-    config = {**seeds, **flatten(jsonable(spec.config, "config"))}
+    varied = {key: f"{', '.join(levels)} (varied)" for key, levels in spec.varied.items()}
+    varied["seeds"] = ", ".join(str(seed) for seed in analysis.seeds)
+    fixed = flatten(jsonable(spec.config, "config"))
+    config = varied | {k: v for k, v in fixed.items() if k not in varied and k != "seed"}
     blocks = [
         Words([part for part in spec.method.split("\n\n") if part.strip()]),
         Code("Run it again", spec.command),

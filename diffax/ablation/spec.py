@@ -73,6 +73,7 @@ class Metric:
       scale: "linear" (mean, paired differences) or "log" (positive values that vary by factors:
         geometric mean, paired ratios).
       digits: decimals shown on a linear scale, significant digits on a log scale.
+      meaning: what it says, in a sentence or two: in the report where it first stands.
       basis: what it is measured on, in words that stand beside its name: "2,000 samples".
       main: whether the verdict speaks of it and it has figures of its own; others are tabled only.
       measure, network: of a score over a pretrained network's features: what is measured whatever
@@ -89,6 +90,7 @@ class Metric:
     measure: str = ""
     network: str = ""
     basis: str = ""
+    meaning: str = ""
 
     def text(self, value: float) -> str:
         return SCALES[self.scale].value_text(value, self.digits)
@@ -116,6 +118,8 @@ class Spec:
         is another combination of the levels of two keys or more, the report has the effect of each
         key and how they interact; see `factorial`.
       parts: keys of metrics that add up (prior, diffusion, reconstruction), drawn as one bar.
+      subject: what was studied, listed at the top: data, network, length of training.
+      remarks: what a reader must know first: sentences that stand at the top.
       method: a paragraph or more on what was done the same in all arms.
       environment: anything to list beside machine and versions, e.g. {"device": "2 CPU cores"}.
       real_samples: what the samples should look like; as a result's "samples".
@@ -134,6 +138,8 @@ class Spec:
     labels: Mapping[str, str] = field(default_factory=dict)
     design: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
     parts: Sequence[str] = ()
+    subject: Mapping[str, Any] = field(default_factory=dict)
+    remarks: Sequence[str] = ()
     method: str = ""
     environment: Mapping[str, Any] = field(default_factory=dict)
     real_samples: Any = None
@@ -154,11 +160,17 @@ class Spec:
 
     def level(self, key: str, level: str) -> str:
         """The name of a level of `design`, for people: a word alone where that says enough."""
-        values: dict[str, set[str]] = {}
-        for own in self.design.values():
-            for k, v in own.items():
-                values.setdefault(k, set()).add(v)
+        values = {k: set(levels) for k, levels in self.varied.items()}
         return one_line(f"{prefix(key, values)}{level}")
+
+    @property
+    def varied(self) -> dict[str, list[str]]:
+        """Key -> its levels, of the keys in which arms differ."""
+        found: dict[str, dict[str, None]] = {}
+        for own in self.design.values():
+            for key, level in own.items():
+                found.setdefault(key, {})[level] = None
+        return {key: list(levels) for key, levels in found.items()}
 
     @property
     def percent(self) -> str:

@@ -118,6 +118,7 @@ def execute(
         seconds = float(result.get("seconds", time.monotonic() - start))
         record = {"arm": run.arm.name, "seed": run.seed}
         record |= {"fingerprint": fingerprint(run.configuration), "seconds": seconds}
+        record |= {"finished": time.time()}
         record |= {"result": jsonable(result, "the result of run_one")}
         write_json(run.directory / "result.json", record)
         return "finished", seconds, ""
@@ -133,5 +134,5 @@ def read_result(directory: Path) -> dict[str, Any]:
 
 def record(read: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """A result in the form in which `grid.run_grid` returns it."""
-    own = {k: read[k] for k in ("arm", "seed", "seconds")}
+    own = {k: read[k] for k in ("arm", "seed", "seconds", "finished") if k in read}
     return {**read["result"], **own, "directory": str(directory)}

@@ -84,9 +84,10 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     if args.baseline not in (None, *names):
         hint = suggestion(args.baseline, names)
         raise ValueError(f"--baseline={args.baseline}{hint}: the arms are {'; '.join(names)}")
+    do = "does" if len(axes) == 1 else "do"
     spec = Spec(
-        title=" × ".join(axes),
-        question=args.question or f"What difference does {' and '.join(axes)} make?",
+        title=args.question or f"What difference {do} {' and '.join(axes)} make?",
+        question=" × ".join(f"{key}: {', '.join(map(str, vs))}" for key, vs in axes.items()),
         baseline=args.baseline or names[0],
         metrics=(),  # those of the runs, as `measure.measured_metrics` orders them
         parts=runner.PARTS,

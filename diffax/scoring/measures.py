@@ -127,6 +127,7 @@ class Reading(NamedTuple):
       lower_is_better: None if neither is.
       scale: "log" for positive numbers that vary by factors, "linear" for others.
       digits: significant digits shown on a log scale, decimals on a linear one.
+      meaning: what it says, in a sentence or two, for who reads the number.
     """
 
     label: str
@@ -134,6 +135,7 @@ class Reading(NamedTuple):
     lower_is_better: bool | None = True
     scale: str = "linear"
     digits: int = 3
+    meaning: str = ""
 
 
 class Measure(NamedTuple):
@@ -295,34 +297,59 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
 
 
 # The extrapolated distance and KID may be negative.
+_FRECHET = (
+    "How far the Gaussian fitted to the features of samples is from that of training examples. It"
+    " can be compared only over the same features and the same number of samples, of which few make"
+    " it larger."
+)
+_INFINITY = "The Fréchet distance extrapolated to infinitely many samples."
+_KID = (
+    "The squared distance between samples and training examples by a polynomial kernel of their"
+    " features (MMD²), without bias: about 0 where they are alike, also below."
+)
+_SHARES = {
+    "precision": "The share of samples that lie in the neighbourhood of a training example.",
+    "recall": "The share of training examples that lie in the neighbourhood of a sample.",
+    "density": "In how many neighbourhoods of training examples a sample lies, of the number"
+    " expected.",
+    "coverage": "The share of training examples with a sample in their neighbourhood.",
+}
+_INCEPTION_SCORE = "How sure the classes that Inception gives to samples are, and how varied."
+_SLICED = (
+    "How far the values themselves of samples and training examples are from one another:"
+    " Wasserstein distances along random directions."
+)
+_LPIPS_DIVERSITY = "LPIPS diversity within classes"
+_DIVERSITY = "How far apart two samples of a class lie on average, by LPIPS; beside that of data."
+
 MEASURES: Registry[Measure] = Registry(
     "measure",
     {
         "frechet": Measure(
             frechet,
             lambda width: FEWEST_FOR_MOMENTS,
-            {"value": Reading("Fréchet distance", "FD", scale="log")},
+            {"value": Reading("Fréchet distance", "FD", scale="log", meaning=_FRECHET)},
             "moments",
             fewest_of_reference=FEWEST_FOR_MOMENTS,
         ),
         "frechet_infinity": Measure(
             frechet_infinity,
             metrics.fewest_for_infinity,
-            {"value": Reading("Fréchet distance, extrapolated", "FD∞")},
+            {"value": Reading("Fréchet distance, extrapolated", "FD∞", meaning=_INFINITY)},
             "moments",
             fewest_of_reference=FEWEST_FOR_MOMENTS,
         ),
         "kid": Measure(
             kid,
             lambda width: FEWEST_FOR_KID,
-            {"value": Reading("KID", digits=5)},
+            {"value": Reading("KID", digits=5, meaning=_KID)},
             fewest_of_reference=FEWEST_FOR_KID,
         ),
         "prdc": Measure(
             prdc,
             lambda width: NEIGHBOURS + 1,
             {
-                share: Reading(share.capitalize(), lower_is_better=False)
+                share: Reading(share.capitalize(), lower_is_better=False, meaning=_SHARES[share])
                 for share in metrics.PRDC._fields
             },
             fewest_of_reference=NEIGHBOURS + 1,
@@ -330,21 +357,21 @@ MEASURES: Registry[Measure] = Registry(
         "is": Measure(
             inception_score,
             lambda width: 10,
-            {"value": Reading("Inception score", lower_is_better=False)},
+            {"value": Reading("Inception score", lower_is_better=False, meaning=_INCEPTION_SCORE)},
             "nothing",
             over=INCEPTION,
         ),
         "swd": Measure(
             sliced_wasserstein,
             lambda width: 1,
-            {"value": Reading("Sliced Wasserstein distance", scale="log")},
+            {"value": Reading("Sliced Wasserstein distance", scale="log", meaning=_SLICED)},
             over="values",
         ),
         # Neither is better of diversity alone: noise is diverse.
         "lpips_diversity": Measure(
             lpips_diversity,
             lambda width: 2,
-            {"value": Reading("LPIPS diversity within classes", lower_is_better=None)},
+            {"value": Reading(_LPIPS_DIVERSITY, lower_is_better=None, meaning=_DIVERSITY)},
             "nothing",
             over=LPIPS,
             within_classes=True,

@@ -54,7 +54,7 @@ class Number(NamedTuple):
       unit: "classifier features", or "".
       measure: what is measured, whatever the network: the same of FID and of FD (MobileNetV2).
       network: the pretrained network whose opinion it is; "" for none.
-      lower_is_better, scale, digits: see `measures.Reading`.
+      lower_is_better, scale, digits, meaning: see `measures.Reading`.
     """
 
     key: str
@@ -66,6 +66,7 @@ class Number(NamedTuple):
     lower_is_better: bool | None
     scale: str
     digits: int
+    meaning: str
 
 
 class Planned(NamedTuple):

@@ -19,7 +19,7 @@ from diffax.training.interrupt import Interrupted
 from diffax.training.loop import train, train_together
 from diffax.training.outputs import make_sampler
 from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
-from diffax.training.step import make_train_step
+from diffax.training.step import make_train_step, share_of_start
 from diffax.training.window import NonFiniteError
 from diffax.training.workdir import Run, load, steps_done
 
@@ -40,6 +40,7 @@ __all__ = [
     "make_sampler",
     "make_train_step",
     "predictor",
+    "share_of_start",
     "steps_done",
     "train",
     "train_together",

@@ -93,8 +93,18 @@ def moving_average(average: Any, params: Any, decay: float, step: jax.Array) -> 
 
     The warm-up of d makes the average follow quickly while it still holds the initial values.
     """
-    d = jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+    d = _decay_in(step, decay)
     return jax.tree.map(lambda a, p: d * a + (1 - d) * p, average, params)
+
+
+def _decay_in(step: jax.Array, decay: float) -> jax.Array:
+    return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
+
+
+def share_of_start(decay: float, num_steps: int) -> float:
+    """The weight that the initial parameters have in their moving average after some steps."""
+    # After a thousand steps of a rising decay less than 1e-20 of it is left.
+    return float(jnp.prod(_decay_in(jnp.arange(min(num_steps, 1000)), decay)))
 
 
 def _make_schedule_update(
