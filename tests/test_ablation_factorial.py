@@ -317,6 +317,8 @@ def test_measures_of_a_training_stand_once(report):
     assert len(analysis.shown["var"]) == 4
     (told,) = [c for c in analysis.of_metric("bpd") if not c.repeats]
     assert told.names == ("cosine", "linear")
+    own = [f"{name}, num_steps={n}" for name in ("linear", "cosine") for n in (10, 50)]
+    assert [c.names for c in analysis.of_metric("var")] == [(name, own[0]) for name in own[1:]]
     assert {e.axes for e in analysis.effects_of("bpd")} == {("schedule.name",)}
     page = Page(report.html.read_text("utf-8"))
     rows = [row for row in page.rows if "2.0" in " ".join(row)]

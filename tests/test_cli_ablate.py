@@ -39,7 +39,8 @@ def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, caps
     assert cli.main(arguments) == 0
     report = json.loads((workdir / "results.json").read_text())
     text = capsys.readouterr().out
-    assert "\nnum_steps=3   " in text and "95% interval" in text  # a row of the table
+    # A network that has learned nothing draws the same in any number of steps.
+    assert "\nall arms  " in text and "95% interval" in text
     (one, *_), means = report["runs"], report["summary"][ARM]
     assert {"vlb_variance", "bpd", "frechet"} < set(means) and one["arm"] == ARM
     # The config has no eval_every: the ablation looks along training, and leaves the config alone.

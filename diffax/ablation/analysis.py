@@ -294,7 +294,7 @@ def _compare(spec, metric, arms, cells, groups, shown) -> list[Comparison]:
         x, y = ([values[seed] for seed in shared] for values in (a, b))
         difference = scale.compare(x, y, spec.confidence) if len(shared) > 1 else None
         effect = difference.mean if difference else scale.effect(x[0], y[0])
-        names = [next((shown[o] for o in groups[arm] if o in shown), arm) for arm in pair]
+        names = [next(shown[o] for o in (arm, *groups[arm]) if o in shown) for arm in pair]
         about = {"arm": pair[0], "reference": pair[1], "names": tuple(names)}
         family.append(Measured(about, (*x, *y), x == y, len(shared), effect, difference))
     return judged(Comparison, metric, family, spec.confidence)

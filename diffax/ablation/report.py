@@ -209,7 +209,7 @@ def format_table(analysis: Analysis) -> str:
 
 def _metric_table(analysis: Analysis, metric: Metric) -> str:
     spec, scale, shown = analysis.spec, SCALES[metric.scale], analysis.shown[metric.key]
-    by_row = {analysis.row(c): c for c in analysis.of_metric(metric.key)}
+    by_row = {analysis.row(c): c for c in analysis.of_metric(metric.key) if not c.repeats}
     sides = (spec.focus, "arm") if spec.focus else ("arm", spec.baseline)
     against = f" {scale.sign} ".join(shown.get(side) or spec.label(side) for side in sides)
     head = ["", scale.average, f"{spec.percent} interval", "n", against, f"{spec.percent} interval"]
@@ -223,6 +223,8 @@ def _metric_table(analysis: Analysis, metric: Metric) -> str:
         if c:
             line[4:] = _numbers(c)
         lines.append([str(x) for x in line])
+    if not by_row:
+        lines = [line[:4] for line in lines]
     return "\n".join([_about(metric), *_aligned(lines)])
 
 
@@ -279,7 +281,7 @@ def environment() -> dict[str, Any]:
 @functools.cache
 def _commit() -> str | None:
     """The git commit of the code, where that is a checkout: marked if files were changed."""
-    root = Path(diffax.__file__).resolve().parents[1]
+    root = Path(__file__).resolve().parents[2]
     git = shutil.which("git")
     if git is None or not (root / ".git").exists():
         return None

@@ -29,9 +29,9 @@ def render(page: Page) -> str:
             f'<p class="remark"><b>{escape(about)}</b> {escape(text)}</p>'
             for about, text in page.remarks
         ),
+        _facts(page),
         _verdict(page.verdict),
         _meanings(page.meanings, page.analysis),
-        _facts(page),
         *(_section(section, page.analysis) for section in page.sections),
     ]
     return (

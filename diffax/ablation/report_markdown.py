@@ -27,9 +27,9 @@ def render(page: Page, folder: str) -> tuple[str, dict[str, bytes]]:
     if page.question.strip():
         parts.append(f"*{_text(page.question)}*")
     parts += [f"> **{_text(about)}** {_text(text)}" for about, text in page.remarks]
+    parts.append(" · ".join(f"{_text(k)}: {_text(v)}" for k, v in page.facts.items()))
     parts += _verdict(page.verdict)
     parts += _meanings(page.meanings, show)
-    parts.append(" · ".join(f"{_text(k)}: {_text(v)}" for k, v in page.facts.items()))
     for section in page.sections:
         parts += _section(section, show)
     return "\n\n".join(parts) + "\n", files
