@@ -166,6 +166,15 @@ BYTES = np.full((4, 2), 200, np.uint8)
         ),
         (lambda: diffax.sample(KEY, predict, LINE, (4, 2), log_snr_max=-30.0), "log_snr_max=-30"),
         (lambda: diffax.vlb(KEY, predict, LINE, X, True), "num_steps=True"),
+        (lambda: diffax.sample(KEY, predict, LINE, (4, 2), num_steps=True), "num_steps=True"),
+        (  # two times that are one in float32; two levels that are
+            lambda: diffax.sample(KEY, predict, LINE, (4, 2), grid=[0.5, 0.5 - 1e-9]),
+            "explicit times decrease strictly",
+        ),
+        (
+            lambda: diffax.sample(KEY, predict, COSINE, (4, 2), grid=[1.0, 1 - 1e-7, 0.5]),
+            "1 of its 3 levels are as noisy as the one before, in float32, the first of them at",
+        ),
         (lambda: LINE.discretize(True), "num_steps=True"),
     ],
 )

@@ -15,6 +15,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax import arguments
 from diffax.registry import Registry, unknown
 from diffax.samplers.base import Level
 from diffax.schedules import DiscreteSchedule, Schedule
@@ -154,26 +155,43 @@ def register(name: str, grid: Callable[[Range, int], Level]) -> None:
 def levels(over: Range, grid: str | Sequence[float] | jax.Array | Level, num_steps: int) -> Level:
     """The levels of a named grid, or at the given times, checked; fields of shape (steps,).
 
-    Given levels are taken as they are.
-
     Raises:
       ValueError: fewer than 1 step, more than a discrete schedule has, an unknown name, or given
-        times that don't decrease strictly or lie outside the schedule.
+        times that don't decrease strictly or lie outside the schedule; in continuous time
+        levels of which two are one in their dtype, unless they are traced.
     """
     if isinstance(grid, Level):
-        return grid
-    if not isinstance(grid, str):
-        return over.at(_explicit(over, grid))
-    if grid not in GRIDS:
+        found = grid
+    elif not isinstance(grid, str):
+        found = over.at(_explicit(over, grid))
+    elif grid not in GRIDS:
         raise ValueError(f"{unknown('grid', grid, GRIDS)}, or a list of times")
-    _check_count(over, num_steps)
-    # One level is the noisiest in every grid, also in those that otherwise leave it out.
-    return (GRIDS[grid] if num_steps > 1 else trailing)(over, int(num_steps))
+    else:
+        _check_count(over, num_steps)
+        # One level is the noisiest in every grid, also in those that otherwise leave it out.
+        found = (GRIDS[grid] if num_steps > 1 else trailing)(over, int(num_steps))
+    if over.num_steps is None:  # the range may clip indices to one level
+        _check_distinct(found)
+    return found
+
+
+def _check_distinct(found: Level) -> None:
+    log_snr = arguments.concrete(found.log_snr)
+    if log_snr is None:
+        return
+    same = np.flatnonzero(~(log_snr[1:] > log_snr[:-1]))
+    if len(same):
+        raise ValueError(
+            f"grid: {len(same)} of its {len(log_snr)} levels are as noisy as the one before, in"
+            f" {log_snr.dtype}, the first of them at log-SNR {log_snr[same[0]]:g}: take fewer, or"
+            " farther apart"
+        )
 
 
 def _check_count(over: Range, num_steps: int) -> None:
     most = over.num_steps
-    if int(num_steps) != num_steps or num_steps < 1 or (most is not None and num_steps > most):
+    whole = int(num_steps) == num_steps and not isinstance(num_steps, bool)
+    if not whole or num_steps < 1 or (most is not None and num_steps > most):
         bounds = {None: "1 or more", 1: "1 alone, the one step of the schedule"}
         allowed = bounds.get(most, f"1 to {most}, the schedule's own steps")
         raise ValueError(f"num_steps={num_steps}: allowed are whole numbers, {allowed}")
@@ -181,6 +199,8 @@ def _check_count(over: Range, num_steps: int) -> None:
 
 def _explicit(over: Range, given: Sequence[float] | jax.Array) -> jax.Array:
     values = np.asarray(given)
+    if over.num_steps is None:  # as they will be: two times may become one
+        values = values.astype(jnp.result_type(float))
     highest = 1.0 if over.num_steps is None else over.num_steps - 1
     whole = over.num_steps is None or np.issubdtype(values.dtype, np.integer)
     inside = values.ndim == 1 and len(values) > 0 and values.min() >= 0 and values.max() <= highest
