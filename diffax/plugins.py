@@ -62,6 +62,9 @@ def load(
 ) -> Plugin:
     """Runs a plugin, unless this process has done so.
 
+    A file that was changed since this process has run it is run again, and what it registers takes
+    the place of what it registered before.
+
     Args:
       given: the path of a file of Python, the name of a module, or the name of a plugin as a config
         keeps it.
@@ -78,6 +81,7 @@ def load(
         return _LOADED[known[2]]
     try:
         found = _copy(given, *known.groups(), kept) if known else _find(given)
+        _replace_older(found)
         if found.key not in _LOADED and _imported(found) is None:
             _LOG.info("running the plugin %s", found.path or found.name)
         return _run(found, check)
@@ -92,10 +96,7 @@ def run_config(path: str) -> Plugin:
       ValueError: as `load`.
     """
     found = _find(path, is_file=True)
-    before = _LOADED.get(found.key)
-    if before is not None and before.source != found.source:  # another get_config()
-        registry.forget(before.registers)
-        del _LOADED[found.key]
+    _replace_older(found)
     plugin = _run(found, None)
     if not plugin.registers:
         del _LOADED[found.key]
@@ -284,6 +285,14 @@ def _run(found: _Found, check: Callable[[], Any] | None) -> Plugin:
     plugin = Plugin(found.name, found.path, original, found.source, module, mine)
     _LOADED[found.key] = plugin
     return plugin
+
+
+def _replace_older(found: _Found) -> None:
+    """Forgets what the same file registered when it was another."""
+    for key, plugin in list(_LOADED.items()):
+        if plugin.path and plugin.path == found.path and plugin.source != found.source:
+            registry.forget(plugin.registers)
+            del _LOADED[key]
 
 
 def _imported(found: _Found) -> types.ModuleType | None:

@@ -209,6 +209,18 @@ def check_arguments(what: str, function: Callable, given: Mapping[str, Any]) -> 
             raise ValueError(f"{what} needs a value for its argument {name!r}")
 
 
+def require(what: str, made: Any, kind: str, *attributes: str) -> Any:
+    """`made`, which a function that is registered gave; ValueError if it isn't of that kind, and so
+    lacks one of the attributes."""
+    for name in attributes:
+        if not hasattr(made, name):
+            raise ValueError(
+                f"{what}: its function gave {type(made).__name__}, which is no {kind} and has no"
+                f" {name!r}"
+            )
+    return made
+
+
 def shared_arguments(
     kind: str, table: Mapping[str, Callable], leave_out: Iterable[str] = ()
 ) -> dict[str, type]:

@@ -15,7 +15,7 @@ import jax.numpy as jnp
 
 from diffax import arguments
 from diffax.process import AnySchedule
-from diffax.registry import Registry
+from diffax.registry import Registry, require
 
 
 class TimeSampler(NamedTuple):
@@ -131,4 +131,5 @@ def register(name: str, constructor: Callable[[], TimeSampler]) -> None:
 
 def get(name: str) -> TimeSampler:
     """The time sampler of that name; ValueError, with the allowed names, for another."""
-    return TIME_SAMPLERS.lookup(name)()
+    made = TIME_SAMPLERS.lookup(name)()
+    return require(f"time_sampling={name!r}", made, "TimeSampler", "init", "sample", "update")

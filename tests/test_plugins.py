@@ -192,3 +192,13 @@ def test_two_types_of_one_key_are_refused(tmp_path):
     path.write_text(POWER.replace("p=2.0", "s='small'"))
     with pytest.raises(ValueError, match="line 9: schedule 'power': its argument 's' is of type"):
         plugins.load(str(path))
+
+
+def test_a_file_that_is_edited_takes_the_place_of_what_it_was(power):
+    """In a notebook, say."""
+    old = plugins.load(str(power))
+    power.write_text(POWER.replace("10.0 -", "11.0 -"))
+    new = plugins.load(str(power))
+    assert new.name != old.name and schedules.get("power").log_snr(0.0) == 11.0
+    with pytest.raises(ValueError, match="it is not loaded"):
+        plugins.load(old.name)

@@ -7,6 +7,7 @@ import pytest
 from diffax import config as config_lib
 from diffax import (
     data,
+    evaluation,
     metrics,
     models,
     objectives,
@@ -16,6 +17,7 @@ from diffax import (
     scoring,
     time_sampling,
 )
+from diffax.ablation import measure
 from diffax.samplers import grids
 
 # what registers in a table, the table, an entry for it, what asks for a name
@@ -143,8 +145,44 @@ def test_networks_that_can_be_no_models_are_refused():
 
 
 def test_a_measure_can_not_take_the_name_of_another_score():
-    measure = scoring.MEASURES["kid"]
+    kid = scoring.MEASURES["kid"]
     with pytest.raises(ValueError, match="can't be named 'fd': 'fid' is another score"):
-        scoring.register("fd", measure)
+        scoring.register("fd", kid)
     with pytest.raises(ValueError, match="'fid' is another score"):
-        scoring.register("fid", measure._replace(over="values"))
+        scoring.register("fid", kid._replace(over="values"))
+
+
+def test_names_of_what_else_is_measured_are_taken():
+    """A score of that name would never be measured, or two numbers would have one key."""
+    others = {*evaluation.LIKELIHOODS, *(metric.key for metric in measure.METRICS)}
+    assert others == {*scoring.table.OTHER_NUMBERS}
+    gap = scoring.Measure(lambda seen: {}, lambda width: 1, {"value": scoring.Reading("Gap")})
+    precision = gap._replace(numbers={"precision": scoring.Reading("P")}, over="values")
+    for name, given in {"bpd": gap, "prior": gap, "precise": precision}.items():
+        with pytest.raises(ValueError, match=f"can't be named '{name}'"):
+            scoring.register(name, given)
+    with pytest.raises(ValueError, match="must be a Measure, over one of any"):
+        scoring.register("gap", lambda seen: 1.0)
+    with pytest.raises(ValueError, match="can't be named 'classifier'"):
+        metrics.register("classifier", lambda: None)
+
+
+@pytest.mark.usefixtures("registering")
+def test_functions_that_give_something_else_are_said():
+    schedules.register("none", lambda: None)
+    samplers.register("none", lambda: 3)
+    time_sampling.register("none", lambda: "u")
+    metrics.register("none", lambda: ())
+    for get, words in {
+        schedules.get: "schedule 'none': its function gave NoneType, which is no schedule",
+        samplers.get: "sampler 'none': its function gave int, which is no Sampler",
+        time_sampling.get: "time_sampling='none': its function gave str, which is no TimeSampler",
+        metrics.get_extractor: "extractor 'none': its function gave tuple, which is no Extractor",
+    }.items():
+        with pytest.raises(ValueError, match=words):
+            get("none")
+    empty = scoring.Measure(lambda seen: {}, lambda n: 1, {"value": scoring.Reading("E")})
+    scoring.register("empty", empty._replace(over="values"))
+    points = data.load({"name": "mixture2d"})
+    with pytest.raises(ValueError, match="'empty': its function must give a dict with 'value'"):
+        scoring.score(points.eval.x[:8], scoring.Reference.of(points), ["empty"])

@@ -19,7 +19,7 @@ from diffax.metrics import inception, mobile
 from diffax.metrics.cache import read_arrays, write_arrays
 from diffax.metrics.extractor import Extractor
 from diffax.metrics.torch_file import read_torch_file
-from diffax.registry import Registry
+from diffax.registry import Registry, require
 
 _LOG = logging.getLogger("diffax")
 INCEPTION_FILE = "pt_inception-2015-12-05-6726825d.pth"
@@ -40,7 +40,8 @@ def get_extractor(name: str) -> Extractor:
     Raises:
       ValueError: an unknown name, or weights that are absent; it says how to get them.
     """
-    return EXTRACTORS.lookup(name)()
+    made = EXTRACTORS.lookup(name)()
+    return require(f"extractor {name!r}", made, "Extractor", "network", "params", "fingerprint")
 
 
 def register(name: str, constructor: Callable[[], Extractor]) -> None:
@@ -53,6 +54,8 @@ def register(name: str, constructor: Callable[[], Extractor]) -> None:
     Raises:
       ValueError: the name is taken.
     """
+    if name == "classifier":
+        raise ValueError("an extractor can't be named 'classifier', as that of the data is")
     EXTRACTORS.register(name, constructor)
 
 

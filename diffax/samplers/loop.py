@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffax import arguments, process
 from diffax.process import AnySchedule, Predict
-from diffax.registry import Registry, check_arguments, shared_arguments
+from diffax.registry import Registry, check_arguments, require, shared_arguments
 from diffax.samplers import grids
 from diffax.samplers.base import (
     Denoised,
@@ -80,7 +80,7 @@ def get(name: str, **options: object) -> Sampler:
     """
     constructor = SAMPLERS.lookup(name)
     check_arguments(f"sampler {name!r}", constructor, options)
-    return constructor(**options)
+    return require(f"sampler {name!r}", constructor(**options), "Sampler", "init", "step")
 
 
 def options_of(name: str) -> tuple[str, ...]:

@@ -6,7 +6,7 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from diffax.registry import Registry, check_arguments, shared_arguments
+from diffax.registry import Registry, check_arguments, require, shared_arguments
 from diffax.schedules import families, log_snr_families
 from diffax.schedules.base import Schedule
 from diffax.schedules.learned import learned
@@ -71,7 +71,8 @@ def get(name: str, **arguments: Any) -> Schedule:
         keyword without a default that isn't given.
     """
     check_arguments(f"schedule {name!r}", constructor(name), arguments)
-    return constructor(name)(**arguments)
+    made = constructor(name)(**arguments)
+    return require(f"schedule {name!r}", made, "schedule", "log_snr", "num_steps")
 
 
 def constructor(name: str) -> Callable[..., Schedule]:

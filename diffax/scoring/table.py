@@ -37,6 +37,14 @@ NETWORKS: dict[str, Callable[[], tuple[str | None, ...]]] = {
 _ITSELF = {"values": "the values themselves", LPIPS: metrics.LPIPS_NETWORK}
 
 
+# What is measured of a run beside its samples: the names in `evaluation.LIKELIHOODS`, and the keys
+# of an ablation's other metrics.
+OTHER_NUMBERS = (
+    *("bpd", "bpd_vlb", "bpd_ode", "bpd_own", "vlb_variance", "grad_variance"),
+    *("prior", "diffusion", "reconstruction"),
+)
+
+
 class Score(NamedTuple):
     """A measure over the features of a network (None: over those that are its own, or values)."""
 
@@ -101,10 +109,14 @@ def register(name: str, measure: Measure) -> None:
     Raises:
       ValueError: the name is taken, or one of the names that the measure would have over a network.
     """
-    before = scores()
+    if not isinstance(measure, Measure) or measure.over not in NETWORKS:
+        raise ValueError(f"measure {name!r} must be a Measure, over one of {', '.join(NETWORKS)}")
+    taken = {*OTHER_NUMBERS, *scores(), *(n.key for other in scores() for n in numbers(other))}
     for network in NETWORKS[measure.over]() if name not in MEASURES else ():
-        if (own := _called(name, network)) in before:
-            raise ValueError(f"a measure can't be named {name!r}: {own!r} is another score")
+        own = _called(name, network)
+        keys = [own if entry == "value" else _called(entry, network) for entry in measure.numbers]
+        for key in {own, *keys} & taken:
+            raise ValueError(f"a measure can't be named {name!r}: {key!r} is another score")
     MEASURES.register(name, measure)
 
 
@@ -256,6 +268,9 @@ def measurements(
         else:
             features = {"features": _ITSELF[chosen.over]}
         numbers = chosen.function(seen(network))
+        for entry in chosen.numbers:
+            if not isinstance(numbers, Mapping) or entry not in numbers:
+                raise ValueError(f"metrics={name!r}: its function must give a dict with {entry!r}")
         numbers = {name if key == "value" else key: value for key, value in numbers.items()}
         return {**numbers, **features, "sample_values": str(values().dtype), "seed": seed}
 
