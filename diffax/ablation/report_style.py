@@ -155,6 +155,7 @@ pre-wrap;
   tbody tr:not(.group) th, .effects tbody tr:not(.group) th { min-width: 7rem; max-width: 11rem;
     overflow-wrap: anywhere; }
   .group th { overflow-wrap: anywhere; }
+  :is(.differences, .effects) td:last-child { white-space: normal; min-width: 5rem; }
   table { font-size: 8.5pt; }
   small { font-size: .9em; }
   .samples h3 { font-size: 8pt; }
