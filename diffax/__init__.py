@@ -2,13 +2,13 @@
 
 import importlib
 import pkgutil
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from diffax import likelihood, objectives, samplers, schedules, time_sampling
-from diffax.likelihood import vlb
-from diffax.process import by_log_snr, convert, q_posterior, q_sample, q_step
-from diffax.registry import suggestion
-from diffax.samplers import sample
+if TYPE_CHECKING:
+    from diffax import likelihood, objectives, samplers, schedules, time_sampling
+    from diffax.likelihood import vlb
+    from diffax.process import by_log_snr, convert, q_posterior, q_sample, q_step
+    from diffax.samplers import sample
 
 __version__ = "0.1.0"
 
@@ -34,6 +34,19 @@ __all__ = [
 ]
 
 
+# What is an attribute of the package itself -> the module that has it.
+_FROM = {
+    "Generator": "generator",
+    "by_log_snr": "process",
+    "convert": "process",
+    "q_posterior": "process",
+    "q_sample": "process",
+    "q_step": "process",
+    "sample": "samplers",
+    "vlb": "likelihood",
+}
+
+
 def _modules() -> list[str]:
     return [module.name for module in pkgutil.iter_modules(__path__) if module.name[0] != "_"]
 
@@ -43,11 +56,17 @@ def __dir__() -> list[str]:
 
 
 def __getattr__(name: str) -> Any:
-    """Every public module is an attribute, imported on first use: some bring flax, optax, orbax and
-    grain with them."""
-    if name == "Generator":
-        return importlib.import_module("diffax.generator").Generator
+    """All is imported on first use: JAX takes a second, in which a program that was stopped should
+    end quietly, and some modules bring flax, optax, orbax and grain with them."""
+    if name in _FROM:
+        value = getattr(importlib.import_module(f"diffax.{_FROM[name]}"), name)
+        globals()[name] = value
+        return value
     if name in _modules():
         return importlib.import_module(f"diffax.{name}")
-    near = "" if name.startswith("__") else suggestion(name, __dir__())
+    if name.startswith("__"):
+        raise AttributeError(f"module 'diffax' has no attribute {name!r}")
+    from diffax.registry import suggestion
+
+    near = suggestion(name, __dir__())
     raise AttributeError(f"module 'diffax' has no attribute {name!r}{near}")

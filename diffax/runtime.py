@@ -2,15 +2,129 @@
 
 from __future__ import annotations
 
+import _thread
+import contextlib
 import ctypes
 import logging
 import os
+import re
+import signal
 import sys
+import threading
+import warnings
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
+
+
+class Interrupted(KeyboardInterrupt):
+    """Work was stopped by a signal; the message, if any, says what is kept.
+
+    `exit_status` is what a shell and a scheduler expect of a process that the signal ended: 130
+    after Ctrl-C, 143 after SIGTERM.
+    """
+
+    def __init__(self, message: str, number: int):
+        super().__init__(message)
+        self.exit_status = 128 + number
+
+
+_LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu", "grain", "tensorstore")
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
+WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+_stopped_by: list[int] = []  # the signals that `stop` has had since `stoppable` was opened
+
+
+def quit_at_once(number: int, frame: object) -> None:
+    """A handler for a program that starts or has ended: an exception in the midst of an import is
+    turned into others, or into a crash. Nothing is lost yet, or any more."""
+    os.write(2, f"diffax: {WORDS[number]}\n".encode())
+    os._exit(128 + number)
+
+
+def stop(number: int, frame: object) -> None:
+    """A handler for a program at work: SIGTERM too raises an exception, so that what is open is
+    closed."""
+    _stopped_by.append(number)
+    raise Interrupted("", number)
+
+
+@contextlib.contextmanager
+def stoppable() -> Iterator[list[int]]:
+    """While this is open, Ctrl-C and SIGTERM raise `Interrupted`; gives the list of those that
+    came. Only in the main thread, and where they do nothing else already."""
+    usual = (signal.default_int_handler, signal.SIG_DFL, quit_at_once)
+    here = threading.current_thread() is threading.main_thread()
+    ours = [n for n in SIGNALS if here and signal.getsignal(n) in usual]
+    _stopped_by.clear()
+    before = {number: signal.signal(number, stop) for number in ours}
+    try:
+        yield _stopped_by
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _in_callback(lost: Any) -> None:
+    """Of an exception in a callback of C code, where none can go on."""
+    if isinstance(lost.exc_value, Interrupted):  # by a signal: again, somewhere else
+        _thread.interrupt_main(_stopped_by[-1])
+    elif str(lost.exc_value) != "Event loop is closed":
+        # That is of writes which orbax no longer waits for, since one of them failed; it has raised
+        # the error.
+        sys.__unraisablehook__(lost)
+
+
+# Warnings of JAX, orbax and others about what diffax does, not about what a user could do.
+_NOT_FOR_USERS = (
+    dict(message="Some donated buffers were not usable"),
+    dict(message=r"os\.fork\(\) was called"),
+    dict(message="Sharding info not provided when restoring"),
+    *(
+        dict(category=category, module=rf"({'|'.join(_LIBRARIES)})\b")
+        for category in (DeprecationWarning, FutureWarning, PendingDeprecationWarning)
+    ),
+)
+
+
+# What is worth a line of one run, but not of each of many.
+_DETAILS = logging.getLogger("diffax.details")
+
+
+@contextlib.contextmanager
+def brief() -> Iterator[None]:
+    """Log lines without the details, for the runs of a program that makes many."""
+    before = _DETAILS.level
+    _DETAILS.setLevel(logging.WARNING)
+    try:
+        yield
+    finally:
+        _DETAILS.setLevel(before)
 
 
 class Failed(Exception):
     """Work ended for a reason that its message tells a user in a sentence: no traceback helps."""
+
+
+def local_path(path: str | os.PathLike, what: str = "workdir") -> Path:
+    """A path as a user wrote it, with `~` as the home directory.
+
+    Raises:
+      ValueError: it is empty, or of a bucket or server ("gs://..."), where no file can be made;
+        `what` says which path it is.
+    """
+    text = os.fspath(path)
+    if not text.strip():
+        raise ValueError(f"{what} is {text!r}; it must name a place for files")
+    if re.match(r"[A-Za-z][A-Za-z0-9+.-]+:/", text):  # a Path has made one slash of two
+        raise ValueError(
+            f"{what} {text} is not on this machine's file system; take a local path, or one under"
+            " which the bucket is mounted"
+        )
+    try:
+        return Path(text).expanduser()
+    except RuntimeError as error:
+        raise ValueError(f"{what} {text}: {error}") from None
 
 
 def cache_directory() -> Path:
@@ -63,11 +177,15 @@ def start(label: str = "", trains: bool = False) -> None:
     """diffax's log lines on standard error; compiled programs kept from one process to the next.
 
     They are kept in `cache_directory()`, unless $JAX_COMPILATION_CACHE_DIR names another place.
-    `label` stands before every line, to tell apart processes that share a terminal. One that
-    `trains` uses memory again: see `reuse_memory`.
+    `label` stands before every line, to tell apart processes that share a terminal, which are then
+    `brief`. One that `trains` uses memory again: see `reuse_memory`.
     """
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA errors alone, as JAX is imported
     import jax
 
+    sys.unraisablehook = _in_callback
+    for of in _NOT_FOR_USERS:
+        warnings.filterwarnings("ignore", **of)
     if trains:
         reuse_memory()
 
@@ -77,6 +195,7 @@ def start(label: str = "", trains: bool = False) -> None:
     handler = logging.StreamHandler()
     handler.setFormatter(logging.Formatter(f"%(asctime)s {label}%(message)s", "%H:%M:%S"))
     logger.handlers[:] = [handler]
+    _DETAILS.setLevel(logging.WARNING if label else logging.NOTSET)
     # Through them orbax warns of what it is asked for, such as to read only, and prints tracebacks
     # of errors that it raises as well.
     for name in ("absl", "asyncio"):

@@ -1,11 +1,22 @@
 """Settings of the process."""
 
+import logging
 import os
 import platform
+import re
+import signal
 import subprocess
 import sys
+import time
+import warnings
+from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+from small_runs import small_config, write_tiny_config
+
+from diffax import cli, runtime, training
+from diffax.training import lock
 
 # Page faults of writing to 64 MB that were had and given back before.
 FAULTS = """
@@ -46,3 +57,161 @@ def test_memory_that_was_freed_is_used_again():
     assert faults(True) < new / 4
     # Who tells glibc by the environment is left alone.
     assert faults(True, MALLOC_ARENA_MAX="2") > new / 2
+
+
+# --- what a user needn't see ------------------------------------------------------------------
+
+
+@pytest.fixture
+def started(monkeypatch):
+    """Within the settings of a process; undone afterwards."""
+    monkeypatch.setattr(sys, "unraisablehook", sys.unraisablehook)
+    monkeypatch.setenv("JAX_COMPILATION_CACHE_DIR", os.environ["JAX_COMPILATION_CACHE_DIR"])
+    logger = logging.getLogger("diffax")
+    before = logger.handlers[:], logger.propagate
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        runtime.start()
+        yield caught
+    logger.handlers[:], logger.propagate = before
+
+
+def test_warnings_that_tell_a_user_nothing_are_kept_back(started):
+    warnings.warn("Some donated buffers were not usable: f32[3]", stacklevel=1)
+    code = "import warnings; warnings.warn('pmap is deprecated', DeprecationWarning, stacklevel=1)"
+    exec(code, {"__name__": "jax._src.api"})
+    assert not started
+    warnings.warn("samples are not finite", stacklevel=1)
+    exec(code, {"__name__": "mine"})
+    assert [str(w.message) for w in started] == ["samples are not finite", "pmap is deprecated"]
+
+
+def test_callbacks_that_come_too_late_say_nothing(started, monkeypatch):
+    """Those of a checkpoint's other arrays, when one could not be written: up to 82 tracebacks."""
+    said = []
+    monkeypatch.setattr(sys, "__unraisablehook__", said.append)
+    for error in (RuntimeError("Event loop is closed"), ValueError("another")):
+        sys.unraisablehook(SimpleNamespace(exc_value=error))
+    assert [str(lost.exc_value) for lost in said] == ["another"]
+
+
+# --- places -----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("place", ["", "  ", "gs://bucket/run", "s3://bucket", Path("gs://b/run")])
+def test_a_place_where_no_file_can_be_made_is_refused(place, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(ValueError, match="workdir .*(must name a place|not on this machine's)"):
+        training.train(small_config(), place)
+    for function in (training.steps_done, training.load, training.outcome):
+        with pytest.raises(ValueError, match="workdir"):
+            function(place)
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    assert runtime.local_path("~/runs/a") == tmp_path / "runs" / "a"
+    assert runtime.local_path("runs/a:b") == Path("runs/a:b")
+    with pytest.raises(ValueError, match="workdir ~nobody-of-that-name/x: "):
+        runtime.local_path("~nobody-of-that-name/x")
+
+
+@pytest.mark.parametrize("command", ["train", "ablate", "tune", "sample", "evaluate", "report"])
+@pytest.mark.parametrize("flag", ["--workdir=gs://bucket/run", "--workdir=", "--out=s3://b/x"])
+def test_every_command_refuses_such_a_place(command, flag, tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    config = write_tiny_config(tmp_path)
+    needed = {"ablate": ["--axis=seed=0,1"], "tune": ["--search=schedule.s=0.1:0.2"]}
+    words = [command, flag, *needed.get(command, [])]
+    if command in ("train", "ablate", "tune"):
+        words.append(f"--config={config}")
+    if flag.startswith("--out"):
+        if command in ("train", "ablate", "tune"):
+            return
+        words.append("--workdir=run")
+    before = sorted(tmp_path.rglob("*"))
+    assert cli.main(words) == 1
+    said = capsys.readouterr().err
+    assert said.startswith(f"diffax {command}: {flag.partition('=')[0]}") and said.count("\n") == 1
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+# --- signals ----------------------------------------------------------------------------------
+
+
+def begin(*words, **options):
+    """The command line in a session of its own."""
+    return subprocess.Popen(
+        [sys.executable, "-m", "diffax", *words],
+        env={**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        start_new_session=True,
+        **options,
+    )
+
+
+def has_imported(process, name):
+    """Whether a library of that name is in the process's memory."""
+    return name in Path(f"/proc/{process.pid}/maps").read_text()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize("library", ["_datetime", "_multiarray_umath", "_jax"])
+def test_a_program_that_is_stopped_while_it_starts_says_so_in_one_line(library, tmp_path):
+    """In the midst of its imports, where an exception becomes another one, or a crash."""
+    config = write_tiny_config(tmp_path)
+    process = begin(
+        "ablate", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--axis=seed=0,1"
+    )
+    while not has_imported(process, library):
+        assert process.poll() is None
+        time.sleep(0.001)
+    process.send_signal(signal.SIGINT)
+    assert process.communicate(timeout=60)[0] == "diffax: interrupted\n"
+    assert process.returncode == 130 and not (tmp_path / "run").exists()
+
+
+def children(process):
+    found = Path(f"/proc/{process.pid}/task").glob("*/children")
+    return [int(number) for path in found for number in path.read_text().split()]
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="looks into /proc")
+@pytest.mark.parametrize(
+    ("number", "word"), [(signal.SIGINT, "interrupted"), (signal.SIGTERM, "terminated")]
+)
+def test_an_ablation_that_is_stopped_says_how_to_go_on(number, word, tmp_path):
+    """While its workers start, to which the signal comes too; nothing of them is left."""
+    config = write_tiny_config(tmp_path)
+    process = begin(
+        "ablate", f"--config={config}", f"--workdir={tmp_path / 'run'}", "--seeds=1", "--workers=2",
+        "--axis=schedule.name=linear,cosine", "--metrics=swd",
+    )  # fmt: skip
+    while len(children(process)) < 3:  # two workers, and who tracks what they share
+        assert process.poll() is None
+        time.sleep(0.01)
+    workers = children(process)
+    os.killpg(process.pid, number)
+    *lines, last = process.communicate(timeout=60)[0].splitlines()
+    assert process.returncode == 128 + number
+    assert last == f"diffax ablate: {word}: the same command goes on from what is done"
+    assert not [line for line in lines if not re.search("started|left$", line)]
+    end = time.monotonic() + 30
+    while any(map(lock._began, workers)):  # who tracks what they share ends after them
+        assert time.monotonic() < end
+        time.sleep(0.01)
+    assert not list((tmp_path / "run").glob("lock*"))
+
+
+def test_a_signal_is_not_lost_in_a_callback_or_in_another_error():
+    with runtime.stoppable() as came:
+        with pytest.raises(runtime.Interrupted) as stop:
+            signal.raise_signal(signal.SIGTERM)
+        assert came == [signal.SIGTERM] and stop.value.exit_status == 143
+        with pytest.raises(runtime.Interrupted):
+            runtime._in_callback(SimpleNamespace(exc_value=stop.value))
+            time.sleep(1)
+    assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL

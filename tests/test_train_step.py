@@ -129,7 +129,7 @@ def test_schedule_moves_between_fixed_ends(kind, objective, num_steps):
     assert np.abs(new - old)[1:-1].max() > 3e-4
     np.testing.assert_allclose(new[[0, -1]], [6.0, -6.0], atol=1e-5)
     assert np.all(np.diff(new) < 0)
-    names = {"updated", "vlb", "vlb_variance", "grad_norm", "grad_variance"}
+    names = {"updated", "vlb", "vlb_variance", "grad_norm", "grad_variance", "update_size"}
     assert {n.removeprefix("schedule_") for n in metrics[0] if n.startswith("schedule_")} == names
     assert all(m["schedule_grad_norm"] > 0 and m["schedule_grad_variance"] > 0 for m in metrics)
 

@@ -19,6 +19,8 @@ from small_runs import (
 from diffax import config as config_lib
 from diffax import data, process, schedules, training
 from diffax.training import loop, parallel, writers
+from diffax.training import step as step_lib
+from diffax.training.trust import Trust
 from diffax.training.window import NonFiniteError, Window
 
 
@@ -105,22 +107,85 @@ def test_a_bad_step_is_skipped_and_counted(tmp_path, monkeypatch):
     assert all(np.isfinite(line["loss"]) for line in lines)
 
 
-def test_divergence_stops_the_run_and_keeps_the_last_good_checkpoint(tmp_path):
-    """A learning rate of 1e30 ruins the network in one step; the next one shows it."""
-    config = small_config(
-        optimizer__learning_rate=1e30,
-        optimizer__warmup_steps=0,
-        training__checkpoint_every=1,
-        training__max_skipped=0,
-    )
-    with pytest.raises(NonFiniteError) as caught:
+class SpoilingLate(Interrupting):
+    """Batches of which from the sixth on none is finite; with a signal at the eleventh, which is
+    fetched before step 9."""
+
+    def __next__(self):
+        self.count += 1
+        if self.count == 11 and self.number:
+            signal.raise_signal(self.number)
+        batch = next(self.iterator)
+        return {**batch, "x": batch["x"] * np.nan} if self.count >= 6 else batch
+
+
+def test_nothing_is_saved_while_steps_are_skipped(tmp_path, monkeypatch):
+    """Not by a signal either, which says so."""
+    config = small_config(training__checkpoint_every=2, training__keep_checkpoints=1)
+    late = SpoilingLate.wrapping(data.batches, signal.SIGTERM)
+    monkeypatch.setattr(loop.data, "batches", late)
+    with pytest.raises(training.Interrupted, match="skipped and is not saved: the checkpoint of"):
         training.train(config, tmp_path)
-    assert (caught.value.step, caught.value.quantity) == (2, "loss")
-    assert "the checkpoint of step 1 in" in str(caught.value)
-    assert "learning_rate" in str(caught.value)
-    assert -6 <= caught.value.log_snr <= 6
-    assert int(training.load(tmp_path).state.step) == 1
-    assert writers.read_json_lines(tmp_path / "metrics.jsonl") == []
+    assert checkpoints(tmp_path) == ["2", "4"]
+
+
+def checkpoints(workdir):
+    return sorted(path.name for path in (workdir / "checkpoints").iterdir())
+
+
+WILD = [
+    ("optimizer.learning_rate", 1e2, step_lib.LARGEST_UPDATE, ["8"]),
+    ("optimizer.learning_rate", 1e30, step_lib.LARGEST_UPDATE, ["8"]),
+    ("schedule_learning.learning_rate", 1e3, step_lib.LARGEST_UPDATE, ["8"]),
+    # Where the step that ruins it is made: it is saved, and then found out.
+    ("optimizer.learning_rate", 1e4, np.inf, ["8", "diverged-9"]),
+    ("schedule_learning.learning_rate", 1e4, np.inf, ["8", "diverged-9"]),
+]
+
+
+@pytest.mark.parametrize(("key", "rate", "largest_update", "left"), WILD)
+def test_a_wild_rate_is_named_and_a_lower_one_goes_on_from_what_was_good(
+    key, rate, largest_update, left, tmp_path, monkeypatch
+):
+    """Healthy to step 8; saved after every step, of which one stays."""
+    for name in ("update_size", "schedule_update_size"):
+        bound = step_lib.MUST_HOLD[name]._replace(largest=largest_update)
+        monkeypatch.setitem(step_lib.MUST_HOLD, name, bound)
+    settings = {
+        "training__checkpoint_every": 1, "training__keep_checkpoints": 1,
+        "training__num_steps": 8, "schedule__name": "learned", "schedule__size": 8,
+    }  # fmt: skip
+    healthy, _ = training.train(small_config(**settings), tmp_path)
+    healthy = jax.device_get(healthy.params)
+    settings |= {"training__allow_config_change": True, "training__num_steps": 24}
+    wild = small_config(**settings, **{key.replace(".", "__"): rate})
+    with pytest.raises(NonFiniteError) as caught:
+        training.train(wild, tmp_path)
+    message = str(caught.value)
+    assert f"A lower {key}={rate:g} usually helps" in message and "allow_config_change" in message
+    assert f"the checkpoint of step 8 in {tmp_path / 'checkpoints'} is kept" in message
+    assert checkpoints(tmp_path) == left
+    assert_equal(jax.device_get(training.load(tmp_path).state.params), healthy)
+
+    state, metrics = training.train(small_config(**settings), tmp_path)
+    assert int(state.step) == 24 and metrics["loss"] < 2
+    assert not np.array_equal(state.params["first"]["kernel"], healthy["first"]["kernel"])
+    lines = writers.read_json_lines(tmp_path / "metrics.jsonl")
+    assert [line["step"] for line in lines] == [4, 8, 12, 16, 20, 24]
+
+
+def test_a_checkpoint_is_trusted_when_a_good_step_has_followed():
+    trust = Trust()
+    for saved in (2, 4):
+        trust.saved(saved)
+    row = [{"step": step, "loss": np.nan, "grad_norm": 1.0} for step in (5, 6)]
+    trust.see([{"step": 3, "loss": 1.0}, *row])
+    assert (trust.step, trust.doubted) == (2, [4])
+    trust.see([{"step": 7, "loss": 1e9}])  # finite by luck
+    assert (trust.step, trust.doubted) == (2, [4])
+    trust.see([{"step": 3, "loss": 1.0}])  # seen before
+    trust.see([{"step": 8, "loss": 3.0}])
+    assert (trust.step, trust.doubted) == (4, [])
 
 
 # --- the loop -------------------------------------------------------------------------------

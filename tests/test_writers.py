@@ -7,7 +7,7 @@ import pytest
 from small_runs import small_config
 
 from diffax import training
-from diffax.training import writers
+from diffax.training import progress, writers
 
 
 def test_json_lines_hold_one_object_per_step(tmp_path):
@@ -42,9 +42,9 @@ def test_damaged_json_lines_are_named(tmp_path):
 
 def test_log_lines_tell_speed_and_time_left(caplog, monkeypatch):
     clock = iter([0.0, 50.0])
-    monkeypatch.setattr(writers.time, "monotonic", lambda: next(clock))
+    monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with caplog.at_level("INFO", logger="diffax"):
-        writers.LogLines(300).write_scalars(100, {"loss": 0.12345})
+        writers.LogLines(progress.Pace(300)).write_scalars(100, {"loss": 0.12345})
     assert caplog.messages == ["step 100/300  2 steps/s  0:01:40 left  loss 0.1235"]
 
 

@@ -62,7 +62,8 @@ def in_parallel(
                 worker = busy.pop() if busy else idle.pop()
                 worker.unit = worker.unit or waiting.popleft()
                 run = worker.unit.popleft()
-                with _environment(worker.environment):  # the process is spawned by submit
+                # The process is spawned by submit. It takes signals when it is ready to.
+                with _environment(worker.environment), _signals_later():
                     flying[worker.process.submit(execute, run_one, run)] = worker, run
                 yield run, "started", None, ""
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
@@ -93,14 +94,42 @@ class _Worker:
 
 
 def _obey_parent(lifeline: connection.Connection) -> None:
-    """In a worker: leaves Ctrl-C to the parent, and ends when the parent says so or is gone."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    """In a worker: leaves signals to the parent, and ends when the parent says so or is gone."""
+    for number in _SIGNALS:
+        signal.signal(number, signal.SIG_IGN)
+    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
 
     def watch() -> None:
         connection.wait([lifeline])  # nothing is ever sent: it becomes ready when it is closed
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
+
+
+# Those by which a job is stopped, which come to all of its processes.
+_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+
+
+@contextmanager
+def _signals_later() -> Iterator[None]:
+    """Signals wait until the end; a process that is begun meanwhile inherits that they do.
+
+    Another thread may take a signal that is blocked in this one, and Python then runs the handler
+    in the main thread all the same: so that one waits too.
+    """
+    came: list[int] = []
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    main = threading.current_thread() is threading.main_thread()
+    ours = [n for n in _SIGNALS if main and signal.getsignal(n) is not None]
+    handlers = {n: signal.signal(n, lambda number, _: came.append(number)) for n in ours}
+    try:
+        yield
+    finally:
+        for number, handler in handlers.items():
+            signal.signal(number, handler)
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
+        for number in came:
+            signal.raise_signal(number)
 
 
 @contextmanager

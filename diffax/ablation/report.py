@@ -24,6 +24,7 @@ from diffax.ablation.numerals import p_text, seeds_text, span
 from diffax.ablation.spec import SCALES, Metric, Spec
 from diffax.ablation.texts import legible
 from diffax.ablation.verdict import effect_name, sentences, told
+from diffax.runtime import local_path
 
 FOLDER = "report_files"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn")
@@ -69,7 +70,7 @@ def build_report(
     made |= jsonable(spec.environment, "environment")
     page, numbers = sections.make(analysis, made), report_numbers(analysis, made)
     html, (markdown, pictures) = report_html.render(page), report_markdown.render(page, FOLDER)
-    workdir = Path(workdir)
+    workdir = local_path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     paths = [workdir / name for name in ("report.html", "report.md", "results.json")]
     write_json(paths[2], numbers)
@@ -99,7 +100,7 @@ def report_on(
       FileNotFoundError: a workdir holds no ablation, or none holds a finished run.
       ValueError: they are parts of different ablations, or differ in a run that both hold.
     """
-    paths = [Path(workdir) for workdir in workdirs]
+    paths = [local_path(workdir) for workdir in workdirs]
     spec = spec_lib.merge([spec_lib.load(path) for path in paths])
     if not any(any(path.glob("runs/*/*/result.json")) for path in paths):
         raise FileNotFoundError(f"no finished run under {', '.join(map(str, paths))}")

@@ -41,7 +41,8 @@ from diffax.ablation.jsonable import flatten
 from diffax.ablation.measure import METRICS, PARTS
 from diffax.ablation.report import Report, build_report, environment
 from diffax.ablation.spec import Spec
-from diffax.training.workdir import PLUGINS
+from diffax.training.lock import held
+from diffax.training.workdir import PLUGINS, check_writable
 
 _LOG = logging.getLogger("diffax")
 
@@ -88,10 +89,12 @@ def run_ablation(
 
     Raises:
       ValueError: a config that can't be run, a metric that can't be measured, a training of another
-        config, or on other data, in the workdir; before any work.
+        config, or on other data, in the workdir, or another process at the same part of it; before
+        any work.
       GridError: a run failed; what is finished is kept, and reported on as far as it goes.
       KeyboardInterrupt: likewise.
     """
+    workdir = runtime.local_path(workdir)
     config_lib.load_plugins(config)
     configs = [arm_config(config, arm, 0) for arm in arms]
     for each in configs:
@@ -127,34 +130,37 @@ def run_ablation(
         real_samples=real,
     )
     check(spec)
-    spec_lib.save(spec, Path(workdir))
-    names = dict.fromkeys(name for each in configs for name in each.plugins)
-    plugins.keep(names, Path(workdir) / PLUGINS)
-    try:
-        results = run_grid(
-            arms,
-            seeds,
-            functools.partial(run_one, text=text, workdir=os.fspath(workdir)),
-            workdir,
-            fingerprint=lambda arm, seed: arm_config(config, arm, seed).to_dict(),
-            workers=len(environments),
-            on_progress=print_progress,
-            worker_environment=environments,
-            group=functools.partial(training_directory, workdir),
-            shard=shard,
-            join=lambda arm, seed: (
-                training_directory(workdir, arm, seed).parent,
-                together.at_once(arm_config(config, arm, seed), vectorise),
-            ),
-            prepare=functools.partial(_train_seeds, text=text, workdir=os.fspath(workdir)),
-        )
-    except (GridError, KeyboardInterrupt):
-        if shard[1] == 1 and any(Path(workdir).glob("runs/*/*/result.json")):
-            found = load_results(workdir, spec.arms)
-            report = build_report(spec, found, workdir, partial=True)
-            print(f"a report on what is finished: {report.html}", file=sys.stderr)
-        raise
-    return build_report(spec, results, workdir, partial=True) if shard[1] == 1 else None
+    check_writable(workdir)
+    part = "" if shard[1] == 1 else f"-{shard[0]}-of-{shard[1]}"
+    with held([workdir], f"lock{part}.json"):
+        spec_lib.save(spec, workdir)
+        names = dict.fromkeys(name for each in configs for name in each.plugins)
+        plugins.keep(names, workdir / PLUGINS)
+        try:
+            results = run_grid(
+                arms,
+                seeds,
+                functools.partial(run_one, text=text, workdir=os.fspath(workdir)),
+                workdir,
+                fingerprint=lambda arm, seed: arm_config(config, arm, seed).to_dict(),
+                workers=len(environments),
+                on_progress=print_progress,
+                worker_environment=environments,
+                group=functools.partial(training_directory, workdir),
+                shard=shard,
+                join=lambda arm, seed: (
+                    training_directory(workdir, arm, seed).parent,
+                    together.at_once(arm_config(config, arm, seed), vectorise),
+                ),
+                prepare=functools.partial(_train_seeds, text=text, workdir=os.fspath(workdir)),
+            )
+        except (GridError, KeyboardInterrupt):
+            if shard[1] == 1 and any(workdir.glob("runs/*/*/result.json")):
+                found = load_results(workdir, spec.arms)
+                report = build_report(spec, found, workdir, partial=True)
+                print(f"a report on what is finished: {report.html}", file=sys.stderr)
+            raise
+        return build_report(spec, results, workdir, partial=True) if shard[1] == 1 else None
 
 
 def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:

@@ -7,9 +7,22 @@ Commands are a table, `COMMANDS`; what they need is imported when they run, so t
 
 from __future__ import annotations
 
+import importlib
 import io
+import itertools
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
+
+from diffax import runtime
+
+# As a program, not as a module of another one, this takes a second to be imported.
+if Path(sys.argv[0]).name in ("diffax", "diffax.exe") or "diffax" in {
+    word.partition(".")[0] for flag, word in itertools.pairwise(sys.orig_argv) if flag == "-m"
+}:
+    for number in runtime.SIGNALS:
+        signal.signal(number, runtime.quit_at_once)
 
 import diffax
 from diffax.cli import (
@@ -66,9 +79,20 @@ def make_parser() -> Parser:
     return parser
 
 
+# What a command imports when it runs; before that a signal may end the program at once.
+_NEEDS = {
+    "train": "diffax.training",
+    "sample": "diffax.edits",
+    "evaluate": "diffax.evaluation",
+    "ablate": "diffax.ablation.runner",
+    "report": "diffax.ablation",
+    "tune": "diffax.tuning",
+}
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Runs a command; returns the exit status: 0, 1 for a user's error or a run that failed, 130
-    if interrupted, 143 if terminated (SIGTERM) after what was reached is saved."""
+    if interrupted, 143 if terminated (SIGTERM), after what was reached is saved."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):  # what a terminal can't write stops nothing
             stream.reconfigure(errors="backslashreplace")
@@ -89,20 +113,33 @@ def main(argv: Sequence[str] | None = None) -> int:
     command = COMMANDS[args.command]
     if rest:
         parser.commands[args.command].error(f"not understood: {' '.join(rest)}")
-    from diffax import runtime
-
     runtime.start(trains=command.takes_config)
-    try:
-        config = None
-        if command.takes_config:
-            config = read_config(args.config, overrides, args.plugin)
-        command.run(args, config)
-    except (ValueError, OSError, MemoryError, runtime.Failed) as error:
-        return _failed(args.command, error)
-    except KeyboardInterrupt as stop:
-        print(f"diffax {args.command}: {str(stop) or 'interrupted'}", file=sys.stderr)
-        return getattr(stop, "exit_status", 130)
+    importlib.import_module(_NEEDS.get(args.command, "diffax"))
+    with runtime.stoppable() as signals:
+        try:
+            shared.check_places(args)
+            config = None
+            if command.takes_config:
+                config = read_config(args.config, overrides, args.plugin)
+            command.run(args, config)
+        except KeyboardInterrupt as stop:
+            return _stopped(args.command, stop)
+        except Exception as error:
+            if signals:  # it came in the midst of an import, which made it another error
+                return _stopped(args.command, runtime.Interrupted("", signals[-1]))
+            if not isinstance(error, ValueError | OSError | MemoryError | runtime.Failed):
+                raise
+            return _failed(args.command, error)
     return 0
+
+
+def _stopped(name: str, stop: KeyboardInterrupt) -> int:
+    status = getattr(stop, "exit_status", 128 + signal.SIGINT)
+    said = str(stop) or runtime.WORDS[status - 128]
+    if not str(stop) and COMMANDS[name].takes_config:
+        said += ": the same command goes on from what is done"
+    print(f"diffax {name}: {said}", file=sys.stderr)
+    return status
 
 
 def _failed(command: str, error: Exception) -> int:

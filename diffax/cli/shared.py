@@ -12,6 +12,7 @@ from ml_collections import ConfigDict
 
 from diffax import registry
 from diffax.cli.flags import Parser, of_key
+from diffax.runtime import local_path
 
 
 class Command(NamedTuple):
@@ -98,7 +99,7 @@ def output(given: str | None, default: Path, *suffixes: str) -> Path:
     Raises:
       ValueError: --out names no file.
     """
-    path = default if given is None else Path(os.path.expanduser(given))
+    path = default if given is None else local_path(given, "--out")
     if given is not None and (given.endswith(("/", os.sep)) or path.name in ("", "..")):
         raise ValueError(f"--out={given}: name a file, not a directory")
     return path.with_suffix("") if path.suffix in suffixes else path
@@ -119,6 +120,22 @@ def check_output(*paths: Path) -> None:
             partial.unlink()
         except OSError as error:
             raise ValueError(f"{path} can't be written ({error.strerror})") from None
+
+
+def check_places(args: argparse.Namespace) -> None:
+    """Reads --workdir and --out by `runtime.local_path`, in place.
+
+    Raises:
+      ValueError: a place that can't be written to, before any work.
+    """
+    for name in ("workdir", "out"):
+        given = getattr(args, name, None)
+        several = given if isinstance(given, list) else [given]
+        for path in several:
+            if path is not None:
+                local_path(path, f"--{name}")
+        found = [path and os.path.expanduser(path) for path in several]
+        setattr(args, name, found if isinstance(given, list) else found[0])
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import argparse
 import json
+import shlex
+import sys
 
 from ml_collections import ConfigDict
 
@@ -20,3 +22,7 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     _, metrics = training.train(config, args.workdir)
     if training.hosts.is_first():
         print(json.dumps(metrics, indent=1))
+        for what, path in training.outcome(args.workdir).items():
+            print(f"{what + ':':<12}{path}", file=sys.stderr)
+        command = ["diffax", "sample", f"--workdir={args.workdir}"]
+        print(f"{'next:':<12}{shlex.join(command)}", file=sys.stderr)

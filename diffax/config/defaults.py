@@ -100,7 +100,7 @@ _KEYS: dict[str, Key] = {
     "training.checkpoint_every": _key(
         1000, "steps between checkpoints; there is always one at the end; 0: only there"
     ),
-    "training.keep_checkpoints": _key(2, "the latest so many"),
+    "training.keep_checkpoints": _key(2, "the latest so many, and the last known to be good"),
     "training.max_skipped": _key(
         10, "steps in a row whose loss or gradient is not finite; more: an error"
     ),

@@ -7,6 +7,7 @@ For instance:
     predict = diffax.training.predictor(run.model, run.state.ema_params)
 """
 
+from diffax.runtime import Interrupted
 from diffax.training import hosts
 from diffax.training.evaluation import (
     make_bound,
@@ -15,13 +16,12 @@ from diffax.training.evaluation import (
     make_ode_bits,
 )
 from diffax.training.gradient import make_gradient_variance
-from diffax.training.interrupt import Interrupted
 from diffax.training.loop import train, train_together
 from diffax.training.outputs import make_sampler
 from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
 from diffax.training.step import make_train_step, share_of_start
 from diffax.training.window import NonFiniteError
-from diffax.training.workdir import Run, load, steps_done
+from diffax.training.workdir import Run, load, outcome, steps_done
 
 __all__ = [
     "DatasetInfo",
@@ -39,6 +39,7 @@ __all__ = [
     "make_ode_bits",
     "make_sampler",
     "make_train_step",
+    "outcome",
     "predictor",
     "share_of_start",
     "steps_done",

@@ -17,7 +17,7 @@ import os
 import re
 import shutil
 import zlib
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,6 @@ import jax
 import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import LatestN
 
 from diffax.training import hosts
 from diffax.training.checksum import checksums
@@ -50,15 +49,17 @@ class Checkpoints:
 
     Args:
       directory: where they lie; made if it isn't there.
-      keep: how many of the latest stay.
+      keep: how many of the latest stay, and beside them the one of step `trusted`, an attribute
+        that may be set.
       read_only: for looking only; nothing is made.
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 1, read_only: bool = False):
         self.directory = Path(directory).absolute()
-        self._read_only = read_only
+        self._read_only, self._keep = read_only, keep
+        self.trusted: int | None = None
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=LatestN(keep),
+            preservation_policy=self,
             create=not read_only,
             read_only=read_only,
             cleanup_tmp_directories=not read_only,
@@ -68,6 +69,12 @@ class Checkpoints:
         self._manager = ocp.CheckpointManager(
             self.directory, options=options, item_handlers=handlers
         )
+
+    def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+        """Which of the checkpoints, ascending, stay; orbax asks it."""
+        del context
+        first = len(checkpoints) - self._keep
+        return [i >= first or info.step == self.trusted for i, info in enumerate(checkpoints)]
 
     def steps(self) -> list[int]:
         """The steps at which there is a checkpoint, ascending."""
@@ -146,7 +153,7 @@ class Checkpoints:
             except Exception as error:  # orbax has no one kind for what it can't read
                 damaged[candidate] = error
             else:
-                self._put_aside(damaged, candidate)
+                self._pass_over(damaged, candidate)
                 return _from_paths(by_path, like), loop
         latest, error = next(iter(damaged.items()))
         others = ", nor is there another that can" if step is None else ""
@@ -154,13 +161,24 @@ class Checkpoints:
             f"the checkpoint of step {latest} in {self.directory} can't be read{others}: {error}"
         ) from error
 
-    def _put_aside(self, damaged: dict[int, Exception], used: int) -> None:
-        for step, error in damaged.items():
-            place = self.directory / (str(step) if self._read_only else f"damaged-{step}")
+    def put_aside(self, steps: Iterable[int], word: str) -> None:
+        """Gives the checkpoints of some steps the name "<word>-<step>", so that they are none."""
+        steps = list(steps)
+        for step in steps:
             # One of the hosts does it for all.
-            if not self._read_only and jax.process_index() == 0:
+            if jax.process_index() == 0:
+                place = self.directory / f"{word}-{step}"
                 shutil.rmtree(place, ignore_errors=True)  # of an earlier time
                 (self.directory / str(step)).rename(place)
+        if steps:
+            multihost_utils.sync_global_devices("checkpoints are put aside")
+            self._manager.reload()
+
+    def _pass_over(self, damaged: dict[int, Exception], used: int) -> None:
+        if not self._read_only:
+            self.put_aside(damaged, "damaged")
+        for step, error in damaged.items():
+            place = self.directory / (str(step) if self._read_only else f"damaged-{step}")
             _LOG.warning(
                 "the checkpoint of step %d is damaged (%s; now %s): the one of step %d is used",
                 step,
@@ -168,9 +186,6 @@ class Checkpoints:
                 place,
                 used,
             )
-        if damaged and not self._read_only:
-            multihost_utils.sync_global_devices("damaged checkpoints are put aside")
-            self._manager.reload()
 
     def _read(
         self, step: int, wanted: dict[str, jax.ShapeDtypeStruct]

@@ -16,7 +16,7 @@ from ml_collections import ConfigDict
 from diffax import arguments, likelihood
 from diffax import config as config_lib
 from diffax.data import Dataset, Split
-from diffax.training import parallel
+from diffax.training import parallel, progress
 from diffax.training.gradient import make_gradient_variance
 from diffax.training.state import DatasetInfo, TrainState, predictor
 
@@ -101,7 +101,7 @@ def _over_split(
         # Arrays lie as in training, so that a program in the compilation cache is found there.
         state = jax.device_put(state, parallel.state_sharding(state, mesh))
         parts = []
-        for i in range(0, num, size):
+        for i in progress.counted(range(0, num, size), "evaluating", "batches"):
             # The last batch is filled up, so that all have one shape, and cut afterwards.
             indices = np.minimum(np.arange(i, i + size), num - 1)
             label = None if split.label is None else split.label[indices]

@@ -17,7 +17,7 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import objectives, time_sampling
 from diffax.data import Split
-from diffax.training import parallel
+from diffax.training import parallel, progress
 from diffax.training.spread import HERE, Spread, Together, over_micro_batches
 from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
 
@@ -142,7 +142,7 @@ def make_gradient_variance(
     def variance(state: TrainState, seed: int) -> float:
         state = jax.device_put(state, parallel.state_sharding(state, mesh))
         sums, rng = start(), np.random.default_rng(seed)
-        for i in range(num):
+        for i in progress.counted(range(num), "measuring the variance of the gradient", "batches"):
             rows = rng.choice(len(split), size, replace=size > len(split))
             label = None if split.label is None else split.label[rows]
             batch = parallel.place_batch({"x": split.array(rows), "label": label}, mesh)

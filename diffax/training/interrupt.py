@@ -6,25 +6,13 @@ import logging
 import signal
 import threading
 from types import TracebackType
+from typing import Any
+
+from diffax import runtime
 
 _LOG = logging.getLogger("diffax")
-# What a signal does if nothing was said, and how the log calls it.
-_SIGNALS = {
-    signal.SIGINT: (signal.default_int_handler, "interrupted"),
-    signal.SIGTERM: (signal.SIG_DFL, "terminated"),
-}
-
-
-class Interrupted(KeyboardInterrupt):
-    """A run was stopped by a signal after a step that was saved.
-
-    `exit_status` is what a shell and a scheduler expect of a process that the signal ended: 130
-    after Ctrl-C, 143 after SIGTERM.
-    """
-
-    def __init__(self, message: str, number: int):
-        super().__init__(message)
-        self.exit_status = 128 + number
+# What a signal does if nothing was said, or on the command line.
+_USUAL = (signal.default_int_handler, signal.SIG_DFL, runtime.stop)
 
 
 class Interruption:
@@ -38,27 +26,26 @@ class Interruption:
 
     def __init__(self):
         self.number = 0
-        self._installed: list[signal.Signals] = []
+        self._before: dict[int, Any] = {}
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
-            for number, (default, _) in _SIGNALS.items():
-                if signal.getsignal(number) is default:
-                    signal.signal(number, self._request)
-                    self._installed.append(number)
+            for number in runtime.SIGNALS:
+                if signal.getsignal(number) in _USUAL:
+                    self._before[number] = signal.signal(number, self._request)
         return self
 
     def _request(self, number: int, frame: object) -> None:
         self.number = number
         self._restore()
         _LOG.warning(
-            "%s: saving a checkpoint (the same once more stops at once)", _SIGNALS[number][1]
+            "%s: saving a checkpoint after this step (the same once more stops at once)",
+            signal.Signals(number).name,
         )
 
     def _restore(self) -> None:
-        while self._installed:
-            number = self._installed.pop()
-            signal.signal(number, _SIGNALS[number][0])
+        while self._before:
+            signal.signal(*self._before.popitem())
 
     def __exit__(
         self,

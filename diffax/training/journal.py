@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable
-from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,11 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import plugins
-from diffax.training import hosts, outputs, writers
-from diffax.training.checkpoint import Checkpoints, kept
+from diffax.training import hosts, outputs, progress, writers
+from diffax.training.checkpoint import Checkpoints, kept, latest_step
+from diffax.training.progress import Pace
 from diffax.training.state import DatasetInfo, TrainState
+from diffax.training.trust import Trust
 from diffax.training.vectorised import ALONE, Form
 from diffax.training.window import NonFiniteError, Window
 from diffax.training.workdir import (
@@ -58,11 +59,12 @@ class Journal:
         self._evaluate, self._draw_samples = evaluate, draw_samples
         self._among_others = form.count > 1
         self._label = f"seed {config.seed}: " if self._among_others else ""
-        self._open = ExitStack()
+        self._writer: writers.MetricWriter = writers.Several(())
         # When one run has saved a step, another may have only the one before.
         keep = config.training.keep_checkpoints + self._among_others
-        self.checkpoints = self._open.enter_context(closing(Checkpoints(root / CHECKPOINTS, keep)))
+        self.checkpoints = Checkpoints(root / CHECKPOINTS, keep)
         self._memory: dict[str, Any] = {"window": [], "metrics": {}}
+        self._saved: int | None = None  # the last step that was, by this process
 
     def restore(self, like: TrainState, sharding: Any, step: int | None = None) -> TrainState:
         """The state at a checkpoint, the latest if left out, and the data as they were then."""
@@ -83,18 +85,25 @@ class Journal:
         """Opens the files of the run, which goes on from `state`."""
         if hosts.is_first():
             plugins.keep(self.config.plugins, self.root / PLUGINS)
-            write_text(self.root / "config.json", config_lib.to_json(self.config))
-            write_text(self.root / "dataset.json", self.dataset.to_json())
+        self._texts = {
+            "config.json": config_lib.to_json(self.config),
+            "dataset.json": self.dataset.to_json(),
+        }
+        for name, text in self._texts.items():
+            if hosts.is_first():
+                write_text(self.root / name, text)
         settings, step = self.config.training, int(state.step)
         self.window = Window(self._memory["window"], settings.max_skipped)
+        steps, trusted = self.checkpoints.steps(), self._memory.get("trusted")
+        trusted = trusted if trusted in steps else None
+        # Of a run without this memory all are in doubt until a step was good.
+        self._trust = Trust(trusted, [s for s in steps if trusted is None or s > trusted])
         self.latest = dict(self._memory["metrics"])
-        writer = writers.create(
-            self.root, settings.num_steps, step, settings.tensorboard, self._label
-        )
-        self._writer = self._open.enter_context(closing(writer))
+        self.pace = Pace(settings.num_steps, step)
+        self._writer = writers.create(self.root, self.pace, step, settings.tensorboard, self._label)
         if step == 0:
             count = parameter_overview.count_parameters(state.params)
-            _LOG.info("%s%s parameters", self._label, f"{count:,}")
+            progress.detail(f"{self._label}{count:,} parameters")
             outputs.write_schedule(self.root, state)
 
     def look(self, step: int, state: TrainState, log: bool, evaluate: bool, sample: bool) -> None:
@@ -109,41 +118,68 @@ class Journal:
             self._writer.write_scalars(step, scalars)
             self.latest.update(scalars)
         if sample:
-            self._writer.write_images(step, {"samples": self._draw_samples(state)})
+            with progress.doing("drawing samples"):
+                self._writer.write_images(step, {"samples": self._draw_samples(state)})
             outputs.write_schedule(self.root, state)
 
     def check_finite(self, last: bool) -> None:
         """Raises NonFiniteError, saying which run it is and what is kept, if too many steps in a
         row were not finite."""
+        self._trust.see(self.window.memory())
         try:
             self.window.check(last)
         except NonFiniteError as error:
             self.checkpoints.wait()
+            if self._trust.step is not None:
+                self.checkpoints.put_aside(self._trust.doubted, "diverged")
             where = f" in the run in {self.root}" if self._among_others else ""
-            raise NonFiniteError(
-                error.step,
-                error.quantity,
-                error.value,
-                error.log_snr,
-                error.skipped,
-                f"{where}; {kept(self.checkpoints.directory)}. A lower"
-                " optimizer.learning_rate or clip_norm, or more warmup_steps, usually helps",
+            raise error.of_run(
+                f"{where}; {kept(self.checkpoints.directory)}", self.config
             ) from None
 
     def save(self, step: int, state: TrainState, data: Any) -> None:
-        """Begins to write a checkpoint; `data`: the state of the batches."""
-        memory = {"data": data, "window": self.window.memory(), "metrics": self.latest}
-        memory |= as_remembered(self.config, self.dataset)
+        """Begins to write a checkpoint; `data`: the state of the batches. After `check_finite`."""
+        self.checkpoints.trusted = self._trust.step
+        self._restore_files()
+        memory = {
+            "data": data,
+            "window": self.window.memory(),
+            "metrics": self.latest,
+            "trusted": self._trust.step,
+            **as_remembered(self.config, self.dataset),
+        }
         self.checkpoints.save(step, state, memory)
+        self._trust.saved(step)
+        self._saved = step
+
+    def _restore_files(self) -> None:
+        """Writes again what was deleted or changed while the run goes on, and says so."""
+        self._writer.flush()
+        for name, text in self._texts.items():
+            path = self.root / name
+            if hosts.is_first() and (not path.exists() or path.read_text(encoding="utf-8") != text):
+                _LOG.warning(
+                    "%s was deleted or changed while its run goes on; it is written again", path
+                )
+                write_text(path, text)
 
     def end(self, state: TrainState) -> None:
-        """Writes the last schedule, and removes the checkpoint that was kept for the others."""
-        if self._among_others:
-            self.checkpoints.wait()
-            steps = self.checkpoints.steps()
-            self.checkpoints.remove(steps[: -self.config.training.keep_checkpoints])
+        """Writes the last schedule, and removes the checkpoints that were kept for the others, and
+        until the last was made."""
+        self.checkpoints.wait()
+        directory = self.checkpoints.directory
+        if self._saved is not None and latest_step(directory) != self._saved:
+            raise OSError(
+                f"the checkpoint of step {self._saved} in {directory} was deleted after it was made"
+            )
+        self._restore_files()
+        steps = self.checkpoints.steps()
+        self.checkpoints.remove(steps[: -self.config.training.keep_checkpoints])
         outputs.write_schedule(self.root, state)
 
     def close(self) -> None:
         """Waits until all is written."""
-        self._open.close()
+        try:
+            self._writer.close()
+        finally:
+            self.checkpoints.close()

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import logging
 import os
+import time
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack, closing
 from pathlib import Path
@@ -17,11 +18,14 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data, plugins
+from diffax.runtime import Interrupted, local_path
 from diffax.training import feed, hosts, lifted, memory, outputs, parallel, writers
-from diffax.training.checkpoint import DamagedError
+from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.evaluation import make_evaluation
-from diffax.training.interrupt import Interrupted, Interruption
+from diffax.training.interrupt import Interruption
 from diffax.training.journal import Journal
+from diffax.training.lock import held
+from diffax.training.progress import Progress
 from diffax.training.state import DatasetInfo, TrainState, create_state
 from diffax.training.step import make_train_step
 from diffax.training.vectorised import ALONE, Form, form_of
@@ -57,9 +61,11 @@ def train(
 
     Raises:
       ValueError: the config can't be run, the workdir holds another run, or the data is wrong; in
-        one sentence, before any work.
-      NonFiniteError: the loss or a gradient was not finite in more than training.max_skipped steps
-        in a row, or in the last; the last checkpoint before is kept.
+        one sentence, before any work; or another job is at work in the workdir (see `lock`).
+      NonFiniteError: the loss or a gradient was not finite, or an update huge, in more than
+        training.max_skipped steps in a row, or in the last. No checkpoint is made in such a row,
+        and the last after which a step was good is kept, so that a lower rate goes on from there;
+        what was saved later is put aside as "diverged-<step>".
       OSError: the workdir can't be written to any more, its disk being full for instance; the
         message says which checkpoint is kept. (Of a checkpoint, which is written in the
         background, it comes with the next one or at the end.)
@@ -113,14 +119,33 @@ def _train(
     _say_what_is_registered_here()
     for remark in config_lib.remarks(config):
         _LOG.warning(remark)
-    settings = config.training
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
     form.check(config, mesh)
-    roots = [Path(workdir).absolute() for workdir in workdirs]
+    roots = [local_path(workdir).absolute() for workdir in workdirs]
     for root in roots:
         check_writable(root)
+    with ExitStack() as stack:
+        with saying_what_is_kept(*roots), hosts.failing_together():
+            check_ours = stack.enter_context(held(roots if hosts.is_first() else ()))
+        progress = stack.enter_context(Progress(hosts.is_first()))
+        return _train_in(configs, roots, form, mesh, stop, check_ours, progress)
+
+
+def _train_in(
+    configs: Sequence[ConfigDict],
+    roots: Sequence[Path],
+    form: Form,
+    mesh: Mesh,
+    stop: Callable[[int, Run], bool] | None,
+    check_ours: Callable[[], None],
+    progress: Progress,
+) -> list[tuple[TrainState, dict[str, float]]]:
+    """Trains in directories that exist; `check_ours` raises OSError if they are another job's."""
+    config, settings = configs[0], configs[0].training
     writers.check_tensorboard(settings.tensorboard)
-    dataset = data.load_kept(config.data)
+    with progress.doing(f"reading {config.data.name}"):
+        dataset = data.load_kept(config.data)
+    progress.detail(_described(dataset))
     info = DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)
     like, init, compiled = compile_run(config, model, info, mesh, form)
@@ -142,17 +167,26 @@ def _train(
         stack.enter_context(saying_what_is_kept(*roots))
         runs = [stack.enter_context(closing(journal(*each))) for each in zip(configs, roots)]
         states = _restored(runs, like, parallel.state_sharding(like, mesh))
-        states = states or [init(jax.random.key(run.config.seed)) for run in runs]
+        if states is None:
+            with progress.doing("initialising the network"):
+                states = [init(jax.random.key(run.config.seed)) for run in runs]
         for run, own in zip(runs, states):
             run.begin(own)
-        done, state = int(states[0].step), form.stack(states)
+        begun = done = int(states[0].step)
+        state = form.stack(states)
         del states  # their memory is used again
         signals = stack.enter_context(Interruption())
 
         sizes = feed.sizes(done, settings.num_steps, settings.steps_per_call)
         supply = feed.Feed(form.batches([run.batches for run in runs]), compiled.place, sizes)
+        stack.enter_context(
+            progress.doing("", lambda _: runs[0].pace.at(max(begun, runs[0].window.completed())))
+        )
         for count, several in supply:
-            state, metrics = compiled.step(state, several)
+            if done == begun:
+                state, metrics = _first_call(compiled.step, state, several, done, runs, progress)
+            else:
+                state, metrics = compiled.step(state, several)
             for run, own in zip(runs, form.each_metrics(metrics)):
                 run.window.add(done + 1, own)
             done += count
@@ -162,6 +196,9 @@ def _train(
                 signals.number, due(settings.log_every) or due(settings.checkpoint_every)
             )
 
+            if due(settings.log_every) or due(settings.checkpoint_every):
+                with hosts.failing_together():
+                    check_ours()
             if due(settings.log_every):
                 _check_finite(runs, last)
             wanted = due(settings.log_every), due(settings.eval_every), due(settings.sample_every)
@@ -171,20 +208,21 @@ def _train(
             enough = stop is not None and stop(done, Run(config, model, state, info))
             if last or number or enough or due(settings.checkpoint_every):
                 _check_finite(runs, last)
-                _save(runs, done, form.each(state), form.each_data(supply.get_state()))
+                # The row may be the beginning of the end: what was good before it stays.
+                skipping = any(run.window.in_row() for run in runs)
+                if not skipping:
+                    _save(runs, done, form.each(state), form.each_data(supply.get_state()))
             if number and not last:
                 for run in runs:
                     run.checkpoints.wait()
-                raise Interrupted(
-                    f"stopped after step {done}, which is saved in {', '.join(map(str, roots))}:"
-                    " the same call (or command) goes on from there",
-                    number,
-                )
+                raise Interrupted(_farewell(runs, done, skipping), number)
             if enough:
                 break
         states = form.each(state)
-        for run, own in zip(runs, states):
-            run.end(own)
+        with progress.doing("writing the last checkpoint"):
+            for run, own in zip(runs, states):
+                with hosts.failing_together():
+                    run.end(own)
     return [(own, run.latest) for run, own in zip(runs, states)]
 
 
@@ -196,6 +234,30 @@ def _say_what_is_registered_here() -> None:
             " and name it in config.plugins (or by --plugin)",
             ", ".join(alone),
         )
+
+
+def _first_call(
+    step: Callable, state: TrainState, several: Any, done: int, runs: Sequence[Journal], progress
+) -> tuple[TrainState, Any]:
+    """`step`(state, several), which is compiled meanwhile; the pace is measured from its end."""
+    start = time.monotonic()
+    with progress.doing("compiling the training step"):
+        made = step(state, several)
+    seconds, num = time.monotonic() - start, runs[0].config.training.num_steps
+    progress.detail(f"compiled in {seconds:.1f} s; step {done + 1} of {num} is under way")
+    for run in runs:
+        run.pace.begin(done)
+    return made
+
+
+def _described(dataset: data.Dataset) -> str:
+    """What was read, in a line."""
+    shape = "x".join(map(str, dataset.shape))
+    classes = f" in {dataset.num_classes} classes" if dataset.num_classes else ""
+    return (
+        f"{dataset.name}: {len(dataset.train):,} examples of {shape}{classes} to train on,"
+        f" {len(dataset.eval):,} to evaluate by"
+    )
 
 
 def _restored(
@@ -241,6 +303,16 @@ def _save(
         run.save(step, own, position)
 
 
+def _farewell(runs: Sequence[Journal], step: int, skipping: bool) -> str:
+    places = ", ".join(str(run.root) for run in runs)
+    saved = f"which is saved in {places}: the same call (or command) goes on from there"
+    if skipping:
+        all_kept = ", ".join(kept(run.checkpoints.directory) for run in runs)
+        saved = f"which had to be skipped and is not saved: {all_kept}; the same call (or command)"
+        saved += " goes on"
+    return f"stopped after step {step}, {saved}"
+
+
 def _check_finite(runs: Sequence[Journal], last: bool) -> None:
     for run in runs:
         run.check_finite(last)
@@ -261,7 +333,10 @@ def _check_alike(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.Path
                 " differ in seed alone"
             )
     seeds = [config.seed for config in configs]
-    for name, values in ("seeds", seeds), ("workdirs", [Path(w).absolute() for w in workdirs]):
+    for name, values in (
+        ("seeds", seeds),
+        ("workdirs", [local_path(w).absolute() for w in workdirs]),
+    ):
         if len(set(values)) < len(values):
             raise ValueError(f"the {name} of the runs must be distinct: {list(map(str, values))}")
 

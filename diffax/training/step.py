@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -19,12 +20,37 @@ from diffax.training.state import DatasetInfo, TrainState, predictor
 
 Metrics = dict[str, jax.Array]
 
-# A training step gives these metrics, scalars all. Those that must be finite for an update to be
-# made, and what an error calls them:
-MUST_BE_FINITE = {
-    "loss": "loss",
-    "grad_norm": "gradient norm",
-    "schedule_grad_norm": "norm of the schedule's gradient",
+# One step that moves the parameters by so many times their norm leaves nothing of what was learned,
+# and a network of which every later loss overflows. Of a usual rate it is far below 1.
+LARGEST_UPDATE = 10.0
+
+
+class Bounded(NamedTuple):
+    """What an error calls a metric that must be finite, and at most so large, for a step to count;
+    the config's section whose learning rate is at fault where it isn't."""
+
+    words: str
+    section: str
+    largest: float = math.inf
+
+    def holds(self, value: Any) -> Any:
+        """Whether a value, or each of an array, is finite and small enough."""
+        return (abs(value) < math.inf) & (value <= self.largest)
+
+
+# A training step gives metrics, scalars all. Those that must hold for an update to be made:
+MUST_HOLD = {
+    "loss": Bounded("loss", "optimizer"),
+    "grad_norm": Bounded("gradient norm", "optimizer"),
+    "update_size": Bounded(
+        "norm of the network's update over that of its parameters", "optimizer", LARGEST_UPDATE
+    ),
+    "schedule_grad_norm": Bounded("norm of the schedule's gradient", "schedule_learning"),
+    "schedule_update_size": Bounded(
+        "norm of the schedule's update over that of its parameters",
+        "schedule_learning",
+        LARGEST_UPDATE,
+    ),
 }
 
 
@@ -37,14 +63,16 @@ def make_train_step(
     descends the mean of weight * loss at times drawn by the time sampler; a learned schedule then
     descends its own objective, with the network held fixed. Gradients flow from neither into the
     other. Both are averaged over `training.grad_accumulation` micro-batches. Where the loss or a
-    gradient is not finite, the step is counted but nothing is updated.
+    gradient is not finite, or an update is more than `LARGEST_UPDATE` times what it is added to,
+    the step is counted but nothing is updated.
 
     Metrics: "loss"; "loss_variance", over the batch; "grad_norm", before clipping; "learning_rate";
-    "worst_log_snr", of the example with the largest loss, or with one that is not finite; and for
-    a learned schedule "schedule_updated" (1 or 0) and, in steps that update it (0 else),
-    "schedule_vlb" and "schedule_vlb_variance" (bits/dim and its square, of one example at one
-    time), "schedule_grad_norm" and "schedule_grad_variance" (the trace of the covariance of the
-    batch's gradient).
+    "update_size", the norm of the update over that of the parameters (at least 1); "worst_log_snr",
+    of the example with the largest loss, or with one that is not finite; and for a learned schedule
+    "schedule_updated" (1 or 0) and, in steps that update it (0 else), "schedule_vlb" and
+    "schedule_vlb_variance" (bits/dim and its square, of one example at one time),
+    "schedule_grad_norm", "schedule_grad_variance" (the trace of the covariance of the batch's
+    gradient) and "schedule_update_size".
     """
     optimizer = config_lib.build_optimizer(config)
     learning_rate = config_lib.learning_rate_at(config)
@@ -68,6 +96,7 @@ def make_train_step(
             "loss_variance": jnp.var(each["weighted"]),
             "grad_norm": optax.tree.norm(grads),
             "learning_rate": learning_rate(state.step),
+            "update_size": _size(updates, state.params),
             "worst_log_snr": each["log_snr"][worst],
             **schedule_metrics,
         }
@@ -80,8 +109,8 @@ def make_train_step(
             time_sampler_state=times.update(state.time_sampler_state, each["u"], each["loss"]),
         )
         before = {name: getattr(state, name) for name in updated}
-        finite = [jnp.isfinite(metrics[name]) for name in MUST_BE_FINITE if name in metrics]
-        good = jnp.all(jnp.stack(finite))
+        hold = [b.holds(metrics[name]) for name, b in MUST_HOLD.items() if name in metrics]
+        good = jnp.all(jnp.stack(hold))
         kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, before)
         return state.replace(step=state.step + 1, **kept), metrics
 
@@ -105,6 +134,10 @@ def share_of_start(decay: float, num_steps: int) -> float:
     """The weight that the initial parameters have in their moving average after some steps."""
     # After a thousand steps of a rising decay less than 1e-20 of it is left.
     return float(jnp.prod(_decay_in(jnp.arange(min(num_steps, 1000)), decay)))
+
+
+def _size(updates: Any, of: Any) -> jax.Array:
+    return optax.tree.norm(updates) / jnp.maximum(optax.tree.norm(of), 1.0)
 
 
 def _make_schedule_update(
@@ -164,6 +197,7 @@ def _make_schedule_update(
         gradient, metrics = measured_gradient(state, x0, label, key)
         updates, opt_state = optimizer.update(gradient, state.schedule_opt_state, state.schedule)
         updates = optax.tree.scale(decay(state.step), updates)
+        metrics = {**metrics, "schedule_update_size": _size(updates, state.schedule)}
         return optax.apply_updates(state.schedule, updates), opt_state, metrics
 
     def schedule_update(state, x0, label, key):

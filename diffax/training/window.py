@@ -2,35 +2,59 @@
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffax.runtime import Failed
-from diffax.training.step import MUST_BE_FINITE
+from diffax.training.step import MUST_HOLD
 
 
 class NonFiniteError(Failed, FloatingPointError):
-    """Too many steps in a row had a loss or a gradient that was not finite.
+    """Too many steps in a row had a loss or a gradient that was not finite, or a huge update.
 
     Attributes:
       step, quantity, value: where it began.
       log_snr: of the example with the largest loss (or one that is not finite) in that step.
       skipped: how many steps it were in a row, none of which changed anything.
+      section: of the config, with the learning rate at fault: "optimizer", "schedule_learning".
     """
 
     def __init__(
-        self, step: int, quantity: str, value: float, log_snr: float, skipped: int, kept: str = ""
+        self,
+        step: int,
+        quantity: str,
+        value: float,
+        log_snr: float,
+        skipped: int,
+        section: str = "optimizer",
+        kept: str = "",
     ):
         super().__init__(
-            f"the {quantity} is {value} in step {step}, where the worst example is at log-SNR"
+            f"the {quantity} is {value:.3g} in step {step}, where the worst example is at log-SNR"
             f" {log_snr:.3g}; {skipped} step{'s' * (skipped > 1)} in a row had to be skipped{kept}"
         )
         self.step, self.quantity, self.value = step, quantity, value
-        self.log_snr, self.skipped = log_snr, skipped
+        self.log_snr, self.skipped, self.section = log_snr, skipped, section
+
+    def of_run(self, where: str, config: ConfigDict) -> NonFiniteError:
+        """The same, which says where the run is, what of it is kept and what to change."""
+        lower = f"{self.section}.learning_rate={config[self.section].learning_rate:g}"
+        return NonFiniteError(
+            self.step,
+            self.quantity,
+            self.value,
+            self.log_snr,
+            self.skipped,
+            self.section,
+            f"{where}. A lower {lower} usually helps, or a lower {self.section}.clip_norm; with it"
+            " and config.training.allow_config_change=True the same call (or command) goes on",
+        )
 
 
 class Window:
@@ -44,11 +68,25 @@ class Window:
     def __init__(self, remembered: Sequence[Mapping[str, float]] = (), most_skipped: int = 0):
         self._entries: list[Mapping[str, float]] = list(remembered)
         self._calls: list[tuple[int, Mapping[str, Any]]] = []  # not fetched yet
-        self._most_skipped = most_skipped
+        self._most_skipped, self._fetched = most_skipped, 0
 
     def add(self, first_step: int, metrics: Mapping[str, jax.Array]) -> None:
         """Takes the metrics of some steps, each (steps,), without waiting for them."""
         self._calls.append((first_step, metrics))
+
+    def completed(self) -> int:
+        """The latest step that the devices have done, 0 if there was none; waits for none. May be
+        asked from another thread."""
+        calls, fetched = list(self._calls), self._fetched
+
+        def is_open(call: tuple[int, Mapping[str, Any]]) -> bool:
+            return not call[1]["loss"].is_ready()
+
+        number = bisect.bisect_left(calls, True, key=is_open)
+        if number == 0:
+            return fetched
+        first, metrics = calls[number - 1]
+        return first + len(metrics["loss"]) - 1
 
     def memory(self) -> list[dict[str, float]]:
         """The entries as plain numbers; waits for the device."""
@@ -56,6 +94,7 @@ class Window:
             columns = {name: np.asarray(values).tolist() for name, values in metrics.items()}
             for i, values in enumerate(zip(*columns.values(), strict=True)):
                 self._entries.append({"step": first + i, **dict(zip(columns, values))})
+        self._fetched = self._entries[-1]["step"] if self._entries else self._fetched
         self._calls = []
         return list(self._entries)
 
@@ -65,11 +104,14 @@ class Window:
         row: list[Mapping[str, float]] = []
         entries = self.memory()
         for i, entry in enumerate(entries, 1):
-            row = [*row, entry] if _not_finite(entry) else []
+            row = [] if is_good(entry) else [*row, entry]
             if len(row) > self._most_skipped or (row and last and i == len(entries)):
-                first, (name, words) = row[0], _not_finite(row[0])
-                log_snr = first.get("worst_log_snr", math.nan)
-                raise NonFiniteError(first["step"], words, first[name], log_snr, len(row))
+                raise _error(row)
+
+    def in_row(self) -> bool:
+        """Whether the latest step was skipped."""
+        entries = self.memory()
+        return bool(entries) and not is_good(entries[-1])
 
     def take_mean(self) -> dict[str, float]:
         """The mean of each metric over the window, which is emptied.
@@ -79,11 +121,11 @@ class Window:
         if none did.
         """
         entries = self.memory()
-        last_good = max((i for i, e in enumerate(entries) if not _not_finite(e)), default=-1)
+        last_good = max((i for i, e in enumerate(entries) if is_good(e)), default=-1)
         # Those that may be the beginning of a row stay, but are not counted again.
         self._entries = [{**entry, "counted": True} for entry in entries[last_good + 1 :]]
         entries = [entry for entry in entries if not entry.get("counted")]
-        good = [entry for entry in entries if not _not_finite(entry)]
+        good = [entry for entry in entries if is_good(entry)]
         updates = [entry for entry in good if entry.get("schedule_updated")]
         mean = {}
         for name in good[0] if good else ():
@@ -94,12 +136,22 @@ class Window:
         return mean | ({"skipped_steps": skipped} if skipped else {})
 
 
-_NOT_AVERAGED = ("step", "schedule_updated", "worst_log_snr")
+_NOT_AVERAGED = (
+    "step", "schedule_updated", "worst_log_snr", "update_size", "schedule_update_size",
+)  # fmt: skip
 
 
-def _not_finite(entry: Mapping[str, float]) -> tuple[str, str] | None:
-    """The first quantity of a step that is not finite, and its name in words."""
-    for name, words in MUST_BE_FINITE.items():
-        if not math.isfinite(entry.get(name, 0.0)):
-            return name, words
-    return None
+def is_good(entry: Mapping[str, float]) -> bool:
+    """Whether a step changed anything: all that must be finite was so."""
+    return all(bound.holds(entry.get(name, 0.0)) for name, bound in MUST_HOLD.items())
+
+
+def _error(row: Sequence[Mapping[str, float]]) -> NonFiniteError:
+    first = row[0]
+    name = next(n for n, bound in MUST_HOLD.items() if not bound.holds(first.get(n, 0.0)))
+    words, section, _ = MUST_HOLD[name]
+    log_snr = first.get("worst_log_snr", math.nan)
+    # A learned schedule has finite ends: one that gives something else is what went wrong.
+    if "schedule_updated" in first and not math.isfinite(log_snr):
+        section = "schedule_learning"
+    return NonFiniteError(first["step"], words, first[name], log_snr, len(row), section)

@@ -5,6 +5,7 @@ The files:
     workdir/config.json       the config
     workdir/dataset.json      what must be known of the data to sample and evaluate without them,
                               and their fingerprint, by which a resumed run knows them again
+    workdir/lock.json         while a job is at work: see `lock`
     workdir/metrics.jsonl     a line of metrics per log step
     workdir/checkpoints/      see `checkpoint`
     workdir/samples/          sample grids
@@ -29,7 +30,9 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import plugins
+from diffax.runtime import local_path
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
+from diffax.training.lock import Lost
 from diffax.training.state import DatasetInfo, TrainState, create_state
 
 CHECKPOINTS, PLUGINS = "checkpoints", "plugins"
@@ -88,7 +91,9 @@ def saying_what_is_kept(*workdirs: Path) -> Iterator[None]:
     them), what the system says of the disk, or else the error, and which checkpoint is kept."""
     try:
         yield
-    except OSError as error:
+    except OSError as last:
+        # What is lost comes first; that a checkpoint couldn't be written there follows from it.
+        error = next((e for e in _chain(last) if isinstance(e, Lost)), last)
         places = " or ".join(map(str, workdirs))
         all_kept = ", ".join(kept(workdir / CHECKPOINTS) for workdir in workdirs)
         of_disk = f"workdir {places} can't be written to ({error.strerror})"
@@ -96,6 +101,12 @@ def saying_what_is_kept(*workdirs: Path) -> Iterator[None]:
             f"{of_disk if error.errno else f'the run in {places} ends ({error})'}; {all_kept}, and"
             " once there is a remedy the same call (or command) goes on"
         ) from error
+
+
+def _chain(error: BaseException | None) -> Iterator[BaseException]:
+    while error is not None:
+        yield error
+        error = error.__context__
 
 
 def check_same_run(
@@ -250,7 +261,19 @@ class Run(NamedTuple):
 
 def steps_done(workdir: str | os.PathLike) -> int:
     """The step of the latest checkpoint in a run's directory; 0 if there is none."""
-    return latest_step(Path(workdir).absolute() / CHECKPOINTS) or 0
+    return latest_step(local_path(workdir).absolute() / CHECKPOINTS) or 0
+
+
+def outcome(workdir: str | os.PathLike) -> dict[str, Path]:
+    """What a run left: "checkpoint", "samples", "metrics" -> the path of the latest; of what there
+    is."""
+    workdir = local_path(workdir)
+    found = {
+        "checkpoint": workdir / CHECKPOINTS / str(steps_done(workdir)),
+        "samples": max((workdir / "samples").glob("step_*.png"), default=None),
+        "metrics": workdir / "metrics.jsonl",
+    }
+    return {what: path for what, path in found.items() if path is not None and path.exists()}
 
 
 def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
@@ -267,7 +290,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
       ValueError: the checkpoint doesn't fit the config; config.json or dataset.json is damaged, or
         says otherwise than the checkpoint; it is named.
     """
-    workdir = Path(workdir).absolute()
+    workdir = local_path(workdir).absolute()
     config, dataset = read_config(workdir), read_dataset(workdir)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
     try:

@@ -6,13 +6,11 @@ itself can't be imported without TensorFlow.)
 
 from __future__ import annotations
 
-import datetime
 import importlib.util
 import json
 import logging
 import math
 import os
-import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Protocol
@@ -20,6 +18,7 @@ from typing import Protocol
 import numpy as np
 
 from diffax.training import hosts
+from diffax.training.progress import Pace
 from diffax.training.workdir import write_text
 
 _LOG = logging.getLogger("diffax")
@@ -49,21 +48,41 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike, last_step: int = 0):
-        self._path = Path(path)
+        self._path, self._last = Path(path), last_step
         kept = [line for line in read_json_lines(self._path) if line["step"] <= last_step]
         write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self._path, "a", encoding="utf-8")
+        self._file = open(self._path, "a+", encoding="utf-8")
+        self._size = os.fstat(self._file.fileno()).st_size
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        self.flush()
         values = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         self._file.write(json.dumps({"step": int(step), **values}) + "\n")
         self._file.flush()
+        self._last, self._size = int(step), os.fstat(self._file.fileno()).st_size
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         del step, images
 
     def flush(self) -> None:
-        self._file.flush()
+        """Writes the file again where it was deleted or replaced, and says so, and what is missing
+        where it was cut."""
+        held = os.fstat(self._file.fileno())
+        if held.st_size != self._size:
+            self._size = held.st_size
+            _LOG.warning(
+                "%s was changed while its run goes on: lines up to step %d may be missing",
+                *(self._path, self._last),
+            )
+        if self._path.exists() and os.path.samestat(held, os.stat(self._path)):
+            return
+        _LOG.warning(
+            "%s was deleted or replaced while its run goes on; it is written again", self._path
+        )
+        self._file.seek(0)  # what was deleted can still be read where it is open
+        write_text(self._path, self._file.read())
+        self._file.close()
+        self._file = open(self._path, "a+", encoding="utf-8")
 
     def close(self) -> None:
         self._file.close()
@@ -85,25 +104,14 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, float | None]]:
 
 
 class LogLines:
-    """Log lines: how far it is, steps per second, the time that is left, and the metrics.
+    """Log lines: how far it is, steps per second, the time that is left, and the metrics."""
 
-    The speed is that since the line before, or since the writer was made, so the first line counts
-    compilation too.
-    """
-
-    def __init__(self, num_steps: int, last_step: int = 0, label: str = ""):
-        self._num_steps, self._label = num_steps, label
-        self._before = last_step, time.monotonic()
+    def __init__(self, pace: Pace, label: str = ""):
+        self._pace, self._label = pace, label
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        (step_before, time_before), self._before = self._before, (step, time.monotonic())
-        seconds = (self._before[1] - time_before) / max(step - step_before, 1)
-        left = datetime.timedelta(seconds=round(seconds * (self._num_steps - step)))
         values = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
-        _LOG.info(
-            "%sstep %d/%d  %.3g steps/s  %s left  %s",
-            *(self._label, step, self._num_steps, 1 / max(seconds, 1e-9), left, values),
-        )
+        _LOG.info("%s%s  %s", self._label, self._pace.at(step), values)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
         del step, images
@@ -149,7 +157,7 @@ def check_tensorboard(wanted: bool) -> None:
 
 def create(
     workdir: str | os.PathLike,
-    num_steps: int,
+    pace: Pace,
     last_step: int = 0,
     tensorboard: bool = False,
     label: str = "",
@@ -164,7 +172,7 @@ def create(
         return Several(())
     writers = [
         JsonLines(Path(workdir) / "metrics.jsonl", last_step),
-        LogLines(num_steps, last_step, label),
+        LogLines(pace, label),
     ]
     if tensorboard:
         from clu import metric_writers  # imports TensorFlow

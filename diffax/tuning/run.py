@@ -18,6 +18,8 @@ from diffax.ablation.grid import format_seconds
 from diffax.ablation.measure import score_metrics
 from diffax.ablation.verdict import sentence
 from diffax.config.storage import flat
+from diffax.runtime import local_path
+from diffax.training.lock import held
 from diffax.training.workdir import PLUGINS, check_writable
 from diffax.tuning import results
 from diffax.tuning.search import Progress, Trial, best, rungs, search
@@ -77,9 +79,11 @@ def tune(
       command: for the record.
 
     Raises:
-      ValueError: what can't be searched or measured, before any work; no trial that could be.
+      ValueError: what can't be searched or measured, or another process at work in the workdir,
+        before any work; no trial that could be.
       GridError: a run of the comparison failed.
     """
+    root = local_path(workdir).absolute()
     config_lib.validate(config)
     if confirm < 0 or confirm == 1:
         raise ValueError(f"confirm={confirm}: 0 for none, or at least 2 seeds, for an interval")
@@ -88,50 +92,52 @@ def tune(
     dataset = data.load_kept(config.data)
     check_metric(metric, config, dataset)
     steps = rungs(config.training.num_steps, num_rungs)
-    root = Path(workdir).absolute()
     check_writable(root)
-    plugins.keep(config.plugins, root / PLUGINS)  # for best.py
+    with held([root]):
+        plugins.keep(config.plugins, root / PLUGINS)  # for best.py
 
-    trials = search(
-        make_objective(space, metric, dataset, steps, root / "trials"),
-        space,
-        root / "search.journal",
-        steps,
-        num_trials,
-        budget,
-        pruner,
-        config.seed,
-        {
-            "metric": metric,
-            "search": sorted(searched),
-            "the fingerprint of the data": dataset.fingerprint,
-            **{f"config.{key}": value for key, value in flat(config).items()},
-        },
-        _Printer(metric, num_trials, steps[-1]),
-    )
-    winner = best(trials)
-    files = results.write(trials, space, metric, root, command)
-    table = results.format_table(trials, space, metric)
-    if winner.values == space.default():
-        said, report = "No trial was better than the config as it was.", None
-    elif not confirm:
-        said, report = "Not confirmed: whether the winner is better is not known.", None
-    else:
-        overrides = space.overrides(winner.values)
-        seeds = [config.seed + 1 + i for i in range(confirm)]
-        folder = root / "confirm" / f"trial_{winner.number:03d}"
-        own, measured = [m for m in runner.METRICS if m.key == metric], config
-        if metric in scoring.scores():
-            names = dict.fromkeys([metric, *config.evaluation.metrics])
-            measured = config_lib.changed(config, {"evaluation.metrics": tuple(names)})
-            own = score_metrics([metric], [measured])
-        spec = _spec(winner, own, metric, command)
-        arms = [Arm("default"), Arm("tuned", overrides)]
-        report = runner.run_ablation(spec, measured, arms, seeds, folder, workers)
-        analysis = report.analysis
-        stated = [sentence(analysis.spec, c) for c in analysis.of_metric(metric)]
-        said = stated[0] if stated else f"No comparison; missing: {shortened(analysis.missing)}."
-    return Tuned(trials, winner, files, table, said, report)
+        trials = search(
+            make_objective(space, metric, dataset, steps, root / "trials"),
+            space,
+            root / "search.journal",
+            steps,
+            num_trials,
+            budget,
+            pruner,
+            config.seed,
+            {
+                "metric": metric,
+                "search": sorted(searched),
+                "the fingerprint of the data": dataset.fingerprint,
+                **{f"config.{key}": value for key, value in flat(config).items()},
+            },
+            _Printer(metric, num_trials, steps[-1]),
+        )
+        winner = best(trials)
+        files = results.write(trials, space, metric, root, command)
+        table = results.format_table(trials, space, metric)
+        if winner.values == space.default():
+            said, report = "No trial was better than the config as it was.", None
+        elif not confirm:
+            said, report = "Not confirmed: whether the winner is better is not known.", None
+        else:
+            overrides = space.overrides(winner.values)
+            seeds = [config.seed + 1 + i for i in range(confirm)]
+            folder = root / "confirm" / f"trial_{winner.number:03d}"
+            own, measured = [m for m in runner.METRICS if m.key == metric], config
+            if metric in scoring.scores():
+                names = dict.fromkeys([metric, *config.evaluation.metrics])
+                measured = config_lib.changed(config, {"evaluation.metrics": tuple(names)})
+                own = score_metrics([metric], [measured])
+            spec = _spec(winner, own, metric, command)
+            arms = [Arm("default"), Arm("tuned", overrides)]
+            report = runner.run_ablation(spec, measured, arms, seeds, folder, workers)
+            analysis = report.analysis
+            stated = [sentence(analysis.spec, c) for c in analysis.of_metric(metric)]
+            said = (
+                stated[0] if stated else f"No comparison; missing: {shortened(analysis.missing)}."
+            )
+        return Tuned(trials, winner, files, table, said, report)
 
 
 def _spec(winner: Trial, metrics: Sequence[Metric], metric: str, command: str) -> Spec:

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, scoring, training
+from diffax import data, evaluation, runtime, scoring, training
 from diffax.ablation import measure
 from diffax.registry import suggestion
 from diffax.training import Interrupted, NonFiniteError, Run
@@ -121,7 +121,8 @@ def make_objective(
             return report(step, metrics()[metric](run, dataset, config.seed))
 
         try:
-            training.train(config, directory, stop)
+            with runtime.brief():
+                training.train(config, directory, stop)
         except NonFiniteError as error:
             raise Unfit(str(error)) from None
         except Interrupted as stopped:

@@ -1,0 +1,153 @@
+"""What a run is at, said where nothing else is for a while, from a thread of its own.
+
+    with Progress() as progress:
+        with progress.doing("compiling the training step"):
+            ...                       # "compiling the training step: 30 s so far", now and then
+        for i in counted(range(40), "evaluating", "batches"):
+            ...                       # "evaluating: 12 of 40 batches, 30 s so far"
+
+No device is waited for: what it has done is asked of arrays that may not be ready.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import contextvars
+import datetime
+import logging
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
+
+_LOG = logging.getLogger("diffax")
+# What is said at the beginning of each part: of one run worth a line, of many too much.
+_DETAILS = logging.getLogger("diffax.details")
+FIRST_SECONDS, EVERY_SECONDS = 5.0, 20.0
+_LOOK_SECONDS = 0.5
+
+_CURRENT: contextvars.ContextVar[Progress | None] = contextvars.ContextVar("progress", default=None)
+
+
+class Progress:
+    """Speaks while it is open, if it has been silent for `FIRST_SECONDS` at first, `EVERY_SECONDS`
+    afterwards; `speaks`: whether at all, as one of several processes does."""
+
+    def __init__(self, speaks: bool = True):
+        self._speaks = speaks
+        self._parts: list[tuple[float, Callable[[float], str]]] = []  # innermost last
+        self._end, self._heard = threading.Event(), _Heard()
+
+    def __enter__(self) -> Progress:
+        self._token = _CURRENT.set(self)
+        if self._speaks:
+            _LOG.addHandler(self._heard)
+            self._thread = threading.Thread(target=self._speak, daemon=True, name="progress")
+            self._thread.start()
+        return self
+
+    def __exit__(self, *_: Any) -> None:
+        _CURRENT.reset(self._token)
+        if self._speaks:
+            self._end.set()
+            self._thread.join()
+            _LOG.removeHandler(self._heard)
+
+    @contextlib.contextmanager
+    def doing(self, what: str, describe: Callable[[float], str] | None = None) -> Iterator[None]:
+        """Says what is begun, unless it is "". `describe`: seconds since then -> what is said of it
+        afterwards; "<what>: 30 s so far" if left out."""
+        if what:
+            self.detail(what)
+        part = time.monotonic(), describe or (lambda seconds: f"{what}: {seconds:.0f} s so far")
+        self._parts.append(part)
+        try:
+            yield
+        finally:
+            self._parts.remove(part)
+
+    def detail(self, words: str) -> None:
+        """Says something of one run that is too much where there are many."""
+        if self._speaks:
+            _DETAILS.info(words)
+
+    def _speak(self) -> None:
+        described = []
+        while not self._end.wait(_LOOK_SECONDS):
+            for part in self._parts[-1:]:
+                since, describe = part
+                wait = EVERY_SECONDS if part in described else FIRST_SECONDS
+                if time.monotonic() - max(self._heard.time, since) > wait:
+                    _LOG.info(describe(time.monotonic() - since))
+                    described = [p for p in self._parts if p in described] + [part]
+
+
+class _Heard(logging.Handler):
+    """Notes when something was said last."""
+
+    def __init__(self):
+        super().__init__()
+        self.time = time.monotonic()
+
+    def emit(self, record: logging.LogRecord) -> None:
+        self.time = time.monotonic()
+
+
+def detail(words: str) -> None:
+    """`Progress.detail` of the run, if it has one."""
+    progress = _CURRENT.get()
+    if progress is not None:
+        progress.detail(words)
+
+
+def doing(what: str) -> contextlib.AbstractContextManager[None]:
+    """`Progress.doing` of the run, if it has one."""
+    progress = _CURRENT.get()
+    return contextlib.nullcontext() if progress is None else progress.doing(what)
+
+
+def counted(items: Iterable[Any], what: str, unit: str) -> Iterator[Any]:
+    """The items one by one, of which the run's `Progress`, if there is one, says how many are done;
+    `items` has a length."""
+    progress = _CURRENT.get()
+    if progress is None:
+        yield from items
+        return
+    assert isinstance(items, Sized)
+    done, total = 0, len(items)
+
+    def describe(seconds: float) -> str:
+        return f"{what}: {done} of {total} {unit}, {seconds:.0f} s so far"
+
+    with progress.doing(f"{what}: {total} {unit}", describe):
+        for item in items:
+            yield item
+            done += 1
+
+
+def time_left(seconds: float) -> str:
+    """As "0:12:30"."""
+    return str(datetime.timedelta(seconds=round(seconds)))
+
+
+class Pace:
+    """How fast steps are made, from when it is made or `begin` is called."""
+
+    def __init__(self, num_steps: int, step: int = 0):
+        self._num_steps = num_steps
+        self.begin(step)
+
+    def begin(self, step: int) -> None:
+        """Steps are counted from here."""
+        self._before = step, time.monotonic()
+
+    def at(self, step: int) -> str:
+        """How far that is, and the speed since the step that was asked for before."""
+        (step_before, time_before), now = self._before, time.monotonic()
+        where = f"step {step}/{self._num_steps}"
+        if step == step_before:
+            return f"{where}, and none more for {now - time_before:.0f} s"
+        self._before = step, now
+        seconds = (now - time_before) / (step - step_before)
+        left = time_left(seconds * (self._num_steps - step))
+        return f"{where}  {1 / max(seconds, 1e-9):.3g} steps/s  {left} left"

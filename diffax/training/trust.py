@@ -1,0 +1,48 @@
+"""Which checkpoints hold a state that is known to train.
+
+A step tells of the parameters from which it started, so that what was saved after a step is known
+to be good only when a later one was. Until then the last that is known to be so must stay.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+
+from diffax.training.window import is_good
+
+# A loss so many times the usual one is finite by luck alone.
+WILD = 1000.0
+_MEMORY = 0.9  # of the usual loss, at each step
+
+
+class Trust:
+    """The latest checkpoint that is known to be good, `step`, and the later ones, `doubted`.
+
+    Args:
+      step: as remembered; None if there is none.
+      doubted: as remembered, ascending.
+    """
+
+    def __init__(self, step: int | None = None, doubted: Iterable[int] = ()):
+        self.step, self.doubted = step, list(doubted)
+        self._seen, self._usual = 0, math.inf
+
+    def saved(self, step: int) -> None:
+        """A checkpoint was made after this step."""
+        self.doubted.append(step)
+
+    def see(self, entries: Iterable[Mapping[str, float]]) -> None:
+        """Learns from the metrics of steps, by `window.Window.memory`; of those seen before, again
+        nothing."""
+        for entry in entries:
+            if entry["step"] <= self._seen:
+                continue
+            self._seen, loss = entry["step"], abs(entry["loss"])
+            if not is_good(entry) or loss > WILD * self._usual:
+                continue
+            first = self._usual == math.inf
+            self._usual = loss if first else _MEMORY * self._usual + (1 - _MEMORY) * loss
+            for step in [step for step in self.doubted if step < self._seen]:
+                self.step = step
+                self.doubted.remove(step)
