@@ -111,7 +111,7 @@ def draw_comparison(samples: Mapping[str, np.ndarray]) -> Any:
     for axes, (name, x) in zip(figure.subplots(1, len(samples), squeeze=False)[0], samples.items()):
         pixels = picture(x)
         axes.imshow(pixels.squeeze(-1) if pixels.shape[-1] == 1 else pixels, cmap="gray")
-        axes.set_title(name, fontsize=10)
+        axes.set_title(name, fontsize=10, parse_math=False)  # a name is no formula
         axes.set_axis_off()
     return figure
 
@@ -139,7 +139,8 @@ def draw_schedules(chosen: Mapping[str, AnySchedule], num_steps: int = 1000) -> 
             axes.spines[["top", "right"]].set_visible(False)
             axes.tick_params(labelsize=7)
             axes.set(xlim=(0, 1), **_QUANTITIES[quantity])
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=9, weight="bold")
+        beside = dict(rotation=0, ha="right", va="center", parse_math=False)
+        row[0].set_ylabel(name, fontsize=9, weight="bold", **beside)
     for axes, quantity in zip(panels[0], _QUANTITIES):
         axes.set_title(quantity, fontsize=9, loc="left")
     for axes in panels[-1]:
@@ -193,7 +194,8 @@ def draw_noised(
             axes.imshow(pixels.squeeze(-1) if image.shape[-1] == 1 else pixels, cmap="gray")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
-        row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=10)
+        beside = dict(rotation=0, ha="right", va="center", parse_math=False)
+        row[0].set_ylabel(name, fontsize=10, **beside)
     for axes, t in zip(panels[0], times):
         axes.set_title(f"t = {t:.1f}", fontsize=9)
     return figure

@@ -59,3 +59,14 @@ def test_the_same_noise_is_shown_under_every_schedule():
     np.testing.assert_allclose(shown[0], (image[..., 0] + 1) / 2, atol=1e-6)  # t = 0: the image
     np.testing.assert_allclose(shown[2], shown[5], atol=1e-5)  # t = 1: the noise alone, alike
     assert np.abs(shown[1] - shown[4]).max() < 1 and not np.array_equal(shown[0], shown[2])
+
+
+def test_names_are_no_formulas(tmp_path):
+    odd, image = r"$\frac{$", np.zeros((8, 8, 1))
+    chosen = {odd: schedules.get("cosine")}
+    for figure in (
+        plots.draw_comparison({odd: image[None]}),
+        plots.draw_schedules(chosen),
+        plots.draw_noised(chosen, image, num_times=2),
+    ):
+        figure.savefig(tmp_path / "drawn.png")
