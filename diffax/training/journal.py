@@ -104,6 +104,8 @@ class Journal:
         if step == 0:
             count = parameter_overview.count_parameters(state.params)
             progress.detail(f"{self._label}{count:,} parameters")
+            for remark in config_lib.remarks(self.config):
+                _LOG.warning("%s%s", self._label, remark)
             outputs.write_schedule(self.root, state)
 
     def look(self, step: int, state: TrainState, log: bool, evaluate: bool, sample: bool) -> None:

@@ -117,8 +117,6 @@ def _train(
         config_lib.load_plugins(each)
     config_lib.validate(config)
     _say_what_is_registered_here()
-    for remark in config_lib.remarks(config):
-        _LOG.warning(remark)
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
     form.check(config, mesh)
     roots = [local_path(workdir).absolute() for workdir in workdirs]
