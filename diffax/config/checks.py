@@ -104,7 +104,9 @@ RULES: dict[str, Rule] = {
     "objective.prediction": _one_of(lambda: process.PREDICTIONS),
     "objective.weighting": _one_of(lambda: objectives.WEIGHTINGS),
     "objective.time_sampling": _one_of(lambda: time_sampling.TIME_SAMPLERS),
-    "objective.hybrid_weight": _NOT_NEGATIVE,
+    "objective.hybrid_weight": _rule(
+        lambda value: 0 <= value <= 1e6, "at least 0 and at most 1,000,000"
+    ),
     "optimizer.name": _OPTIMIZER,
     "optimizer.learning_rate": _POSITIVE,
     "optimizer.warmup_steps": _whole(0, _STEPS),
@@ -361,6 +363,11 @@ def _optimizer(config: ConfigDict, schedule: AnySchedule) -> None:
         raise ValueError(
             f"weight_decay={section.weight_decay:g}, but {section.name!r} has none; those that have"
             f" it: {able}"
+        )
+    if section.learning_rate * section.weight_decay > 2:  # p <- (1 - rate decay) p
+        raise ValueError(
+            f"weight_decay={section.weight_decay:g} and learning_rate={section.learning_rate:g}:"
+            " their product must be at most 2, beyond which a decay makes the weights grow"
         )
 
 
