@@ -134,6 +134,13 @@ def test_a_config_of_a_program(files):
     assert config_lib.from_json(config_lib.to_json(first)).model.gain == 1.0
 
 
+def test_a_plugin_that_is_not_there_or_is_stopped_ends_the_command(files, capsys):
+    Path("stop.py").write_text("raise KeyboardInterrupt")
+    for given, status, said in (("stop.py", 130, "interrupted"), ("no.py", 1, "no such file")):
+        assert cli.main(["schedules", f"--plugin={given}"]) == status
+        assert said in capsys.readouterr().err
+
+
 NETWORK = """
 class Network(nn.Module):
     {}

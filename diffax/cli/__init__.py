@@ -104,6 +104,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             shared.load_plugins(words[1:], COMMANDS[name].takes_config)
         except (ValueError, OSError) as error:
             return _failed(name, error)
+        except KeyboardInterrupt as stop:
+            return _stopped(name, stop)
     parser = make_parser()
     if words and words[0] in COMMANDS:
         others = () if COMMANDS[words[0]].takes_config else overrides
