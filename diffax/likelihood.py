@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -37,12 +38,34 @@ class Draws(NamedTuple):
     clean_noise: jax.Array  # (batch, ..., C), at the clean end
 
 
-def draw(key: jax.Array, shape: tuple[int, ...], dtype: Any = jnp.float32) -> Draws:
-    """What `vlb` draws for data of that shape, (batch, ..., C): times stratified over the batch."""
-    time_key, noise_key, clean_key = jax.random.split(key, 3)
-    u, _ = stratified().sample((), time_key, shape[0])
-    noise, clean = (jax.random.normal(k, shape, dtype) for k in (noise_key, clean_key))
+def draw(
+    key: jax.Array,
+    shape: tuple[int, ...],
+    dtype: Any = jnp.float32,
+    number: jax.Array | None = None,
+) -> Draws:
+    """What `vlb` draws for data of that shape, (batch, ..., C): times stratified over the batch.
+
+    With `number`, (batch,) whole numbers, what is drawn for an example depends on the key and its
+    number alone, not on the batch that it is in. Times are then evenly spread over any examples in
+    a row: u = (u_0 + number phi) mod 1, phi the golden ratio.
+    """
+    time_key, noise_key, clean_key = jax.random.split(process.typed(key), 3)
+    if number is None:
+        u, _ = stratified().sample((), time_key, shape[0])
+    else:
+        # number phi mod 1 in 32 bits, exactly; 24 of them are kept
+        turns = (number.astype(jnp.uint32) * jnp.uint32(2654435769)) >> 8
+        u = jnp.mod(jax.random.uniform(time_key) + turns * 2.0**-24, 1.0)
+        noise_key, clean_key = (keys_of(k, number) for k in (noise_key, clean_key))
+    normal = functools.partial(jax.random.normal, dtype=dtype)
+    noise, clean = (process.drawn(normal, k, shape) for k in (noise_key, clean_key))
     return Draws(u, noise, clean)
+
+
+def keys_of(key: jax.Array, number: jax.Array) -> jax.Array:
+    """A key for each example, (batch,), by its number."""
+    return jax.vmap(jax.random.fold_in, (None, 0))(key, number)
 
 
 def vlb(
@@ -206,7 +229,8 @@ def ode_log_likelihood(
       predict: as in `sample`. In a discrete schedule it must be told the log-SNR (`by_log_snr`).
       schedule: finite log-SNR at both ends.
       x0: (batch, ..., C), real-valued; for quantised data see `ode_bits_per_dim`.
-      key: for the probes of "hutchinson", which needs one.
+      key: for the probes of "hutchinson", which needs one; or one for each example, (batch,), whose
+        numbers then don't depend on the others.
       num_steps: of the classical Runge-Kutta method of order 4, in equal steps of l, four calls
         each; None for adaptive steps (Dormand-Prince) to `tolerance`, relative and absolute.
       prediction: "eps", "x0", "v" or "score".
@@ -279,7 +303,8 @@ def ode_bits_per_dim(
     is in the mean an upper bound (Theis 2016). With `levels` None the data is real-valued.
 
     Args:
-      x0: as in `vlb`; key: PRNG key. options: of `ode_log_likelihood`.
+      x0: as in `vlb`; key: PRNG key, or one for each example, (batch,). options: of
+        `ode_log_likelihood`.
 
     Raises:
       ValueError: as `ode_log_likelihood`; quantised data outside [-1, 1].
@@ -287,11 +312,12 @@ def ode_bits_per_dim(
     order = dict(predict=predict, schedule=schedule, x0=x0, key=key)
     arguments.check_order("ode_bits_per_dim", **order)
     x0 = process.widened(arguments.quantised("x0", x0, levels))
-    noise_key, probe_key = jax.random.split(key)
+    noise_key, probe_key = process.split_key(key)
     size, log_width = math.prod(x0.shape[1:]), 0.0
     if levels is not None:
         width = 2 / (levels - 1)
-        x0 = x0 + width * (jax.random.uniform(noise_key, x0.shape, x0.dtype) - 0.5)
+        uniform = functools.partial(jax.random.uniform, dtype=x0.dtype)
+        x0 = x0 + width * (process.drawn(uniform, noise_key, x0.shape) - 0.5)
         log_width = math.log(width)
     log_density = ode_log_likelihood(predict, schedule, x0, key=probe_key, **options)
     return -(log_density / size + log_width) / math.log(2)
@@ -299,7 +325,9 @@ def ode_bits_per_dim(
 
 def _signs(key: jax.Array, x: jax.Array, num: int) -> tuple[jax.Array, float]:
     """Random signs, (num, *x.shape), and the weight of each."""
-    return jax.random.rademacher(key, (num, *x.shape), x.dtype), 1 / num
+    rademacher = functools.partial(jax.random.rademacher, dtype=x.dtype)
+    signs = process.drawn(rademacher, process.typed(key), (x.shape[0], num, *x.shape[1:]))
+    return jnp.swapaxes(signs, 0, 1), 1 / num
 
 
 def _units(key: jax.Array, x: jax.Array, num: int) -> tuple[jax.Array, float]:

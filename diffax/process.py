@@ -35,6 +35,27 @@ def expand_to(per_example: jax.Array, like: jax.Array) -> jax.Array:
     return per_example.reshape(per_example.shape + (1,) * (jnp.ndim(like) - per_example.ndim))
 
 
+# --- keys ---------------------------------------------------------------------------------------
+
+
+def typed(key: jax.Array) -> jax.Array:
+    """A PRNG key, or an array of them; untyped ones (uint32) become typed."""
+    is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
+    return key if is_typed else jax.random.wrap_key_data(key)
+
+
+def split_key(key: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """Two typed keys of one, or of each of (batch,)."""
+    key = typed(key)
+    pairs = jax.random.split(key) if key.ndim == 0 else jax.vmap(jax.random.split)(key).T
+    return pairs[0], pairs[1]
+
+
+def drawn(draw: Callable, key: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """`draw`(key, shape) of one typed key, or of a key for each entry of the first axis."""
+    return draw(key, shape) if key.ndim == 0 else jax.vmap(lambda k: draw(k, shape[1:]))(key)
+
+
 # --- the forward process ------------------------------------------------------------------------
 
 

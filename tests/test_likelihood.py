@@ -237,3 +237,17 @@ def test_the_bound_of_a_predictor_of_the_score_is_that_of_eps():
         for kind, f in (("eps", mixture.eps), ("score", mixture.score))
     )
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-4), by_eps, by_score)
+
+
+def test_what_is_drawn_for_an_example_depends_on_its_number_alone():
+    """And its times are evenly spread over any examples in a row."""
+    key, number = jax.random.key(3), jnp.arange(1000)
+    whole = likelihood.draw(key, (1000, 2), number=number)
+    part = likelihood.draw(key, (40, 2), number=number[300:340])
+    jax.tree.map(lambda a, b: np.testing.assert_array_equal(a[300:340], b), whole, part)
+    assert np.all((whole.u >= 0) & (whole.u < 1))
+    for some in (whole.u, whole.u[:50], whole.u[700:733]):
+        gaps = np.diff(np.sort(np.concatenate([some, some[:1] * 0, some[:1] * 0 + 1])))
+        assert gaps.max() < 3 / len(some)
+    assert np.abs(np.corrcoef(whole.noise.ravel(), whole.clean_noise.ravel())[0, 1]) < 0.1
+    np.testing.assert_allclose(whole.noise.std(), 1, atol=0.06)

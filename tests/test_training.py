@@ -1,5 +1,6 @@
 """The training loop: what is learned, what is written, what is refused and what stops a run."""
 
+import dataclasses
 import json
 import signal
 
@@ -11,6 +12,7 @@ from PIL import Image
 from small_runs import (
     MIXTURE,
     assert_equal,
+    batch_of,
     compiled_quickly,
     prepare,
     small_config,
@@ -279,21 +281,30 @@ def test_the_bound_is_taken_over_batches_of_equal_size(monkeypatch):
     assert sizes == [50, 50] and terms.total.shape[1] == 100
 
 
-def test_the_bound_does_not_depend_on_the_batch_size():
-    """A last batch that is filled up counts only its own examples."""
-    config = small_config(evaluation__num_examples=10, evaluation__batch_size=10)
-    config.evaluation.repeats = 1
-    split = data.Split(np.random.default_rng(0).standard_normal((12, 2)).astype(np.float32))
+@pytest.mark.parametrize("measure", ["bound", "ode_bits"])
+def test_likelihoods_depend_on_neither_the_batch_s_size_nor_the_devices(measure):
+    """The noise is the example's; a last batch that is filled up counts only its own."""
+    split = data.Split(batch_of(130)["x"])
+    config = small_config(evaluation__ode_num_steps=3, evaluation__repeats=2)
+    info = dataclasses.replace(MIXTURE, levels=256)
+    model = config_lib.build_model(config, info)
     _, state = prepare(config)
-    model = config_lib.build_model(config, MIXTURE)
-    mesh = parallel.make_mesh(1)
-    results = []
-    for size in (10, 4):
-        config.evaluation.batch_size = size
-        results.append(training.make_bound(config, model, MIXTURE, split, mesh)(state, 0))
-    assert [terms.total.shape for terms in results] == [(1, 10), (1, 10)]
-    # The prior term takes no noise, so it is the same whatever the batches.
-    np.testing.assert_allclose(results[0].prior, results[1].prior, rtol=1e-5)
+    # a network that depends on what it sees, which the first does not
+    state = state.replace(ema_params=jax.tree.map(lambda p: p + 0.1, state.ema_params))
+
+    def values(size, devices, num=100, seed=0):
+        config.evaluation.update(batch_size=size, num_examples=num)
+        mesh = parallel.make_mesh(devices)
+        make = getattr(training, f"make_{measure}")
+        terms = make(config, model, info, split, mesh)(state, seed)
+        return np.stack(jax.tree.leaves(terms))
+
+    whole = values(100, 1)
+    assert whole.shape[-1] == 100
+    for size, devices in ((7, 1), (104, 8)):
+        np.testing.assert_allclose(values(size, devices), whole, rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(values(50, 1, 30), whole[..., :30], rtol=1e-5, atol=1e-5)
+    assert np.abs(values(100, 1, seed=1) - whole).max() > 0.01
 
 
 @pytest.mark.parametrize(

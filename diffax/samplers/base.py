@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 
+from diffax.process import drawn
 from diffax.schedules import alpha_of, sigma_of
 
 
@@ -108,17 +110,7 @@ def standard_normal(
 ) -> jax.Array:
     """Normal noise of `shape`: of one key, or of a key for each entry of the first axis."""
     dtype = jnp.result_type(float) if dtype is None else dtype
-    if key.ndim == 0:
-        return jax.random.normal(key, shape, dtype)
-    return jax.vmap(lambda k: jax.random.normal(k, shape[1:], dtype))(key)
-
-
-def split_key(key: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """Two keys of one, or of each of (batch,); untyped keys (uint32) become typed ones."""
-    if not jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key):
-        key = jax.random.wrap_key_data(key)
-    pairs = jax.random.split(key) if key.ndim == 0 else jax.vmap(jax.random.split)(key).T
-    return pairs[0], pairs[1]
+    return drawn(functools.partial(jax.random.normal, dtype=dtype), key, shape)
 
 
 def fold_in(key: jax.Array, i: jax.Array) -> jax.Array:

@@ -8,8 +8,8 @@ import jax
 import jax.numpy as jnp
 
 from diffax import arguments, process
-from diffax.process import AnySchedule, Predict
-from diffax.samplers.base import Level, split_key, standard_normal
+from diffax.process import AnySchedule, Predict, split_key
+from diffax.samplers.base import Level, standard_normal
 from diffax.samplers.loop import sample, visited_levels
 
 

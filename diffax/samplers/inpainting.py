@@ -9,8 +9,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import arguments, process
-from diffax.process import AnySchedule, Predict
-from diffax.samplers.base import Level, Step, fold_in, split_key, standard_normal
+from diffax.process import AnySchedule, Predict, split_key
+from diffax.samplers.base import Level, Step, fold_in, standard_normal
 from diffax.samplers.ddpm import ddpm
 from diffax.samplers.loop import make_denoiser, visited_levels
 

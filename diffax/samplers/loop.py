@@ -9,7 +9,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax import arguments, process
-from diffax.process import AnySchedule, Predict
+from diffax.process import AnySchedule, Predict, split_key
 from diffax.registry import Registry, check_arguments, require, shared_arguments
 from diffax.samplers import grids
 from diffax.samplers.base import (
@@ -18,7 +18,6 @@ from diffax.samplers.base import (
     Sampler,
     Step,
     fold_in,
-    split_key,
     standard_normal,
 )
 from diffax.samplers.ddim import ddim

@@ -24,19 +24,23 @@ from diffax.training.state import DatasetInfo, TrainState, predictor
 def make_eval_step(
     config: ConfigDict, model: nn.Module, dataset: DatasetInfo
 ) -> Callable[[TrainState, jax.Array, dict[str, Any]], likelihood.VLB]:
-    """(state, key, batch) -> the terms of the bound, (batch,) each; pure."""
+    """(state, key, batch) -> the terms of the bound, (batch,) each; pure.
+
+    A batch has "x", "label" and may have "number", (batch,): see `likelihood.draw`.
+    """
 
     def eval_step(state: TrainState, key: jax.Array, batch: dict[str, Any]) -> likelihood.VLB:
         label = batch["label"] if config.model.class_conditional else None
-        mean_only = config.objective.learned_variance
+        mean_only, x0 = config.objective.learned_variance, batch["x"]
         return likelihood.vlb(
-            key,
+            None,
             predictor(model, state.ema_params, label, mean_only=mean_only),
             config_lib.acting_schedule(config, state.schedule),
-            batch["x"],
+            x0,
             num_steps=config.evaluation.vlb_num_steps or None,
             prediction=config.objective.prediction,
             levels=dataset.levels,
+            draws=likelihood.draw(key, x0.shape, x0.dtype, batch.get("number")),
         )
 
     return eval_step
@@ -48,9 +52,9 @@ def make_bound(
     """(state, seed) -> the bound's terms on a split, each (repeats, examples) float64 in bits/dim.
 
     The examples are the first `evaluation.num_examples` (0: all); each is seen at
-    `evaluation.repeats` noise levels. The noise depends on the seed alone (and on the size of the
-    batches, which is rounded up where the devices don't divide it), so that two states, or two
-    runs, are compared under the same noise.
+    `evaluation.repeats` noise levels. The noise of an example depends on the seed and on the
+    example alone, so that two states, or two runs, are compared under the same noise, however the
+    examples are cut into batches and spread over devices.
 
     Raises:
       ValueError: `evaluation.batch_size` is no multiple of the number of devices.
@@ -74,7 +78,7 @@ def make_ode_bits(
             predictor(model, state.ema_params, label, mean_only=mean_only),
             config_lib.acting_schedule(config, state.schedule),
             batch["x"],
-            key=key,
+            key=likelihood.keys_of(key, batch["number"]),
             levels=dataset.levels,
             prediction=config.objective.prediction,
             num_steps=config.evaluation.ode_num_steps,
@@ -100,14 +104,15 @@ def _over_split(
     def run(state: TrainState, seed: int) -> Any:
         # Arrays lie as in training, so that a program in the compilation cache is found there.
         state = jax.device_put(state, parallel.state_sharding(state, mesh))
+        whole_key = arguments.seeded(seed)
+        keys = [jax.random.fold_in(whole_key, repeat) for repeat in range(repeats)]
         parts = []
         for i in progress.counted(range(0, num, size), "evaluating", "batches"):
             # The last batch is filled up, so that all have one shape, and cut afterwards.
             indices = np.minimum(np.arange(i, i + size), num - 1)
             label = None if split.label is None else split.label[indices]
-            batch = parallel.place_batch({"x": split.array(indices), "label": label}, mesh)
-            key = jax.random.fold_in(arguments.seeded(seed), i)
-            keys = [jax.random.fold_in(key, repeat) for repeat in range(repeats)]
+            batch = {"x": split.array(indices), "label": label, "number": indices}
+            batch = parallel.place_batch(batch, mesh)
             # One ends before the next begins, since the CPUs of several hosts keep no order.
             repeated = [jax.device_get(compiled(state, key, batch)) for key in keys]
             parts.append(jax.tree.map(lambda *arrays: np.stack(arrays), *repeated))
