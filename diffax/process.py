@@ -108,7 +108,9 @@ def q_step(
     arguments.check_per_example("t", t, x_prev.shape)
     noise = arguments.data("noise", noise, x_prev.shape)
     log_snr_t, log_snr_s = schedule.log_snr(t), _earlier(schedule, t, s)
-    beta = expand_to(transition_variance(log_snr_t, log_snr_s), x_prev)
+    beta = _own_beta(schedule, t, s)
+    beta = transition_variance(log_snr_t, log_snr_s) if beta is None else beta
+    beta = expand_to(beta, x_prev)
     x_t = jnp.sqrt(1 - beta) * widened(x_prev) + jnp.sqrt(beta) * widened(noise)
     return x_t.astype(jnp.result_type(x_prev, noise))
 
@@ -133,19 +135,27 @@ def q_posterior(
     x0 = arguments.data("x0", x0)
     arguments.check_per_example("t", t, x0.shape)
     x_t = arguments.data("x_t", x_t, x0.shape)
-    return posterior_between(x0, x_t, schedule.log_snr(t), _earlier(schedule, t, s))
+    levels = schedule.log_snr(t), _earlier(schedule, t, s)
+    return posterior_between(x0, x_t, *levels, beta=_own_beta(schedule, t, s))
 
 
 def posterior_between(
-    x0: jax.Array, x_t: jax.Array, log_snr_t: jax.Array, log_snr_s: jax.Array
+    x0: jax.Array,
+    x_t: jax.Array,
+    log_snr_t: jax.Array,
+    log_snr_s: jax.Array,
+    beta: jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """`q_posterior` between two noise levels, log_snr_s >= log_snr_t (Kingma 2021, supplement A).
 
     With c = 1 - exp(log_snr_t - log_snr_s): mean = alpha_s c x0 + (alpha_t / alpha_s)
     (sigma_s / sigma_t)^2 x_t and variance = sigma_s^2 c. Right at log_snr_s = inf (mean x0,
-    variance 0) and at log_snr_t = -inf.
+    variance 0) and at log_snr_t = -inf. `beta`, the variance of the step, gives c = beta /
+    sigma_t^2 where it is known better than the difference of the levels.
     """
     c = -jnp.expm1(log_snr_t - log_snr_s)
+    if beta is not None:
+        c = jnp.where(jnp.isposinf(log_snr_s), 1.0, beta * (1 + jnp.exp(log_snr_t)))
     log_alpha = 0.5 * (jax.nn.log_sigmoid(log_snr_t) - jax.nn.log_sigmoid(log_snr_s))
     log_sigma = 0.5 * (jax.nn.log_sigmoid(-log_snr_s) - jax.nn.log_sigmoid(-log_snr_t))
     mean = expand_to(alpha_of(log_snr_s) * c, x0) * widened(x0)
@@ -169,6 +179,11 @@ def learned_log_variance(
     """
     share = 0.5 * (fraction + 1)
     return share * log_large + (1 - share) * log_small
+
+
+def _own_beta(schedule: AnySchedule, t: jax.Array, s: jax.Array | None) -> jax.Array | None:
+    """The table's beta of the step to t, if that is the step."""
+    return None if s is not None or schedule.num_steps is None else schedule.beta(t)
 
 
 def _earlier(schedule: AnySchedule, t: jax.Array, s: jax.Array | None) -> jax.Array:

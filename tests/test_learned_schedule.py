@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from schedule_cases import in_float64, randomised
 
@@ -38,6 +38,28 @@ def test_falls_between_its_ends_for_any_parameters(kind, seed, scale):
     with jax.enable_x64(True):
         exact = np.asarray(_log_snr(in_float64(schedule), GRID))
     assert np.all(np.diff(exact) < 0)
+
+
+@kinds
+@settings(max_examples=8)
+@given(seed=st.integers(0, 2**31 - 1), scale=st.floats(0, 1), shift=st.floats(-1, 1))
+def test_far_from_its_start_it_is_frozen_and_cut_into_steps(kind, seed, scale, shift):
+    """However flat the shape is somewhere, its table falls, and no step has a negative variance."""
+    far = {"monotone": 3, "piecewise_linear": 30, "polynomial": 30}[kind]  # the first holds logs
+    scale, shift = far * scale, far * shift
+    start = randomised(schedules.get("learned", kind=kind), seed, scale)
+    schedule = jax.tree.map(lambda leaf: leaf + np.float32(shift), start)
+    table = schedules.frozen(schedule)
+    assert np.all(np.diff(table.log_snrs) < 0)
+    np.testing.assert_allclose([table.log_snrs[0], table.log_snrs[-1]], [10, -10], rtol=1e-9)
+    steps = _discretized(schedule)
+    assert np.all(np.diff(steps.log_snrs) <= 0)
+    assert np.all((np.asarray(steps.betas) >= 0) & (np.asarray(steps.betas) < 1))
+
+
+@jax.jit
+def _discretized(schedule):
+    return schedule.discretize(500)
 
 
 @pytest.mark.parametrize("seed", range(8))

@@ -366,3 +366,39 @@ def test_narrow_data_are_computed_in_float32_and_rounded_once(dtype, steps):
         np.testing.assert_array_equal(function(x0, noise), exact.astype(dtype))
     mixed = diffax.q_sample(schedule, x0, t, noise.astype(jnp.float32))
     assert mixed.dtype == jnp.float32
+
+
+# --- a discrete table's own digits --------------------------------------------------------------
+
+TABLES = {
+    "linear": np.linspace(1e-4, 0.02, 1000),
+    "steep": np.linspace(1e-3, 0.5, 20),
+    "zero SNR": np.append(np.linspace(1e-3, 0.3, 19), 1.0),
+}
+
+
+@pytest.mark.parametrize("compiled", [False, True])
+@pytest.mark.parametrize("name", TABLES)
+def test_a_step_and_its_posterior_have_the_table_s_betas(name, compiled):
+    """Against Ho 2020, eqs. 2, 6 and 7, in float64; from float32 levels betas lose three digits."""
+    betas = TABLES[name]
+    schedule, t = schedules.from_betas(betas), np.arange(len(betas))
+    bar = np.cumprod(1 - betas)
+    before = np.concatenate([[1.0], bar[:-1]])
+    x0, x_t = np.float32(normal(0, len(betas), 3)), np.float32(normal(1, len(betas), 3))
+
+    def both(schedule, x0, x_t, t):
+        step = diffax.q_step(schedule, x0, t, x_t)
+        return step, *diffax.q_posterior(schedule, x0, x_t, t)
+
+    both = jax.jit(both) if compiled else both
+    step, mean, variance = both(schedule, jnp.asarray(x0), jnp.asarray(x_t), jnp.asarray(t))
+    column = lambda a: np.asarray(a)[:, None]  # noqa: E731
+    want = column(np.sqrt(1 - betas)) * x0 + column(np.sqrt(betas)) * x_t
+    np.testing.assert_allclose(step, want, rtol=0, atol=6e-7)
+    of_x0, of_x_t = (
+        np.sqrt(before) * betas / (1 - bar),
+        np.sqrt(1 - betas) * (1 - before) / (1 - bar),
+    )
+    np.testing.assert_allclose(mean, column(of_x0) * x0 + column(of_x_t) * x_t, rtol=0, atol=3e-6)
+    np.testing.assert_allclose(variance, column((1 - before) / (1 - bar) * betas), rtol=3e-6)

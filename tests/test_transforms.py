@@ -292,3 +292,52 @@ def test_finite_ends_pass_the_check_also_where_the_schedule_is_traced():
     )
     with pytest.raises(ValueError, match="finite log-SNR at both ends"):
         inside(schedules.cosine())  # a fixed schedule is known while tracing too
+
+
+# --- tables in float64 on the host --------------------------------------------------------------
+
+
+def lin(betas):
+    """Lin 2023, algorithm 1, as printed, in float64."""
+    root = np.sqrt(np.cumprod(1 - betas))
+    root = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    return root**2
+
+
+@pytest.mark.parametrize("within", [lambda f: f, jax.jit], ids=["eager", "jit"])
+def test_a_discrete_schedule_is_rescaled_to_float32_s_last_digit(within):
+    """Made concrete, its table is changed in float64: from float32 it would be off by 1e-4."""
+    for make in (
+        lambda: schedules.linear().discretize(1000),
+        lambda: schedules.cosine().discretize(50),
+        lambda: schedules.from_betas(np.linspace(1e-4, 0.02, 1000)),
+    ):
+        betas = np.asarray(make().betas, np.float64)
+        if make().num_steps == 1000:
+            betas = np.linspace(1e-4, 0.02, 1000)
+        found = within(lambda make=make: schedules.zero_terminal_snr(make()))()
+        bar = np.asarray(jax.nn.sigmoid(found.log_snrs))
+        rtol = 2e-6 if len(betas) == 1000 else 2e-4  # cosine's betas are rounded here
+        np.testing.assert_allclose(bar, lin(betas), rtol=rtol)
+        assert bar[-1] == 0 and found.betas[-1] == 1 and found.zero_terminal
+        want = 1 - lin(betas)[1:] / lin(betas)[:-1]
+        np.testing.assert_allclose(found.betas[1:], want, rtol=rtol)
+
+
+def test_every_change_of_a_table_is_made_in_float64():
+    table = schedules.linear().discretize(1000)
+    exact = table.exact
+    assert exact.dtype == np.float64
+    twice = schedules.input_scaled(schedules.shifted(table, 128, 64), 0.5)
+    want = (exact + 2 * np.log(0.5) + 2 * np.log(0.5)).astype(np.float32)
+    np.testing.assert_array_equal(twice.log_snrs, want)
+    stretched = schedules.with_endpoints(table, 8, -8, how="stretch")
+    share = (exact - exact[-1]) / (exact[0] - exact[-1])
+    np.testing.assert_array_equal(stretched.log_snrs, (16 * share - 8).astype(np.float32))
+    # what has been through a transformation of JAX has its arrays alone, and is changed likewise
+    again = jax.tree.map(lambda a: a, table)
+    assert again.exact is None and again == table
+    np.testing.assert_allclose(
+        schedules.shifted(again, 128, 64).log_snrs, schedules.shifted(table, 128, 64).log_snrs,
+        rtol=1e-6, atol=2e-6,
+    )  # fmt: skip

@@ -182,10 +182,12 @@ def sample(
         i, now, after = inputs
         at = Step(fold_in(step_key, i), now, after, denoise, level_at)
         x_next, carry = solver.step(x, carry, at)
-        x_next = x_next.astype(x.dtype)
-        if not low_order_finish:  # a grid may have reached the clean end before
-            x_next = jnp.where(now.log_snr < after.log_snr, x_next, x)
-        return (x_next, carry), x_next if return_trajectory else None
+        # No step between equal levels: a grid may have reached the clean end before, and where a
+        # schedule is flat float32 may not tell levels apart.
+        made = x_next.astype(x.dtype), carry
+        moves = now.log_snr < after.log_snr
+        state = jax.tree.map(lambda new, old: jnp.where(moves, new, old), made, state)
+        return state, state[0] if return_trajectory else None
 
     n = levels.t.shape[0]
     after = jax.tree.map(lambda a, last: jnp.concatenate([a[1:], last]), levels, end)

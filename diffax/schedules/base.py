@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import arguments
-from diffax.schedules.fields import pytree, static
+from diffax.schedules.fields import aside, pytree, static
 
 # The default ends of every schedule that takes `log_snr_max` and `log_snr_min`.
 LOG_SNR_MAX = 10.0
@@ -155,16 +155,14 @@ class Schedule(_Levels):
         """
         check_num_steps(num_steps)
         if jax.tree.leaves(self):
-            return self._table(num_steps)
+            # A learned shape may be so flat that rounding lets it rise.
+            levels = jax.lax.cummin(self.log_snr((jnp.arange(num_steps) + 1) / num_steps))
+            return from_log_snr_table(levels, self._reaches_zero_snr())
         dtype = jnp.result_type(float)
         with jax.ensure_compile_time_eval():
             with jax.enable_x64(True):
-                exact = jax.tree.map(np.asarray, self._table(num_steps))
-            return jax.tree.map(lambda x: jnp.asarray(x, dtype), exact)
-
-    def _table(self, num_steps: int) -> DiscreteSchedule:
-        t = (jnp.arange(num_steps) + 1) / num_steps
-        return from_log_snr_table(self.log_snr(t), zero_terminal=self._reaches_zero_snr())
+                exact = np.asarray(self.log_snr((jnp.arange(num_steps) + 1) / num_steps))
+        return from_log_snr_table(exact, self._reaches_zero_snr(), dtype)
 
     def map_log_snr(self, change: LogSnrMap) -> Schedule:
         """The schedule whose log-SNR is `change.forward(log_snr(t), log_snr(0), log_snr(1))`."""
@@ -190,6 +188,8 @@ class DiscreteSchedule(_Levels):
     betas: jax.Array  # (T,) in (0, 1]
     log_snrs: jax.Array  # (T,), decreasing
     zero_terminal: bool = static(default=False)
+    # The log-SNR in float64 on the host, from which other tables are made; None where not known.
+    exact: np.ndarray | None = aside()
 
     @property
     def num_steps(self) -> int:
@@ -239,8 +239,15 @@ class DiscreteSchedule(_Levels):
 
     def map_log_snr(self, change: LogSnrMap) -> DiscreteSchedule:
         """The same indices with log-SNR `change.forward(log_snrs, log_snrs[0], log_snrs[-1])`."""
-        table = change.forward(self.log_snrs, self.log_snrs[0], self.log_snrs[-1])
-        return from_log_snr_table(table, zero_terminal=self.zero_terminal or change.zero_terminal)
+        zero_terminal = self.zero_terminal or change.zero_terminal
+        table = arguments.concrete(self.log_snrs) if self.exact is None else self.exact
+        if table is None:
+            table = change.forward(self.log_snrs, self.log_snrs[0], self.log_snrs[-1])
+            return from_log_snr_table(table, zero_terminal)
+        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+            table = jnp.asarray(table, jnp.float64)
+            table = np.asarray(change.forward(table, table[0], table[-1]))
+        return from_log_snr_table(table, zero_terminal, self.log_snrs.dtype)
 
 
 class LogSnrMap:
@@ -323,21 +330,31 @@ def from_betas(betas: Any) -> DiscreteSchedule:
         betas=jnp.asarray(exact, dtype),
         log_snrs=jnp.asarray(log_snrs, dtype),
         zero_terminal=bool(exact[-1] == 1),
+        exact=log_snrs,
     )
 
 
-def from_log_snr_table(log_snrs: jax.Array, zero_terminal: bool = False) -> DiscreteSchedule:
+def from_log_snr_table(
+    log_snrs: jax.Array, zero_terminal: bool = False, dtype: Any = None
+) -> DiscreteSchedule:
     """The discrete schedule with this log-SNR after each step, (T,), decreasing.
 
     beta_i = 1 - alpha_bar_i / alpha_bar_{i-1}, from differences of log alpha_bar (no cancellation).
-    `zero_terminal` says that the last entry is minus infinity.
+    Concrete values are taken in float64 on the host and rounded once, traced ones in their dtype.
+    `zero_terminal` says that the last entry is minus infinity; `dtype` is that of the arrays, by
+    default the table's own.
     """
-    log_snrs = as_float(log_snrs)
-    log_alpha_bar = jax.nn.log_sigmoid(log_snrs)
-    before = jnp.concatenate([jnp.zeros_like(log_alpha_bar[:1]), log_alpha_bar[:-1]])
-    return DiscreteSchedule(
-        betas=-jnp.expm1(log_alpha_bar - before), log_snrs=log_snrs, zero_terminal=zero_terminal
-    )
+    exact = arguments.concrete(log_snrs)
+    if exact is None:
+        log_alpha_bar = jax.nn.log_sigmoid(log_snrs)
+        before = jnp.concatenate([jnp.zeros_like(log_alpha_bar[:1]), log_alpha_bar[:-1]])
+        return DiscreteSchedule(-jnp.expm1(log_alpha_bar - before), log_snrs, zero_terminal)
+    dtype = as_float(log_snrs).dtype if dtype is None else dtype
+    exact = exact.astype(np.float64)
+    log_alpha_bar = -np.logaddexp(0, -exact)
+    betas = -np.expm1(np.diff(log_alpha_bar, prepend=0.0))
+    arrays = (jnp.asarray(values, dtype) for values in (betas, exact))
+    return DiscreteSchedule(*arrays, zero_terminal, exact)
 
 
 def check_endpoints(log_snr_max: float, log_snr_min: float) -> tuple[float, float]:

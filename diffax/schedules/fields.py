@@ -21,6 +21,11 @@ def number() -> Any:
     return dataclasses.field(metadata={"static": True, "number": True})
 
 
+def aside() -> Any:
+    """A dataclass field that is neither a leaf nor structure: None after any change of the tree."""
+    return dataclasses.field(default=None, metadata={"aside": True})
+
+
 def numbers(x: Any) -> list[float]:
     """The values of all `number` fields of a fixed schedule, in the order of `with_numbers`."""
     found = []
@@ -56,7 +61,7 @@ def pytree(cls: type) -> type:
     """
     cls = dataclasses.dataclass(frozen=True, eq=False)(cls)
     fields = dataclasses.fields(cls)
-    leaves = [field.name for field in fields if "static" not in field.metadata]
+    leaves = [field.name for field in fields if not {"static", "aside"} & set(field.metadata)]
     statics = [field.name for field in fields if "static" in field.metadata]
 
     def flatten(x: Any) -> tuple[tuple, tuple]:

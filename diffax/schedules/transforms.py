@@ -272,8 +272,18 @@ def frozen(schedule: Schedule, num_points: int = 1025) -> Table:
         raise ValueError("frozen needs a continuous schedule; a discrete one is its own table")
     if num_points < 2:
         raise ValueError(f"num_points={num_points}: a table needs at least 2")
-    values = np.asarray(schedule.log_snr(jnp.linspace(0.0, 1.0, num_points)))
-    return _table(values.tolist())
+    with jax.enable_x64(True):  # where float32 is too coarse for a flat shape to fall
+        values = np.asarray(schedule.log_snr(jnp.linspace(0.0, 1.0, num_points)))
+    return _table(_strictly(values).tolist())
+
+
+def _strictly(values: np.ndarray) -> np.ndarray:
+    """Values that decrease but for rounding, made to decrease by as little as float64 can."""
+    lowest, scale = np.minimum.accumulate(values), max(1.0, np.max(np.abs(values)))
+    if np.all(np.diff(values) < 0) or not np.max(values - lowest) < 1e-6 * scale:
+        return values  # the latter is no rounding: `_table` refuses it
+    unit = 2 * np.spacing(scale) * np.arange(len(values))
+    return np.minimum.accumulate(lowest + unit) - unit
 
 
 def from_json(text: str) -> Table:
