@@ -82,9 +82,8 @@ def test_a_wrong_override_is_one_sentence_and_leaves_nothing(
 def test_a_changed_config_is_refused_with_the_difference(trained, config_file, capsys):
     command = ["train", f"--config={config_file}", f"--workdir={trained}"]
     assert cli.main([*command, "--config.optimizer.learning_rate=0.5"]) == 1
-    *reading, said = capsys.readouterr().err.splitlines()
+    *_, said = capsys.readouterr().err.splitlines()  # after what is read, and remarks
     assert "holds a run with another config: optimizer.learning_rate was 0.0003 and is 0.5" in said
-    assert all("digits" in line for line in reading)
 
 
 DIVERGES = [
