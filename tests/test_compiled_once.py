@@ -63,7 +63,7 @@ class Weak(schedules.Schedule):
 
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
-    monkeypatch.setitem(registry._CONSTRUCTORS, "weak", lambda: Weak(jnp.full((), 6.0)))
+    monkeypatch.setitem(registry.SCHEDULES, "weak", lambda: Weak(jnp.full((), 6.0)))
 
 
 def compiled(changes):

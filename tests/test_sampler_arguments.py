@@ -191,3 +191,21 @@ def test_the_score_is_refused_at_zero_snr():
         draw(ONE_STEP["zero_terminal_snr linear"](), prediction="score")
     with pytest.raises(ValueError, match="log_snr_min=-inf with prediction='score'"):
         draw(schedules.cosine(), prediction="score", log_snr_min=-np.inf)
+
+
+# --- levels that float32 can't tell apart -------------------------------------------------------
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun", "plms", "dpm_solver", "dpmpp_2m", "unipc"])
+def test_between_equal_levels_there_is_no_step(sampler):
+    """As where a learned schedule is flat in discrete time; multistep solvers would divide by 0."""
+    log_snrs = jnp.linspace(9.0, -9.0, 6)
+    start, predict = jnp.linspace(-2, 2, 8).reshape(4, 2), exact.independent(0.3, 0.4)
+    want, found = (
+        draw(
+            schedules.from_log_snr_table(table), predict=predict, x_init=start, sampler=sampler,
+            num_steps=len(table),
+        )
+        for table in (log_snrs, jnp.repeat(log_snrs, jnp.array([1, 1, 3, 1, 2, 1])))
+    )  # fmt: skip
+    np.testing.assert_allclose(found, want, rtol=1e-5, atol=1e-5)
