@@ -302,6 +302,8 @@ def test_outputs_are_checked_before_the_work(trained, tmp_path, monkeypatch, cap
         (sample, f"{long}", "can't be written (File name too long)"),
         (sample, "folder/", "folder/: name a file"),
         ("schedules", "file", "can't be written (File exists)"),
+        ("report --workdir=none", "file", "report.html can't be written (File exists)"),
+        ("metrics convert-inception none.pth", "file/x", "x can't be written (File exists)"),
         (evaluate, "taken.evaluation.json", "it is there already, and is no plain file"),
         (evaluate, "kept.json", "kept.json is there and holds no results of diffax evaluate"),
     ):

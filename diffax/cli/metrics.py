@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
+
+from diffax.cli import shared
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -22,4 +25,6 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: None) -> None:
     from diffax import metrics
 
+    if args.out:
+        shared.check_output(Path(args.out))
     print(metrics.convert_inception(args.path, args.out))

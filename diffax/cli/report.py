@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from pathlib import Path
 
 from ml_collections import ConfigDict
+
+from diffax.cli import shared
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -24,6 +27,10 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace, _: ConfigDict | None) -> None:
     from diffax.ablation import report_on
 
+    if args.out:
+        shared.check_output(
+            *(Path(args.out) / name for name in ("report.html", "report.md", "results.json"))
+        )
     report = report_on(args.workdir, args.out)
     print(report.table)
     print(f"\nreport: {report.html}, {report.markdown}\nnumbers: {report.json}")
