@@ -32,6 +32,7 @@ def run(args: argparse.Namespace, _: None) -> None:
         "curves.png": plots.draw_schedules(chosen),
         "noised.png": plots.draw_noised(chosen, dataset.train.array([0])[0]),
     }
+    out.mkdir(parents=True, exist_ok=True)
     for name, figure in drawings.items():
         figure.savefig(out / name)
         print(out / name)

@@ -108,18 +108,22 @@ def output(given: str | None, default: Path, *suffixes: str) -> Path:
 def check_output(*paths: Path) -> None:
     """Before the work: raises ValueError for a file that could not be written at the end.
 
-    Directories are made. A file that is there is left as it is.
+    It is tried, in directories made for it, and nothing of that is left.
     """
     for path in paths:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} can't be written: it is there already, and is no plain file")
         partial = path.with_name(f".{path.name}.partial")  # as `training.workdir.replacing` does
+        missing = [folder for folder in path.parents if not folder.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
             partial.write_bytes(bytes(4096))
             partial.unlink()
         except OSError as error:
             raise ValueError(f"{path} can't be written ({error.strerror})") from None
+        finally:
+            for folder in filter(Path.is_dir, missing):
+                folder.rmdir()
 
 
 def check_places(args: argparse.Namespace) -> None:
