@@ -4,6 +4,7 @@ import json
 import re
 import shutil
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -100,14 +101,18 @@ def test_what_is_registered_is_known_to_every_command(files, capsys):
     assert "another config: plugins was ('own.py#" in capsys.readouterr().err
 
 
-def test_what_is_registered_is_known_to_the_workers_of_an_ablation(files, capsys):
-    """The arm with a built-in schedule included."""
+def test_what_is_registered_is_known_to_the_workers_of_an_ablation(files, monkeypatch):
+    """The arm with a built-in schedule included. The report itself, which asks nothing that is
+    registered, is not drawn."""
+    drawn = SimpleNamespace(table="", html="", markdown="", json="")
+    monkeypatch.setattr(runner, "build_report", lambda *_, **__: drawn)
     config = ["--config=mine.py", "--plugin=own.py", "--config.schedule.p=None"]
     axis = ["--axis=schedule.name=power,cosine_logsnr", "--seeds=1", "--workers=2"]
     ends = ["--config.schedule.log_snr_max=10", "--config.schedule.log_snr_min=-10"]
     run("ablate", "--workdir=work", *config, *axis, *ends)
-    said = capsys.readouterr().out
-    assert "Reach, 32 samples" in said and "Bits per dimension" in said
+    results = [json.loads(path.read_text()) for path in Path("work/runs").glob("*/*/result.json")]
+    assert len(results) == 2
+    assert all({"reach", "bpd"} <= result["result"]["metrics"].keys() for result in results)
     assert {path.name[17:] for path in Path("work/plugins").glob("*-*.py")} == {"own.py", "mine.py"}
     (home, *_) = Path("work/trainings").glob("*power*/seed0")
     afresh()
