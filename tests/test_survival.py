@@ -185,7 +185,7 @@ def test_another_reason_than_the_disk_is_not_called_one(compiled, tmp_path, monk
 
 def test_data_that_are_gone_are_named_and_nothing_is_touched(compiled, tmp_path):
     path = tmp_path / "signals.npz"
-    np.savez(path, x=np.random.default_rng(0).standard_normal((200, 2)).astype(np.float32))
+    np.savez(path, x=np.random.default_rng(0).uniform(-1, 1, (200, 2)).astype(np.float32))
     config = small_config(
         data__name="npz", data__path=str(path), evaluation__num_examples=10,
         evaluation__batch_size=10,
