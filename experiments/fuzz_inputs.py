@@ -209,20 +209,19 @@ ODD = {
 
 
 def keys(number: int) -> Case:
-    """One or two keys of a config with odd values, as typed; what is accepted trains two steps."""
+    """One to three keys of a config with odd values, as typed; what is accepted trains two steps."""
     rng = random.Random(f"keys {number}")
     text = rng.choice((CONFIG, CONFIG, IMAGES))
     reference = shared.read_config(config_file(text), [])
     names = sorted(storage.flat(reference))
     overrides, wrong = [], False
-    for _ in range(rng.choice((1, 1, 1, 2))):
+    for _ in range(rng.choice((1, 1, 2, 3))):
         key = rng.choice(names)
         if rng.random() < 0.05:
             key, wrong = rng.choice((key + "s", key.upper(), "model", "a.b.c", "", "seed.x")), True
             value = "1"
         else:
-            kind = reading.kind_of(reference, key)
-            value, never = rng.choice(sorted(ODD[kind if kind in ODD else str].items()))
+            value, never = _value(key, storage.flat(reference)[key], rng)
             wrong |= never
         overrides.append(f"--config.{key}={value}")
     return Case(
@@ -230,6 +229,18 @@ def keys(number: int) -> Case:
         functools.partial(_train_two_steps, text, overrides),
         wrong,
     )
+
+
+def _value(key: str, default: Any, rng: random.Random) -> tuple[str, bool]:
+    """What is typed for a key, and whether it is wrong whatever the key: an odd value of its type,
+    or what it was, made larger or smaller."""
+    kind = reading.find(key).kind.type
+    if kind in (int, float) and default and rng.random() < 0.5:
+        return str(kind(default * rng.choice((0.1, 0.5, 0.99, 1.5, 2, 3, 10)))), False
+    if kind is str and rng.random() < 0.5:  # a name that some key knows
+        names = (diffax.samplers.SAMPLERS, diffax.samplers.GRIDS, diffax.schedules.names())
+        return rng.choice(sorted({name for table in names for name in table})), False
+    return rng.choice(sorted(ODD[kind].items()))
 
 
 def _train_two_steps(text: str, overrides: list[str]) -> Any:
@@ -508,11 +519,14 @@ def files(number: int) -> Case:
 
 def _pools() -> dict[str, dict[str, Any]]:
     x = np.random.default_rng(0).uniform(-1, 1, (4, 2)).astype(np.float32)
+    schedules = {
+        "cosine": diffax.schedules.get("cosine"),
+        "linear, T = 100": diffax.schedules.get("linear").discretize(100),
+        "learned": diffax.schedules.get("learned", log_snr_max=6.0, log_snr_min=-6.0, size=4),
+    }
     return {
-        "schedule": {
-            "cosine": diffax.schedules.get("cosine"),
-            "linear, T = 100": diffax.schedules.get("linear").discretize(100),
-            "learned": diffax.schedules.get("learned", log_snr_max=6.0, log_snr_min=-6.0, size=4),
+        "own schedule": schedules,
+        "schedule": schedules | {
             "!text": "cosine", "!None": None, "!number": 3, "!class": diffax.schedules.Schedule,
         },
         "key": {"key": jax.random.key(3), "old key": jax.random.PRNGKey(3),
@@ -541,7 +555,7 @@ CALLS: dict[str, tuple[Callable, tuple[str, ...]]] = {
                ("schedule", "x", "t", "x")),
     "convert": (lambda schedule, x, source, t: diffax.convert(
                     x, x, schedule.alpha(t), schedule.sigma(t), source, "x0"),
-                ("schedule", "x", "prediction", "t")),
+                ("own schedule", "x", "prediction", "t")),
     "sample": (lambda key, predict, schedule, shape, sampler, num_steps, prediction: diffax.sample(
                    key, predict, schedule, shape, sampler=sampler, num_steps=num_steps,
                    prediction=prediction),
@@ -552,7 +566,7 @@ CALLS: dict[str, tuple[Callable, tuple[str, ...]]] = {
         lambda key, predict, schedule, x: diffax.objectives.schedule_gradient(
             key, predict, schedule, x),
         ("key", "predict", "schedule", "x")),
-    "log_snr": (lambda schedule, t: schedule.log_snr(t), ("schedule", "t")),
+    "log_snr": (lambda schedule, t: schedule.log_snr(t), ("own schedule", "t")),
 }  # fmt: skip
 
 
@@ -568,7 +582,7 @@ def calls(number: int) -> Case:
         chosen.append(rng.choice(fitting or list(pools[kind])))
     arguments = [pools[kind][option] for kind, option in zip(kinds, chosen)]
     told = ", ".join(f"{kind}={option}" for kind, option in zip(kinds, chosen))
-    # A text is a schedule's method's own affair, and what is not finite comes out as it went in.
+    # What is not finite may come out as it went in, if the function says so.
     through = {"!nan", "!class", "!object"}
     wrong = any(option.startswith("!") and option not in through for option in chosen)
     return Case(f"{name}({told})", functools.partial(function, *arguments), wrong)
