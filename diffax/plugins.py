@@ -1,6 +1,6 @@
 """Plugins: files and modules of Python that register what a config may name.
 
-    load("power.py").name   # "power.py#3f2a9c1b5d6e7a80", as a config keeps it
+    load("power.py").name   # "power.py#<digest of its code>", as a config keeps it
 
 A plugin is known by its code, so that the same one under two paths is one plugin, which is run once
 in a process, and a changed one is another. What a `get_config()` in it says plays no part: a config
@@ -28,7 +28,7 @@ from diffax.registry import code_digest
 
 _LOG = logging.getLogger("diffax")
 # What a config calls a plugin: the name of its file or module, and the digest of its code.
-_KNOWN = re.compile(r"([^/\\]+)#([0-9a-f]{16})")
+_KNOWN = re.compile(r"([^/\\]+)#([0-9a-f]{32})")
 _INDEX = "index.json"
 _MODULE = "diffax_plugin_"  # how the modules of files are called, with the digest
 

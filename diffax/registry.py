@@ -115,7 +115,7 @@ def _plain(word: Any) -> str:
 
 
 def code_digest(source: bytes) -> str:
-    """16 hexadecimal digits of a plugin's code, without the lines of its get_config()."""
+    """32 hexadecimal digits, 128 bits, of a plugin's code, without the lines of its get_config()."""
     lines = source.splitlines(keepends=True)
     try:
         body = ast.parse(source).body
@@ -125,7 +125,7 @@ def code_digest(source: bytes) -> str:
         if isinstance(node, ast.FunctionDef) and node.name == "get_config":
             first = min([node.lineno, *(d.lineno for d in node.decorator_list)])
             lines[first - 1 : node.end_lineno] = [b""] * (node.end_lineno - first + 1)
-    return hashlib.sha256(b"".join(lines)).hexdigest()[:16]
+    return hashlib.sha256(b"".join(lines)).hexdigest()[:32]
 
 
 def added() -> tuple[tuple[str, str], ...]:

@@ -245,7 +245,7 @@ def test_any_prepared_set_is_found_by_name(digits_dir, monkeypatch):
 
 def test_unknown_split_is_refused_before_decoding(digits_dir, monkeypatch):
     monkeypatch.setattr(images, "decode", lambda *a: pytest.fail("decoded before the check"))
-    for split in ("validation", "test[:x]", ""):
+    for split in ("validation", "test[:x]", "test[50%:10%]", ""):
         with pytest.raises(ValueError, match=r"data\.eval_split=.* which has train, test"):
             load(name="digits", data_dir=digits_dir, eval_split=split)
 

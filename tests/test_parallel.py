@@ -311,6 +311,12 @@ def test_what_cannot_be_is_refused(layout, changes, words, tmp_path):
     assert not (tmp_path / "config.json").exists()
 
 
+def test_a_mode_is_looked_at_before_the_data_are_read(monkeypatch, tmp_path):
+    monkeypatch.setattr(loop.data, "load_kept", lambda config: pytest.fail("read before the check"))
+    with pytest.raises(ValueError, match="mode is 'pjit'; it must be one of mesh, pmap"):
+        training.train(config_of(dict(mode="pjit")), tmp_path)
+
+
 def test_every_process_has_as_many_devices(monkeypatch):
     fakes = [types.SimpleNamespace(process_index=i // 2, id=i) for i in range(4)]
     monkeypatch.setattr(parallel.jax, "devices", lambda: fakes)

@@ -122,6 +122,7 @@ def _open(config: DataConfig, builder, field: str, image_key: str):
     try:
         # The PNG or JPEG bytes come as stored: decoding them here takes half of TFDS's own time.
         source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+        empty = len(source) == 0
     except NotImplementedError as error:  # a file format without random access
         raise ValueError(
             f"data.name={config.name!r} in {builder.data_dir} is stored as "
@@ -133,7 +134,7 @@ def _open(config: DataConfig, builder, field: str, image_key: str):
             f"data.{field}={split!r} is not a split of {config.name!r}, "
             f"which has {', '.join(builder.info.splits)} (and slices as in 'train[:90%]')."
         ) from error
-    if len(source) == 0:
+    if empty:
         raise ValueError(f"data.{field}={split!r} of {config.name!r} is empty.")
     return source
 

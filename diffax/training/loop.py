@@ -117,6 +117,7 @@ def _train(
         config_lib.load_plugins(each)
     config_lib.validate(config)
     _say_what_is_registered_here()
+    parallel.check_mode(config.parallel.mode)
     mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
     form.check(config, mesh)
     roots = [local_path(workdir).absolute() for workdir in workdirs]

@@ -197,6 +197,13 @@ MODES: dict[str, Callable[[Callable[[Spread], Callable], Mesh, Any], Compiled]] 
 }
 
 
+def check_mode(mode: str) -> None:
+    """Raises ValueError if there is no such mode."""
+    if mode not in MODES:
+        allowed = f"one of {', '.join(MODES)}{suggestion(mode, MODES)}"
+        raise ValueError(f"config.parallel.mode is {mode!r}; it must be {allowed}")
+
+
 def compile_step(
     make_step: Callable[[Spread], Callable], mesh: Mesh, state: Any, mode: str = "mesh"
 ) -> Compiled:
@@ -210,7 +217,5 @@ def compile_step(
     Raises:
       ValueError: no such mode, or mode "pmap" with "fsdp" devices in the mesh.
     """
-    if mode not in MODES:
-        allowed = f"one of {', '.join(MODES)}{suggestion(mode, MODES)}"
-        raise ValueError(f"config.parallel.mode is {mode!r}; it must be {allowed}")
+    check_mode(mode)
     return MODES[mode](make_step, mesh, state)

@@ -223,7 +223,7 @@ class Laboratory:
         told = config.to_dict()
         told["data"]["path"] = network.data
         del told["sampling"], told["evaluation"]
-        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:12]
+        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
         directory = self.workdir / "networks" / f"{config.schedule.name}-seed{seed}-{key}"
         cost, begin = directory / "cpu_seconds.json", time.process_time()
         training.train(config, directory)
