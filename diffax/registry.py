@@ -115,7 +115,7 @@ def _plain(word: Any) -> str:
 
 
 def code_digest(source: bytes) -> str:
-    """32 hexadecimal digits, 128 bits, of a plugin's code, without the lines of its get_config()."""
+    """128 bits of a plugin's code, in 32 digits, without the lines of its get_config()."""
     lines = source.splitlines(keepends=True)
     try:
         body = ast.parse(source).body

@@ -209,7 +209,7 @@ ODD = {
 
 
 def keys(number: int) -> Case:
-    """One to three keys of a config with odd values, as typed; what is accepted trains two steps."""
+    """Some keys of a config with odd values, as typed; what is accepted trains two steps."""
     rng = random.Random(f"keys {number}")
     text = rng.choice((CONFIG, CONFIG, IMAGES))
     reference = shared.read_config(config_file(text), [])
