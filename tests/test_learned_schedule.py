@@ -113,6 +113,19 @@ def test_shape_has_no_gradient_at_the_ends_and_endpoints_have_all_of_it(kind):
     assert any(np.any(leaf != 0) for leaf in jax.tree.leaves(middle.shape))
 
 
+def test_a_common_factor_of_a_polynomial_s_parameters_is_no_direction():
+    """The log-SNR doesn't change with it, and along it the gradient is zero exactly: Adam would
+    make a step of full length of a rounding, another one on every layout of devices."""
+    schedule = schedules.get("learned", kind="polynomial")
+    larger = jax.tree.map(lambda p: 1e3 * (p + 0.25), randomised(schedule, seed=1))
+    smaller = jax.tree.map(lambda p: p / 4096, larger)
+    np.testing.assert_array_equal(_log_snr(larger, GRID), _log_snr(smaller, GRID))
+    weights = np.random.default_rng(0).normal(size=GRID.size).astype(np.float32)
+    mean = lambda schedule: jnp.sum(weights * schedule.log_snr(jnp.float32(GRID)))  # noqa: E731
+    gradient = jax.jit(jax.grad(mean))(schedule)
+    assert gradient.shape["c"] == 0 and gradient.shape["a"] != 0 and gradient.shape["b"] != 0
+
+
 def test_polynomial_is_the_integral_of_the_square():
     schedule = randomised(schedules.get("learned", kind="polynomial"), seed=6)
     a, b, c = (np.float64(schedule.shape[name]) for name in "abc")

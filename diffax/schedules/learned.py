@@ -74,11 +74,15 @@ def _init_polynomial(key: jax.Array, size: int) -> dict[str, jax.Array]:
 
 def _rise_polynomial(p: dict[str, jax.Array], t: jax.Array) -> jax.Array:
     # The integral of (a s^2 + b s + c)^2 from 0 to t by Gauss's three points, which is exact. No
-    # term is negative, so that large parameters cancel nothing.
+    # term is negative, so that large parameters cancel nothing. A common factor of a, b and c makes
+    # no difference, and is divided out: else rounding alone would be the gradient along it, which
+    # optimisers such as Adam turn into steps of full length.
+    factor = jnp.max(jnp.abs(jnp.stack([p["a"], p["b"], p["c"]])))
+    a, b, c = p["a"] / factor, p["b"] / factor, p["c"] / factor
     total = jnp.zeros_like(t)
     for node, weight in zip(*np.polynomial.legendre.leggauss(3)):
         s = t * (0.5 + 0.5 * float(node))
-        total = total + float(weight) * ((p["a"] * s + p["b"]) * s + p["c"]) ** 2
+        total = total + float(weight) * ((a * s + b) * s + c) ** 2
     return 0.5 * t * total
 
 
