@@ -86,25 +86,37 @@ def count_calls(config: ConfigDict, num_steps: int) -> int:
 
 
 def cost_of(config: ConfigDict, curve: str) -> tuple[int, int]:
-    """(a, b) of a sampler that makes a N + b calls in N steps, from those in 2 and in 3 steps."""
+    """(a, b) of a sampler that makes a N + b calls in N steps that are not few.
+
+    Of few and long steps some solvers make some with fewer calls.
+    """
     config = runner.arm_config(config, Arm(curve, CURVES[curve]), config.seed)
-    two, three = (count_calls(config, steps) for steps in (2, 3))
-    return three - two, 3 * two - 2 * three
+    calls, one_more = (count_calls(config, steps) for steps in (30, 31))
+    return one_more - calls, 31 * calls - 30 * one_more
 
 
 def make_points(
-    costs: Mapping[str, tuple[int, int]], counts: Sequence[int], grid: str | None = None
+    config: ConfigDict,
+    costs: Mapping[str, tuple[int, int]],
+    counts: Sequence[int],
+    grid: str | None = None,
 ) -> dict[tuple[str, int], Point]:
     """(curve, count of calls) -> what is measured there, where 2 steps or more fit."""
     points = {}
     for curve, (per_step, extra) in costs.items():
+        options = CURVES[curve] | ({"sampling.grid": grid} if grid else {})
+        own = runner.arm_config(config, Arm(curve, options), config.seed)
         for count in sorted({*counts, *FURTHER.get(curve, ())}):
-            steps = (count - extra) // per_step
-            if steps >= 2:
-                options = {**CURVES[curve], "sampling.num_steps": steps}
-                options |= {"sampling.grid": grid} if grid else {}
+            steps = max((count - extra) // per_step, 1)
+            calls = per_step * steps + extra
+            if steps < 30:  # of few steps some may be shorter of a call
+                calls = count_calls(own, steps)
+                while (more := count_calls(own, steps + 1)) <= count:
+                    steps, calls = steps + 1, more
+            if steps >= 2 and calls <= count:
                 name = ", ".join(filter(None, (curve, f"{steps} steps", grid)))
-                points[curve, count] = Point(Arm(name, options), per_step * steps + extra)
+                arm = Arm(name, {**options, "sampling.num_steps": steps})
+                points[curve, count] = Point(arm, calls)
     return points
 
 
@@ -281,7 +293,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     config.training.num_steps = args.steps or config.training.num_steps
     config.evaluation.num_samples = args.num_samples or len(dataset.eval)
     costs = {curve: cost_of(config, curve) for curve in args.samplers}
-    points = make_points(costs, args.counts, args.grid)
+    points = make_points(config, costs, args.counts, args.grid)
 
     def fingerprint(arm: Arm, seed: int) -> dict[str, Any]:
         own = runner.arm_config(config, arm, seed).to_dict()

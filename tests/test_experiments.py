@@ -51,7 +51,7 @@ def test_network_calls_are_those_that_a_compiled_program_makes(curve):
     """As many as fit into nine: with one step more it would be more than nine."""
     config = small_config(schedule__name="linear_logsnr")
     cost = QUALITY.cost_of(config, curve)
-    arm, claimed = QUALITY.make_points({curve: cost}, [9])[curve, 9]
+    arm, claimed = QUALITY.make_points(config, {curve: cost}, [9])[curve, 9]
     options = config_lib.sampling_options(runner.arm_config(config, arm, seed=0))
     calls = []
 
@@ -62,7 +62,7 @@ def test_network_calls_are_those_that_a_compiled_program_makes(curve):
     def made(num_steps):
         calls.clear()
         given = options | {"num_steps": num_steps}
-        predict, schedule = diffax.by_log_snr(counted), diffax.schedules.linear_logsnr()
+        predict, schedule = diffax.by_log_snr(counted), config_lib.build_schedule(config)
         run = jax.jit(lambda key: diffax.sample(key, predict, schedule, (1, 2), **given))
         run(jax.random.key(0)).block_until_ready()
         jax.effects_barrier()

@@ -168,7 +168,7 @@ def test_in_discrete_time_the_network_sees_the_steps_of_the_learned_schedule(obj
 
     halves = [jax.jit(gradient, static_argnums=0)(i, k) for i, k in enumerate(
         jax.random.split(keys[4]))]  # fmt: skip
-    followed = jax.tree.map(lambda s, g, h: s - rate * 0.5 * (g + h), state.schedule, *halves)
+    followed = jax.tree.map(lambda s, g, h: s - 0.25 * 0.5 * (g + h), state.schedule, *halves)
     assert_close(new.schedule, followed, rtol=1e-4, atol=1e-5)
 
 
