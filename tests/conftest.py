@@ -4,6 +4,7 @@ They are environment variables, so that the processes which tests start inherit 
 """
 
 import atexit
+import logging
 import os
 import shutil
 import signal
@@ -83,6 +84,21 @@ def registering():
     registry.forget(registry.added()[len(before) :])
     plugins._LOADED.clear()
     plugins._LOADED.update(loaded)
+
+
+def _pristine():
+    """diffax's log as an import leaves it: pytest sees every line once."""
+    logger = logging.getLogger("diffax")
+    logger.handlers[:], logger.propagate = [], True
+    logger.setLevel(logging.NOTSET)
+
+
+@pytest.fixture(autouse=True)
+def _log_of_its_own():
+    """No test hears what the command line in another has made of the log."""
+    _pristine()
+    yield
+    _pristine()
 
 
 @pytest.fixture(scope="module", autouse=True)
