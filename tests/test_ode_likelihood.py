@@ -123,7 +123,7 @@ def test_bits_per_dim_of_quantised_data():
         (dict(key=None), "give a key"),
         (dict(num_steps=0), "num_steps=0"),
         (dict(num_probes=1.5), "num_probes=1.5"),
-        (dict(prediction="score"), "allowed are eps, x0, v"),
+        (dict(prediction="flaw"), "allowed are eps, x0, v, score"),
         (dict(schedule=schedules.cosine()), "with_endpoints"),
         (dict(schedule=SCHEDULE.discretize(5), predict=lambda x, t: x), "by_log_snr"),
     ],
