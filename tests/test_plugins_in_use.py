@@ -71,7 +71,7 @@ def test_what_is_registered_is_known_to_every_command(files, capsys):
     run("train", "--config=mine.py", "--plugin=own.py", "--workdir=run")
     names = json.loads(Path("run/config.json").read_text())["plugins"]
     assert [name.partition("#")[0] for name in names] == ["own.py", "mine.py"]
-    assert sorted(path.name[17:] for path in Path("run/plugins").glob("*-*.py")) == [
+    assert sorted(path.name[33:] for path in Path("run/plugins").glob("*-*.py")) == [
         "mine.py",
         "own.py",
     ]
@@ -113,7 +113,7 @@ def test_what_is_registered_is_known_to_the_workers_of_an_ablation(files, monkey
     results = [json.loads(path.read_text()) for path in Path("work/runs").glob("*/*/result.json")]
     assert len(results) == 2
     assert all({"reach", "bpd"} <= result["result"]["metrics"].keys() for result in results)
-    assert {path.name[17:] for path in Path("work/plugins").glob("*-*.py")} == {"own.py", "mine.py"}
+    assert {path.name[33:] for path in Path("work/plugins").glob("*-*.py")} == {"own.py", "mine.py"}
     (home, *_) = Path("work/trainings").glob("*power*/seed0")
     afresh()
     assert training.load(home).config.data.turns == 1.0
