@@ -195,7 +195,7 @@ ODD = {
         **dict.fromkeys(("true", "False", "TRUE", "false"), False),
     },
     str: dict.fromkeys(
-        ("", "nope", "None", "../../etc", "ε", "a" * 3000, "cosine", "learned", "edm", "laplace",
+        ("", "nope", "None", "../../etc", "ε", "a" * 300, "cosine", "learned", "edm", "laplace",
          "linear_logsnr", "sigmoid", "v", "x0", "adamw", "unet", "mlp", "heun", "plms", "digits",
          "karras", "pmap", "importance", "bfloat16", "add", "\n", "{0}", "%s", "$(id)"),
         False,

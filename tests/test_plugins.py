@@ -127,7 +127,7 @@ def test_what_is_no_plugin_is_said(tmp_path, monkeypatch):
         "power": r"'power': there is no module of that name .did you mean power.py",
         "no.such.module": "there is no module of that name",
         "two words": "must be a file of Python or the name of a module",
-        "power.py#0123456789abcdef0123456789abcdef": "it is not loaded; name its file by --plugin=FILE",
+        f"power.py#{16 * '7a'}": "it is not loaded; name its file by --plugin=FILE",
     }.items():
         with pytest.raises(ValueError, match=words):
             plugins.load(given)
