@@ -9,6 +9,7 @@ file that registers something is a plugin too. A run keeps copies of its plugins
 
 from __future__ import annotations
 
+import functools
 import importlib
 import importlib.metadata
 import importlib.util
@@ -69,7 +70,8 @@ def load(
       given: the path of a file of Python, the name of a module, or the name of a plugin as a config
         keeps it.
       kept: a folder in which `keep` has put copies. Of a plugin's own name the copy is run; where
-        the file that it was made of has changed since, a warning says so.
+        the file that it was made of has changed since, a warning says so. If this process has run
+        the changed file, that one holds, as the warning says, and the copy is not run.
       check: called after a plugin has run; if it raises ValueError, nothing is registered.
 
     Raises:
@@ -80,6 +82,8 @@ def load(
     if known and known[2] in _LOADED:
         return _LOADED[known[2]]
     try:
+        if known and (changed := _changed(given, kept)):
+            return changed
         found = _copy(given, *known.groups(), kept) if known else _find(given)
         _replace_older(found)
         if found.key not in _LOADED and _imported(found) is None:
@@ -239,6 +243,26 @@ def _copy(given: str, label: str, digest: str, kept: str | os.PathLike | None) -
     return _Found(label, path.absolute(), source, is_module=False, original=original)
 
 
+def _changed(given: str, kept: str | os.PathLike | None) -> Plugin | None:
+    """What was run of the file that a copy in a folder was made of, and that is another now."""
+    original = kept is not None and _read_index(Path(kept)).get(given)
+    original = original and os.path.realpath(original)
+    for plugin in _LOADED.values():
+        if original and plugin.path and os.path.realpath(plugin.path) == original:
+            _say_changed(original)
+            return plugin
+    return None
+
+
+@functools.cache  # a command reads a run more than once
+def _say_changed(original: str) -> None:
+    _LOG.warning(
+        "%s has changed since the run was trained: the changed file is used, which --plugin or this"
+        " program named",
+        original,
+    )
+
+
 def _copy_name(name: str) -> str:
     label, digest = _KNOWN.fullmatch(name).groups()
     return f"{digest}-{label.removesuffix('.py')}.py"
@@ -288,9 +312,10 @@ def _run(found: _Found, check: Callable[[], Any] | None) -> Plugin:
 
 
 def _replace_older(found: _Found) -> None:
-    """Forgets what the same file registered when it was another."""
+    """Forgets what the same file, or a copy that was made of it, registered when it was another."""
     for key, plugin in list(_LOADED.items()):
-        if plugin.path and plugin.path == found.path and plugin.source != found.source:
+        places = {plugin.path, plugin.original} - {None}
+        if found.path in places and plugin.source != found.source:
             registry.forget(plugin.registers)
             del _LOADED[key]
 

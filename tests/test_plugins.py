@@ -202,3 +202,25 @@ def test_a_file_that_is_edited_takes_the_place_of_what_it_was(power):
     assert new.name != old.name and schedules.get("power").log_snr(0.0) == 11.0
     with pytest.raises(ValueError, match="it is not loaded"):
         plugins.load(old.name)
+
+
+def test_a_changed_file_that_is_asked_for_holds_instead_of_its_copy(power, tmp_path, lines):
+    """And so does it for what is asked for after the copy was run, but a copy for no other."""
+    kept, later = tmp_path / "run" / "plugins", tmp_path / "later" / "plugins"
+    name = plugins.load(str(power)).name
+    plugins.keep([name], kept)
+    afresh()
+    power.write_text(POWER.replace("10.0 -", "11.0 -"))
+    new = plugins.load(str(power))
+    plugins.keep([new.name], later)
+    assert plugins.load(name, kept) is plugins.load(name, kept) is new
+    said = f"{power} has changed since the run was trained: the changed file is used"
+    assert sum(line.startswith(said) for line in lines) == 1
+    assert schedules.get("power").log_snr(0.0) == 11.0
+
+    afresh()
+    assert plugins.load(name, kept).path.parent == kept
+    with pytest.raises(ValueError, match="'power' is registered already"):
+        plugins.load(new.name, later)
+    assert plugins.load(str(power)).name == new.name
+    assert schedules.get("power").log_snr(0.0) == 11.0 and plugins.load(name, kept).path == power

@@ -99,6 +99,10 @@ def test_what_is_registered_is_known_to_every_command(files, capsys):
     words = ["train", "--config=mine.py", "--plugin=own.py", "--workdir=elsewhere"]
     assert cli.main(words) == 1
     assert "another config: plugins was ('own.py#" in capsys.readouterr().err
+    run("sample", "--workdir=elsewhere", "--num=4", "--out=again")
+    run("sample", "--workdir=elsewhere", "--num=4", "--out=asked", "--plugin=mine.py")
+    again, asked = (np.load(f"{name}.npz")["samples"] for name in ("again", "asked"))
+    assert np.array_equal(again, drawn) and not np.allclose(asked, drawn)
 
 
 def test_what_is_registered_is_known_to_the_workers_of_an_ablation(files, monkeypatch):

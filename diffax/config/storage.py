@@ -97,10 +97,12 @@ def load_plugins(config: ConfigDict) -> None:
                 config[section][key] = reference[section].get_ref(key)
 
 
-def differences(old: ConfigDict | Mapping[str, Any], new: ConfigDict) -> dict[str, tuple[Any, Any]]:
+def differences(
+    old: ConfigDict | Mapping[str, Any], new: ConfigDict | Mapping[str, Any]
+) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (old value, new value), for every key in which the two differ.
 
-    `old`: a config, or what `saved` gives.
+    `old`, `new`: a config, or what `saved` gives.
     """
     before, after = flat(old), flat(new)
     keys = sorted(before.keys() | after.keys())

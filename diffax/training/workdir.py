@@ -183,16 +183,17 @@ def _trained_with(
 
 
 def read_config(workdir: Path) -> ConfigDict:
-    """The config of the run in a directory, whose plugins are loaded: their copies there are run.
+    """The config of the run in a directory, whose plugins are loaded: their copies there are run,
+    or what `plugins.load` takes instead, which `config.plugins` then names.
 
     Raises:
       FileNotFoundError: there is none.
       ValueError: it is damaged, the file is named; or a plugin can't be loaded.
     """
-    saved = _saved_config(workdir)
+    saved, copies = _saved_config(workdir), workdir / PLUGINS
     for name in saved["plugins"]:
-        plugins.load(name, workdir / PLUGINS)
-    config = _read(workdir, "config.json", config_lib.from_json)
+        plugins.load(name, copies)
+    config = _read(workdir, "config.json", lambda text: config_lib.from_json(text, copies))
     if unknown := config_lib.unknown_keys(saved):
         raise ValueError(
             f"{workdir / 'config.json'} has keys that no config has here, {', '.join(unknown)}: if"
@@ -224,12 +225,13 @@ def _read(workdir: Path, name: str, from_json: Callable[[str], Any]) -> Any:
         ) from error
 
 
-def _check_files(workdir: Path, config: ConfigDict, dataset: DatasetInfo, loop: Mapping) -> None:
+def _check_files(workdir: Path, dataset: DatasetInfo, loop: Mapping) -> None:
     """Raises ValueError, naming the file, if config.json or dataset.json is not what the checkpoint
     beside it was trained with."""
     trained_config, trained_dataset = _trained_with(loop)
     # Going on with another config writes the files before the first checkpoint that has it.
-    if trained_config is None or config.training.allow_config_change:
+    config = _saved_config(workdir)
+    if trained_config is None or config["training.allow_config_change"]:
         return
     pairs = config_lib.differences(trained_config, config).items()
     changes = [
@@ -294,7 +296,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
     config, dataset = read_config(workdir), read_dataset(workdir)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
     try:
-        _check_files(workdir, config, dataset, checkpoints.remembered(step))
+        _check_files(workdir, dataset, checkpoints.remembered(step))
         model = config_lib.build_model(config, dataset)
         like = jax.eval_shape(lambda: create_state(config, model, dataset))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
