@@ -188,6 +188,41 @@ def test_a_checkpoint_is_trusted_when_a_good_step_has_followed():
     trust.see([{"step": 3, "loss": 1.0}])  # seen before
     trust.see([{"step": 8, "loss": 3.0}])
     assert (trust.step, trust.doubted) == (4, [])
+    trust.saved(8)  # that the next update is too large tells nothing against it
+    trust.see([{"step": 9, "loss": 3.0, "grad_norm": 1.0, "update_size": np.inf}])
+    assert (trust.step, trust.doubted) == (8, [])
+
+
+DIVERGING = [
+    (1e30, 1.0, "the checkpoint of step 4 in {} is kept. A lower"),
+    (1e-2, np.nan, "the checkpoint of step 4 in {0} is kept, and that of step 2, the last that is"
+     " known to train: with {0}/4 moved away the run goes on"),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("rate", "factor", "said"), DIVERGING)
+def test_a_run_that_ended_well_keeps_its_end_when_going_on_diverges(
+    rate, factor, said, tmp_path, monkeypatch
+):
+    """Because of the rate, or of data that are `factor` times what they were."""
+    settings = {"training__checkpoint_every": 2, "training__keep_checkpoints": 3}
+    training.train(small_config(**settings, training__num_steps=4), tmp_path)
+    settings |= {"optimizer__learning_rate": rate, "training__allow_config_change": True}
+
+    class Multiplied(Interrupting):
+        def __next__(self):
+            batch = next(self.iterator)
+            return {**batch, "x": batch["x"] * factor}
+
+        def set_state(self, state):
+            self.iterator.set_state(state)
+
+    monkeypatch.setattr(loop.data, "batches", Multiplied.wrapping(data.batches, None))
+    for _ in range(2):  # nor is it lost the next time
+        with pytest.raises(NonFiniteError) as caught:
+            training.train(small_config(**settings), tmp_path)
+        assert said.format(tmp_path / "checkpoints") in str(caught.value)
+        assert checkpoints(tmp_path) == ["2", "4"]
 
 
 # --- the loop -------------------------------------------------------------------------------

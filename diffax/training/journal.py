@@ -93,6 +93,7 @@ class Journal:
             if hosts.is_first():
                 write_text(self.root / name, text)
         settings, step = self.config.training, int(state.step)
+        self._begun = step
         self.window = Window(self._memory["window"], settings.max_skipped)
         steps, trusted = self.checkpoints.steps(), self._memory.get("trusted")
         trusted = trusted if trusted in steps else None
@@ -132,12 +133,25 @@ class Journal:
             self.window.check(last)
         except NonFiniteError as error:
             self.checkpoints.wait()
-            if self._trust.step is not None:
-                self.checkpoints.put_aside(self._trust.doubted, "diverged")
             where = f" in the run in {self.root}" if self._among_others else ""
-            raise error.of_run(
-                f"{where}; {kept(self.checkpoints.directory)}", self.config
-            ) from None
+            raise error.of_run(f"{where}; {self._keep_good()}", self.config) from None
+
+    def _keep_good(self) -> str:
+        """Puts aside what this process has saved since the run was known to train; words on what is
+        kept. Where it has gone on from a checkpoint in doubt, another config may be at fault, so
+        that one stays too."""
+        trusted, directory = self._trust.step, self.checkpoints.directory
+        if trusted is None:
+            return kept(directory)
+        here = [step for step in self._trust.doubted if step > self._begun]
+        self.checkpoints.put_aside(here, "diverged")
+        latest = latest_step(directory)
+        if latest == trusted:
+            return kept(directory)
+        return (
+            f"{kept(directory)}, and that of step {trusted}, the last that is known to train: with"
+            f" {directory / str(latest)} moved away the run goes on from an earlier one"
+        )
 
     def save(self, step: int, state: TrainState, data: Any) -> None:
         """Begins to write a checkpoint; `data`: the state of the batches. After `check_finite`."""

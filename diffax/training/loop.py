@@ -65,7 +65,7 @@ def train(
       NonFiniteError: the loss or a gradient was not finite, or an update huge, in more than
         training.max_skipped steps in a row, or in the last. No checkpoint is made in such a row,
         and the last after which a step was good is kept, so that a lower rate goes on from there;
-        what was saved later is put aside as "diverged-<step>".
+        what this call saved later is put aside as "diverged-<step>".
       OSError: the workdir can't be written to any more, its disk being full for instance; the
         message says which checkpoint is kept. (Of a checkpoint, which is written in the
         background, it comes with the next one or at the end.)

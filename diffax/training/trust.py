@@ -1,7 +1,8 @@
 """Which checkpoints hold a state that is known to train.
 
 A step tells of the parameters from which it started, so that what was saved after a step is known
-to be good only when a later one was. Until then the last that is known to be so must stay.
+to be good only when a later one finds a usual loss and a finite gradient there, whether or not its
+update could be made. Until then the last that is known to be so must stay.
 """
 
 from __future__ import annotations
@@ -9,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-from diffax.training.window import is_good
-
+# What a step finds where it started; the size of its update tells of the rate.
+_OF_START = ("loss", "grad_norm", "schedule_grad_norm")
 # A loss so many times the usual one is finite by luck alone.
 WILD = 1000.0
 _MEMORY = 0.9  # of the usual loss, at each step
@@ -39,7 +40,8 @@ class Trust:
             if entry["step"] <= self._seen:
                 continue
             self._seen, loss = entry["step"], abs(entry["loss"])
-            if not is_good(entry) or loss > WILD * self._usual:
+            finite = all(math.isfinite(entry.get(name, 0.0)) for name in _OF_START)
+            if not finite or loss > WILD * self._usual:
                 continue
             first = self._usual == math.inf
             self._usual = loss if first else _MEMORY * self._usual + (1 - _MEMORY) * loss
