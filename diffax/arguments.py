@@ -7,7 +7,9 @@ from __future__ import annotations
 
 import functools
 import inspect
+import math
 import operator
+import sys
 import warnings
 from collections.abc import Callable
 from typing import Any
@@ -17,6 +19,9 @@ import jax.numpy as jnp
 import numpy as np
 
 SEEDS = 2**32  # a key is made of 32 bits: beyond them two seeds would be one
+MOST_STEPS = 1_000_000  # of a sampler, an ODE or discrete time; arrays are made of so many
+# Of clip_x0. Data are of about unit size: outside it would make all zero, or limit nothing.
+CLIP = (1e-3, 1e6)
 
 
 def concrete(value: Any) -> np.ndarray | None:
@@ -54,6 +59,37 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
     return found
 
 
+def number(name: str, value: Any, holds: Callable[[float], bool], words: str) -> float:
+    """`value` as a float: a number of Python's, NumPy's or JAX's for which `holds` is true.
+
+    Raises:
+      ValueError: another value, or a bool; says `words`, what is allowed.
+    """
+    if isinstance(value, jax.core.Tracer):
+        raise ValueError(f"{name} is traced: it decides what is compiled, so give a plain number")
+    found = plain(value)
+    is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
+    is_float = is_number and (abs(found) <= sys.float_info.max or abs(found) == math.inf)
+    if not (is_float and holds(found)):
+        raise ValueError(f"{name}={_written(value)}: {words}")
+    return float(found)
+
+
+def clip(value: Any) -> float | None:
+    """A clip_x0 as a float, or None; ValueError for another than a number within `CLIP`."""
+    if value is None:
+        return None
+    words = f"must be a number from {CLIP[0]:g} to {CLIP[1]:g}, or None for no clipping"
+    return number("clip_x0", value, lambda bound: CLIP[0] <= bound <= CLIP[1], words)
+
+
+def sizes(name: str, value: Any) -> tuple[int, ...]:
+    """The shape of data, (batch, ..., C), as a tuple; ValueError for anything else."""
+    if isinstance(value, str) or np.ndim(value) != 1 or len(value) == 0:
+        raise ValueError(f"{name}={_written(value)}: must be the sizes of data, (batch, ..., C)")
+    return tuple(whole(name, size, 0) for size in value)
+
+
 def plain(value: Any) -> Any:
     """A number of NumPy's or JAX's as Python's own, an array of them as a tuple; others as is."""
     if isinstance(value, (np.ndarray, jax.Array, np.generic)) and value.ndim < 2:
@@ -78,6 +114,7 @@ def check_seed(seed: Any) -> int:
 
 def check_within(name: str, value: Any, last: float, words: str) -> None:
     """Raises ValueError, saying `words`, for a number below 0 or above `last`, or NaN."""
+    check_real(name, value, bools=False)
     values = concrete(value)
     if values is None:
         return
@@ -114,12 +151,51 @@ def check_before(s: Any, t: Any) -> None:
 # --- arrays -------------------------------------------------------------------------------------
 
 
+def check_real(name: str, value: Any, bools: bool = True) -> None:
+    """Raises ValueError for text, objects, None, complex numbers; and bools, unless they count."""
+    dtype = getattr(value, "dtype", None)
+    if dtype is None and any(isinstance(leaf, jax.core.Tracer) for leaf in jax.tree.leaves(value)):
+        dtype = jnp.result_type(*jax.tree.leaves(value))
+    elif dtype is None:
+        try:
+            dtype = np.asarray(value).dtype
+        except ValueError:  # lists of different lengths
+            dtype = np.dtype(object)
+    is_bool = dtype == np.bool_
+    is_real = jnp.issubdtype(dtype, jnp.integer) or jnp.issubdtype(dtype, jnp.floating)
+    if not (is_real or (is_bool and bools)):
+        raise ValueError(f"{name} is {_described(value)}: must be real numbers")
+
+
+def check_finite(name: str, x: jax.Array) -> None:
+    """Raises ValueError for NaN and infinities, unless they are traced."""
+    values = concrete(x)
+    if values is not None and not np.isfinite(values).all():
+        wrong = values[~np.isfinite(values)].flat[0]
+        raise ValueError(f"{name} has the value {wrong}: must be finite numbers")
+
+
+def examples(name: str, x: Any) -> jax.Array:
+    """`data`, (batch, ...), with one example or more.
+
+    Raises:
+      ValueError: as `data`; no axis of a batch, or nothing in it; NaN or infinities.
+    """
+    x = data(name, x)
+    if x.ndim == 0 or x.size == 0:
+        raise ValueError(f"{name} has shape {x.shape}: must be (batch, ..., C), none of them 0")
+    check_finite(name, x)
+    return x
+
+
 def data(name: str, x: Any, shape: tuple[int, ...] | None = None) -> jax.Array:
     """`x` as floats; integers that are no bytes are taken as numbers.
 
     Raises:
-      ValueError: bytes or bools, which are no data yet, or another shape than `shape`.
+      ValueError: no real numbers; bytes or bools, which are no data yet; or another shape than
+        `shape`.
     """
+    check_real(name, x)
     x = jnp.asarray(x)
     if x.dtype in (jnp.uint8, jnp.bool_):
         raise ValueError(
@@ -136,9 +212,9 @@ def quantised(name: str, x: Any, levels: int | None) -> jax.Array:
     """`data` that a likelihood takes: with `levels`, half a bin beyond [-1, 1] at most.
 
     Raises:
-      ValueError: as `data`; numbers outside, or fewer than two levels.
+      ValueError: as `examples`; numbers outside, or fewer than two levels.
     """
-    x = data(name, x)
+    x = examples(name, x)
     if levels is None:
         return x
     most = 1 + 1 / (whole("levels", levels, 2) - 1)
@@ -153,9 +229,9 @@ def quantised(name: str, x: Any, levels: int | None) -> jax.Array:
 
 def check_per_example(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless there is one `value`, or one for each example of data of `shape`."""
-    if jnp.shape(value) not in ((), shape[:1]):
+    if np.shape(value) not in ((), shape[:1]):
         raise ValueError(
-            f"{name} has shape {jnp.shape(value)} and the data {shape}: one for all, or one for"
+            f"{name} has shape {np.shape(value)} and the data {shape}: one for all, or one for"
             " each example"
         )
 
@@ -166,6 +242,7 @@ def mask(value: Any, shape: tuple[int, ...]) -> jax.Array:
     Raises:
       ValueError: numbers outside [0, 1], NaN, or a shape that doesn't broadcast.
     """
+    check_real("mask", value)
     values = concrete(value)
     if values is not None and not ((values >= 0) & (values <= 1)).all():
         raise ValueError(
@@ -224,16 +301,22 @@ def formerly(*names: str) -> Callable[[Callable], Callable]:
 
 
 def _is_schedule(value: Any) -> bool:
-    return hasattr(value, "log_snr")
+    return hasattr(value, "log_snr") and not isinstance(value, type)
 
 
 def _is_key(value: Any) -> bool:
     if value is None:
         return True
     dtype = getattr(value, "dtype", None)
-    return dtype is not None and (
-        jax.dtypes.issubdtype(dtype, jax.dtypes.prng_key) or (dtype == jnp.uint32 and value.ndim)
-    )
+    if dtype is None or _is_typed_key(value):
+        return dtype is not None
+    if dtype != jnp.uint32 or not value.ndim:
+        return False
+    try:
+        jax.eval_shape(jax.random.wrap_key_data, value)
+    except (TypeError, ValueError):  # not as many numbers as a key has
+        return False
+    return True
 
 
 def _is_module(value: Any) -> bool:
@@ -258,6 +341,8 @@ def _remedy_of_predict(value: Any) -> str:
 
 
 def _remedy_of_schedule(value: Any) -> str:
+    if isinstance(value, type):
+        return ": pass an object of it"
     return f": pass diffax.schedules.get({value!r})" if isinstance(value, str) else ""
 
 
@@ -276,6 +361,8 @@ _WANTED: dict[str, tuple[Callable[[Any], bool], Callable[[Any], str]]] = {
 def _described(value: Any) -> str:
     if isinstance(value, str):
         return f"the string {value!r}"
+    if isinstance(value, type):
+        return f"the class {value.__name__}"
     if _is_schedule(value):
         return f"a schedule ({type(value).__name__})"
     if hasattr(value, "dtype") and hasattr(value, "shape"):

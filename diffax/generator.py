@@ -21,7 +21,7 @@ import numpy as np
 
 from diffax import arguments, samplers, training
 from diffax import config as config_lib
-from diffax.config.defaults import sampler_keywords
+from diffax.config.defaults import keys, sampler_keywords
 from diffax.registry import suggestion
 from diffax.samplers import interpolate
 from diffax.training import Run, parallel
@@ -134,8 +134,9 @@ class Generator:
         """
         settings = {"jump_length": jump_length, "num_resamples": num_resamples}
         settings = {name: arguments.plain(value) for name, value in settings.items()}
-        mask = np.asarray(arguments.mask(mask, np.shape(x)))
-        x = self._data("x", np.where(mask > 0, x, np.zeros((), np.asarray(x).dtype)))
+        x = np.asarray(arguments.data("x", x))
+        mask = np.asarray(arguments.mask(mask, x.shape))
+        x = self._data("x", np.where(mask > 0, x, np.zeros((), x.dtype)))
         return self._edit("inpaint", settings, (x, mask), seed, label, options)
 
     def invert(self, x: np.ndarray, label: Any = None, **options: Any) -> Inversion:
@@ -240,8 +241,9 @@ class Generator:
                 raise ValueError(f"{option}={value!r}: {name} takes no {option}")
             try:
                 config.sampling[option] = arguments.plain(value)
-            except TypeError as error:
-                raise ValueError(f"{option}={value!r}: {error}") from None
+            except TypeError:
+                kind = keys()[f"sampling.{option}"].kind
+                raise ValueError(f"{option}={value!r}: must be of type {kind}") from None
         config_lib.validate(config)
         return config
 

@@ -13,6 +13,7 @@ from jax.experimental.ode import odeint
 
 from diffax import arguments, process
 from diffax.process import AnySchedule, Predict
+from diffax.registry import unknown
 from diffax.schedules import alpha_of, ends_of, require_finite_ends, sigma_of
 from diffax.time_sampling import stratified
 
@@ -50,7 +51,10 @@ def draw(
     number alone, not on the batch that it is in. Times are then evenly spread over any examples in
     a row: u = (u_0 + number phi) mod 1, phi the golden ratio.
     """
-    time_key, noise_key, clean_key = jax.random.split(process.typed(key), 3)
+    key = process.typed(key)
+    if key.ndim:
+        raise ValueError(f"key has shape {key.shape}: times are drawn for all together, by one key")
+    time_key, noise_key, clean_key = jax.random.split(key, 3)
     if number is None:
         u, _ = stratified().sample((), time_key, shape[0])
     else:
@@ -244,15 +248,16 @@ def ode_log_likelihood(
     """
     order = dict(predict=predict, schedule=schedule, x0=x0, key=key)
     arguments.check_order("ode_log_likelihood", **order)
-    x0 = process.widened(arguments.data("x0", x0))
+    x0 = process.widened(arguments.examples("x0", x0))
     process.check_prediction(prediction)
     require_finite_ends(schedule, "ode_log_likelihood")
-    if divergence not in _DIVERGENCES:
-        raise ValueError(f"divergence={divergence!r}: allowed are {', '.join(_DIVERGENCES)}")
+    if not isinstance(divergence, str) or divergence not in _DIVERGENCES:
+        raise ValueError(unknown("divergence", divergence, _DIVERGENCES))
     if divergence == "hutchinson" and key is None:
         raise ValueError("divergence='hutchinson' draws random probes: give a key")
     num_probes = arguments.whole("num_probes", num_probes, 1)
-    num_steps = None if num_steps is None else arguments.whole("num_steps", num_steps, 1)
+    if num_steps is not None:
+        num_steps = arguments.whole("num_steps", num_steps, 1, arguments.MOST_STEPS)
     if schedule.num_steps is not None and not process.takes_log_snr(predict):
         raise ValueError(
             "the ODE passes between the indices of a discrete schedule: give a predictor told the"

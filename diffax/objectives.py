@@ -299,7 +299,7 @@ def schedule_gradient(
     """
     order = dict(key=key, predict=predict, schedule=schedule, x0=x0)
     arguments.check_order("schedule_gradient", **order)
-    if objective not in SCHEDULE_OBJECTIVES:
+    if not isinstance(objective, str) or objective not in SCHEDULE_OBJECTIVES:
         raise ValueError(unknown("schedule objective", objective, SCHEDULE_OBJECTIVES))
     if schedule.num_steps is not None:
         raise ValueError("schedule_gradient needs a continuous schedule, not a discretised one")

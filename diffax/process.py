@@ -39,7 +39,13 @@ def expand_to(per_example: jax.Array, like: jax.Array) -> jax.Array:
 
 
 def typed(key: jax.Array) -> jax.Array:
-    """A PRNG key, or an array of them; untyped ones (uint32) become typed."""
+    """A PRNG key, or an array of them; untyped ones (uint32) become typed.
+
+    Raises:
+      ValueError: None.
+    """
+    if key is None:
+        raise ValueError("key is None, and random numbers are drawn: pass jax.random.key(seed)")
     is_typed = jax.dtypes.issubdtype(key.dtype, jax.dtypes.prng_key)
     return key if is_typed else jax.random.wrap_key_data(key)
 
@@ -267,9 +273,8 @@ def convert(
     Raises:
       ValueError: an unknown source or target.
     """
-    for field, kind in (("source", source), ("target", target)):
-        if kind not in _READ:
-            raise ValueError(unknown(field, kind, _READ))
+    check_prediction(source, "source")
+    check_prediction(target, "target")
     if source == target:
         return pred
     alpha, sigma = expand_to(alpha, x_t), expand_to(sigma, x_t)
@@ -277,10 +282,10 @@ def convert(
     return _WRITE[target](x0, eps, alpha, sigma).astype(jnp.result_type(pred, x_t))
 
 
-def check_prediction(prediction: str) -> None:
+def check_prediction(prediction: str, name: str = "prediction") -> None:
     """Raises ValueError unless `prediction` is "eps", "x0", "v" or "score"."""
-    if prediction not in _READ:
-        raise ValueError(unknown("prediction", prediction, _READ))
+    if not isinstance(prediction, str) or prediction not in _READ:
+        raise ValueError(unknown(name, prediction, _READ))
 
 
 def refuse_eps_at_zero_snr(schedule: AnySchedule, prediction: str) -> None:
@@ -326,11 +331,17 @@ def told(
     """predict(x_t, log_snr) if it is told the noise level, else predict(x_t, t); both (batch,).
 
     Raises:
-      ValueError: the prediction has not x_t's shape with `halves` times its channels, which
-        broadcasting would hide.
+      ValueError: the prediction is no array of real numbers, or has not x_t's shape with `halves`
+        times its channels, which broadcasting would hide.
     """
     out = predict(x_t, log_snr if takes_log_snr(predict) else t)
     needed = (*x_t.shape[:-1], halves * x_t.shape[-1])
+    if not hasattr(out, "shape"):
+        raise ValueError(
+            f"the predictor gave what is of type {type(out).__name__}: must be an array of shape"
+            f" {needed}"
+        )
+    arguments.check_real("what the predictor gave", out)
     if out.shape != needed:
         raise ValueError(
             f"the predictor gave shape {out.shape}, and {needed} is needed"

@@ -64,7 +64,7 @@ def test_grid_is_the_full_product():
         ({}, "axes is empty"),
         ({"a": []}, r"axes\['a'\] must be a list of one or more values, got \[\]"),
         ({"a": "cosine"}, r"axes\['a'\] must be a list of one or more values, got 'cosine'"),
-        ({"a": [1, 1]}, "two arms would share a directory: 'a=1' and 'a=1'"),
+        ({"a": [1, 1]}, r"axes\['a'\] has the value 1 twice"),
         ({"a": ["x", "X"]}, "two arms would share a directory"),
     ],
 )

@@ -222,3 +222,97 @@ def test_the_range_of_an_sdedit_is_the_samplers():
         for low in (-1.0, -20.0)
     )
     assert not np.allclose(narrow, wide)
+
+
+# --- what has another type, or can't be a value ---------------------------------------------------
+
+
+def draw(**options):
+    given = dict(shape=(4, 2), num_steps=2, prediction="x0") | options
+    return diffax.sample(given.pop("key", KEY), given.pop("predict", predict), LINE, **given)
+
+
+def answer(value):
+    return lambda: draw(predict=lambda x, t: value)
+
+
+NUMBERS = np.zeros((4, 2))
+NOISY = dict(prediction="x0", num_steps=2)
+
+
+@pytest.mark.parametrize(
+    ("call", "said"),
+    [
+        (lambda: draw(key=None), "key is None, and random numbers are drawn: pass jax.random.key"),
+        (lambda: draw(key=np.zeros(3, np.uint32)), r"key is an array of uint32 and shape \(3,\)"),
+        (lambda: draw(shape=()), r"shape=\(\): must be the sizes of data, \(batch, ..., C\)"),
+        (lambda: draw(shape=4), "shape=4: must be the sizes"),
+        (lambda: draw(num_steps=2**40), "num_steps=1099511627776: must be .* from 1 to 1000000"),
+        (lambda: draw(num_steps=None), "num_steps=None: must be a whole number"),
+        (lambda: LINE.discretize(2**40), "num_steps=1099511627776: must be .* from 1 to 1000000"),
+        (answer(None), "predictor gave what is of type NoneType: must be an array"),
+        (answer((X, X)), "predictor gave what is of type tuple"),
+        (answer(0.0), "predictor gave what is of type float"),
+        (answer(1j * X), "what the predictor gave is .*complex64.*: must be real numbers"),
+        (lambda: diffax.vlb(KEY, predict, type(LINE), X), "schedule is the class LinearLogSnr: "),
+        (lambda: diffax.vlb(KEY, predict, LINE, X[0, 0]), r"x0 has shape \(\): must be \(batch,"),
+        (lambda: diffax.vlb(KEY, predict, LINE, X[:0]), r"x0 has shape \(0, 2\): must be"),
+        (lambda: diffax.vlb(KEY, predict, LINE, X * np.nan, levels=None), "x0 has the value nan"),
+        (
+            lambda: diffax.vlb(jax.random.split(KEY, 4), predict, LINE, X),
+            r"key has shape \(4,\): times are drawn for all together, by one key",
+        ),
+        (lambda: draw(prediction=["eps"]), r"prediction=\['eps'\].*: allowed are eps, x0"),
+        (lambda: draw(clip_x0="a"), "clip_x0='a': must be a number from 0.001 to 1e"),
+        (lambda: draw(clip_x0=True), "clip_x0=True: must be"),
+        (lambda: draw(clip_x0=1e-30), "clip_x0=1e-30: must be"),
+        (lambda: draw(clip_x0=np.inf), "clip_x0=inf: must be"),
+        (lambda: draw(dynamic_threshold="a"), "dynamic_threshold='a': a share"),
+        (lambda: draw(dynamic_threshold=True), "dynamic_threshold=True: a share"),
+        (lambda: draw(log_snr_max="a"), "log_snr_max='a': must be a number"),
+        (lambda: draw(log_snr_min=np.nan), "log_snr_min=nan: must be a number"),
+        (lambda: draw(eta="1"), "eta='1': DDIM takes 0"),
+        (lambda: draw(sampler="dpm_solver", order=True), "order=True: must be a whole number"),
+        (lambda: draw(sampler="dpm_solver", order=2.5), "order=2.5: must be a whole number"),
+        (lambda: draw(x_init="zeros"), "x_init is the string 'zeros': must be real numbers"),
+        (lambda: draw(x_init=X * np.nan), "x_init has the value nan: must be finite"),
+        (lambda: draw(x_init=1j * X), "x_init is an array of complex64 .*: must be real numbers"),
+        (lambda: diffax.q_sample(LINE, X * 1j, T, X), "x0 is an array of complex64"),
+        (lambda: diffax.q_sample(LINE, NUMBERS.astype(object), T, X), "x0 is an array of object"),
+        (lambda: diffax.q_sample(LINE, NUMBERS.astype(str), T, X), "x0 is an array of <U"),
+        (lambda: diffax.q_sample(LINE, X, "a", X), "t is the string 'a': must be real numbers"),
+        (lambda: diffax.q_sample(LINE, X, None, X), "t is None, of type NoneType: must be real"),
+        (lambda: diffax.q_sample(LINE, X, True, X), "t is True, of type bool: must be real"),
+        (lambda: LINE.log_snr("a"), "t is the string 'a': must be real numbers"),
+        (lambda: samplers.sdedit(KEY, predict, LINE, X, True, **NOISY), "strength=True: must be"),
+        (lambda: samplers.sdedit(KEY, predict, LINE, X, "0.5", **NOISY), "strength='0.5': must"),
+        (lambda: samplers.sdedit(KEY, predict, LINE, X, [0.5], **NOISY), r"strength=\(?\[0.5\]"),
+        (lambda: samplers.inpaint(KEY, predict, LINE, X, "left"), "mask is the string 'left'"),
+        (lambda: samplers.inpaint(KEY, predict, LINE, X, 1j * X), "mask is an array of complex64"),
+        (lambda: draw(grid=None), "grid is None, of type NoneType: must be real numbers"),
+        (lambda: draw(grid=["a"]), r"grid is \['a'\], of type list: must be real numbers"),
+        (lambda: draw(grid=[True, False]), r"grid is \[True, False\], of type list: must be real"),
+    ],
+)
+def test_values_of_another_type_are_named(call, said):
+    with pytest.raises(ValueError, match=said):
+        call()
+
+
+def test_indices_may_be_unsigned():
+    found, expected = (
+        samplers.visited_levels(TABLE, 2, np.array([9, 5], dtype)).t for dtype in (np.uint8, int)
+    )
+    np.testing.assert_array_equal(found, expected)
+
+
+def test_traced_data_and_times_pass():
+    """Nothing of them is looked at, or fetched from the device."""
+
+    @jax.jit
+    def traced(x, t):
+        start = draw(x_init=x, prediction="x0")
+        terms = diffax.vlb(KEY, predict, LINE, x, levels=None)
+        return start, terms, diffax.q_sample(LINE, x, t, x)
+
+    assert jnp.isnan(traced(X * np.nan, T)[2]).all()

@@ -54,11 +54,12 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(damage, tmp_path, cap
     with pytest.raises(ValueError, match="step 3 in .* can't be read"):
         Checkpoints(tmp_path, read_only=True).restore(like, ONE, 3)
     for read_only in (True, False):
-        checkpoints = Checkpoints(tmp_path, keep=3, read_only=read_only)
         caplog.clear()
+        checkpoints = Checkpoints(tmp_path, keep=3, read_only=read_only)
         state, loop = checkpoints.restore(like, ONE)
         np.testing.assert_array_equal(state["a"], jnp.arange(1000.0) * 2)
         assert loop == {"at": 2}
+        assert "read_only" not in caplog.text and "read only" not in caplog.text
         assert "step 3 is damaged" in caplog.text and "step 2 is used" in caplog.text
     # put aside, so that the step can be saved again
     assert (tmp_path / "damaged-3").is_dir() and checkpoints.steps() == [1, 2]

@@ -98,7 +98,7 @@ def test_refused(key, value, words):
     ("changes", "words"),
     [
         ({"schedule.num_steps": 20}, ["config.sampling", "num_steps=50", "1 to 20"]),
-        ({"schedule.num_steps": 1}, ["config.sampling", "num_steps=50", "1 alone"]),
+        ({"schedule.num_steps": 1}, ["config.sampling", "num_steps=50", "1 to 1, the"]),
         ({"model.conditioning": "step"}, ["conditioning='step'", "log_snr"]),
         ({"training.batch_size": 33}, ["training.batch_size is 33", "even"]),
         ({"schedule.kind": "spline"}, ["kind='spline'", "monotone, piecewise_linear, polynomial"]),
@@ -316,6 +316,27 @@ def test_json_that_is_no_config_is_refused():
     for text in ("{", '{"seed": "x"}', '{"training": 3}'):
         with pytest.raises(ValueError, match="not a saved config"):
             config_lib.from_json(text)
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        ("[]", r"not a saved config: it holds \[\], and no keys"),
+        ("null", "not a saved config: it holds None"),
+        ('{"training": 5}', "training is 5, of type int; it is a section of keys"),
+        ('{"model": {"width": "64"}}', "model.width is '64', of type str; it must be of type int"),
+    ],
+)
+def test_json_of_another_type_is_named(text, said):
+    with pytest.raises(ValueError, match=said):
+        config_lib.from_json(text)
+
+
+def test_a_number_of_the_likelihood_is_no_score_of_samples():
+    config = config_lib.default_config()
+    config.evaluation.metrics = ("bpd", "bpd")
+    with pytest.raises(ValueError, match="metrics='bpd': metrics are scores of samples"):
+        config_lib.validate(config)
 
 
 def test_json_of_an_older_config_gets_new_keys_by_default():

@@ -204,6 +204,11 @@ def test_edits_work_on_a_run_that_samples_with_its_learned_variance():
             r"x has shape \(5, 1\): this run's data are \(n, 2,",
         ),
         (lambda g: g.sdedit(GIVEN, 1.5, label=1), "strength=1.5"),
+        (lambda g: g.sdedit(GIVEN, "0.5", label=1), "strength='0.5': must be above 0"),
+        (lambda g: g.sdedit(GIVEN, None, label=1), "strength=None: must be above 0"),
+        (lambda g: g.inpaint(GIVEN, "left", label=1), "mask is the string 'left'"),
+        (lambda g: g.inpaint(GIVEN, None, label=1), "mask is None"),
+        (lambda g: g.inpaint(None, 1.0, label=1), "x is None"),
     ],
 )
 def test_edits_refuse(run, call, said):
@@ -219,7 +224,10 @@ def test_edits_refuse(run, call, said):
             dict(steps=3),
             r"no option 'steps' \(did you mean num_steps\?\): allowed are clip_x0, ",
         ),
-        ({}, dict(num_steps="many"), "num_steps='many'"),
+        ({}, dict(num_steps="many"), "num_steps='many': must be of type int"),
+        ({}, dict(num_steps=5.0), "num_steps=5.0: must be of type int"),
+        ({}, dict(grid=[1.0, 0.5]), r"grid=\[1.0, 0.5\]: must be of type str"),
+        ({}, dict(clip_x0=float("inf")), "clip_x0 is inf; it must be from 0.001 to 1e"),
         ({}, dict(sampler="euler", eta=1.0), "eta"),
         ({}, dict(num_samples=3), "no option 'num_samples'"),
         ({}, dict(num_steps=True), "num_steps is True"),

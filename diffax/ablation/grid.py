@@ -86,6 +86,10 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> list[Arm]:
     for key, values in axes.items():
         if isinstance(values, str) or not isinstance(values, Sequence) or not len(values):
             raise ValueError(f"axes[{key!r}] must be a list of one or more values, got {values!r}")
+        written = [repr(value) for value in values]
+        for value in written:
+            if written.count(value) > 1:
+                raise ValueError(f"axes[{key!r}] has the value {value} twice")
     arms = []
     for values in itertools.product(*axes.values()):
         overrides = dict(zip(axes, values))

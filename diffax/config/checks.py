@@ -13,7 +13,16 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import models, objectives, process, samplers, schedules, scoring, time_sampling
+from diffax import (
+    arguments,
+    models,
+    objectives,
+    process,
+    samplers,
+    schedules,
+    scoring,
+    time_sampling,
+)
 from diffax.config import build, defaults, optimizers
 from diffax.config.kinds import Kind
 from diffax.config.reading import unknown
@@ -130,7 +139,10 @@ RULES: dict[str, Rule] = {
     "sampling.num_steps": _whole(1, _LEVELS),
     "sampling.schedule": _one_of(schedules.names),
     "sampling.grid": _one_of(lambda: samplers.GRIDS),
-    "sampling.clip_x0": _POSITIVE,
+    "sampling.clip_x0": _rule(
+        lambda value: arguments.CLIP[0] <= value <= arguments.CLIP[1],
+        f"from {arguments.CLIP[0]:g} to {arguments.CLIP[1]:g}",
+    ),
     "sampling.dynamic_threshold": _rule(lambda value: 0 < value <= 1, "above 0 and at most 1"),
     "sampling.guidance_scale": _rule(
         lambda value: 0 <= value <= 10_000, "at least 0 and at most 10,000"
@@ -298,6 +310,12 @@ def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
 
 
 def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
+    for name in config.evaluation.metrics:
+        if name in scoring.OTHER_NUMBERS:
+            raise ValueError(
+                f"metrics={name!r}: metrics are scores of samples; numbers of the likelihood are"
+                " measured apart, by training.eval_every and diffax evaluate --metrics"
+            )
     scoring.check_names(config.evaluation.metrics)
     every = config.training.eval_every
     if every > 0 and config.schedule.num_steps == 1:

@@ -41,6 +41,7 @@ def from_json(text: str, kept: str | os.PathLike | None = None) -> ConfigDict:
     """
     written = _written(text)
     names = [plugins.load(name, kept, check=defaults.keys).name for name in written["plugins"]]
+    _check_kinds(written)
     config = default_config()
     try:
         config.update(written | {"plugins": tuple(names)})
@@ -63,14 +64,27 @@ def unknown_keys(saved: Mapping[str, Any]) -> list[str]:
     return [key for key in saved if key not in defaults.keys()]
 
 
+def _check_kinds(written: Mapping[str, Any]) -> None:
+    known = defaults.keys()
+    sections = {key.rpartition(".")[0] for key in known}
+    for key, value in flat(written).items():
+        is_of_type = f"not a saved config: {key} is {value!r}, of type {type(value).__name__}; it"
+        if key in sections - {""}:
+            raise ValueError(f"{is_of_type} is a section of keys")
+        if key in known and not known[key].kind.holds(value):
+            raise ValueError(f"{is_of_type} must be of type {known[key].kind}")
+
+
 def _written(text: str) -> dict[str, Any]:
     try:
         written = json.loads(text)
+        if not isinstance(written, dict):
+            raise TypeError(f"it holds {written!r:.60}, and no keys with values")
         names = written.setdefault("plugins", [])
         if not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
             raise TypeError(f"plugins is {names!r}")
-    except (ValueError, TypeError, AttributeError) as error:
-        raise ValueError(f"not a saved config ({type(error).__name__}: {error})") from None
+    except (ValueError, TypeError) as error:
+        raise ValueError(f"not a saved config: {error}") from None
     return written
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
+from diffax import arguments
 from diffax.samplers.base import Sampler, Step, no_carry, standard_normal
 
 
@@ -22,8 +23,8 @@ def ddim(eta: float = 0.0) -> Sampler:
     Raises:
       ValueError: eta outside [0, 1].
     """
-    if not 0 <= eta <= 1:
-        raise ValueError(f"eta={eta}: DDIM takes 0 (deterministic) to 1 (ancestral)")
+    words = "DDIM takes 0 (deterministic) to 1 (ancestral)"
+    eta = arguments.number("eta", eta, lambda share: 0 <= share <= 1, words)
 
     def step(x: jax.Array, carry: tuple[()], at: Step) -> tuple[jax.Array, tuple[()]]:
         x0, eps, _ = at.denoise(x, at.now)

@@ -46,7 +46,7 @@ def ddpm(variance: str = "fixed_small") -> Sampler:
     Raises:
       ValueError: an unknown variance.
     """
-    if variance not in _VARIANCES:
+    if not isinstance(variance, str) or variance not in _VARIANCES:
         raise ValueError(unknown("variance", variance, _VARIANCES))
 
     def step(x: jax.Array, carry: tuple[()], at: Step) -> tuple[jax.Array, tuple[()]]:

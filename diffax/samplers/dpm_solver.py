@@ -7,6 +7,7 @@ from collections.abc import Callable
 import jax
 import jax.numpy as jnp
 
+from diffax import arguments
 from diffax.samplers.base import Denoised, Sampler, Step, no_carry
 
 _Advance = Callable[[jax.Array, Denoised, Step], jax.Array]
@@ -57,8 +58,7 @@ def dpm_solver(order: int = 2) -> Sampler:
     Raises:
       ValueError: an order other than 1, 2 or 3; a discrete schedule with a predictor of the index.
     """
-    if order not in _ORDERS:
-        raise ValueError(f"order={order}: DPM-Solver has orders 1, 2 and 3")
+    order = arguments.whole("order", order, 1, max(_ORDERS))
 
     def step(x: jax.Array, carry: tuple[()], at: Step) -> tuple[jax.Array, tuple[()]]:
         out = at.denoise(x, at.now)

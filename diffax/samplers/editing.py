@@ -41,8 +41,8 @@ def sdedit(
     """
     arguments.check_order("sdedit", key=key, predict=predict, schedule=schedule, x=x)
     x = arguments.data("x", x)
-    if not 0 < strength <= 1:
-        raise ValueError(f"strength={strength}: must be above 0 and at most 1")
+    words = "must be above 0 and at most 1"
+    strength = arguments.number("strength", strength, lambda share: 0 < share <= 1, words)
     levels = visited_levels(schedule, num_steps, grid, prediction, log_snr_max, log_snr_min)
     kept = max(1, round(strength * len(levels.t)))
     levels = Level(levels.t[-kept:], levels.log_snr[-kept:])

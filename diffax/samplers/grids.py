@@ -167,9 +167,9 @@ def levels(over: Range, grid: str | Sequence[float] | jax.Array | Level, num_ste
     elif grid not in GRIDS:
         raise ValueError(f"{unknown('grid', grid, GRIDS)}, or a list of times")
     else:
-        _check_count(over, num_steps)
+        num_steps = _count(over, num_steps)
         # One level is the noisiest in every grid, also in those that otherwise leave it out.
-        found = (GRIDS[grid] if num_steps > 1 else trailing)(over, int(num_steps))
+        found = (GRIDS[grid] if num_steps > 1 else trailing)(over, num_steps)
     if over.num_steps is None:  # the range may clip indices to one level
         _check_distinct(found)
     return found
@@ -188,23 +188,25 @@ def _check_distinct(found: Level) -> None:
         )
 
 
-def _check_count(over: Range, num_steps: int) -> None:
+def _count(over: Range, num_steps: int) -> int:
     most = over.num_steps
-    whole = int(num_steps) == num_steps and not isinstance(num_steps, bool)
-    if not whole or num_steps < 1 or (most is not None and num_steps > most):
-        bounds = {None: "1 or more", 1: "1 alone, the one step of the schedule"}
-        allowed = bounds.get(most, f"1 to {most}, the schedule's own steps")
-        raise ValueError(f"num_steps={num_steps}: allowed are whole numbers, {allowed}")
+    try:
+        return arguments.whole("num_steps", num_steps, 1, most or arguments.MOST_STEPS)
+    except ValueError as error:
+        raise ValueError(str(error) + (", the schedule's own steps" if most else "")) from None
 
 
 def _explicit(over: Range, given: Sequence[float] | jax.Array) -> jax.Array:
-    values = np.asarray(given)
+    arguments.check_real("grid", given, bools=False)
+    values = arguments.concrete(given)
+    if values is None:
+        raise ValueError("grid is traced: it decides what is compiled, so give plain numbers")
     if over.num_steps is None:  # as they will be: two times may become one
         values = values.astype(jnp.result_type(float))
     highest = 1.0 if over.num_steps is None else over.num_steps - 1
     whole = over.num_steps is None or np.issubdtype(values.dtype, np.integer)
     inside = values.ndim == 1 and len(values) > 0 and values.min() >= 0 and values.max() <= highest
-    if not (inside and whole and np.all(np.diff(values) < 0)):
+    if not (inside and whole and np.all(values[1:] < values[:-1])):
         kind = "times" if over.num_steps is None else "indices"
         raise ValueError(
             f"grid={values.tolist()}: explicit {kind} decrease strictly, from at most {highest} to"

@@ -126,7 +126,7 @@ def sample(
         `visited_levels` gives them.
       x_init: the start, at the first level; standard normal if left out. Of any floating dtype,
         which is that of the result; the steps between are made in float32 at least.
-      clip_x0: a bound on |x0|, applied to every x0 estimate before it is used.
+      clip_x0: a bound on |x0|, from 0.001 to 1e6, applied to every x0 estimate before it is used.
       return_trajectory: also return the states, (steps + 1, *shape), the start first.
       dynamic_threshold: a share such as 0.995: every x0 estimate is clipped to that quantile of its
         own |x0| and scaled back to `clip_x0` (1 if left out), where the quantile is above it
@@ -146,18 +146,20 @@ def sample(
         eps-prediction where zero SNR is visited, or arguments in another order.
     """
     arguments.check_order("sample", key=key, predict=predict, schedule=schedule)
+    shape = arguments.sizes("shape", shape)
     solver = get(sampler, **options)
     over = _range(schedule, prediction, log_snr_max, log_snr_min)
     levels = grids.levels(over, grid, num_steps)
     end = Level(jnp.zeros_like(levels.t[:1]), jnp.full_like(levels.log_snr[:1], jnp.inf))
     if not low_order_finish:
         end = over.at(jnp.reshape(over.clean, (1,)).astype(levels.t.dtype))
-    shape = tuple(arguments.whole("shape", size, 0) for size in shape)
     start_key, step_key = split_key(key)
     arguments.check_per_example("key", start_key, shape)
-    start = (
-        standard_normal(start_key, shape) if x_init is None else arguments.data("x_init", x_init)
-    )
+    if x_init is None:
+        start = standard_normal(start_key, shape)
+    else:
+        start = arguments.data("x_init", x_init)
+        arguments.check_finite("x_init", start)
     x = process.widened(start)
     levels, end = levels.astype(x.dtype), end.astype(x.dtype)
     if x.shape != shape:
@@ -215,6 +217,9 @@ def _range(
 ) -> grids.Range:
     """What a grid is laid over; refuses what can't be sampled."""
     process.refuse_eps_at_zero_snr(schedule, prediction)
+    is_no_nan, words = (lambda bound: bound == bound), "must be a number, infinite for no bound"
+    log_snr_max = arguments.number("log_snr_max", log_snr_max, is_no_nan, words)
+    log_snr_min = arguments.number("log_snr_min", log_snr_min, is_no_nan, words)
     if not log_snr_min < log_snr_max:
         raise ValueError(
             f"log_snr_max={log_snr_max}, log_snr_min={log_snr_min}: log_snr_min is the lower one"
@@ -251,15 +256,13 @@ def _limiter(
     clip_x0: float | None, dynamic_threshold: float | None
 ) -> Callable[[jax.Array], jax.Array] | None:
     """x0 -> x0 within bounds; None where none were asked for."""
-    if clip_x0 is not None and not clip_x0 > 0:
-        raise ValueError(f"clip_x0={clip_x0}: must be positive, or None for no clipping")
+    clip_x0 = arguments.clip(clip_x0)
     if dynamic_threshold is None:
         return None if clip_x0 is None else lambda x0: jnp.clip(x0, -clip_x0, clip_x0)
-    if not 0 < dynamic_threshold <= 1:
-        raise ValueError(
-            f"dynamic_threshold={dynamic_threshold}: a share of the data's numbers, above 0 and at"
-            " most 1"
-        )
+    words = "a share of the data's numbers, above 0 and at most 1"
+    dynamic_threshold = arguments.number(
+        "dynamic_threshold", dynamic_threshold, lambda share: 0 < share <= 1, words
+    )
     bound = 1.0 if clip_x0 is None else clip_x0
 
     def limit(x0: jax.Array) -> jax.Array:

@@ -387,4 +387,4 @@ def positive(name: str, value: float) -> float:
 
 
 def check_num_steps(num_steps: int) -> None:
-    arguments.whole("num_steps", num_steps, 1)
+    arguments.whole("num_steps", num_steps, 1, arguments.MOST_STEPS)

@@ -10,6 +10,7 @@ over another network's it is not, and has another name.
 from diffax.scoring.measures import MEASURES, NUM_PAIRED, Measure, Reading, Seen
 from diffax.scoring.reference import Reference, Samples, read_samples
 from diffax.scoring.table import (
+    OTHER_NUMBERS,
     PUBLISHED,
     Number,
     Planned,
@@ -29,6 +30,7 @@ __all__ = [
     "MEASURES",
     "NUM_PAIRED",
     "Number",
+    "OTHER_NUMBERS",
     "PUBLISHED",
     "Measure",
     "Planned",

@@ -58,17 +58,18 @@ class Checkpoints:
         self.directory = Path(directory).absolute()
         self._read_only, self._keep = read_only, keep
         self.trusted: int | None = None
-        options = ocp.CheckpointManagerOptions(
-            preservation_policy=self,
-            create=not read_only,
-            read_only=read_only,
-            cleanup_tmp_directories=not read_only,
-        )
         self._state, self._text = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         handlers = dict(state=self._state, loop=self._text, checksums=self._text)
-        self._manager = ocp.CheckpointManager(
-            self.directory, options=options, item_handlers=handlers
-        )
+        with _untold() if read_only else contextlib.nullcontext():
+            options = ocp.CheckpointManagerOptions(
+                preservation_policy=self,
+                create=not read_only,
+                read_only=read_only,
+                cleanup_tmp_directories=not read_only,
+            )
+            self._manager = ocp.CheckpointManager(
+                self.directory, options=options, item_handlers=handlers
+            )
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
         """Which of the checkpoints, ascending, stay; orbax asks it."""
@@ -266,6 +267,21 @@ def latest_step(directory: Path) -> int | None:
     if not directory.exists():
         return None
     return max(ocp.utils.checkpoint_steps(directory), default=None)
+
+
+@contextlib.contextmanager
+def _untold() -> Iterator[None]:
+    """Within it orbax doesn't warn, through absl, that what is opened to be read isn't written."""
+    logger = logging.getLogger("absl")
+
+    def is_error(record: logging.LogRecord) -> bool:
+        return record.levelno >= logging.ERROR
+
+    logger.addFilter(is_error)
+    try:
+        yield
+    finally:
+        logger.removeFilter(is_error)
 
 
 @contextlib.contextmanager
