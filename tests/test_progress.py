@@ -122,3 +122,21 @@ def test_a_run_says_each_thing_that_it_does(tmp_path, caplog):
     assert all(re.fullmatch(words, line) for words, line in zip(expected, found))
     found = said(caplog)
     assert [line.split("  ")[0] for line in found] == ["step 4/4"]  # of one of many
+
+
+def test_the_pace_is_that_of_training_alone(monkeypatch):
+    """What is looked at and written on the way takes no time of it."""
+    now = [100.0]
+    monkeypatch.setattr(progress.time, "monotonic", lambda: now[0])
+    pace = progress.Pace(30)
+    assert pace.silent_at(0) == ""  # nothing was waited for yet
+    now[0] += 5
+    with pace.paused():
+        now[0] += 600
+        assert pace.at(10) == "step 10/30  2 steps/s  0:00:10 left"
+        now[0] += 600
+    assert pace.silent_at(10) == ""
+    now[0] += 8
+    assert pace.silent_at(10) == "step 10/30, and none more for 8 s"
+    now[0] += 12
+    assert pace.at(30) == "step 30/30  1 steps/s  0:00:00 left"

@@ -6,8 +6,8 @@ import functools
 import logging
 import os
 import time
-from collections.abc import Callable, Sequence
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -179,11 +179,17 @@ def _train_in(
         sizes = feed.sizes(done, settings.num_steps, settings.steps_per_call)
         supply = feed.Feed(form.batches([run.batches for run in runs]), compiled.place, sizes)
         stack.enter_context(
-            progress.doing("", lambda _: runs[0].pace.at(max(begun, runs[0].window.completed())))
+            progress.doing(
+                "", lambda _: runs[0].pace.silent_at(max(begun, runs[0].window.completed()))
+            )
         )
         for count, several in supply:
             if done == begun:
-                state, metrics = _first_call(compiled.step, state, several, done, runs, progress)
+                # Several processes stop together, which they can't in the midst of a compilation.
+                with signals.at_once(_unbegun(done)) if jax.process_count() == 1 else ExitStack():
+                    state, metrics = _first_call(
+                        compiled.step, state, several, done, runs, progress
+                    )
             else:
                 state, metrics = compiled.step(state, several)
             for run, own in zip(runs, form.each_metrics(metrics)):
@@ -202,15 +208,17 @@ def _train_in(
                 _check_finite(runs, last)
             wanted = due(settings.log_every), due(settings.eval_every), due(settings.sample_every)
             if any(wanted):
-                for run, own in zip(runs, form.each(state)):
-                    run.look(done, own, *wanted)
+                with _aside(runs, f"looking at step {done}", progress):
+                    for run, own in zip(runs, form.each(state)):
+                        run.look(done, own, *wanted)
             enough = stop is not None and stop(done, Run(config, model, state, info))
             if last or number or enough or due(settings.checkpoint_every):
                 _check_finite(runs, last)
                 # The row may be the beginning of the end: what was good before it stays.
                 skipping = any(run.window.in_row() for run in runs)
                 if not skipping:
-                    _save(runs, done, form.each(state), form.each_data(supply.get_state()))
+                    with _aside(runs, f"saving step {done}", progress):
+                        _save(runs, done, form.each(state), form.each_data(supply.get_state()))
             if number and not last:
                 for run in runs:
                     run.checkpoints.wait()
@@ -247,6 +255,24 @@ def _first_call(
     for run in runs:
         run.pace.begin(done)
     return made
+
+
+@contextmanager
+def _aside(runs: Sequence[Journal], what: str, progress: Progress) -> Iterator[None]:
+    """While this is open no time counts as that of steps, those under way have ended."""
+    for run in runs:
+        run.window.memory()
+    with ExitStack() as stack:
+        for run in runs:
+            stack.enter_context(run.pace.paused())
+        stack.enter_context(progress.doing("", lambda s: f"{what}: {s:.0f} s so far"))
+        yield
+
+
+def _unbegun(done: int) -> str:
+    if done:
+        return f"stopped before step {done + 1}; the same command goes on from step {done}"
+    return "stopped before the first step; the same command starts it"
 
 
 def _described(dataset: data.Dataset) -> str:

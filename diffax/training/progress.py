@@ -56,7 +56,7 @@ class Progress:
     @contextlib.contextmanager
     def doing(self, what: str, describe: Callable[[float], str] | None = None) -> Iterator[None]:
         """Says what is begun, unless it is "". `describe`: seconds since then -> what is said of it
-        afterwards; "<what>: 30 s so far" if left out."""
+        afterwards, "" for nothing; "<what>: 30 s so far" if left out."""
         if what:
             self.detail(what)
         part = time.monotonic(), describe or (lambda seconds: f"{what}: {seconds:.0f} s so far")
@@ -77,8 +77,11 @@ class Progress:
             for part in self._parts[-1:]:
                 since, describe = part
                 wait = EVERY_SECONDS if part in described else FIRST_SECONDS
-                if time.monotonic() - max(self._heard.time, since) > wait:
-                    _LOG.info(describe(time.monotonic() - since))
+                now = time.monotonic()
+                silent = now - max(self._heard.time, since) > wait
+                words = describe(now - since) if silent else ""
+                if words:
+                    _LOG.info(words)
                     described = [p for p in self._parts if p in described] + [part]
 
 
@@ -135,15 +138,35 @@ class Pace:
 
     def __init__(self, num_steps: int, step: int = 0):
         self._num_steps = num_steps
+        self._left_out, self._stopped = 0.0, 0.0  # seconds; since when it stands still, or 0
         self.begin(step)
 
     def begin(self, step: int) -> None:
         """Steps are counted from here."""
-        self._before = step, time.monotonic()
+        self._before = step, self._now()
+
+    @contextlib.contextmanager
+    def paused(self) -> Iterator[None]:
+        """What is done while this is open is no time of the steps."""
+        self._stopped = time.monotonic()
+        try:
+            yield
+        finally:
+            self._left_out += time.monotonic() - self._stopped
+            self._stopped = 0.0
+
+    def _now(self) -> float:
+        return (self._stopped or time.monotonic()) - self._left_out
+
+    def silent_at(self, step: int) -> str:
+        """`at`, or "" where there is nothing to say of it yet."""
+        step_before, time_before = self._before
+        early = step == step_before and self._now() - time_before < FIRST_SECONDS
+        return "" if early else self.at(step)
 
     def at(self, step: int) -> str:
         """How far that is, and the speed since the step that was asked for before."""
-        (step_before, time_before), now = self._before, time.monotonic()
+        (step_before, time_before), now = self._before, self._now()
         where = f"step {step}/{self._num_steps}"
         if step == step_before:
             return f"{where}, and none more for {now - time_before:.0f} s"
