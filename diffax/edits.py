@@ -12,6 +12,7 @@ from diffax import arguments, data
 from diffax.data import images
 from diffax.data.archive import read_npz
 from diffax.generator import Generator, check_examples, check_range, num_not_finite
+from diffax.registry import suggestion
 
 
 class Drawn(NamedTuple):
@@ -233,7 +234,11 @@ def anew(mask: str, shape: tuple[int, ...]) -> np.ndarray:
       ValueError: no such region in data of that shape, or an unreadable image.
     """
     if mask not in _REGIONS and not Path(mask).is_file():
-        raise ValueError(f"--mask={mask}: {', '.join(_REGIONS)}, or an image file")
+        near = suggestion(mask, _REGIONS)
+        raise ValueError(
+            f"--mask={mask}{near}: no such part and no such file; it must be"
+            f" {', '.join(_REGIONS)}, or an image file"
+        )
     if mask not in _REGIONS:
         light = _read_image(Path(mask), (*shape[:2], 1)) > 127
         return np.broadcast_to(light, shape).astype(np.float32)

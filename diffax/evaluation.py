@@ -23,7 +23,7 @@ from diffax.data import Dataset, Split
 from diffax.generator import Generator, in_turn
 from diffax.process import AnySchedule
 from diffax.schedules import ends_of
-from diffax.training import Run, parallel
+from diffax.training import Run, parallel, progress
 
 _LOG = logging.getLogger("diffax")
 
@@ -49,8 +49,11 @@ def evaluate(
     """
     if changes := run.dataset.changes(training.DatasetInfo.of(dataset)):
         _LOG.warning("the run was trained on other data: %s", "; ".join(changes))
-    by_name = measurements(run, dataset, names, seed, samples)
-    return {name: measure() for name, measure in by_name.items()}
+    found = {}
+    for name, measure in measurements(run, dataset, names, seed, samples).items():
+        with progress.doing(f"measuring {name}"):
+            found[name] = measure()
+    return found
 
 
 def measurements(

@@ -25,6 +25,7 @@ from diffax.config.defaults import keys, sampler_keywords
 from diffax.registry import suggestion
 from diffax.samplers import interpolate
 from diffax.training import Run, parallel
+from diffax.training.progress import doing
 
 KEPT_PROGRAMS = 16  # of a few megabytes each
 
@@ -199,13 +200,15 @@ class Generator:
         labels = self.labels(num, label)
         size = min(self._batch_size, -(-num // self._mesh.size) * self._mesh.size)
         parts = []
-        for i in range(0, num, size):
-            # the last batch is filled up with numbers that are not asked for, and cut afterwards
-            numbers = np.arange(i, i + size)
-            rows = np.minimum(numbers, num - 1)
-            batch = {"number": numbers, "label": labels[rows], "given": [x[rows] for x in given]}
-            parts.append(draw(self._state, key, parallel.place_batch(batch, self._mesh), scale))
-        parts = jax.device_get(parts)
+        with doing(f"compiling and drawing {num} samples in {config.sampling.num_steps} steps"):
+            for i in range(0, num, size):
+                # The last batch is filled up with numbers not asked for, and cut afterwards.
+                numbers = np.arange(i, i + size)
+                rows = np.minimum(numbers, num - 1)
+                given_rows = [x[rows] for x in given]
+                batch = {"number": numbers, "label": labels[rows], "given": given_rows}
+                parts.append(draw(self._state, key, parallel.place_batch(batch, self._mesh), scale))
+            parts = jax.device_get(parts)
         drawn = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num], *parts)
         wrong = sum(num_not_finite(array) for array in jax.tree.leaves(drawn)[:1])
         if wrong:

@@ -94,7 +94,7 @@ def test_the_lock_of_a_process_that_has_ended_is_taken_over(tmp_path, caplog):
         time.sleep(0.01)
     with held([tmp_path]):
         pass
-    assert f"of process {child.pid} on host" in caplog.text and "which has ended" in caplog.text
+    assert f"an earlier job (process {child.pid} on host" in caplog.text
     child.communicate()
     other._create()
     with held([tmp_path]):  # there is no such process
@@ -124,7 +124,7 @@ def test_a_lock_of_elsewhere_is_stale_when_it_is_not_renewed(differs, tmp_path, 
     end.set()
     thread.join()
     with held([tmp_path]) as check:
-        assert "waiting up to" in caplog.text and "has not renewed it" in caplog.text
+        assert "waiting up to" in caplog.text and "its lock is taken over" in caplog.text
         check()
         with pytest.raises(lock.Lost, match="taken the directory over"):
             other.check()

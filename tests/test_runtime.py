@@ -197,8 +197,15 @@ def test_an_ablation_that_is_stopped_says_how_to_go_on(number, word, tmp_path):
     os.killpg(process.pid, number)
     *lines, last = process.communicate(timeout=60)[0].splitlines()
     assert process.returncode == 128 + number
-    assert last == f"diffax ablate: {word}: the same command goes on from what is done"
-    assert not [line for line in lines if not re.search("started|left$", line)]
+    assert last == (
+        f"diffax ablate: {word}: the same command goes on from what was saved, if anything was"
+    )
+    assert lines[0] == f"2 arms x 1 seed = 2 runs; results in {tmp_path / 'run'}"
+    assert not [
+        line
+        for line in lines
+        if not re.search("started|left$|results in|reading|prepar|in all", line)
+    ]
     end = time.monotonic() + 30
     while any(map(lock._began, workers)):  # who tracks what they share ends after them
         assert time.monotonic() < end

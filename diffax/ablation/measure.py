@@ -27,6 +27,7 @@ from diffax.ablation import store
 from diffax.ablation.jsonable import jsonable, read_json, write_json
 from diffax.ablation.spec import Metric
 from diffax.process import AnySchedule
+from diffax.training.progress import doing
 from diffax.training.workdir import data_changes, write_text
 
 # Of a training; those of samples are chosen by config.evaluation.metrics.
@@ -248,12 +249,14 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     if config.evaluation.gradient_batches:
         evaluated["grad_variance"] = evaluation.gradient_variance(run, dataset, config.seed)
         values |= evaluated["grad_variance"]
+    with doing("measuring the loss at each noise level"):
+        losses = evaluation.loss_by_log_snr(run, dataset.eval)
     measured = {
         "metrics": {m.key: values[m.key] for m in METRICS if m.key in values},
         "evaluation": evaluated,
         "curves": {
             "schedule": _schedule_curve(directory),
-            "loss_by_log_snr": evaluation.loss_by_log_snr(run, dataset.eval),
+            "loss_by_log_snr": losses,
             **_logged_curves(directory),
         },
         "seconds": time.monotonic() - start,

@@ -42,6 +42,7 @@ from diffax.ablation.measure import METRICS, PARTS
 from diffax.ablation.report import Report, build_report, environment
 from diffax.ablation.spec import Spec
 from diffax.training.lock import held
+from diffax.training.progress import Progress, doing
 from diffax.training.workdir import PLUGINS, check_writable
 
 _LOG = logging.getLogger("diffax")
@@ -103,19 +104,22 @@ def run_ablation(
         if not each.evaluation.metrics:
             measure.require_bound(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.
-    dataset = data.load_kept(config.data)
+    with Progress(), doing(f"reading {config.data.name}"):
+        dataset = data.load_kept(config.data)
     for arm, seed in itertools.product(arms, seeds):
         own, directory = arm_config(config, arm, seed), training_directory(workdir, arm, seed)
         store.refuse_another(directory, measure.training_configuration(own))
         measure.refuse_other_data(own, directory)
     measured = measure.measured_metrics(spec.metrics, configs, dataset)
-    measure.plan_scores(configs, dataset)
+    with Progress(), doing("preparing what samples are measured by"):
+        measure.plan_scores(configs, dataset)
     text = config_lib.to_json(config)
     trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
     environments = worker_environments(workers, -(-len(trainings) // max(shard[1], 1)))
     if len(environments) > 1 and plugins.unowned():
         _LOG.warning("all runs are made in this process, since others don't know what it registers")
         environments = [{}]
+    _LOG.info("%d trainings in all, %d at a time", len(trainings), len(environments))
     real = dataset.eval.array(np.arange(min(measure.num_shown(dataset), len(dataset.eval))))
     spec = dataclasses.replace(
         spec,
@@ -261,8 +265,9 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
     runtime.start(f"{arm.name}, seed {seed}: ", trains=True)
     config = arm_config(config_lib.from_json(text, Path(workdir) / PLUGINS), arm, seed)
     trained = training_directory(workdir, arm, seed)
-    once = measure.of_training(config, trained)
-    sampled = measure.of_samples(config, trained, directory)
+    with Progress():
+        once = measure.of_training(config, trained)
+        sampled = measure.of_samples(config, trained, directory)
     shared = together.note(trained, seed)
     return {
         "metrics": once["metrics"] | sampled["metrics"],

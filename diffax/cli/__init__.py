@@ -7,9 +7,10 @@ Commands are a table, `COMMANDS`; what they need is imported when they run, so t
 
 from __future__ import annotations
 
-import importlib
+import importlib.metadata
 import io
 import itertools
+import platform
 import signal
 import sys
 from collections.abc import Sequence
@@ -45,7 +46,9 @@ __all__ = ["COMMANDS", "Command", "main", "make_parser", "read_config"]
 COMMANDS: dict[str, Command] = {
     "train": Command("train a network (and a learned schedule)", train.add_flags, train.run, True),
     "sample": Command("draw samples of a trained run", sample.add_flags, sample.run),
-    "evaluate": Command("measure a trained run", evaluate.add_flags, evaluate.run),
+    "evaluate": Command(
+        "measure a trained run, or samples from anywhere", evaluate.add_flags, evaluate.run
+    ),
     "ablate": Command("compare configs with error bars", ablate.add_flags, ablate.run, True),
     "report": Command("report on an ablation's results", report.add_flags, report.run),
     "metrics": Command("weights of networks that judge samples", metrics.add_flags, metrics.run),
@@ -55,10 +58,15 @@ COMMANDS: dict[str, Command] = {
 }
 
 
+def _version() -> str:
+    jax = importlib.metadata.version("jax")
+    return f"diffax {diffax.__version__} (jax {jax}, Python {platform.python_version()})"
+
+
 def make_parser() -> Parser:
     """The parser of the command line."""
     parser = Parser(prog="diffax", description="The noise-schedule laboratory for JAX.")
-    parser.add_argument("--version", action="version", version=f"diffax {diffax.__version__}")
+    parser.add_argument("--version", action="version", version=_version())
     commands = parser.add_subparsers(
         title="commands", dest="command", metavar="COMMAND", required=True
     )
@@ -139,7 +147,7 @@ def _stopped(name: str, stop: KeyboardInterrupt) -> int:
     status = getattr(stop, "exit_status", 128 + signal.SIGINT)
     said = str(stop) or runtime.WORDS[status - 128]
     if not str(stop) and COMMANDS[name].takes_config:
-        said += ": the same command goes on from what is done"
+        said += ": the same command goes on from what was saved, if anything was"
     print(f"diffax {name}: {said}", file=sys.stderr)
     return status
 

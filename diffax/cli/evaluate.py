@@ -111,13 +111,15 @@ def _measure(by_name: dict[str, Callable[[], results.Entry]], out: Path, as_json
     """
     from diffax import runtime
     from diffax.ablation.jsonable import jsonable
+    from diffax.training.progress import Progress
     from diffax.training.workdir import write_text
 
     found, failed, unwritten = {}, [], ""
     for name, measure in by_name.items():
         try:
-            # What isn't finite, as the bound of a diverged run, is null: JSON has no NaN.
-            found[name] = jsonable(measure())
+            with Progress() as progress, progress.doing(f"measuring {name}"):
+                # What isn't finite, as the bound of a diverged run, is null: JSON has no NaN.
+                found[name] = jsonable(measure())
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed.append(f"{name} failed ({error})")
             continue
@@ -139,8 +141,12 @@ def _of_run(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
     import jax
 
     from diffax import config, data, evaluation, metrics
+    from diffax.training.progress import Progress
 
-    trained = shared.loaded(args)
+    with Progress() as progress:
+        with progress.doing(f"reading the run in {args.workdir}"):
+            trained = shared.loaded(args)
+        progress.detail(f"checkpoint of step {int(trained.state.step)}")
     if args.num_samples is not None:
         trained.config.evaluation.num_samples = args.num_samples
         config.validate(trained.config)

@@ -81,7 +81,7 @@ def _rows(name: str, entry: Entry) -> list[tuple[str, ...]]:
         numbers = [(name, "bpd", _OF_LIKELIHOODS[name])]
     else:
         numbers = [(n.key, n.entry, n.label) for n in scoring.numbers(name)]
-    spread = ""
+    spread = "-"
     if entry.get("low") is not None:
         spread = f"{_number(entry['low'])} to {_number(entry['high'])}"
     elif entry.get("standard_error") is not None:

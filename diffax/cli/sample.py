@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from collections.abc import Callable
 from pathlib import Path
 
@@ -73,18 +74,22 @@ def run(args: argparse.Namespace, _: None) -> None:
 
     from diffax import edits, plots, runtime
     from diffax.generator import Generator, NotFinite
+    from diffax.training.progress import Progress
     from diffax.training.workdir import replacing
 
     default = Path(args.workdir) / "samples" / (args.edit or "sample")
     out = shared.output(args.out, default, ".npz", ".png")
     arrays, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("npz", "png"))
-    generate = Generator(args.workdir)
+    with Progress() as progress:
+        with progress.doing(f"reading the run in {args.workdir}"):
+            generate = Generator(args.workdir)
+        progress.detail(f"checkpoint of step {int(generate.run.state.step)}")
     names = [flag.replace("-", "_") for flag in EDIT_FLAGS]
     flags = {name: vars(args)[name] for name in names if vars(args)[name] is not None}
     options = shared.given_options(args)
     options |= {k: vars(args)[k] for k in ("seed", "label") if vars(args)[k] is not None}
     shared.check_output(arrays, picture)
-    with warnings.catch_warnings():
+    with Progress(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotFinite)  # it is said below, with the file's name
         if args.edit:
             result = edits.edit(
@@ -109,6 +114,8 @@ def run(args: argparse.Namespace, _: None) -> None:
                 plots.draw_comparison(drawn).savefig(partial, format="png")
     except (ValueError, OSError) as error:
         raise runtime.Failed(f"{arrays} is written, and no picture of it: {error}") from None
-    print(f"{result.said}{picture}\n{arrays}")
+    print(f"{result.said}picture: {picture}\nsamples: {arrays}")
+    if not args.edit:
+        print(f"next:    {shlex.join(['diffax', 'evaluate', f'--workdir={args.workdir}'])}")
     if wrong:
         raise runtime.Failed(f"not finite (NaN or infinite), though written to {arrays}: {wrong}")

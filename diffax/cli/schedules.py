@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 from diffax.cli import shared
@@ -27,6 +28,8 @@ def run(args: argparse.Namespace, _: None) -> None:
     chosen = {name: schedules.get(name) for name in names}
     out = Path(args.out)
     shared.check_output(*(out / name for name in ("curves.png", "noised.png")))
+    print(f"drawing {len(chosen)} schedules, and {args.data} noised by them", file=sys.stderr)
+    print(f"into {out.absolute()}", file=sys.stderr)
     dataset = data.load({"name": args.data})
     drawings = {
         "curves.png": plots.draw_schedules(chosen),

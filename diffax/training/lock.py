@@ -94,10 +94,12 @@ class Lock:
             here = all(owner.get(k) == self._me[k] for k in ("host", "boot", "processes"))
             if here and owner["process"] and not _is_gone(owner):
                 raise ValueError(self._refusal(owner))
-            why = "has ended" if here else f"has not renewed it for {STALE_SECONDS} s"
             if here and owner["process"] or self._becomes_stale(owner, old):
                 self._remove_stale(old)
-                _LOG.warning("%s, of %s, which %s, is taken over", self.path, _words(owner), why)
+                _LOG.warning(
+                    "an earlier job (%s) was stopped in %s; its lock is taken over",
+                    *(_words(owner), self.path.parent),
+                )
 
     def check(self) -> None:
         """Raises Lost if the file is another's, or gone with config.json, the first that a run
