@@ -46,11 +46,11 @@ def get_config():
     return config
 """
 REPEATS = {
-    "killed": 25,
-    "damaged checkpoint": 60,
-    "full disk": 8,
-    "second job": 6,
-    "lost process": 3,
+    "killed": 15,
+    "damaged checkpoint": 40,
+    "full disk": 5,
+    "second job": 4,
+    "lost process": 2,
 }
 
 
