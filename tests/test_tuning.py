@@ -81,7 +81,7 @@ def test_a_metric_that_cannot_compare_schedules_is_refused(mixture):
     cases = [
         ("loss", {}, "visits easy ones has a low loss and no better network"),
         ("vlb_variance", {}, "not the network"),
-        ("fd", {}, "metric='fd': allowed are bpd, frechet, .*fd_lite0.*swd"),
+        ("fd", {}, r"metric='fd' \(did you mean fid\?\): allowed are bpd, frechet, .*fd_lite0.*swd"),
         ("prdc", {}, "it is 4 numbers, precision, recall, density, coverage"),
         ("is", {}, "higher is better of it"),
         ("lpips_diversity", {}, "neither lower nor higher is better of it"),
@@ -186,8 +186,6 @@ def test_a_score_of_samples_is_searched_and_confirmed(trained, mixture, tmp_path
         (["--metric=loss"], "visits easy ones"),
         (["--confirm=1"], "at least 2 seeds"),
         (["--rungs=9"], "rungs=9"),
-        (["--trials=0"], "--trials=0"),
-        (["--budget=-1"], "--budget=-1"),
         (["--pruner=best"], "allowed are halving, median, none"),
         (["--search=schedule.tau=1:2"], "no schedule here takes it"),
         (["--search=schedule.log_snr_max=1:2"], "holds a search with other settings: search was"),
@@ -201,6 +199,20 @@ def test_what_cannot_be_tuned_is_one_sentence(flags, words, tuned, capsys):
     said = capsys.readouterr().err.strip().splitlines()
     assert words in said[-1] and said[-1].startswith("diffax tune: ") and len(said) == 1
     assert before == {path: path.stat().st_mtime_ns for path in (tuned / "out").glob("trials*")}
+
+
+@pytest.mark.parametrize(
+    "flag, words",
+    [
+        ("--trials=0", "--trials: '0': must be at least 1"),
+        ("--budget=-1", "--budget: '-1': must be above 0"),
+    ],
+)
+def test_a_flag_out_of_its_range_is_one_sentence(flag, words, tuned, capsys):
+    with pytest.raises(SystemExit) as stopped:
+        tune(tuned, flag)
+    said = capsys.readouterr().err.strip().splitlines()
+    assert stopped.value.code == 2 and words in said[-1] and len(said) == 1
 
 
 def test_a_search_does_not_go_on_with_other_data(tuned, capsys, monkeypatch):
