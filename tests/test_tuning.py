@@ -81,7 +81,7 @@ def test_a_metric_that_cannot_compare_schedules_is_refused(mixture):
     cases = [
         ("loss", {}, "visits easy ones has a low loss and no better network"),
         ("vlb_variance", {}, "not the network"),
-        ("fd", {}, r"metric='fd' \(did you mean fid\?\): allowed are bpd, frechet, .*fd_lite0.*swd"),
+        ("fd", {}, r"metric='fd' \(did you mean fid\?\): allowed are bpd, .*fd_lite0.*swd"),
         ("prdc", {}, "it is 4 numbers, precision, recall, density, coverage"),
         ("is", {}, "higher is better of it"),
         ("lpips_diversity", {}, "neither lower nor higher is better of it"),
