@@ -227,6 +227,13 @@ def quantised(name: str, x: Any, levels: int | None) -> jax.Array:
     return x
 
 
+def check_fits(name: str, value: Any, shape: tuple[int, ...]) -> None:
+    """Raises ValueError unless an array broadcasts with one of a shape."""
+    own = jnp.shape(value)
+    if any(a != b and 1 not in (a, b) for a, b in zip(own[::-1], shape[::-1])):
+        raise ValueError(f"{name} has shape {own}, which does not broadcast with {shape}")
+
+
 def check_per_example(name: str, value: Any, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless there is one `value`, or one for each example of data of `shape`."""
     if np.shape(value) not in ((), shape[:1]):

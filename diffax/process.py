@@ -271,12 +271,15 @@ def convert(
       source, target: "eps", "x0", "v" or "score".
 
     Raises:
-      ValueError: an unknown source or target.
+      ValueError: an unknown source or target, bytes for numbers, or shapes that don't fit.
     """
     check_prediction(source, "source")
     check_prediction(target, "target")
+    pred, x_t = arguments.data("pred", pred), arguments.data("x_t", x_t)
     if source == target:
         return pred
+    for name, value in (("alpha", alpha), ("sigma", sigma)):
+        arguments.check_fits(name, expand_to(value, x_t), x_t.shape)
     alpha, sigma = expand_to(alpha, x_t), expand_to(sigma, x_t)
     x0, eps = _READ[source](widened(pred), widened(x_t), alpha, sigma)
     return _WRITE[target](x0, eps, alpha, sigma).astype(jnp.result_type(pred, x_t))

@@ -524,6 +524,8 @@ def _pools() -> dict[str, dict[str, Any]]:
         "linear, T = 100": diffax.schedules.get("linear").discretize(100),
         "learned": diffax.schedules.get("learned", log_snr_max=6.0, log_snr_min=-6.0, size=4),
     }
+    times = {"half": np.full(4, 0.5, np.float32), "!late": np.full(4, 500.0), "!text": "t",
+             "!nan": np.full(4, np.nan), "!before": np.full(4, -1.0)}  # fmt: skip
     return {
         "own schedule": schedules,
         "schedule": schedules | {
@@ -536,9 +538,8 @@ def _pools() -> dict[str, dict[str, Any]]:
               "!nan": x * np.nan, "!bytes": np.full((4, 2), 200, np.uint8), "!text": "x",
               "!none": np.zeros((0, 2), np.float32), "!complex": x + 1j,
               "!object": x.astype(object)},
-        "t": {"half": np.full(4, 0.5, np.float32), "!late": np.full(4, 500.0),
-              "!nan": np.full(4, np.nan), "!before": np.full(4, -1.0), "!short": np.full(3, 0.5),
-              "!text": "t"},
+        "t": times | {"!short": np.full(3, 0.5)},
+        "any t": times | {"short": np.full(3, 0.5), "none": np.zeros(0)},
         "num_steps": {"5": 5, "1": 1, "numpy": np.int64(3), "!0": 0, "!-1": -1, "!half": 2.5,
                       "!text": "5", "!bool": True, "!None": None},
         "sampler": {name: name for name in diffax.samplers.SAMPLERS} | {"!nope": "nope", "!3": 3},
@@ -566,7 +567,7 @@ CALLS: dict[str, tuple[Callable, tuple[str, ...]]] = {
         lambda key, predict, schedule, x: diffax.objectives.schedule_gradient(
             key, predict, schedule, x),
         ("key", "predict", "schedule", "x")),
-    "log_snr": (lambda schedule, t: schedule.log_snr(t), ("own schedule", "t")),
+    "log_snr": (lambda schedule, t: schedule.log_snr(t), ("own schedule", "any t")),
 }  # fmt: skip
 
 

@@ -316,3 +316,14 @@ def test_traced_data_and_times_pass():
         return start, terms, diffax.q_sample(LINE, x, t, x)
 
     assert jnp.isnan(traced(X * np.nan, T)[2]).all()
+
+
+def test_levels_of_another_number_of_examples_are_not_converted():
+    with pytest.raises(ValueError, match=r"alpha has shape \(3, 1\), which .* \(4, 2\)"):
+        diffax.convert(X, X, jnp.full(3, 0.6), jnp.full(3, 0.8), "eps", "x0")
+
+
+def test_a_prediction_of_bytes_is_not_converted():
+    for pred, x_t, name in ((X.astype(jnp.uint8), X, "pred"), (X, X.astype(jnp.uint8), "x_t")):
+        with pytest.raises(ValueError, match=f"{name} has dtype uint8: data are floats"):
+            diffax.convert(pred, x_t, 0.6, 0.8, "eps", "x0")
