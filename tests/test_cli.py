@@ -430,7 +430,7 @@ def test_evaluate_keeps_what_is_measured_when_something_fails(
     assert last == "diffax evaluate: prdc failed (out of memory)"
     # Without the time, and without what only a slow machine says.
     said = [line.split(" ", 1)[1] for line in said if "so far" not in line]
-    assert said[0] == f"reading the run in {trained}" and said[1].startswith("checkpoint of step ")
+    assert said[0].startswith(f"the run in {trained}: checkpoint of step ")
     assert said[-3:] == ["measuring kid", "measuring prdc", "measuring frechet"]
     assert [line.split()[:2] for line in printed.out.splitlines()[1:3]] == [
         ["kid", "0.5"], ["frechet", "1.5"]

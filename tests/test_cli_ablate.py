@@ -87,7 +87,7 @@ def test_a_wrong_axis_is_refused_at_start(axis, said, config_file, tmp_path, cap
     ("names", "said"),
     [
         ("fd_lite", "metrics='fd_lite' (did you mean fd_lite0?): allowed are frechet, "),
-        ("frechet,bpd", "metrics='bpd': allowed are frechet, "),
+        ("frechet,bpd", "metrics='bpd': metrics are scores of samples"),
         ("fid", "diffax metrics convert-inception"),
     ],
 )

@@ -81,14 +81,14 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
     names = [arm.name for arm in arms]
+    if args.baseline not in (None, *names):
+        hint = suggestion(args.baseline, names)
+        raise ValueError(f"--baseline={args.baseline}{hint}: the arms are {'; '.join(names)}")
     print(
         f"{len(arms)} arms x {args.seeds} seed{'s' * (args.seeds > 1)} ="
         f" {len(arms) * args.seeds} runs; results in {args.workdir}",
         file=sys.stderr,
     )
-    if args.baseline not in (None, *names):
-        hint = suggestion(args.baseline, names)
-        raise ValueError(f"--baseline={args.baseline}{hint}: the arms are {'; '.join(names)}")
     do = "does" if len(axes) == 1 else "do"
     spec = Spec(
         title=args.question or f"What difference {do} {' and '.join(axes)} make?",

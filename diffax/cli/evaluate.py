@@ -144,9 +144,9 @@ def _of_run(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
     from diffax.training.progress import Progress
 
     with Progress() as progress:
-        with progress.doing(f"reading the run in {args.workdir}"):
+        with progress.doing("", shared.reading(args.workdir)):
             trained = shared.loaded(args)
-        progress.detail(f"checkpoint of step {int(trained.state.step)}")
+        progress.detail(f"the run in {args.workdir}: checkpoint of step {int(trained.state.step)}")
     if args.num_samples is not None:
         trained.config.evaluation.num_samples = args.num_samples
         config.validate(trained.config)

@@ -81,9 +81,10 @@ def run(args: argparse.Namespace, _: None) -> None:
     out = shared.output(args.out, default, ".npz", ".png")
     arrays, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("npz", "png"))
     with Progress() as progress:
-        with progress.doing(f"reading the run in {args.workdir}"):
+        with progress.doing("", shared.reading(args.workdir)):
             generate = Generator(args.workdir)
-        progress.detail(f"checkpoint of step {int(generate.run.state.step)}")
+        step = int(generate.run.state.step)
+        progress.detail(f"the run in {args.workdir}: checkpoint of step {step}")
     names = [flag.replace("-", "_") for flag in EDIT_FLAGS]
     flags = {name: vars(args)[name] for name in names if vars(args)[name] is not None}
     options = shared.given_options(args)

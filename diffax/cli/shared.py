@@ -148,6 +148,11 @@ def given_options(args: argparse.Namespace) -> dict[str, Any]:
     return {k: v for k, v in found.items() if v is not None and k != "num_steps"}
 
 
+def reading(workdir: str) -> Callable[[float], str]:
+    """What is said of reading a run that takes long; nothing before, as there may be none."""
+    return lambda seconds: f"reading the run in {workdir}: {seconds:.0f} s so far"
+
+
 def loaded(args: argparse.Namespace) -> Any:
     """The run in --workdir, sampled as the flags say."""
     from diffax import config as config_lib

@@ -41,7 +41,7 @@ def under(name: str, known: Iterable[str]) -> list[str]:
 def unknown(key: str, known: Iterable[str]) -> str:
     """The sentence on a key that isn't among those known: what is near, what its section has."""
     known = list(known)
-    if members := _members(key, known):
+    if key and (members := _members(key, known)):
         return f"config.{key} is a section of keys, and no value: {', '.join(members)}"
     section, _, last = key.rpartition(".")
     if section in known:
