@@ -7,7 +7,7 @@ Commands are a table, `COMMANDS`; what they need is imported when they run, so t
 
 from __future__ import annotations
 
-import importlib.metadata
+import importlib
 import io
 import itertools
 import platform
@@ -59,7 +59,9 @@ COMMANDS: dict[str, Command] = {
 
 
 def _version() -> str:
-    jax = importlib.metadata.version("jax")
+    from importlib import metadata  # brings much along, and signals are to be heard before
+
+    jax = metadata.version("jax")
     return f"diffax {diffax.__version__} (jax {jax}, Python {platform.python_version()})"
 
 
