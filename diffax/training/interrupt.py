@@ -31,6 +31,7 @@ class Interruption:
         self.number = 0
         self._before: dict[int, Any] = {}
         self._words = ""  # of a program that ends at once
+        self._ending = threading.RLock()
 
     def __enter__(self) -> Interruption:
         if threading.current_thread() is threading.main_thread():
@@ -82,8 +83,9 @@ class Interruption:
                 self._end(number)
 
     def _end(self, number: int) -> None:
-        os.write(2, f"diffax: {self._words}\n".encode())
-        os._exit(128 + number)
+        with self._ending:  # of the handler and the thread that watches, one speaks
+            os.write(2, f"diffax: {self._words}\n".encode())
+            os._exit(128 + number)
 
     def _restore(self) -> None:
         while self._before:
