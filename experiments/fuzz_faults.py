@@ -15,36 +15,22 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import fuzz_inputs
 import jax
 import numpy as np
 
 from diffax import training
 
-CONFIG = """
-from diffax.config import default_config
-
-
-def get_config():
-    config = default_config()
-    config.data.name = "mixture2d"
-    config.model.name = "mlp"
-    config.model.width = 16
-    config.model.depth = 1
-    config.schedule.name = "learned"
+CONFIG = fuzz_inputs.CONFIG.replace(
+    "    return config\n",
+    """    config.schedule.name = "learned"
     config.schedule.size = 8
-    config.schedule.log_snr_max = 6.0
-    config.schedule.log_snr_min = -6.0
-    config.optimizer.warmup_steps = 5
-    config.training.batch_size = 32
     config.training.num_steps = 4000
     config.training.log_every = 100
     config.training.checkpoint_every = 100
-    config.parallel.num_devices = 1
-    config.sampling.num_steps = 2
-    config.sampling.num_samples = 4
-    config.evaluation.gradient_batches = 0
     return config
-"""
+""",
+)
 REPEATS = {
     "killed": 15,
     "damaged checkpoint": 40,
