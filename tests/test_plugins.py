@@ -162,28 +162,28 @@ def test_modules(tmp_path, monkeypatch):
     """One that the program has imported is not run again, nor is its copy; a package is named by
     its version."""
     monkeypatch.syspath_prepend(tmp_path)
-    package = tmp_path / "laboratory"
+    package = tmp_path / "studio_of_powers"
     package.mkdir()
     (package / "__init__.py").write_text("")
     (package / "powers.py").write_text(POWER)
-    import laboratory.powers
+    import studio_of_powers.powers
 
     assert plugins.unowned() == [("schedule", "power")]
-    plugin = plugins.load("laboratory.powers")
-    assert plugin.module is laboratory.powers and plugin.registers == (("schedule", "power"),)
-    assert plugin.name.startswith("laboratory.powers#") and plugins.unowned() == []
-    plugins.keep([plugin.name, plugins.load("laboratory").name], tmp_path / "kept")
-    assert plugins.load("laboratory").name == "laboratory"
+    plugin = plugins.load("studio_of_powers.powers")
+    assert plugin.module is studio_of_powers.powers and plugin.registers == (("schedule", "power"),)
+    assert plugin.name.startswith("studio_of_powers.powers#") and plugins.unowned() == []
+    plugins.keep([plugin.name, plugins.load("studio_of_powers").name], tmp_path / "kept")
+    assert plugins.load("studio_of_powers").name == "studio_of_powers"
     # Another process: the copy is run, and that the module is imported later does no harm.
     afresh()
-    for name in ("laboratory.powers", "laboratory"):
+    for name in ("studio_of_powers.powers", "studio_of_powers"):
         del sys.modules[name]
     copy = plugins.load(plugin.name, tmp_path / "kept")
     assert copy.registers == plugin.registers and copy.path.parent.name == "kept"
-    import laboratory.powers
+    import studio_of_powers.powers
 
     assert schedules.names().count("power") == 1
-    for name in ("laboratory.powers", "laboratory"):
+    for name in ("studio_of_powers.powers", "studio_of_powers"):
         del sys.modules[name]
 
 
