@@ -5,6 +5,7 @@ from __future__ import annotations
 import _thread
 import contextlib
 import ctypes
+import functools
 import logging
 import os
 import re
@@ -12,7 +13,7 @@ import signal
 import sys
 import threading
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,14 +66,28 @@ def stoppable() -> Iterator[list[int]]:
             signal.signal(number, handler)
 
 
-def _in_callback(lost: Any) -> None:
-    """Of an exception in a callback of C code, where none can go on."""
+def watch_callbacks() -> None:
+    """Python then says less of an exception in a callback of C code, where none can go on.
+
+    One that a signal raised is raised again elsewhere. Reads and writes that orbax no longer waits
+    for, since one of them failed, are not mentioned: orbax has raised the error. All others go to
+    the hook that was there before.
+    """
+    before = sys.unraisablehook
+    if getattr(before, "func", None) is not _in_callback:
+        sys.unraisablehook = functools.partial(_in_callback, before)
+    logging.getLogger("asyncio").addFilter(_is_news)
+
+
+def _is_news(record: logging.LogRecord) -> bool:
+    return "tensorstore" not in record.getMessage()
+
+
+def _in_callback(before: Callable[[Any], object], lost: Any) -> None:
     if isinstance(lost.exc_value, Interrupted):  # by a signal: again, somewhere else
         _thread.interrupt_main(_stopped_by[-1])
     elif str(lost.exc_value) != "Event loop is closed":
-        # That is of writes which orbax no longer waits for, since one of them failed; it has raised
-        # the error.
-        sys.__unraisablehook__(lost)
+        before(lost)
 
 
 # Warnings of JAX, orbax and others about what diffax does, not about what a user could do.
@@ -183,7 +198,7 @@ def start(label: str = "", trains: bool = False) -> None:
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # of XLA errors alone, as JAX is imported
     import jax
 
-    sys.unraisablehook = _in_callback
+    watch_callbacks()
     for of in _NOT_FOR_USERS:
         warnings.filterwarnings("ignore", **of)
     if trains:

@@ -25,7 +25,6 @@ import concurrent.futures
 import json
 import os
 import queue
-import resource
 import subprocess
 import sys
 import threading
@@ -55,15 +54,15 @@ class Child:
         self._process: subprocess.Popen | None = None
 
     def _start(self) -> subprocess.Popen:
-        limit = GIGABYTES * 2**30
+        # By the command prlimit: Python's preexec_fn may hang beside the threads of JAX.
+        limit = ["prlimit", f"--data={GIGABYTES * 2**30}"]
         return subprocess.Popen(
-            [sys.executable, __file__, "--serve"],
+            [*limit, sys.executable, __file__, "--serve"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=subprocess.DEVNULL,
             text=True,
             env={"JAX_PLATFORMS": "cpu", "MPLBACKEND": "agg", **os.environ},
-            preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_DATA, (limit, limit)),
         )
 
     def try_one(self, kind: str, number: int) -> dict:

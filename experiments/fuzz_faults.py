@@ -3,7 +3,6 @@
 import json
 import os
 import random
-import resource
 import shutil
 import signal
 import socket
@@ -19,7 +18,7 @@ import fuzz_inputs
 import jax
 import numpy as np
 
-from diffax import training
+from diffax import runtime, training
 
 CONFIG = fuzz_inputs.CONFIG.replace(
     "    return config\n",
@@ -61,14 +60,13 @@ class Bench:
     def start(self, workdir: Path, limit: int | None = None, **environment: str):
         """`diffax train` in a process; `limit`: the largest file that it can write, in bytes."""
         words = ["-m", "diffax.cli", "train", f"--config={self.config}", f"--workdir={workdir}"]
+        limited = ["prlimit", f"--fsize={limit}"] if limit else []
         return subprocess.Popen(
-            [sys.executable, *words, "--config.training.keep_checkpoints=50"],
+            [*limited, sys.executable, *words, "--config.training.keep_checkpoints=50"],
             stdout=subprocess.DEVNULL,
             stderr=subprocess.PIPE,
             text=True,
             env={**self.environment, **environment},
-            preexec_fn=limit
-            and (lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (limit, limit))),
         )
 
     def wait(self, process: subprocess.Popen, seconds: float = 300) -> tuple[int, str]:
@@ -222,6 +220,7 @@ FAULTS: tuple[Callable[[Bench, random.Random], Iterator[dict]], ...] = (
 
 def run(seed: int = 0) -> list[dict]:
     """The records of all disturbances."""
+    runtime.start()
     records = []
     with tempfile.TemporaryDirectory(prefix="diffax-faults-") as folder:
         bench = Bench(Path(folder))

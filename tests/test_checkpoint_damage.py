@@ -2,6 +2,8 @@
 
 import logging
 import shutil
+import sys
+import time
 
 import jax
 import jax.numpy as jnp
@@ -71,6 +73,20 @@ def test_a_damaged_one_is_named_and_the_one_before_is_used(damage, tmp_path, cap
     assert checkpoints.restore(like, ONE)[1] == {"at": 2}
     assert checkpoints.steps() == [1, 2]
     checkpoints.close()
+
+
+def test_of_the_arrays_that_are_no_longer_read_nothing_is_printed(tmp_path, monkeypatch):
+    like = {f"a{i}": jnp.arange(1000.0) for i in range(100)}
+    checkpoints = Checkpoints(tmp_path)
+    checkpoints.save(1, like, {})
+    checkpoints.close()
+    DAMAGES["half the arrays"](tmp_path / "1")
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    with pytest.raises(ValueError, match="can't be read"):
+        Checkpoints(tmp_path, read_only=True).restore(like, ONE)
+    time.sleep(0.2)  # callbacks from other threads come after the error
+    assert not printed
 
 
 def test_one_that_was_made_before_there_were_checksums_is_read(tmp_path):

@@ -1,7 +1,6 @@
 """The fuzzer judges rightly, finds what ends a process, and a few of its inputs are as they should
 be. (Many more are tried by test_cli_odd, test_config_bounds and test_data_fuzz.)"""
 
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -51,19 +50,21 @@ def test_every_outcome_is_told_apart(fuzz, inputs):
     assert {*expected, "abort", "hung"} == {*fuzz.OUTCOMES}
 
 
-def test_a_child_that_dies_or_hangs_is_counted_and_started_again(fuzz, monkeypatch):
+def test_a_child_that_dies_or_hangs_is_counted_and_started_again(fuzz, monkeypatch, tmp_path):
     says = "import sys, os, time, json\nfor line in sys.stdin:\n    kind = line.split()[0]\n"
     says += "    kind == 'dies' and os.abort()\n    kind == 'hangs' and time.sleep(60)\n"
+    says += "    kind == 'grows' and bytearray(2**31)\n"
     says += "    print(json.dumps(dict(kind=kind, outcome='worked')), flush=True)\n"
-    popen = fuzz.subprocess.Popen
-    monkeypatch.setattr(
-        fuzz.subprocess, "Popen", lambda command, **k: popen([sys.executable, "-c", says], **k)
-    )
+    script = tmp_path / "child.py"
+    script.write_text(says)
+    monkeypatch.setattr(fuzz, "__file__", str(script))
     monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr(fuzz, "GIGABYTES", 1)
     child = fuzz.Child()
-    found = [child.try_one(kind, 0)["outcome"] for kind in ("fine", "dies", "hangs", "fine")]
+    kinds = ("fine", "dies", "hangs", "grows", "fine")
+    found = [child.try_one(kind, 0)["outcome"] for kind in kinds]
     child.close()
-    assert found == ["worked", "abort", "hung", "worked"]
+    assert found == ["worked", "abort", "hung", "abort", "worked"]
 
 
 @pytest.mark.parametrize("kind, num", [("files", 12), ("calls", 12)])

@@ -86,10 +86,12 @@ def test_warnings_that_tell_a_user_nothing_are_kept_back(started):
     assert [str(w.message) for w in started] == ["samples are not finite", "pmap is deprecated"]
 
 
-def test_callbacks_that_come_too_late_say_nothing(started, monkeypatch):
+def test_callbacks_that_come_too_late_say_nothing(monkeypatch):
     """Those of a checkpoint's other arrays, when one could not be written: up to 82 tracebacks."""
     said = []
-    monkeypatch.setattr(sys, "__unraisablehook__", said.append)
+    monkeypatch.setattr(sys, "unraisablehook", said.append)
+    runtime.watch_callbacks()
+    runtime.watch_callbacks()  # the second time changes nothing
     for error in (RuntimeError("Event loop is closed"), ValueError("another")):
         sys.unraisablehook(SimpleNamespace(exc_value=error))
     assert [str(lost.exc_value) for lost in said] == ["another"]

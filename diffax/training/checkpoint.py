@@ -26,6 +26,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
+from diffax import runtime
 from diffax.training import hosts
 from diffax.training.checksum import checksums
 
@@ -55,6 +56,7 @@ class Checkpoints:
     """
 
     def __init__(self, directory: str | os.PathLike, keep: int = 1, read_only: bool = False):
+        runtime.watch_callbacks()
         self.directory = Path(directory).absolute()
         self._read_only, self._keep = read_only, keep
         self.trusted: int | None = None
