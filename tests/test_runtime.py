@@ -86,15 +86,20 @@ def test_warnings_that_tell_a_user_nothing_are_kept_back(started):
     assert [str(w.message) for w in started] == ["samples are not finite", "pmap is deprecated"]
 
 
-def test_callbacks_that_come_too_late_say_nothing(monkeypatch):
+def test_callbacks_that_come_too_late_say_nothing(monkeypatch, caplog):
     """Those of a checkpoint's other arrays, when one could not be written: up to 82 tracebacks."""
     said = []
     monkeypatch.setattr(sys, "unraisablehook", said.append)
+    monkeypatch.setattr(logging.getLogger("asyncio"), "filters", [])
+    caplog.set_level(logging.ERROR, "asyncio")
     runtime.watch_callbacks()
     runtime.watch_callbacks()  # the second time changes nothing
     for error in (RuntimeError("Event loop is closed"), ValueError("another")):
         sys.unraisablehook(SimpleNamespace(exc_value=error))
     assert [str(lost.exc_value) for lost in said] == ["another"]
+    for message in ("Future exception was never retrieved [tensorstore_spec='{}']", "another"):
+        logging.getLogger("asyncio").error(message)
+    assert [record.getMessage() for record in caplog.records] == ["another"]
 
 
 # --- places -----------------------------------------------------------------------------------
@@ -221,7 +226,7 @@ def test_a_signal_is_not_lost_in_a_callback_or_in_another_error():
             signal.raise_signal(signal.SIGTERM)
         assert came == [signal.SIGTERM] and stop.value.exit_status == 143
         with pytest.raises(runtime.Interrupted):
-            runtime._in_callback(SimpleNamespace(exc_value=stop.value))
+            runtime._in_callback(print, SimpleNamespace(exc_value=stop.value))
             time.sleep(1)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
