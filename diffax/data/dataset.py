@@ -98,6 +98,7 @@ class Dataset:
       levels: 256 for 8-bit data, None for real data.
       train, eval: the two splits.
       label_names: `num_classes` names, in the order of the labels.
+      definition: of data that are computed: says all that determines them.
     """
 
     name: str
@@ -107,18 +108,31 @@ class Dataset:
     train: Split
     eval: Split
     label_names: tuple[str, ...] = ()
+    definition: str = ""
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The hash of all examples and labels as they are here: decoded, resized, in order."""
+        """The hash of all examples and labels as they are here: decoded, resized, in order.
+
+        Of computed data it is the hash of their definition, since the last digits of computed
+        values depend on the machine and on its compiler.
+        """
+        if self.definition:
+            return content_hash(self.definition)
         splits = (self.train, self.eval)
         return content_hash(*(part for split in splits for part in (split.x, split.label)))
 
 
 def make_dataset(
-    name: str, train: Split, evaluation: Split, label_names: tuple[str, ...] = ()
+    name: str,
+    train: Split,
+    evaluation: Split,
+    label_names: tuple[str, ...] = (),
+    definition: str = "",
 ) -> Dataset:
     """The `Dataset` of two splits; shape and levels are those of their arrays.
+
+    Data that are computed give a `definition`, a text that says all that determines them.
 
     Raises:
       ValueError: the splits differ in shape or dtype, values are not finite, or labels are no
@@ -154,6 +168,7 @@ def make_dataset(
         train=train,
         eval=evaluation,
         label_names=label_names,
+        definition=definition,
     )
 
 

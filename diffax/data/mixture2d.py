@@ -16,4 +16,9 @@ def load(config: DataConfig) -> Dataset:
     """50,000 and 10,000 independent points, float32 (2,), from a fixed key; without labels."""
     sample = jax.jit(default_mixture().sample, static_argnums=1)
     points = np.asarray(sample(jax.random.key(0), NUM_TRAIN + NUM_EVAL))
-    return make_dataset(config.name, Split(points[:NUM_TRAIN]), Split(points[NUM_TRAIN:]))
+    return make_dataset(
+        config.name,
+        Split(points[:NUM_TRAIN]),
+        Split(points[NUM_TRAIN:]),
+        definition=f"mixture2d: {NUM_TRAIN} and {NUM_EVAL} points of default_mixture(), key 0",
+    )
