@@ -26,6 +26,26 @@ if __name__ == "__main__":
     run_grid([Arm("a"), Arm("b")], [0, 1, 2], run_one, sys.argv[1], workers=2)
 """
 
+TRAINING = """
+import sys, time
+from diffax import runtime
+from diffax.ablation.grid import Arm, run_grid
+from diffax.training.interrupt import Interruption
+
+def run_one(arm, seed, directory):
+    with Interruption() as signals:
+        (directory / "begun").touch()
+        while not signals.number:  # as the loop of training does, between two steps
+            time.sleep(0.01)
+        time.sleep(0.5)  # a signal that comes twice does not end the saving
+        (directory / "saved").touch()
+        raise runtime.Interrupted("", signals.number)
+
+if __name__ == "__main__":
+    with runtime.stoppable():
+        run_grid([Arm("a"), Arm("b")], [0, 1], run_one, sys.argv[1], workers=2)
+"""
+
 
 def run_one(arm, seed, directory):
     if arm.name == "raises":
@@ -113,3 +133,28 @@ def test_stopping_the_parent_stops_the_workers_and_keeps_results(tmp_path, how):
     finished = sorted(str(p.relative_to(runs)) for p in runs.rglob("result.json"))
     assert finished == ["a/seed0/result.json", "b/seed0/result.json"]
     assert not (runs / "a" / "seed2").exists()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("to", [os.kill, os.killpg])
+def test_trainings_in_workers_save_before_they_end(tmp_path, number, to):
+    """Whether the signal comes to the parent alone or, as Ctrl-C does, to all processes."""
+    script = tmp_path / "script.py"
+    script.write_text(TRAINING)
+    command = [sys.executable, str(script), str(tmp_path / "work")]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[1])}
+    pipes = dict(stderr=subprocess.PIPE, text=True, start_new_session=True)
+    parent = subprocess.Popen(command, env=environment, **pipes)
+    runs = tmp_path / "work" / "runs"
+    try:
+        assert wait_for(lambda: all((runs / a / "seed0" / "begun").exists() for a in "ab"))
+        to(parent.pid, number)
+        errors = parent.communicate(timeout=60)[1]
+    finally:
+        parent.kill()
+    assert sorted(str(p.relative_to(runs)) for p in runs.rglob("saved")) == [
+        "a/seed0/saved",
+        "b/seed0/saved",
+    ]
+    assert errors.rstrip().endswith("diffax.runtime.Interrupted")
+    assert errors.count("Traceback") == 1, errors

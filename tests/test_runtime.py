@@ -211,7 +211,7 @@ def test_an_ablation_that_is_stopped_says_how_to_go_on(number, word, tmp_path):
     assert not [
         line
         for line in lines
-        if not re.search("started|left$|results in|reading|prepar|in all", line)
+        if not re.search("started|starting|left$|results in|reading|prepar|in all", line)
     ]
     end = time.monotonic() + 30
     while any(map(lock._began, workers)):  # who tracks what they share ends after them

@@ -123,7 +123,8 @@ def run_grid(
     groups are joined), so that a report made half way is already paired. A run that was interrupted
     is called again with the same directory and may resume from what it left there. A run that
     raises an `Exception` keeps its traceback in its directory, the others go on, and `GridError` at
-    the end names it. Ctrl-C stops at once; what is finished is kept.
+    the end names it. Ctrl-C stops all; what is finished is kept, and trainings in worker processes
+    save a checkpoint first.
 
     Args:
       arms: distinct names.

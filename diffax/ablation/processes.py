@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import _thread
+import logging
 import multiprocessing
 import os
 import pickle
@@ -16,6 +18,12 @@ from dataclasses import dataclass, field
 from multiprocessing import connection
 from typing import Any
 
+from diffax import runtime
+
+_LOG = logging.getLogger("diffax")
+# A worker that was asked to save and end is ended after so long.
+SAVING_SECONDS = 120
+
 
 def in_parallel(
     execute: Callable[[Any, Any], tuple[str, float | None, str]],
@@ -27,8 +35,9 @@ def in_parallel(
 
     The runs of a unit follow one another in one worker. Each worker is a pool of one process, with
     an environment of its own: when a process dies (killed, out of memory) that run alone has
-    failed, and a fresh process takes its place. Closing the generator, Ctrl-C and the death of this
-    process all stop the workers at once, as `kill` would.
+    failed, and a fresh process takes its place. Closing the generator and Ctrl-C stop the workers:
+    a training under way saves a checkpoint first, all else ends at once. Ctrl-C once more and the
+    death of this process end all workers at once.
 
     Args:
       execute: execute(run_one, run) -> (status, seconds, message), called in a worker.
@@ -46,15 +55,18 @@ def in_parallel(
             f"run_one must be a top-level function to run in worker processes ({error})"
         ) from error
     context = multiprocessing.get_context("spawn")
-    # The workers hold one end of a pipe, and end when the other is closed: by this process, or
-    # with it. (An event has locks, which a worker that is killed may leave taken.)
-    theirs, ours = context.Pipe(duplex=False)
+    # The workers hold one end of two pipes, and see when the other is closed: of the first to save
+    # and end, of the second (which is closed with this process too) to end at once. (An event has
+    # locks, which a worker that is killed may leave taken.)
+    pipes = [context.Pipe(duplex=False) for _ in range(2)]
+    theirs, (saving, lifeline) = zip(*pipes)
 
     def start_process() -> ProcessPoolExecutor:
-        return ProcessPoolExecutor(1, context, initializer=_obey_parent, initargs=(theirs,))
+        return ProcessPoolExecutor(1, context, initializer=_obey_parent, initargs=theirs)
 
     waiting, flying = deque(map(deque, units)), {}
     idle = [_Worker(start_process(), own) for own in environments[: len(units)]]
+    _LOG.info("starting %d worker processes", len(idle))
     busy = []  # workers whose unit has runs left
     try:
         while waiting or busy or flying:
@@ -64,7 +76,7 @@ def in_parallel(
                 run = worker.unit.popleft()
                 # The process is spawned by submit. It takes signals when it is ready to.
                 with _environment(worker.environment), _signals_later():
-                    flying[worker.process.submit(execute, run_one, run)] = worker, run
+                    flying[worker.process.submit(_ending, execute, run_one, run)] = worker, run
                 yield run, "started", None, ""
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
                 worker, run = flying.pop(future)
@@ -77,13 +89,15 @@ def in_parallel(
                 (busy if worker.unit else idle).append(worker)
                 yield run, *outcome
     except BaseException:
-        ours.close()
+        saving.close()
         raise
     finally:
-        for worker in [*idle, *busy, *(worker for worker, _ in flying.values())]:
-            worker.process.shutdown(cancel_futures=True)
-        ours.close()
-        theirs.close()
+        try:
+            for worker in [*idle, *busy, *(worker for worker, _ in flying.values())]:
+                worker.process.shutdown(cancel_futures=True)
+        finally:
+            for end in (saving, lifeline, *theirs):
+                end.close()
 
 
 @dataclass
@@ -93,21 +107,31 @@ class _Worker:
     unit: deque = field(default_factory=deque)  # the runs that are left of what it is at
 
 
-def _obey_parent(lifeline: connection.Connection) -> None:
-    """In a worker: leaves signals to the parent, and ends when the parent says so or is gone."""
-    for number in _SIGNALS:
-        signal.signal(number, signal.SIG_IGN)
-    signal.pthread_sigmask(signal.SIG_UNBLOCK, _SIGNALS)
+def _obey_parent(saving: connection.Connection, lifeline: connection.Connection) -> None:
+    """In a worker: leaves signals to the parent, and ends when the parent says so or is gone.
+
+    Signals stay blocked, as they are when a worker is begun. What the parent says is handled as if
+    SIGTERM had come, so that a training notes it, and saves a checkpoint after its step.
+    """
+    signal.signal(signal.SIGTERM, runtime.stop)
 
     def watch() -> None:
-        connection.wait([lifeline])  # nothing is ever sent: it becomes ready when it is closed
+        # Nothing is ever sent: an end becomes ready when the other is closed.
+        connection.wait([saving, lifeline])
+        if signal.getsignal(signal.SIGTERM) is not runtime.stop:  # a training is under way
+            _thread.interrupt_main(signal.SIGTERM)
+            connection.wait([lifeline], SAVING_SECONDS)
         os._exit(1)
 
     threading.Thread(target=watch, daemon=True).start()
 
 
-# Those by which a job is stopped, which come to all of its processes.
-_SIGNALS = (signal.SIGINT, signal.SIGTERM)
+def _ending(execute: Callable, run_one: Callable, run: Any) -> tuple[str, float | None, str]:
+    """In a worker: a run that was stopped, and has saved what it could, ends it."""
+    try:
+        return execute(run_one, run)
+    except KeyboardInterrupt:
+        os._exit(1)
 
 
 @contextmanager
@@ -118,9 +142,9 @@ def _signals_later() -> Iterator[None]:
     in the main thread all the same: so that one waits too.
     """
     came: list[int] = []
-    before = signal.pthread_sigmask(signal.SIG_BLOCK, _SIGNALS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, runtime.SIGNALS)
     main = threading.current_thread() is threading.main_thread()
-    ours = [n for n in _SIGNALS if main and signal.getsignal(n) is not None]
+    ours = [n for n in runtime.SIGNALS if main and signal.getsignal(n) is not None]
     handlers = {n: signal.signal(n, lambda number, _: came.append(number)) for n in ours}
     try:
         yield
