@@ -20,6 +20,9 @@ import numpy as np
 
 SEEDS = 2**32  # a key is made of 32 bits: beyond them two seeds would be one
 MOST_STEPS = 1_000_000  # of a sampler, an ODE or discrete time; arrays are made of so many
+MOST_EXAMPLES = 10_000_000  # that one call draws
+MOST_NUMBERS = 2**36  # of one array: 256 GiB in float32
+MOST_LEVELS = 2**16  # of quantised data: 16 bits
 # Of clip_x0. Data are of about unit size: outside it would make all zero, or limit nothing.
 CLIP = (1e-3, 1e6)
 
@@ -37,7 +40,7 @@ def concrete(value: Any) -> np.ndarray | None:
 # --- numbers ------------------------------------------------------------------------------------
 
 
-def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
+def whole(name: str, value: Any, least: int, most: int) -> int:
     """`value` as an int: a whole number of Python's, NumPy's or JAX's, from `least` to `most`.
 
     Raises:
@@ -53,9 +56,10 @@ def whole(name: str, value: Any, least: int, most: int | None = None) -> int:
             found = operator.index(value)
         except TypeError:  # no whole number; said below
             found = None
-    if found is None or found < least or (most is not None and found > most):
-        bounds = f"of at least {least}" if most is None else f"from {least} to {most}"
-        raise ValueError(f"{name}={_written(value)}: must be a whole number {bounds}")
+    if found is None or not least <= found <= most:
+        raise ValueError(
+            f"{name}={_written(value)}: must be a whole number from {least} to {most}"
+        )
     return found
 
 
@@ -84,10 +88,16 @@ def clip(value: Any) -> float | None:
 
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:
-    """The shape of data, (batch, ..., C), as a tuple; ValueError for anything else."""
+    """The shape of data, (batch, ..., C), as a tuple; ValueError for anything else, and for more
+    than `MOST_NUMBERS`."""
     if isinstance(value, str) or np.ndim(value) != 1 or len(value) == 0:
         raise ValueError(f"{name}={_written(value)}: must be the sizes of data, (batch, ..., C)")
-    return tuple(whole(name, size, 0) for size in value)
+    found = tuple(whole(name, size, 0, MOST_NUMBERS) for size in value)
+    if math.prod(found) > MOST_NUMBERS:
+        raise ValueError(
+            f"{name}={found}: {math.prod(found):,} numbers, and at most {MOST_NUMBERS:,} are made"
+        )
+    return found
 
 
 def plain(value: Any) -> Any:
@@ -217,7 +227,7 @@ def quantised(name: str, x: Any, levels: int | None) -> jax.Array:
     x = examples(name, x)
     if levels is None:
         return x
-    most = 1 + 1 / (whole("levels", levels, 2) - 1)
+    most = 1 + 1 / (whole("levels", levels, 2, MOST_LEVELS) - 1)
     values = concrete(x)
     if values is not None and values.size and not (np.abs(values) <= most).all():
         raise ValueError(

@@ -81,7 +81,7 @@ def _invert(generate: Generator, x: np.ndarray, **common: Any) -> Drawn:
 
 
 def _interpolate(generate: Generator, x: np.ndarray, frames: int = 8, **common: Any) -> Drawn:
-    frames = arguments.whole("--frames", frames, 2)
+    frames = arguments.whole("--frames", frames, 2, _FRAMES)
     if len(x) != 2:
         raise ValueError(f"--edit=interpolate: between two examples, and {len(x)} are given")
     shares = np.linspace(0, 1, frames)
@@ -91,6 +91,7 @@ def _interpolate(generate: Generator, x: np.ndarray, frames: int = 8, **common: 
 
 
 # The error of inversion falls as 1 / steps, and is several times as small on this grid as over t.
+_FRAMES = 10_000  # of an interpolation, at most
 _FINE = {"num_steps": 100, "grid": "logsnr"}
 EDITS: dict[str, Edit] = {
     "sdedit": Edit(_sdedit, ("strength",)),
@@ -267,7 +268,7 @@ def examples(
     split = None if paths else data.load(run.config.data).eval
     x = read(paths, run.dataset.shape, run.dataset.levels) if paths else None
     there = len(x) if paths else len(split)
-    if num is not None and arguments.whole("--num", num, 1) > there:
+    if num is not None and arguments.whole("--num", num, 1, arguments.MOST_EXAMPLES) > there:
         where = "--input holds" if paths else "the evaluation split has"
         raise ValueError(f"--num={num}: {where} {there} examples")
     if paths:

@@ -28,6 +28,7 @@ from diffax.training import Run, parallel
 from diffax.training.progress import doing
 
 KEPT_PROGRAMS = 16  # of a few megabytes each
+_MOST = 2**20  # examples at a time, and devices
 
 
 class NotFinite(RuntimeWarning):
@@ -73,8 +74,8 @@ class Generator:
         self, run: Run | str | os.PathLike, batch_size: int = 256, num_devices: int = 0
     ) -> None:
         self.run = run if isinstance(run, Run) else training.load(run)
-        self._mesh = parallel.make_mesh(arguments.whole("num_devices", num_devices, 0))
-        batch_size = arguments.whole("batch_size", batch_size, 1)
+        self._mesh = parallel.make_mesh(arguments.whole("num_devices", num_devices, 0, _MOST))
+        batch_size = arguments.whole("batch_size", batch_size, 1, _MOST)
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
         self._state = jax.device_put(self.run.state, parallel.replicated(self._mesh))
         self._compiled: collections.OrderedDict[str, Callable] = collections.OrderedDict()
@@ -194,7 +195,9 @@ class Generator:
         label: Any,
         options: dict[str, Any],
     ) -> Any:
-        num, key = arguments.whole("num", num, 1), arguments.seeded(seed)
+        num = arguments.whole("num", num, 1, arguments.MOST_EXAMPLES)
+        arguments.sizes("num", (num, *self.run.dataset.shape))
+        key = arguments.seeded(seed)
         config = self._config(name, options)
         draw, scale = self._drawer(config, name, settings), config.sampling.guidance_scale
         labels = self.labels(num, label)

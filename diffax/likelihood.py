@@ -198,7 +198,7 @@ def _transition(
     if num_steps is None:
         log_snr_t, slope = schedule.log_snr_and_slope(u)
         return u, log_snr_t, -slope
-    num_steps = arguments.whole("num_steps", num_steps, 1)
+    num_steps = arguments.whole("num_steps", num_steps, 1, arguments.MOST_STEPS)
     step = jnp.minimum(jnp.floor(u * num_steps), num_steps - 1)
     t, s = (step + 1) / num_steps, step / num_steps
     log_snr_t, log_snr_s = schedule.log_snr(t), schedule.log_snr(s)
@@ -255,7 +255,7 @@ def ode_log_likelihood(
         raise ValueError(unknown("divergence", divergence, _DIVERGENCES))
     if divergence == "hutchinson" and key is None:
         raise ValueError("divergence='hutchinson' draws random probes: give a key")
-    num_probes = arguments.whole("num_probes", num_probes, 1)
+    num_probes = arguments.whole("num_probes", num_probes, 1, arguments.MOST_STEPS)
     if num_steps is not None:
         num_steps = arguments.whole("num_steps", num_steps, 1, arguments.MOST_STEPS)
     if schedule.num_steps is not None and not process.takes_log_snr(predict):

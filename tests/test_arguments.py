@@ -247,6 +247,9 @@ NOISY = dict(prediction="x0", num_steps=2)
         (lambda: draw(key=np.zeros(3, np.uint32)), r"key is an array of uint32 and shape \(3,\)"),
         (lambda: draw(shape=()), r"shape=\(\): must be the sizes of data, \(batch, ..., C\)"),
         (lambda: draw(shape=4), "shape=4: must be the sizes"),
+        (lambda: draw(shape=(2**40, 2)), "shape=1099511627776: must be a whole number f"),
+        (lambda: draw(shape=(2**20,) * 2), "1,099,511,627,776 numbers, and at most 68,719,476,736"),
+        (lambda: draw(shape=(2**18,) * 2, num_steps=9, return_trajectory=True), "trajectory=.* at"),
         (lambda: draw(num_steps=2**40), "num_steps=1099511627776: must be .* from 1 to 1000000"),
         (lambda: draw(num_steps=None), "num_steps=None: must be a whole number"),
         (lambda: LINE.discretize(2**40), "num_steps=1099511627776: must be .* from 1 to 1000000"),
@@ -258,6 +261,14 @@ NOISY = dict(prediction="x0", num_steps=2)
         (lambda: diffax.vlb(KEY, predict, LINE, X[0, 0]), r"x0 has shape \(\): must be \(batch,"),
         (lambda: diffax.vlb(KEY, predict, LINE, X[:0]), r"x0 has shape \(0, 2\): must be"),
         (lambda: diffax.vlb(KEY, predict, LINE, X * np.nan, levels=None), "x0 has the value nan"),
+        (lambda: diffax.vlb(KEY, predict, LINE, X, 10**8), "num_steps=100000000: must be .* from"),
+        (lambda: diffax.vlb(KEY, predict, LINE, X, levels=2**40), "levels=.* from 2 to 65536"),
+        (
+            lambda: diffax.likelihood.ode_log_likelihood(
+                predict, LINE, X, key=KEY, num_probes=10**8
+            ),
+            "num_probes=100000000: must be .* from 1 to 1000000",
+        ),
         (
             lambda: diffax.vlb(jax.random.split(KEY, 4), predict, LINE, X),
             r"key has shape \(4,\): times are drawn for all together, by one key",
@@ -289,6 +300,10 @@ NOISY = dict(prediction="x0", num_steps=2)
         (lambda: samplers.sdedit(KEY, predict, LINE, X, [0.5], **NOISY), r"strength=\(?\[0.5\]"),
         (lambda: samplers.inpaint(KEY, predict, LINE, X, "left"), "mask is the string 'left'"),
         (lambda: samplers.inpaint(KEY, predict, LINE, X, 1j * X), "mask is an array of complex64"),
+        (
+            lambda: samplers.inpaint(KEY, predict, LINE, X, X, num_steps=20, num_resamples=10**5),
+            "num_resamples=100000 and num_steps=20 make 2,000,000 steps: at most 1,000,000",
+        ),
         (lambda: draw(grid=None), "grid is None, of type NoneType: must be real numbers"),
         (lambda: draw(grid=["a"]), r"grid is \['a'\], of type list: must be real numbers"),
         (lambda: draw(grid=[True, False]), r"grid is \[True, False\], of type list: must be real"),

@@ -134,6 +134,24 @@ def test_polynomial_is_the_integral_of_the_square():
     np.testing.assert_allclose(_share(schedule), expected, atol=1e-6)
 
 
+@kinds
+def test_parameters_of_any_size_give_a_falling_log_snr(kind):
+    """Far from the start a term may be e^100 times another, or rise before 0 or after 1 alone."""
+    t = jnp.linspace(0.0, 1.0, 65)
+
+    @jax.jit
+    def values(schedule):
+        weighted = lambda s: jnp.sum(jnp.cos(7 * t) * s.log_snr(t))  # noqa: E731
+        return schedule.log_snr_and_slope(t), jax.grad(weighted)(schedule)
+
+    for scale in (24.0, 100.0):
+        for seed in range(10):
+            schedule = randomised(schedules.get("learned", kind=kind), seed, scale)
+            (log_snr, slope), gradient = values(schedule)
+            assert np.diff(log_snr).max() <= 1e-5 and log_snr[0] == 10 and log_snr[-1] == -10
+            assert all(np.isfinite(x).all() for x in jax.tree.leaves((slope, gradient)))
+
+
 def test_piecewise_linear_is_the_cumulative_softmax():
     schedule = randomised(schedules.get("learned", kind="piecewise_linear", size=8), seed=7)
     logits = np.asarray(schedule.shape["logits"], np.float64)
@@ -199,7 +217,7 @@ def test_key_decides_the_start_of_the_monotone_network_only():
     [
         (dict(kind="spline"), ["kind='spline'", "monotone, piecewise_linear, polynomial"]),
         (dict(log_snr_max=-3.0, log_snr_min=3.0), ["log_snr_max=-3", "log_snr_min=3"]),
-        (dict(size=0), ["size=0", "at least 1"]),
+        (dict(size=0), ["size=0", "from 1 to 65536"]),
         (dict(depth=3), ["'depth'", "kind", "learn_endpoints"]),
     ],
 )

@@ -56,11 +56,17 @@ def inpaint(
     known = jnp.where(mask > 0, known, 0)
     levels = visited_levels(schedule, num_steps, grid, prediction)
     num = levels.t.shape[0]
-    num_resamples = arguments.whole("num_resamples", num_resamples, 1)
+    num_resamples = arguments.whole("num_resamples", num_resamples, 1, arguments.MOST_STEPS)
     if jump_length is None:
         jump_length = max(1, min(10, num - 1))
-    most = num - 1 if min(num, num_resamples) > 1 else None
+    most = num - 1 if min(num, num_resamples) > 1 else arguments.MOST_STEPS
     jump_length = arguments.whole("jump_length", jump_length, 1, most)
+    count = num + (num_resamples - 1) * 2 * jump_length * ((num - 1) // jump_length)
+    if count > arguments.MOST_STEPS:
+        raise ValueError(
+            f"num_resamples={num_resamples} and num_steps={num_steps} make {count:,} steps: at most"
+            f" {arguments.MOST_STEPS:,} are allowed"
+        )
     whole = Level(
         jnp.append(levels.t, jnp.zeros((), levels.t.dtype)), jnp.append(levels.log_snr, jnp.inf)
     ).astype(known.dtype)

@@ -192,6 +192,8 @@ def sample(
         return state, state[0] if return_trajectory else None
 
     n = levels.t.shape[0]
+    if return_trajectory:
+        arguments.sizes("trajectory", (n + 1, *shape))
     after = jax.tree.map(lambda a, last: jnp.concatenate([a[1:], last]), levels, end)
     (result, _), states = jax.lax.scan(body, (x, solver.init(x)), (jnp.arange(n), levels, after))
     result = result.astype(start.dtype)

@@ -16,6 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from diffax import arguments
 from diffax.registry import unknown
 from diffax.schedules.base import (
     LOG_SNR_MAX,
@@ -50,8 +51,17 @@ def _init_monotone(key: jax.Array, size: int) -> dict[str, jax.Array]:
 
 
 def _rise_monotone(p: dict[str, jax.Array], t: jax.Array) -> jax.Array:
-    hidden = jax.nn.sigmoid(jnp.exp(p["steepness"]) * (t[..., None] - p["centre"]))
-    return jnp.exp(p["slope"]) * t + jnp.mean(jnp.exp(p["height"]) * hidden, axis=-1)
+    # The sum exp(slope) t + mean(exp(height) sigmoid(s (t - c))), up to a constant and a factor: the
+    # mean of the share that each term has risen by, weighted by how far it rises from 0 to 1. The
+    # weights are a softmax, so that parameters of any size give neither infinity nor 0 / 0.
+    s, c, log_sigmoid = jnp.exp(jnp.clip(p["steepness"], -16, 16)), p["centre"], jax.nn.log_sigmoid
+    # sigmoid(s (t - c)) - sigmoid(-s c) = (1 - exp(-s t)) sigmoid(s (t - c)) sigmoid(s c)
+    at_one = log_sigmoid(s * (1 - c))
+    rises = p["height"] - math.log(c.size) + jnp.log(-jnp.expm1(-s)) + at_one + log_sigmoid(s * c)
+    weights = jax.nn.softmax(jnp.append(p["slope"], rises))
+    t = t[..., None]
+    shares = jnp.expm1(-s * t) / jnp.expm1(-s) * jnp.exp(log_sigmoid(s * (t - c)) - at_one)
+    return jnp.sum(weights * jnp.concatenate([t, shares], axis=-1), axis=-1)
 
 
 def _init_piecewise(key: jax.Array, size: int) -> dict[str, jax.Array]:
@@ -145,14 +155,12 @@ def learned(
       size: hidden units (monotone, 128 by default) or pieces (piecewise_linear, 64).
 
     Raises:
-      ValueError: an unknown kind, endpoints out of order, or a size below 1.
+      ValueError: an unknown kind, endpoints out of order, or a size that is not from 1 to 65536.
     """
     if kind not in SHAPES:
         raise ValueError(unknown("kind", kind, sorted(SHAPES)))
     log_snr_max, log_snr_min = check_endpoints(log_snr_max, log_snr_min)
-    size = SHAPES[kind].size if size is None else int(size)
-    if size < 1:
-        raise ValueError(f"size={size}: must be at least 1")
+    size = SHAPES[kind].size if size is None else arguments.whole("size", size, 1, 65_536)
     parameters = SHAPES[kind].init(jax.random.key(0) if key is None else key, size)
     ends = jnp.array([log_snr_max, jnp.log(log_snr_max - log_snr_min)]) if learn_endpoints else None
     return Learned(parameters, ends, kind, log_snr_max, log_snr_min)
