@@ -57,9 +57,7 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
         except TypeError:  # no whole number; said below
             found = None
     if found is None or not least <= found <= most:
-        raise ValueError(
-            f"{name}={_written(value)}: must be a whole number from {least} to {most}"
-        )
+        raise ValueError(f"{name}={_written(value)}: must be a whole number from {least} to {most}")
     return found
 
 

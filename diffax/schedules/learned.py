@@ -51,7 +51,7 @@ def _init_monotone(key: jax.Array, size: int) -> dict[str, jax.Array]:
 
 
 def _rise_monotone(p: dict[str, jax.Array], t: jax.Array) -> jax.Array:
-    # The sum exp(slope) t + mean(exp(height) sigmoid(s (t - c))), up to a constant and a factor: the
+    # Sum exp(slope) t + mean(exp(height) sigmoid(s (t - c))), up to a constant and a factor: the
     # mean of the share that each term has risen by, weighted by how far it rises from 0 to 1. The
     # weights are a softmax, so that parameters of any size give neither infinity nor 0 / 0.
     s, c, log_sigmoid = jnp.exp(jnp.clip(p["steepness"], -16, 16)), p["centre"], jax.nn.log_sigmoid
