@@ -67,7 +67,8 @@ def stoppable() -> Iterator[list[int]]:
 
 
 def watch_callbacks() -> None:
-    """Python then says less of an exception in a callback of C code, where none can go on.
+    """Python then says less of an exception in a callback of C code or a coroutine that is thrown
+    away, where none can go on.
 
     One that a signal raised is raised again elsewhere. Reads and writes that orbax no longer waits
     for, since one of them failed, are not mentioned: orbax has raised the error. All others go to
@@ -86,8 +87,14 @@ def _is_news(record: logging.LogRecord) -> bool:
 def _in_callback(before: Callable[[Any], object], lost: Any) -> None:
     if isinstance(lost.exc_value, Interrupted):  # by a signal: again, somewhere else
         _thread.interrupt_main(_stopped_by[-1])
-    elif str(lost.exc_value) != "Event loop is closed":
+    elif not (str(lost.exc_value) == "Event loop is closed" or _is_orbax(lost.object)):
         before(lost)
+
+
+def _is_orbax(lost: Any) -> bool:
+    """Whether that is a coroutine of orbax's, in which no more is waited for."""
+    code = getattr(lost, "cr_code", None)
+    return code is not None and "orbax" in Path(code.co_filename).parts
 
 
 # Warnings of JAX, orbax and others about what diffax does, not about what a user could do.

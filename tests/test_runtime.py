@@ -94,9 +94,18 @@ def test_callbacks_that_come_too_late_say_nothing(monkeypatch, caplog):
     caplog.set_level(logging.ERROR, "asyncio")
     runtime.watch_callbacks()
     runtime.watch_callbacks()  # the second time changes nothing
-    for error in (RuntimeError("Event loop is closed"), ValueError("another")):
-        sys.unraisablehook(SimpleNamespace(exc_value=error))
-    assert [str(lost.exc_value) for lost in said] == ["another"]
+    folder = Path("site-packages", "orbax", "checkpoint.py")
+    theirs, own = (
+        SimpleNamespace(cr_code=SimpleNamespace(co_filename=f)) for f in (folder, "a.py")
+    )
+    for error, of in (
+        (RuntimeError("Event loop is closed"), None),
+        (ValueError("of orbax"), theirs),
+        (ValueError("another"), None),
+        (ValueError("a third"), own),
+    ):
+        sys.unraisablehook(SimpleNamespace(exc_value=error, object=of))
+    assert [str(lost.exc_value) for lost in said] == ["another", "a third"]
     for message in ("Future exception was never retrieved [tensorstore_spec='{}']", "another"):
         logging.getLogger("asyncio").error(message)
     assert [record.getMessage() for record in caplog.records] == ["another"]
@@ -226,7 +235,7 @@ def test_a_signal_is_not_lost_in_a_callback_or_in_another_error():
             signal.raise_signal(signal.SIGTERM)
         assert came == [signal.SIGTERM] and stop.value.exit_status == 143
         with pytest.raises(runtime.Interrupted):
-            runtime._in_callback(print, SimpleNamespace(exc_value=stop.value))
+            runtime._in_callback(print, SimpleNamespace(exc_value=stop.value, object=None))
             time.sleep(1)
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
