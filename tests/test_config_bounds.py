@@ -1,8 +1,10 @@
 """Extreme values of a config: refused in one sentence, before anything of their size is made."""
 
+import math
 import time
 
 import jax
+import jax.numpy as jnp
 import pytest
 from small_runs import MIXTURE, small_config
 
@@ -54,6 +56,14 @@ def test_absurd_sizes_are_refused(key, size):
         (
             dict(optimizer__learning_rate=1e-320),
             "config.optimizer.learning_rate is 1e-320; it must",
+        ),
+        (
+            dict(model__name="mlp", model__width=65_536, model__depth=1000),
+            "config.model: a network of this size has more than 12,884,901,888,000 parameters; at",
+        ),
+        (
+            dict(model__channels=16_384, model__channel_mults=(64,) * 16, model__num_blocks=32),
+            "config.model: a network of this size has more than 6,860,",
         ),
         (dict(optimizer__learning_rate=1e308), "must be a positive number that float32 holds"),
         (
@@ -129,6 +139,23 @@ def test_a_warm_up_beyond_the_training_is_said():
     ]
     config.optimizer.warmup_steps = 12
     assert not config_lib.remarks(config)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(model__name="mlp", model__width=32, model__depth=3),
+        dict(model__name="unet", model__channels=8, model__channel_mults=(1, 2)),
+    ],
+)
+def test_no_network_has_fewer_parameters_than_its_bound_says(changes):
+    config = small_config(**changes)
+    shape = (2,) if config.model.name == "mlp" else (16, 1)
+    network = config_lib.build_model(config, training.DatasetInfo("a", shape, 0, None, ()))
+    inputs = jnp.zeros((1, *shape)), jnp.zeros(1)
+    made = jax.eval_shape(network.init, jax.random.key(0), *inputs)
+    count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(made))
+    assert network.least_parameters() < count < 4 * network.least_parameters()
 
 
 def test_a_network_beyond_memory_is_refused_before_it_is_made():

@@ -67,6 +67,7 @@ def _is_float32(value: float) -> bool:
 
 _SMALLEST, _LARGEST = float(np.finfo(np.float32).tiny), float(np.finfo(np.float32).max)
 _STEPS = 10**9  # of training: they are counted in int32
+_PARAMETERS = 10**11  # of a network: 400 GB in float32
 _LEVELS = 100_000  # of discrete time, and of a sampler
 _POSITIVE = _rule(_is_float32, f"a positive number that float32 holds, up to {_LARGEST:.3g}")
 _NOT_NEGATIVE = _rule(
@@ -287,7 +288,13 @@ class _StandIn(NamedTuple):
 
 
 def _model(config: ConfigDict, schedule: AnySchedule) -> None:
-    build.build_model(config, _StandIn())
+    network = build.build_model(config, _StandIn())
+    least = getattr(network, "least_parameters", lambda: 0)()
+    if least > _PARAMETERS:
+        raise ValueError(
+            f"a network of this size has more than {least:,} parameters; at most {_PARAMETERS:,}"
+            " are allowed: make it narrower, or of fewer layers"
+        )
     own, known = defaults.model_fields(config.model.name), defaults.keys()
     for name in models.names():
         for field in defaults.model_fields(name):

@@ -24,7 +24,8 @@ def register(name: str, network: type[nn.Module]) -> None:
         label, (batch,); train -> (batch, ..., C). Each of its fields has a default; those that are
         numbers, words or tuples become keys of config.model. It is told the log-SNR, unless it has
         a field `conditioning` that says "step". To be told classes it has a field `num_classes`, to
-        learn the reverse variance a field `learned_variance`.
+        learn the reverse variance a field `learned_variance`. A method `least_parameters()`, if it
+        has one, is a lower bound of its size, by which an absurd one is refused before it is made.
 
     Raises:
       ValueError: the name is taken, it is no flax module, or a field has no default, or another

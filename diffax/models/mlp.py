@@ -39,6 +39,10 @@ class MLP(nn.Module):
         check(is_whole(self.depth, 1), "depth", self.depth, "a positive integer")
         super().__post_init__()
 
+    def least_parameters(self) -> int:
+        """A lower bound of the number of parameters, by the blocks' kernels alone."""
+        return 3 * self.depth * self.width**2
+
     @nn.compact
     def __call__(
         self,

@@ -80,6 +80,11 @@ class UNet(nn.Module):
         layers.check_name("embedding", self.embedding, layers.EMBEDDINGS)
         super().__post_init__()
 
+    def least_parameters(self) -> int:
+        """A lower bound of the number of parameters, by the blocks' kernels for signals alone."""
+        kernels = sum((self.channels * mult) ** 2 for mult in self.channel_mults)
+        return (2 * self.num_blocks + 1) * 2 * 3 * kernels
+
     def check_sizes(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless the levels can halve the spatial axes of a shape (B, ..., C)."""
         if len(shape) < 3:
