@@ -17,10 +17,10 @@ def get_config() -> ConfigDict:
     """The config; see `diffax.config.default_config` for what the keys mean."""
     config = default_config()
     config.data.name = "npz"
-    config.model.channels = 32
-    config.model.channel_mults = (1, 1, 2, 2, 4, 4)
-    config.model.num_blocks = 1
-    config.model.attention_resolutions = (128,)
+    config.model.unet.channels = 32
+    config.model.unet.channel_mults = (1, 1, 2, 2, 4, 4)
+    config.model.unet.num_blocks = 1
+    config.model.unet.attention_resolutions = (128,)
     config.schedule.log_snr_max = 15.0
     config.schedule.log_snr_min = -10.0
     config.objective.prediction = "v"

@@ -14,10 +14,10 @@ def get_config() -> ConfigDict:
     """The config; see `diffax.config.default_config` for what the keys mean."""
     config = default_config()
     config.data.name = "digits"
-    config.model.channels = 32
-    config.model.channel_mults = (1, 2)
-    config.model.num_blocks = 1
-    config.model.attention_resolutions = (4,)
+    config.model.unet.channels = 32
+    config.model.unet.channel_mults = (1, 2)
+    config.model.unet.num_blocks = 1
+    config.model.unet.attention_resolutions = (4,)
     config.schedule.name = "cosine"
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0

@@ -17,7 +17,7 @@ def get_config() -> ConfigDict:
     config.data.name = "fashion_mnist"
     config.data.pad_to = 32
     config.data.flip = True
-    config.model.channels = 32
+    config.model.unet.channels = 32
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0
     config.objective.prediction = "v"

@@ -19,7 +19,7 @@ def get_config() -> ConfigDict:
     config.data.name = "folder"
     config.data.image_size = 64
     config.data.flip = True
-    config.model.channel_mults = (1, 2, 2, 4)
+    config.model.unet.channel_mults = (1, 2, 2, 4)
     config.schedule.base_resolution = 32
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0

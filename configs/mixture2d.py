@@ -16,7 +16,7 @@ def get_config() -> ConfigDict:
     config = default_config()
     config.data.name = "mixture2d"
     config.model.name = "mlp"
-    config.model.width = 64
+    config.model.mlp.width = 64
     config.schedule.name = "cosine"
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0

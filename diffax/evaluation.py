@@ -163,7 +163,7 @@ def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0
     told = config_lib.conditioning(run.config)
     if told != "log_snr":
         raise ValueError(
-            f"config.model.conditioning is {told!r}; only a network told"
+            f"config.model.{run.config.model.name}.conditioning is {told!r}; only a network told"
             " the 'log_snr' has a bound along another schedule"
         )
     return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)

@@ -105,9 +105,15 @@ def suggestion(word: Any, choices: Iterable[str], cutoff: float = 0.6) -> str:
 
     Capital letters, and - for _, make no difference. `cutoff`: of `difflib.get_close_matches`.
     """
+    near = nearest(word, choices, cutoff)
+    return f" (did you mean {near}?)" if near else ""
+
+
+def nearest(word: Any, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
+    """The choice of `suggestion`."""
     plain = {_plain(choice): choice for choice in choices}
     near = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
-    return f" (did you mean {plain[near[0]]}?)" if near else ""
+    return plain[near[0]] if near else None
 
 
 def _plain(word: Any) -> str:

@@ -171,7 +171,7 @@ def small_run(options: dict, schedule: str, seed: int):
     config.evaluation.gradient_batches = 0
     config.evaluation.update(num_examples=2000, repeats=4, num_samples=2000)
     if options["tiny"]:
-        config.model.update(
+        config.model.unet.update(
             channels=8, channel_mults=(1,), num_blocks=1, attention_resolutions=(), head_width=8
         )
         config.training.batch_size = 16
@@ -191,7 +191,7 @@ def ten_steps(options: dict) -> dict:
 
     config = small_run(options, "learned", 0)
     if not options["tiny"]:  # compiled three times
-        config.model.update(channels=16, channel_mults=(1, 2), num_blocks=1)
+        config.model.unet.update(channels=16, channel_mults=(1, 2), num_blocks=1)
     dataset = data.load(config.data)
     info = training.DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)

@@ -113,8 +113,8 @@ def get_config():
     config = default_config()
     config.data.name = "mixture2d"
     config.model.name = "mlp"
-    config.model.width = 8
-    config.model.depth = 1
+    config.model.mlp.width = 8
+    config.model.mlp.depth = 1
     config.schedule.log_snr_max = 6.0
     config.schedule.log_snr_min = -6.0
     config.optimizer.warmup_steps = 0
@@ -132,9 +132,10 @@ def get_config():
     return config
 """
 IMAGES = CONFIG.replace('"mixture2d"', '"digits"').replace(
-    '    config.model.name = "mlp"\n    config.model.width = 8\n    config.model.depth = 1\n',
-    "    config.model.channels = 4\n    config.model.channel_mults = (1,)\n"
-    "    config.model.num_blocks = 1\n    config.model.attention_resolutions = ()\n"
+    '    config.model.name = "mlp"\n    config.model.mlp.width = 8\n'
+    "    config.model.mlp.depth = 1\n",
+    "    config.model.unet.channels = 4\n    config.model.unet.channel_mults = (1,)\n"
+    "    config.model.unet.num_blocks = 1\n    config.model.unet.attention_resolutions = ()\n"
     "    config.model.class_conditional = True\n",
 )
 

@@ -107,10 +107,10 @@ def measure_step(batch: int, size: int, channels: int, times: int, compiled: str
     jax.config.update("jax_compilation_cache_dir", compiled)
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
     config = base_config(
-        model__channels=channels,
-        model__channel_mults=(1, 2),
-        model__num_blocks=1,
-        model__attention_resolutions=(4,),
+        model__unet__channels=channels,
+        model__unet__channel_mults=(1, 2),
+        model__unet__num_blocks=1,
+        model__unet__attention_resolutions=(4,),
         parallel__num_devices=1,
     )
     shape = (size, size, 1)
@@ -169,8 +169,8 @@ def measure_devices(devices: Sequence[int], num_steps: int = 4) -> list[dict[str
     def run(where: Mapping[str, Any]) -> tuple[Any, Any]:
         config = base_config(
             model__name="mlp",
-            model__width=128,
-            model__depth=1,
+            model__mlp__width=128,
+            model__mlp__depth=1,
             objective__time_sampling="importance",  # looks at the losses of the whole batch
             optimizer__learning_rate=1e-2,
             optimizer__warmup_steps=5,
@@ -194,7 +194,7 @@ def measure_devices(devices: Sequence[int], num_steps: int = 4) -> list[dict[str
 def measure_processes(layouts: Sequence[str]) -> list[dict[str, Any]]:
     """How far `diffax train` in two processes of two devices each is from that on one device."""
     script = HERE / "launch" / "local.sh"
-    common = {"model.width": 128, "training.num_steps": 8, "training.log_every": 1}
+    common = {"model.mlp.width": 128, "training.num_steps": 8, "training.log_every": 1}
     common |= {"training.eval_every": 0, "training.sample_every": 0}
 
     def run(processes: int, where: Mapping[str, Any]) -> tuple[Any, Any]:

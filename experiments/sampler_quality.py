@@ -296,7 +296,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     points = make_points(config, costs, args.counts, args.grid)
 
     def fingerprint(arm: Arm, seed: int) -> dict[str, Any]:
-        own = runner.arm_config(config, arm, seed).to_dict()
+        own = config_lib.relevant(runner.arm_config(config, arm, seed))
         return {**own, "batches": args.batches, "classifier": SETTINGS}
 
     arms = {point.arm.name: point.arm for point in points.values()}  # two counts may share one

@@ -32,7 +32,8 @@ def mlp(width: int) -> ConfigDict:
     """An MLP on points in the plane; of width 64, that of configs/mixture2d.py."""
     config = config_lib.default_config()
     config.data.name = "mixture2d"
-    config.model.update(name="mlp", width=width)
+    config.model.name = "mlp"
+    config.model.mlp.width = width
     config.training.batch_size = 256
     return config
 
@@ -41,7 +42,7 @@ def unet() -> ConfigDict:
     """The U-Net of configs/ablation_digits.py."""
     config = config_lib.default_config()
     config.data.name = "digits"
-    config.model.update(
+    config.model.unet.update(
         channels=16,
         channel_mults=(1, 2),
         num_blocks=1,

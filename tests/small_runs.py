@@ -19,11 +19,11 @@ from diffax.config import default_config
 def get_config():
     config = default_config()
     config.data.name = "digits"
-    config.model.channels = 8
-    config.model.channel_mults = (1,)
-    config.model.num_blocks = 1
-    config.model.attention_resolutions = ()
-    config.model.head_width = 8
+    config.model.unet.channels = 8
+    config.model.unet.channel_mults = (1,)
+    config.model.unet.num_blocks = 1
+    config.model.unet.attention_resolutions = ()
+    config.model.unet.head_width = 8
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0
     config.training.batch_size = 16
@@ -71,8 +71,8 @@ def small_config(**changes):
     config = config_lib.default_config()
     config.data.name = "mixture2d"
     config.model.name = "mlp"
-    config.model.width = 16
-    config.model.depth = 1
+    config.model.mlp.width = 16
+    config.model.mlp.depth = 1
     config.schedule.log_snr_max = 6.0
     config.schedule.log_snr_min = -6.0
     config.optimizer.warmup_steps = 5

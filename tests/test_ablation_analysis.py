@@ -164,7 +164,7 @@ def test_verdict_has_the_headline_first_and_main_metrics_only():
 def test_names_that_grid_made_are_shortened():
     names = {
         "schedule.name=cosine,schedule.num_steps=250": "cosine, num_steps=250",
-        "model.channel_mults=(1, 2),data.flip=True": "channel_mults=(1, 2), flip=True",
+        "model.unet.channel_mults=(1, 2),data.flip=True": "channel_mults=(1, 2), flip=True",
         "learned": "learned",
         "odd, name=": "odd, name=",
     }

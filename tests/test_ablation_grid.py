@@ -20,6 +20,7 @@ from diffax.ablation.grid import (
     run_grid,
 )
 from diffax.ablation.jsonable import flatten, jsonable
+from diffax.config import default_config, relevant
 
 ARMS = [Arm("linear", {"schedule.name": "linear"}), Arm("cosine", {"schedule.name": "cosine"})]
 
@@ -54,8 +55,8 @@ def test_grid_is_the_full_product():
         "schedule.name=cosine,objective.prediction=v",
     ]
     assert arms[1].overrides == {"schedule.name": "linear", "objective.prediction": "v"}
-    mults = grid({"model.channel_mults": [(1, 2), (1, 2, 2)]})
-    assert [arm.overrides["model.channel_mults"] for arm in mults] == [(1, 2), (1, 2, 2)]
+    mults = grid({"model.unet.channel_mults": [(1, 2), (1, 2, 2)]})
+    assert [arm.overrides["model.unet.channel_mults"] for arm in mults] == [(1, 2), (1, 2, 2)]
 
 
 @pytest.mark.parametrize(
@@ -150,6 +151,24 @@ def test_changed_overrides_of_an_arm_are_refused(tmp_path):
     changed = [replace(ARMS[0], overrides={"schedule.name": "sigmoid"}), ARMS[1]]
     with pytest.raises(ValueError, match=r"schedule\.name was 'linear', is 'sigmoid'"):
         run_grid(changed, [0], Recorder(), tmp_path)
+
+
+def test_a_configuration_with_flat_fields_of_networks_is_known_again(tmp_path):
+    """They lay side by side in config.model once; a key that is new since then has its default."""
+    now = default_config()
+    now.model.update(name="mlp", mlp={"width": 32})
+    was = now.to_dict()
+    was["model"] = {"name": "mlp", "width": 32, "depth": 3, "channels": 64, "dropout": 0.0} | {
+        key: was["model"][key] for key in ("class_conditional", "label_dropout")
+    }
+    del was["training"]["max_skipped"]
+    run_grid(ARMS, [0], Recorder(), tmp_path, fingerprint=was)
+    run = Recorder()
+    run_grid(ARMS, [0], run, tmp_path, fingerprint=relevant(now))
+    assert run.calls == []
+    now.model.mlp.width = 16
+    with pytest.raises(ValueError, match="model.mlp.width was 32, is 16"):
+        run_grid(ARMS, [0], run, tmp_path, fingerprint=relevant(now))
 
 
 def test_fingerprint_may_be_a_function_or_a_config_dict(tmp_path):

@@ -169,7 +169,7 @@ def test_where_seeds_cannot_be_trained_together_each_is_by_itself(
 
 
 def test_small_networks_are_trained_together_by_default():
-    config = small_config(model__width=64, training__batch_size=256)
+    config = small_config(model__mlp__width=64, training__batch_size=256)
     assert together.at_once(config) == 8
     config.training.batch_size = 4096
     assert together.at_once(config) == 1

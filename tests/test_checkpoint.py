@@ -268,7 +268,7 @@ def test_a_run_without_a_checkpoint_may_be_begun_anew(tmp_path, monkeypatch):
 
 def test_a_state_of_another_model_is_refused(tmp_path):
     training.train(small_config(), tmp_path)
-    changed = small_config(model__width=32, training__allow_config_change=True)
+    changed = small_config(model__mlp__width=32, training__allow_config_change=True)
     with pytest.raises(ValueError, match="is of another model or config: ema_params"):
         training.train(changed, tmp_path)
 

@@ -240,8 +240,8 @@ def axis(text):
         ("schedule.log_snr_max=6,1e1,None", [6.0, 10.0, None]),
         ("sampling.low_order_finish=true,False", [True, False]),
         ("sampling.guidance_interval=(-5,5),None,(-2.5,2)", [(-5, 5), None, (-2.5, 2)]),
-        ("model.channel_mults=(1,2),(1, 2, 2),[1]", [(1, 2), (1, 2, 2), (1,)]),
-        ("model.attention_resolutions=(),(4,)", [(), (4,)]),
+        ("model.unet.channel_mults=(1,2),(1, 2, 2),[1]", [(1, 2), (1, 2, 2), (1,)]),
+        ("model.unet.attention_resolutions=(),(4,)", [(), (4,)]),
         ("sampling.schedule=None,cosine", [None, "cosine"]),
     ],
 )
@@ -258,8 +258,8 @@ def test_any_key_is_an_axis(text, values):
         ("schedule.name.x=1", "has no key 'schedule.name.x'"),
         ("training.num_steps=1.5", "takes a whole number"),
         ("sampling.low_order_finish=maybe", "takes true or false"),
-        ("model.channel_mults=1,2", "takes whole numbers in brackets"),
-        ("model.channel_mults=(1,2", "takes whole numbers in brackets"),
+        ("model.unet.channel_mults=1,2", "takes whole numbers in brackets"),
+        ("model.unet.channel_mults=(1,2", "takes whole numbers in brackets"),
         ("seed=0,1", "see --seeds"),
     ],
 )
@@ -318,10 +318,11 @@ def test_combinations_that_exclude_one_another_are_left_out():
     [
         ({"schedule.name": ["linear", "cosin"]}, "schedule.name is 'cosin'"),
         (
-            {"schedule.name": ["learned"], "model.conditioning": ["step"]},
+            {"schedule.name": ["learned"], "model.mlp.conditioning": ["step"]},
             "no arm of the grid",
         ),
         ({"schedule.nme": ["linear"]}, "schedule.nme"),
+        ({"model.unet.channels": [8, 16]}, "no effect, since model.name is 'mlp'"),
     ],
 )
 def test_values_that_are_possible_nowhere_are_refused(axes, said):
@@ -351,8 +352,8 @@ def test_a_part_that_is_none_is_refused(shard, config_file, tmp_path, capsys):
 
 
 def test_the_command_of_a_part_is_that_of_the_whole():
-    words = ["ablate", "--shard=1/4", "--axis=model.channel_mults=(1,2)", "--shard", "2/4"]
+    words = ["ablate", "--shard=1/4", "--axis=model.unet.channel_mults=(1,2)", "--shard", "2/4"]
     assert (
         ablate._command([*words, "--seeds=2"])
-        == "diffax ablate '--axis=model.channel_mults=(1,2)' --seeds=2"
+        == "diffax ablate '--axis=model.unet.channel_mults=(1,2)' --seeds=2"
     )

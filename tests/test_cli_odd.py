@@ -14,7 +14,7 @@ WORDS = [
     "../..", "$(x)", "'", '"""', "%s%d", "--", "-", "-h,", "@file", "cosin", "1/0", "2/1", "\u202e",
     "seed=0,1", "schedule.name", "schedule.name=", "schedule.name=linear,,cosine", "=linear,cosine",
     "schedule=linear", "schedule.nme=linear,cosine", "schedule.name=linear,linear",
-    "model.channels=8,many", "model.channel_mults=(1),(2)", "optimizer.name=adam,adamm",
+    "model.unet.channels=8,many", "model.unet.channel_mults=(1),(2)", "optimizer.name=adam,adamm",
     "schedule.s=0.2:0.1", "schedule.s=0:0.1:log", "schedule.s=:", "schedule.s=1:2:3:4",
     "schedule.s=nan:1", "training.num_steps=1:2", "frechet,frechet", "fd_lite,kid", "bpd",
 ]  # fmt: skip

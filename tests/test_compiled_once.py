@@ -20,7 +20,7 @@ DISCRETE = dict(schedule__num_steps=30, schedule__log_snr_max=None, schedule__lo
 PMAP = dict(parallel__mode="pmap", parallel__num_devices=2)
 CASES = {
     "laplace": dict(schedule__name="laplace", objective__time_sampling="importance"),
-    "linear, discrete": dict(DISCRETE, schedule__name="linear", model__dtype="bfloat16"),
+    "linear, discrete": dict(DISCRETE, schedule__name="linear", model__mlp__dtype="bfloat16"),
     "learned variance": dict(DISCRETE, objective__learned_variance=True),
     "monotone": LEARNED,
     "monotone, learned ends, discrete": dict(

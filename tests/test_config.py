@@ -1,6 +1,7 @@
 """Configs: defaults, every refusal, JSON, command-line overrides, and what configs build."""
 
 import importlib
+import json
 import pathlib
 import re
 
@@ -50,7 +51,7 @@ def with_values(changes: dict) -> ConfigDict:
         ("training.batch_size", True, ["training.batch_size", "True", "bool", "int"]),
         ("training.batch_size", None, ["training.batch_size", "None", "int"]),
         ("training.tensorboard", 1, ["training.tensorboard", "bool"]),
-        ("model.channel_mults", 2, ["model.channel_mults", "tuple"]),
+        ("model.unet.channel_mults", 2, ["model.unet.channel_mults", "tuple"]),
         ("schedule.s", "small", ["schedule.s", "'small'", "float or None"]),
         ("training.batch_size", 0, ["training.batch_size is 0", "at least 1"]),
         ("training.num_steps", 0, ["training.num_steps is 0", "at least 1"]),
@@ -72,9 +73,8 @@ def with_values(changes: dict) -> ConfigDict:
         ("schedule.log_snr_max", 5.0, ["log_snr_max and log_snr_min", "both or neither"]),
         ("schedule.zero_terminal_snr", True, ["prediction='eps'", "prediction='v'"]),
         ("schedule.num_steps", 20, ["config.sampling", "num_steps=50", "1 to 20"]),
-        ("model.width", 64, ["width=64", "'unet'", "channels"]),
-        ("model.channels", 33, ["config.model", "channels is 33", "even"]),
-        ("model.conditioning", "steps", ["conditioning is 'steps'", "log_snr, step"]),
+        ("model.unet.channels", 33, ["config.model", "channels is 33", "even"]),
+        ("model.unet.conditioning", "steps", ["conditioning is 'steps'", "log_snr, step"]),
         ("sampling.num_steps", 0, ["sampling.num_steps is 0", "at least 1"]),
         ("sampling.eta", 2.0, ["config.sampling", "eta=2.0", "0 (deterministic) to 1"]),
         ("sampling.variance", "learned", ["'ddim'", "'variance'", "allowed are eta"]),
@@ -99,7 +99,7 @@ def test_refused(key, value, words):
     [
         ({"schedule.num_steps": 20}, ["config.sampling", "num_steps=50", "1 to 20"]),
         ({"schedule.num_steps": 1}, ["config.sampling", "num_steps=50", "1 to 1, the"]),
-        ({"model.conditioning": "step"}, ["conditioning='step'", "log_snr"]),
+        ({"model.unet.conditioning": "step"}, ["conditioning='step'", "log_snr"]),
         ({"training.batch_size": 33}, ["training.batch_size is 33", "even"]),
         ({"schedule.kind": "spline"}, ["kind='spline'", "monotone, piecewise_linear, polynomial"]),
     ],
@@ -305,10 +305,10 @@ def test_model_is_told_classes_and_variance():
 
 
 def test_json_keeps_every_value():
-    config = with_values({"schedule.s": 0.01, "model.channel_mults": (1, 3), "seed": 7})
+    config = with_values({"schedule.s": 0.01, "model.unet.channel_mults": (1, 3), "seed": 7})
     again = config_lib.from_json(config_lib.to_json(config))
     assert config_lib.differences(config, again) == {}
-    assert (again.schedule.s, again.model.channel_mults, again.seed) == (0.01, (1, 3), 7)
+    assert (again.schedule.s, again.model.unet.channel_mults, again.seed) == (0.01, (1, 3), 7)
     config_lib.validate(again)
 
 
@@ -324,7 +324,7 @@ def test_json_that_is_no_config_is_refused():
         ("[]", r"not a saved config: it holds \[\], and no keys"),
         ("null", "not a saved config: it holds None"),
         ('{"training": 5}', "training is 5, of type int; it is a section of keys"),
-        ('{"model": {"width": "64"}}', "model.width is '64', of type str; it must be of type int"),
+        ('{"model": {"mlp": {"width": "64"}}}', "model.mlp.width is '64', of type str; it must be"),
     ],
 )
 def test_json_of_another_type_is_named(text, said):
@@ -341,6 +341,60 @@ def test_a_number_of_the_likelihood_is_no_score_of_samples():
 
 def test_json_of_an_older_config_gets_new_keys_by_default():
     assert config_lib.from_json('{"seed": 3}').training.batch_size == 128
+
+
+# Fields of all networks lay side by side; None was a network's default.
+FLAT = {
+    "name": "mlp", "class_conditional": True, "label_dropout": 0.2, "channels": 64,
+    "channel_mults": [1, 2, 2], "conditioning": "log_snr", "width": 32, "depth": None, "chanels": 3,
+}  # fmt: skip
+
+
+def test_a_config_saved_with_flat_fields_of_networks_gets_them_by_its_network():
+    saved = config_lib.saved(json.dumps({"seed": 3, "model": FLAT}))
+    assert config_lib.unknown_keys(saved) == ["model.chanels"]
+    own = {key: value for key, value in FLAT.items() if key != "chanels"}
+    text = json.dumps({"seed": 3, "model": own})
+    config = config_lib.from_json(text)
+    config_lib.validate(config)
+    assert (config.seed, config.model.label_dropout, config.model.mlp.width) == (3, 0.2, 32)
+    assert config.model.to_dict().keys() == config_lib.default_config().model.to_dict().keys()
+    now = with_values(
+        {"seed": 3, "model.name": "mlp", "model.class_conditional": True, "model.mlp.width": 32,
+         "model.label_dropout": 0.2}
+    )  # fmt: skip
+    assert config_lib.differences(config_lib.saved(text), now) == {}
+    assert config_lib.differences(config, now) == {}
+    own["name"] = "unet"
+    assert config_lib.from_json(json.dumps({"model": own})).model.unet.channels == 64
+
+
+def test_fields_of_other_networks_count_nowhere():
+    config, other = with_values({"model.mlp.width": 64}), config_lib.default_config()
+    config_lib.validate(config)
+    assert config_lib.differences(config, other) == {}
+    assert config_lib.relevant(config) == config_lib.relevant(other)
+    assert "mlp" not in config_lib.relevant(config)["model"]
+    assert config_lib.relevant(config, ["mlp"])["model"]["mlp"]["width"] == 64
+    assert "model.mlp.width have no effect" in config_lib.remarks(config)[0]
+    config.model.name = "mlp"
+    assert config_lib.differences(config, other) == {"model.name": ("mlp", "unet")}
+    config_lib.validate(config)
+    with config.unlocked(), config.ignore_type():
+        config.model.unet.channels = "many"  # of no consequence
+    config_lib.validate(config)
+
+
+def test_networks_may_have_fields_of_one_name_and_different_types(registering):
+    class Wide(models.MLP):
+        width: str = "broad"
+
+    models.register("wide", Wide)
+    config = config_lib.default_config()
+    assert (config.model.wide.width, config.model.mlp.width) == ("broad", 128)
+    models.register("class_conditional", models.MLP)
+    with pytest.raises(ValueError, match="a network can't be named 'class_conditional'"):
+        config_lib.default_config()
 
 
 def test_differences_name_each_key():

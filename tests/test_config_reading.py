@@ -57,11 +57,11 @@ READ = [
     ("schedule.learn_endpoints=true", True),
     ("training.tensorboard=False", False),
     ("training.tensorboard", True),
-    ("model.channel_mults=(1, 2, 3)", (1, 2, 3)),
-    ("model.channel_mults=[1]", (1,)),
-    ("model.channel_mults=(4,)", (4,)),
-    ("model.channel_mults=2,3", (2, 3)),
-    ("model.attention_resolutions=()", ()),
+    ("model.unet.channel_mults=(1, 2, 3)", (1, 2, 3)),
+    ("model.unet.channel_mults=[1]", (1,)),
+    ("model.unet.channel_mults=(4,)", (4,)),
+    ("model.unet.channel_mults=2,3", (2, 3)),
+    ("model.unet.attention_resolutions=()", ()),
     ("sampling.guidance_interval=(-5,5)", (-5.0, 5.0)),
     ("evaluation.metrics=(kid,prdc)", ("kid", "prdc")),
     ("evaluation.metrics=('kid', \"prdc\")", ("kid", "prdc")),
@@ -79,10 +79,13 @@ def test_a_word_is_read_as_the_keys_kind(text, value):
 
 
 def test_the_last_of_several_holds():
-    config = overridden("model.channel_mults=(1,)", "model.channel_mults=(2,3)", "seed=1", "seed=2")
-    assert (config.model.channel_mults, config.seed) == ((2, 3), 2)
-    config = overridden("model.attention_resolutions=(4,)", "model.attention_resolutions=()")
-    assert config.model.attention_resolutions == ()
+    config = overridden(
+        "model.unet.channel_mults=(1,)", "model.unet.channel_mults=(2,3)", "seed=1", "seed=2"
+    )
+    assert (config.model.unet.channel_mults, config.seed) == ((2, 3), 2)
+    key = "model.unet.attention_resolutions"
+    config = overridden(f"{key}=(4,)", f"{key}=()")
+    assert config.model.unet.attention_resolutions == ()
 
 
 def test_none_is_set_back():
@@ -111,18 +114,22 @@ def test_none_is_set_back():
         ("schedule.s=small", "takes a number, or None"),
         ("training.tensorboard=yes", "takes true or false"),
         ("data.name=None", "takes text"),
-        ("model.channel_mults=2", "takes whole numbers in brackets, as (1,2)"),
-        ("model.channel_mults=(1.5,)", "takes whole numbers in brackets"),
-        ('model.channel_mults=("a",)', "takes whole numbers in brackets"),
-        ("model.channel_mults=(,)", "takes whole numbers in brackets"),
-        ("model.channel_mults=(1,(2,))", "takes whole numbers in brackets"),
-        ("model.channel_mults=" + "(" * 5000, "takes whole numbers in brackets"),
-        ("model.channel_mults=__import__('os')", "takes whole numbers in brackets"),
+        ("model.unet.channel_mults=2", "takes whole numbers in brackets, as (1,2)"),
+        ("model.unet.channel_mults=(1.5,)", "takes whole numbers in brackets"),
+        ('model.unet.channel_mults=("a",)', "takes whole numbers in brackets"),
+        ("model.unet.channel_mults=(,)", "takes whole numbers in brackets"),
+        ("model.unet.channel_mults=(1,(2,))", "takes whole numbers in brackets"),
+        ("model.unet.channel_mults=" + "(" * 5000, "takes whole numbers in brackets"),
+        ("model.unet.channel_mults=__import__('os')", "takes whole numbers in brackets"),
         ("sampling.guidance_interval=(a,b)", "takes numbers in brackets, as (-5,5), or None"),
         ("evaluation.metrics=(kid,,prdc)", "takes words in brackets"),
         ("nope=1", "config has no key 'nope'; the top level has seed, data"),
-        ("model.chanels=8", "no key 'model.chanels' (did you mean model.channels?); model has"),
-        ("model.Channel-Mults=(1,)", "did you mean model.channel_mults?"),
+        ("model.unet.chanels=8", "(did you mean model.unet.channels?); model.unet has channels,"),
+        ("model.chanels=8", "no key 'model.chanels' (did you mean model.unet.channels?); model"),
+        ("model.channels=8", "no key 'model.channels' (did you mean model.unet.channels?); model"),
+        ("model.dropout=0.1", "(did you mean model.unet.dropout?)"),
+        ("model.dtype=float32", "(did you mean model.mlp.dtype or model.unet.dtype?)"),
+        ("model.Channel-Mults=(1,)", "did you mean model.unet.channel_mults?"),
         ("optimiser.name=adam", "did you mean optimizer?"),
         ("batch_size=3", "did you mean training.batch_size or evaluation.batch_size?"),
         ("model=unet", "model is a section; name one of its keys, name, class_conditional"),
@@ -138,8 +145,8 @@ def test_an_override_that_cannot_be_is_one_sentence(text, said):
 
 
 def test_a_config_without_the_section_is_refused():
-    message = refusal(reading.override, ConfigDict({"model": 3}), ["model.channels=8"])
-    assert message.endswith("config.model is missing: start from diffax.config.default_config()")
+    message = refusal(reading.override, ConfigDict({"model": 3}), ["model.unet.channels=8"])
+    assert message.endswith("config.model.unet is missing: start from diffax.config.default_config()")
 
 
 @pytest.mark.parametrize(
@@ -171,16 +178,15 @@ def test_a_tuple_of_anything_takes_each_entry_as_it_looks():
     ("key", "value"),
     [
         ("evaluation.metrics", (1.5,)),
-        ("model.channel_mults", ("a",)),
-        ("model.attention_resolutions", (1.5,)),
-        ("model.remat_levels", (True,)),
+        ("model.unet.channel_mults", ("a",)),
+        ("model.unet.attention_resolutions", (1.5,)),
+        ("model.unet.remat_levels", (True,)),
         ("sampling.guidance_interval", ("low", "high")),
     ],
 )
 def test_entries_of_a_tuple_have_a_type(key, value):
     config = config_lib.default_config()
-    section, _, last = key.partition(".")
-    config[section][last] = value
+    config.update_from_flattened_dict({key: value})
     message = refusal(config_lib.validate, config)
     assert f"config.{key} is {value!r}" in message and "it must be of type tuple of " in message
 
@@ -246,7 +252,7 @@ def test_a_frozen_config_can_be_overridden(tmp_path):
         START + frozen + "def get_config():\n    return FrozenConfigDict(default_config())\n"
     )
     config = files.read_file(str(path))
-    reading.override(config, ["seed=3", "schedule.s=0.5", "model.channel_mults=(1,)"])
+    reading.override(config, ["seed=3", "schedule.s=0.5", "model.unet.channel_mults=(1,)"])
     assert not isinstance(config, FrozenConfigDict)
     config_lib.validate(config)
-    assert (config.seed, config.schedule.s, config.model.channel_mults) == (3, 0.5, (1,))
+    assert (config.seed, config.schedule.s, config.model.unet.channel_mults) == (3, 0.5, (1,))

@@ -244,8 +244,8 @@ def test_edits_refuse(run, call, said):
         ({"model__class_conditional": False}, dict(label=1), "not told classes"),
         ({"model__class_conditional": False}, dict(guidance_scale=2.0), "class_conditional"),
         ({"model__label_dropout": 0.0}, dict(guidance_scale=2.0), "label_dropout above 0"),
-        ({"model__conditioning": "step"}, dict(guidance_scale=2.0), "conditioning='log_snr'"),
-        ({"model__conditioning": "step"}, dict(schedule="cosine"), "must be 'log_snr'"),
+        ({"model__mlp__conditioning": "step"}, dict(guidance_scale=2.0), "conditioning='log_snr'"),
+        ({"model__mlp__conditioning": "step"}, dict(schedule="cosine"), "must be 'log_snr'"),
     ],
 )
 def test_refusals(changes, arguments, said):

@@ -143,7 +143,7 @@ def test_damage_that_one_process_alone_sees_is_passed_over_by_both(killable, tmp
     """In a network so large that a file of one process's parts is read by that process alone."""
     workdir = tmp_path / "run"
     config = config_of(
-        model__width=128, parallel__num_devices=0, parallel__fsdp=4, training__num_steps=8
+        model__mlp__width=128, parallel__num_devices=0, parallel__fsdp=4, training__num_steps=8
     )
     killable.start(config, workdir, two_processes())
     assert killable.wait() == [0, 0]

@@ -33,7 +33,7 @@ CHANGES = dict(
     schedule__kind="polynomial",
     schedule_learning__clip_norm=1.0,  # its moments no larger than others
     objective__time_sampling="importance",
-    model__width=32,
+    model__mlp__width=32,
 )
 STEPS = 4
 
@@ -135,8 +135,8 @@ def test_a_unet_with_attention_too():
     found = []
     for layout in (ONE, dict(num_devices=4, fsdp=2)):
         where = {f"parallel__{key}": value for key, value in layout.items()}
-        config = small_config(**where, model__name="unet", model__remat=layout is not ONE)
-        config.model.update(
+        config = small_config(**where, model__name="unet", model__unet__remat=layout is not ONE)
+        config.model.unet.update(
             channels=8, channel_mults=(1,), num_blocks=1, attention_resolutions=(8,), head_width=8
         )
         state, compiled = begin(config, images)

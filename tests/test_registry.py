@@ -142,6 +142,8 @@ def test_networks_that_can_be_no_models_are_refused():
         models.register("newcomer", NoDefault)
     with pytest.raises(ValueError, match="must be a class of flax modules"):
         models.register("newcomer", lambda: None)
+    with pytest.raises(ValueError, match="can't be named 'new.comer'"):
+        models.register("new.comer", models.MLP)
 
 
 def test_a_measure_can_not_take_the_name_of_another_score():

@@ -187,7 +187,7 @@ DAMAGES = {
     "an unknown key": altered("config.json", "training.nope", 3),
     "another seed": altered("config.json", "seed", 1),
     "another rate": altered("config.json", "optimizer.learning_rate", 0.5),
-    "another width": altered("config.json", "model.width", 32),
+    "another width": altered("config.json", "model.mlp.width", 32),
     "another data set": altered("config.json", "data.name", "digits"),
     "half a data set": ("dataset.json", lambda path: path.write_bytes(path.read_bytes()[:50])),
     "an empty data set": written("dataset.json", b""),

@@ -320,7 +320,7 @@ def test_predictor_tells_log_snr_or_step():
 
 @pytest.mark.parametrize("num_steps", [0, 20])
 def test_step_conditioning_trains_and_samples(num_steps):
-    config = small_config(model__conditioning="step", schedule__num_steps=num_steps)
+    config = small_config(model__mlp__conditioning="step", schedule__num_steps=num_steps)
     config_lib.validate(config)
     state, metrics = train_steps(config, 4)
     assert np.isfinite([m["loss"] for m in metrics]).all()

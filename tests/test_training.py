@@ -231,7 +231,7 @@ def test_a_run_that_ended_well_keeps_its_end_when_going_on_diverges(
 def test_train_on_the_mixture_approaches_the_exact_denoiser(tmp_path):
     """The loss falls to near that of the exact noise prediction, which nothing can beat."""
     config = small_config(
-        model__width=64, model__depth=2, training__num_steps=600, training__log_every=100,
+        model__mlp__width=64, model__mlp__depth=2, training__num_steps=600, training__log_every=100,
         training__batch_size=256, training__eval_every=600, training__sample_every=600,
         optimizer__decay="cosine", optimizer__learning_rate=4e-3, ema__decay=0.98,
     )  # fmt: skip
@@ -269,9 +269,9 @@ def test_train_on_digits(tmp_path, tmp_path_factory):
     """A U-Net with dropout and labels, on images: loss, samples, what can be read back."""
     config = small_config(
         data__name="digits", data__data_dir=str(tmp_path_factory.mktemp("tfds")),
-        model__name="unet", model__width=128, model__depth=3, model__channels=8,
-        model__channel_mults=(1,), model__num_blocks=1, model__attention_resolutions=(),
-        model__class_conditional=True, model__dropout=0.1,
+        model__name="unet", model__unet__channels=8, model__unet__channel_mults=(1,),
+        model__unet__num_blocks=1, model__unet__attention_resolutions=(),
+        model__class_conditional=True, model__unet__dropout=0.1,
         training__num_steps=20, training__log_every=5, training__sample_every=20,
         training__eval_every=20, optimizer__learning_rate=3e-3, ema__decay=0.9,
         evaluation__repeats=2,
@@ -353,7 +353,7 @@ def test_likelihoods_depend_on_neither_the_batch_s_size_nor_the_devices(measure)
             {"evaluation__batch_size": 100, "parallel__num_devices": 8},
             "evaluation.batch_size is 100",
         ),
-        ({"model__name": "unet", "model__width": 128, "model__depth": 3}, "spatial axis"),
+        ({"model__name": "unet"}, "spatial axis"),
     ],
 )
 def test_train_refuses_before_any_work(tmp_path, changes, words):

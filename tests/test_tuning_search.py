@@ -10,7 +10,7 @@ from small_runs import compiled_quickly, small_config
 
 from diffax import cli
 from diffax import config as config_lib
-from diffax.tuning import results, search, space
+from diffax.tuning import results, run, search, space
 from diffax.tuning.search import Trial, Unfit, best, rungs
 from diffax.tuning.space import Choice, Range, Space
 
@@ -34,7 +34,7 @@ def make_space(*texts, **changes):
     [
         ("schedule.s=0.001:0.1:log", Range("schedule.s", 0.001, 0.1, log=True)),
         ("schedule.start=-4:-2", Range("schedule.start", -4.0, -2.0)),
-        ("model.width=8:32:log", Range("model.width", 8, 32, log=True)),
+        ("model.mlp.width=8:32:log", Range("model.mlp.width", 8, 32, log=True)),
         ("schedule.name=cosine,linear", Choice("schedule.name", ("cosine", "linear"))),
         ("schedule.zero_terminal_snr=true,false", Choice("schedule.zero_terminal_snr", (1, 0))),
         ("schedule.input_scale=0.5,1,2", Choice("schedule.input_scale", (0.5, 1.0, 2.0))),
@@ -64,7 +64,7 @@ def test_a_range_or_values_are_read_as_the_keys_type(text, expected):
         ("schedule=1,2", "schedule is a section"),
         ("schedule.name=cosine", "two or more"),
         ("schedule.zero_terminal_snr=yes,no", "takes true or false"),
-        ("model.channel_mults=1,2", "type tuple, can't be searched"),
+        ("model.unet.channel_mults=1,2", "type tuple, can't be searched"),
         ("data.name=digits,mixture2d", "can't be compared"),
         ("training.num_steps=10:20", "can't be compared"),
         ("seed=0:9", "can't be compared"),
@@ -123,12 +123,31 @@ def test_a_keyword_that_the_schedule_does_not_take_is_left_out():
     config_lib.validate(config_lib.changed(found.config, overrides))
 
 
+def test_a_field_of_another_network_is_left_out():
+    found = make_space("model.unet.dropout=0.1:0.5", "model.name=mlp,unet", model__name="mlp")
+    assert found.suggest(Lowest()) == {"model.name": "mlp"} == found.default()
+    assert found.suggest(Lowest(name="unet")) == {"model.name": "unet", "model.unet.dropout": 0.1}
+    assert found.networks() == {"mlp", "unet"}
+    with pytest.raises(ValueError, match="model.unet.dropout is searched, but no network here"):
+        make_space("model.unet.dropout=0.1:0.5", model__name="mlp")
+
+
 def test_the_configs_own_values_are_found():
     assert make_space(*TEXTS).default() == {"schedule.name": "cosine", "schedule.s": 0.008}
     own = make_space(*TEXTS, schedule__s=0.02).default()
     assert own == {"schedule.name": "cosine", "schedule.s": 0.02}
     assert make_space("schedule.s=0.1:0.2").default() is None
     assert make_space("schedule.input_scale=0.5:2").default() == {"schedule.input_scale": 1.0}
+
+
+def test_settings_of_a_search_with_flat_fields_of_networks_are_known_again():
+    now = {"metric": "bpd", "config.model.name": "mlp", "config.model.mlp.width": 8}
+    now["config.training.max_skipped"] = 10
+    was = {"metric": "bpd", "config.model.name": "mlp", "config.model.width": 8}
+    was["config.model.channels"] = 64
+    assert run._upgraded(was, now) == now
+    assert run._upgraded(now, now) == now
+    assert run._upgraded({**was, "config.model.width": 9}, now) != now
 
 
 # --- the search -----------------------------------------------------------------------------

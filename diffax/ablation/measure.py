@@ -202,7 +202,7 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
 
 def training_configuration(config: ConfigDict) -> dict[str, Any]:
     """All that a training depends on, as `store.fingerprint` takes it."""
-    whole = config.to_dict()
+    whole = config_lib.relevant(config)
     return store.plain({k: v for k, v in whole.items() if k not in AFTER_TRAINING})
 
 

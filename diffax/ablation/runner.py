@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 import functools
 import itertools
-import json
 import logging
 import os
 import sys
@@ -37,10 +36,11 @@ from diffax.ablation.grid import (
     print_progress,
     run_grid,
 )
-from diffax.ablation.jsonable import flatten
+from diffax.ablation.jsonable import flatten, jsonable
 from diffax.ablation.measure import METRICS, PARTS
 from diffax.ablation.report import Report, build_report, environment
 from diffax.ablation.spec import Spec
+from diffax.config.defaults import is_relevant
 from diffax.training.lock import held
 from diffax.training.progress import Progress, doing
 from diffax.training.workdir import PLUGINS, check_writable
@@ -125,7 +125,11 @@ def run_ablation(
         spec,
         metrics=measured,
         parts=[key for key in spec.parts if key in {metric.key for metric in measured}],
-        config=json.loads(config_lib.to_json(config_lib.changed(config, in_all(arms)))),
+        config=jsonable(
+            config_lib.relevant(
+                config_lib.changed(config, in_all(arms)), [each.model.name for each in configs]
+            )
+        ),
         arms=[arm.name for arm in arms],
         design=design(config, arms),
         seeds=list(seeds),
@@ -146,7 +150,7 @@ def run_ablation(
                 seeds,
                 functools.partial(run_one, text=text, workdir=os.fspath(workdir)),
                 workdir,
-                fingerprint=lambda arm, seed: arm_config(config, arm, seed).to_dict(),
+                fingerprint=lambda arm, seed: config_lib.relevant(arm_config(config, arm, seed)),
                 workers=len(environments),
                 on_progress=print_progress,
                 worker_environment=environments,
@@ -171,12 +175,18 @@ def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
     """The config of one run: the common one with the arm's overrides and the seed.
 
     Raises:
-      ValueError: an override of a key that does not exist, or of a wrong type.
+      ValueError: an override of a key that does not exist, of a wrong type, or of a network that
+        the arm does not have.
     """
     try:
         config = config_lib.changed(config, arm.overrides)
     except ValueError as error:
         raise ValueError(f"arm {arm.name!r}: {error}") from None
+    for key in arm.overrides:
+        if not is_relevant(key, config.model.name):
+            raise ValueError(
+                f"arm {arm.name!r}: {key} has no effect, since model.name is {config.model.name!r}"
+            )
     config.seed = seed
     return config
 

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 
+from diffax import config as config_lib
 from diffax.ablation import statistics
 from diffax.ablation.jsonable import flatten, jsonable, read_json, write_json
 from diffax.ablation.numerals import fixed, ratio, signed, significant
@@ -210,6 +211,7 @@ def load(workdir: Path) -> Spec:
         if f.default is missing and f.default_factory is missing
     ]
     read = read_json(path, needed)
+    read["config"] = config_lib.upgraded(read.get("config", {}))
     read["metrics"] = [Metric(**metric) for metric in read["metrics"]]
     if read.get("real_samples") is not None:
         read["real_samples"] = str((workdir / read["real_samples"]).absolute())

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
+from diffax import config as config_lib
 from diffax.ablation.jsonable import flatten, jsonable, read_json, write_json
 
 _STARTED_KEYS = ("fingerprint", "configuration")
@@ -64,16 +65,32 @@ def directory_name(name: str) -> str:
 
 def refuse_another(directory: Path, configuration: Any) -> None:
     """Raises ValueError, naming the differences, if what a directory holds was started with another
-    configuration (a plain one)."""
+    configuration (a plain one). Configs of an older form are compared in today's."""
     for name, keys in (("configuration.json", _STARTED_KEYS), ("result.json", _RESULT_KEYS)):
         path, started = directory / name, directory / "configuration.json"
-        if path.exists() and read_json(path, keys)["fingerprint"] != fingerprint(configuration):
+        if not path.exists():
+            continue
+        found = read_json(path, keys)["fingerprint"]
+        if found != fingerprint(configuration):
             old = read_json(started, _STARTED_KEYS)["configuration"] if started.exists() else {}
+            of_this = found == fingerprint(old)
+            old = _upgraded(old, configuration)
+            if of_this and flatten(old) == flatten(configuration):
+                continue
             raise ValueError(
                 f"{directory} holds a run with another configuration"
                 f"{_differences(old, configuration)}; choose another --workdir or delete that "
                 "directory."
             )
+
+
+def _upgraded(old: Any, new: Any) -> Any:
+    """A plain configuration as it would be noted today: see `config.completed`."""
+    if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
+        return old
+    if "model" in old:
+        return plain(config_lib.completed(old, new))
+    return {k: _upgraded(v, new.get(k)) if k == "config" else v for k, v in old.items()}
 
 
 def note_configuration(directory: Path, configuration: Any) -> None:

@@ -16,7 +16,7 @@ from typing import Any
 import jax
 from ml_collections import ConfigDict
 
-from diffax import models, training
+from diffax import training
 from diffax.ablation import measure, store
 from diffax.ablation.jsonable import read_json, write_json
 
@@ -43,7 +43,7 @@ def at_once(config: ConfigDict, vectorise: bool | None = None) -> int:
         return sys.maxsize if vectorise else 1
     if config.model.name not in GAINING:
         return 1
-    width = config.model.width or models.MODELS[config.model.name].width
+    width = config.model[config.model.name].width
     return max(1, GAINING[config.model.name] // (width * config.training.batch_size))
 
 

@@ -27,7 +27,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         required=True,
         metavar="KEY=A,B,...",
         help="a key of the config and the values to compare, as schedule.name=linear,cosine or"
-        " model.channel_mults=(1,2),(1,2,2); repeated, all combinations; arms that differ in"
+        " model.unet.channel_mults=(1,2),(1,2,2); repeated, all combinations; arms that differ in"
         " sampling.* or evaluation.* alone share one training",
     )
     parser.add_argument("--seeds", type=whole(1, 10_000), default=3, help="how many (default 3)")

@@ -28,12 +28,15 @@ from diffax.config.optimizers import DECAYS, OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
 from diffax.config.storage import (
     changed,
+    completed,
     differences,
     from_json,
     load_plugins,
+    relevant,
     saved,
     to_json,
     unknown_keys,
+    upgraded,
 )
 
 __all__ = [
@@ -47,6 +50,7 @@ __all__ = [
     "build_schedule",
     "build_schedule_optimizer",
     "changed",
+    "completed",
     "conditioning",
     "default_config",
     "differences",
@@ -55,6 +59,7 @@ __all__ = [
     "load_plugins",
     "learning_rate_at",
     "register_optimizer",
+    "relevant",
     "remarks",
     "require_finite_ends",
     "sampling_options",
@@ -62,5 +67,6 @@ __all__ = [
     "schedule_decay_at",
     "to_json",
     "unknown_keys",
+    "upgraded",
     "validate",
 ]

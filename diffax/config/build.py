@@ -100,7 +100,8 @@ def is_learned(schedule: AnySchedule) -> bool:
 
 
 def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
-    """The network of `config.model` for data of `dataset.shape` and `dataset.num_classes` classes.
+    """The network `config.model.name`, with the fields of `config.model.<name>`, for data of
+    `dataset.shape` and `dataset.num_classes` classes.
 
     Raises:
       ValueError: a field's value is not allowed, or classes are asked for and the data has none.
@@ -114,17 +115,16 @@ def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
         told["num_classes"] = dataset.num_classes
     if config.objective.learned_variance:
         told["learned_variance"] = True
-    given = {field: config.model[field] for field in model_fields(config.model.name)}
-    fields = {field: value for field, value in given.items() if value is not None}
-    return models.get(config.model.name, **fields, **told)
+    name = config.model.name
+    fields = {field: config.model[name][field] for field in model_fields(name)}
+    return models.get(name, **fields, **told)
 
 
 def conditioning(config: ConfigDict) -> str:
     """What the network of a config is told of the noise level: "log_snr" or "step"."""
-    own = model_fields(config.model.name)
-    if "conditioning" not in own:
-        return "log_snr"
-    return config.model.conditioning or own["conditioning"]
+    name = config.model.name
+    has_choice = "conditioning" in model_fields(name)
+    return config.model[name].conditioning if has_choice else "log_snr"
 
 
 def learning_rate_at(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:

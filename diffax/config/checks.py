@@ -87,14 +87,14 @@ RULES: dict[str, Rule] = {
     "seed": _rule(lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
     "model.name": _one_of(models.names),
     "model.label_dropout": _SHARE,
-    "model.channels": _whole(1, 16_384),
-    "model.channel_mults": _wholes(64, 16),
-    "model.num_blocks": _whole(1, 32),
-    "model.attention_resolutions": _wholes(65_536, 16),
-    "model.head_width": _whole(1, 65_536),
-    "model.remat_levels": _wholes(16, 16),
-    "model.width": _whole(1, 65_536),
-    "model.depth": _whole(1, 1_000),
+    "model.unet.channels": _whole(1, 16_384),
+    "model.unet.channel_mults": _wholes(64, 16),
+    "model.unet.num_blocks": _whole(1, 32),
+    "model.unet.attention_resolutions": _wholes(65_536, 16),
+    "model.unet.head_width": _whole(1, 65_536),
+    "model.unet.remat_levels": _wholes(16, 16),
+    "model.mlp.width": _whole(1, 65_536),
+    "model.mlp.depth": _whole(1, 1_000),
     "schedule.name": _one_of(schedules.names),
     "schedule.input_scale": _rule(
         lambda value: 1e-3 <= value <= 1e3, "at least 0.001 and at most 1000, a positive number"
@@ -172,8 +172,9 @@ def validate(config: ConfigDict) -> None:
     """Raises ValueError, in one sentence that names the key, if a config can't be run.
 
     Checked: that every key exists, has a value of its default's type, and a value that its rule
-    allows; that the schedule, the network, the optimiser and the sampler take the options they
-    are given; and that these go together. First `config.plugins` are loaded: see `load_plugins`.
+    allows (of the networks' fields, those of the chosen one); that the schedule, the network, the
+    optimiser and the sampler take the options they are given; and that these go together. First
+    `config.plugins` are loaded: see `load_plugins`.
     """
     load_plugins(config)
     expected, given = defaults.keys(), flat(config)
@@ -181,6 +182,8 @@ def validate(config: ConfigDict) -> None:
         if key not in expected:
             raise ValueError(unknown(key, expected))
     for key in expected:
+        if not defaults.is_relevant(key, given.get("model.name")):
+            continue
         if key not in given:
             raise ValueError(f"config.{key} is missing: start from diffax.config.default_config()")
         _check_type(key, given[key], expected[key].kind)
@@ -295,14 +298,6 @@ def _model(config: ConfigDict, schedule: AnySchedule) -> None:
             f"a network of this size has more than {least:,} parameters; at most {_PARAMETERS:,}"
             " are allowed: make it narrower, or of fewer layers"
         )
-    own, known = defaults.model_fields(config.model.name), defaults.keys()
-    for name in models.names():
-        for field in defaults.model_fields(name):
-            if field not in own and config.model[field] != known[f"model.{field}"].default:
-                raise ValueError(
-                    f"{field}={config.model[field]!r} is set, but {config.model.name!r} has no such"
-                    f" field; it has {', '.join(own)}"
-                )
     if build.conditioning(config) == "step" and build.is_learned(schedule):
         raise ValueError(
             "conditioning='step' doesn't tell the network the noise level, which a learned schedule"
@@ -335,13 +330,22 @@ def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
 
 def remarks(config: ConfigDict) -> list[str]:
     """What a config that can be run is probably not meant to say, a sentence each."""
+    found = []
     warmup, num_steps = config.optimizer.warmup_steps, config.training.num_steps
-    if warmup <= num_steps:
-        return []
-    return [
-        f"optimizer.warmup_steps={warmup:,} is more than training.num_steps={num_steps:,}: the"
-        f" learning rate rises to {num_steps / warmup:.2g} of optimizer.learning_rate at most"
+    if warmup > num_steps:
+        found.append(
+            f"optimizer.warmup_steps={warmup:,} is more than training.num_steps={num_steps:,}: the"
+            f" learning rate rises to {num_steps / warmup:.2g} of optimizer.learning_rate at most"
+        )
+    given, name = flat(config), config.model.name
+    unused = [
+        key
+        for key, known in defaults.keys().items()
+        if not defaults.is_relevant(key, name) and given.get(key, known.default) != known.default
     ]
+    if unused:
+        found.append(f"model.name is {name!r}, so that {', '.join(unused)} have no effect")
+    return found
 
 
 def require_finite_ends(config: ConfigDict, schedule: AnySchedule, purpose: str) -> None:
@@ -419,7 +423,7 @@ def _guidance(config: ConfigDict) -> None:
         "model.label_dropout above 0 in training, so that the network knows the null class": (
             model.label_dropout > 0
         ),
-        "model.conditioning='log_snr'": build.conditioning(config) == "log_snr",
+        f"model.{model.name}.conditioning='log_snr'": build.conditioning(config) == "log_snr",
     }
     for need, met in needs.items():
         if not met:
@@ -431,7 +435,7 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
     if build.conditioning(config) != "log_snr":
         raise ValueError(
             f"{field}: a network told the {build.conditioning(config)} knows the schedule that it"
-            " was trained with alone; model.conditioning must be 'log_snr'"
+            f" was trained with alone; model.{config.model.name}.conditioning must be 'log_snr'"
         )
     other = build.build_sampling_schedule(config, _StandIn().shape)
     _checked(lambda: other)

@@ -160,14 +160,19 @@ _KEYS: dict[str, Key] = {
 def keys() -> dict[str, Key]:
     """Every dotted key, those of a section together; one that is not here does not exist.
 
-    To the table are added the fields of `DataConfig` and of the networks, and the arguments of the
-    schedules and the samplers, with what their docstrings say of them. What is registered later
-    counts.
+    To the table are added the fields of `DataConfig`, those of each network as
+    `model.<network>.<field>`, and the arguments of the schedules and the samplers, with what their
+    docstrings say of them. What is registered later counts.
     """
     found = dict(_KEYS)
+    for network in models.names():
+        if f"model.{network}" in _KEYS:
+            raise ValueError(
+                f"a network can't be named {network!r}: config.model.{network} has another meaning"
+            )
+        found |= {f"model.{network}.{field}": key for field, key in _of_model(network).items()}
     for section, kind, members in (
         ("data", "data source", _of_sources()),
-        ("model", "network", _of_models()),
         ("schedule", "schedule", schedule_keywords()),
         ("sampling", "sampler", sampler_keywords()),
     ):
@@ -195,8 +200,15 @@ def default_config() -> ConfigDict:
     return config
 
 
+def is_relevant(key: str, network: str | None) -> bool:
+    """Whether a dotted key matters in a config whose model.name is `network`: it is no field of
+    another network."""
+    section, *path = key.split(".")
+    return section != "model" or len(path) < 2 or path[0] == network
+
+
 def model_fields(name: str) -> dict[str, Any]:
-    """The fields of a network that a config sets directly, with the network's own defaults."""
+    """The fields of a network that are keys of `config.model.<name>`, with their defaults."""
     return {field: key.default for field, key in _of_model(name).items()}
 
 
@@ -223,16 +235,6 @@ def _of_sources() -> dict[str, Key]:
     return {name: common[name] for name in types if name in common} | own
 
 
-def _of_models() -> dict[str, Key]:
-    """The fields of all networks; None, the network's own default, where their defaults differ."""
-    of_each = {name: _of_model(name) for name in models.names()}
-    merged = _merged(of_each)
-    for name, key in merged.items():
-        if any(own[name].default != key.default for own in of_each.values() if name in own):
-            merged[name] = _as_optional(key)
-    return merged
-
-
 def _of_model(name: str) -> dict[str, Key]:
     found = _arguments(models.MODELS.lookup(name))
     wanted = [field for field in models.fields(name) if field not in _TOLD_BY_OTHERS]
@@ -245,7 +247,7 @@ def _optional(constructors: Mapping[str, Callable], names: Container[str]) -> di
         owner: {name: key for name, key in _arguments(constructor).items() if name in names}
         for owner, constructor in constructors.items()
     }
-    return {name: _as_optional(key) for name, key in _merged(of_each, defaults=True).items()}
+    return {name: _as_optional(key) for name, key in _merged(of_each).items()}
 
 
 def _as_optional(key: Key) -> Key:
@@ -264,16 +266,14 @@ def _arguments(constructor: Callable) -> dict[str, Key]:
     return found
 
 
-def _merged(of_each: Mapping[str, Mapping[str, Key]], defaults: bool = False) -> dict[str, Key]:
-    """The keys of several owners as one table, whose meanings name the owners of each.
-
-    `defaults`: the meanings say their defaults too.
-    """
+def _merged(of_each: Mapping[str, Mapping[str, Key]]) -> dict[str, Key]:
+    """The keys of several owners as one table, whose meanings name the owners of each key and
+    their defaults."""
     merged: dict[str, Key] = {}
     meanings: dict[str, dict[str, list[str]]] = {}  # of each key: what is said of it -> owners
     for owner, own in of_each.items():
         for name, key in own.items():
-            told = defaults and key.default not in (None, inspect.Parameter.empty)
+            told = key.default not in (None, inspect.Parameter.empty)
             owners = meanings.setdefault(name, {}).setdefault(key.meaning, [])
             owners.append(f"{owner} {key.default}" if told else owner)
             merged[name] = key

@@ -8,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffax.config.defaults import Key, keys
-from diffax.registry import suggestion
+from diffax.registry import nearest
 
 
 def find(key: str) -> Key:
@@ -50,9 +50,13 @@ def unknown(key: str, known: Iterable[str]) -> str:
     if not members:
         return unknown(section, known)
     prefix = f"{section}." if section else ""
-    hint = suggestion(key, [prefix + name for name in members], cutoff=0.7)
-    if not hint and (elsewhere := [k for k in known if k.rpartition(".")[2] == last]):
-        hint = f" (did you mean {' or '.join(elsewhere)}?)"
+    # Of what lies deeper in the section too, as model.unet.channels of model.channels.
+    names = members + [k.rpartition(".")[2] for k in known if section and k.startswith(prefix)]
+    near = nearest(last, names, cutoff=0.7) or last
+    meant = [prefix + near] if near in members else []
+    meant = meant or [k for k in known if k.startswith(prefix) and k.rpartition(".")[2] == near]
+    meant = meant or [k for k in known if k.rpartition(".")[2] == last]
+    hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
     return f"config has no key {key!r}{hint}; {section or 'the top level'} has {', '.join(members)}"
 
 
@@ -93,9 +97,12 @@ def override(config: ConfigDict, assignments: Iterable[str]) -> None:
 
 
 def _set(config: ConfigDict, key: str, value: Any) -> None:
-    section, _, last = key.rpartition(".")
-    node = config[section] if section in config else None if section else config
-    if not isinstance(node, ConfigDict):
-        raise ValueError(f"config.{section} is missing: start from diffax.config.default_config()")
+    *sections, last = key.split(".")
+    node = config
+    for section in sections:
+        node = node.get(section)
+        if not isinstance(node, ConfigDict):
+            path = ".".join(sections)
+            raise ValueError(f"config.{path} is missing: start from diffax.config.default_config()")
     with node.unlocked(), node.ignore_type():
         node[last] = value

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
-from diffax import plugins
+from diffax import models, plugins
 from diffax.config import defaults
 from diffax.config.defaults import default_config
 
@@ -28,7 +28,7 @@ def to_json(config: ConfigDict) -> str:
 
 
 def from_json(text: str, kept: str | os.PathLike | None = None) -> ConfigDict:
-    """The config that `to_json` wrote; keys that are new since then have their defaults.
+    """The config that `to_json` wrote, in today's form; see `upgraded`.
 
     Its plugins are loaded, which runs their code.
 
@@ -41,6 +41,7 @@ def from_json(text: str, kept: str | os.PathLike | None = None) -> ConfigDict:
     """
     written = _written(text)
     names = [plugins.load(name, kept, check=defaults.keys).name for name in written["plugins"]]
+    written = upgraded(written)
     _check_kinds(written)
     config = default_config()
     try:
@@ -56,7 +57,50 @@ def saved(text: str) -> dict[str, Any]:
     Raises:
       ValueError: the text isn't JSON, or no config.
     """
-    return {**flat(default_config()), **flat(_written(text))}
+    return {**flat(default_config()), **flat(upgraded(_written(text)))}
+
+
+def upgraded(written: Mapping[str, Any]) -> dict[str, Any]:
+    """A nested config as it was saved, or some sections of one, in today's form.
+
+    Fields of networks lay side by side in "model" once: those of the chosen network go to its own
+    section. None stood for the network's default. Fields of other networks are left out there, and
+    so are sections of networks that are neither chosen nor registered.
+    """
+    model = written.get("model")
+    if not (isinstance(model, Mapping) and "name" in model):
+        return dict(written)
+    name, known = model["name"], defaults.keys()
+    fields = {network: defaults.model_fields(network) for network in models.names()}
+    common, own = {}, {}
+    for key, value in model.items():
+        if isinstance(value, Mapping):
+            if key == name or key in fields:
+                common[key] = value
+        elif key in fields.get(name, ()):
+            own |= {} if value is None else {key: value}
+        elif f"model.{key}" in known or not any(key in of for of in fields.values()):
+            common[key] = value
+    return {**written, "model": common | ({name: own | common.get(name, {})} if own else {})}
+
+
+def relevant(config: ConfigDict, networks: Iterable[str] = ()) -> dict[str, Any]:
+    """What the runs of a config depend on: the config as nested dicts, without the fields of other
+    networks than its own and those named `networks`."""
+    nested = config.to_dict()
+    kept = {config.model.name, *networks}
+    model = {k: v for k, v in nested["model"].items() if not isinstance(v, dict) or k in kept}
+    return {**nested, "model": model}
+
+
+def completed(old: Mapping[str, Any], like: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted key -> value of what `relevant` gave, or of sections of it, in today's form.
+
+    `like`: the same of another config; keys that `old` lacks and this has are at their defaults.
+    """
+    own, default = flat(upgraded(old)), flat(default_config())
+    own = {k: v for k, v in own.items() if defaults.is_relevant(k, own.get("model.name"))}
+    return {k: default[k] for k in flat(like) if k in default} | own
 
 
 def unknown_keys(saved: Mapping[str, Any]) -> list[str]:
@@ -105,10 +149,16 @@ def load_plugins(config: ConfigDict) -> None:
     known = {*flat(config), *defaults.AT_IMPORT}
     missing = [key for key in defaults.keys() if key not in known]
     reference = default_config() if missing else None
-    for section, _, key in (name.rpartition(".") for name in missing):
-        if section in config:
-            with config[section].unlocked():
-                config[section][key] = reference[section].get_ref(key)
+    for name in missing:
+        *sections, key = name.split(".")
+        node, known = config, reference
+        with config.unlocked():
+            for section in sections if sections[0] in config else ():
+                if section not in node:  # of a network
+                    node[section] = ConfigDict()
+                node, known = node[section], known[section]
+            if node is not config:
+                node[key] = known.get_ref(key)
 
 
 def differences(
@@ -116,10 +166,14 @@ def differences(
 ) -> dict[str, tuple[Any, Any]]:
     """Dotted key -> (old value, new value), for every key in which the two differ.
 
+    Fields of networks count only where both have chosen that network.
+
     `old`, `new`: a config, or what `saved` gives.
     """
     before, after = flat(old), flat(new)
-    keys = sorted(before.keys() | after.keys())
+    name = before.get("model.name")
+    network = name if after.get("model.name") == name else None
+    keys = (k for k in sorted(before.keys() | after.keys()) if defaults.is_relevant(k, network))
     pairs = {key: (before.get(key), after.get(key)) for key in keys}
     return {key: pair for key, pair in pairs.items() if pair[0] != pair[1]}
 

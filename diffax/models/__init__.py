@@ -10,7 +10,7 @@ import flax.linen as nn
 
 from diffax.models.mlp import MLP
 from diffax.models.unet import UNet
-from diffax.registry import Registry, shared_arguments, suggestion
+from diffax.registry import Registry, arguments, suggestion
 
 MODELS: Registry[type[nn.Module]] = Registry("model", {"unet": UNet, "mlp": MLP})
 _NO_FIELDS = ("parent", "name")  # of every flax module
@@ -22,18 +22,20 @@ def register(name: str, network: type[nn.Module]) -> None:
     Args:
       network: a class of flax modules, called as all here are: x, (batch, ..., C); noise_level and
         label, (batch,); train -> (batch, ..., C). Each of its fields has a default; those that are
-        numbers, words or tuples become keys of config.model. It is told the log-SNR, unless it has
-        a field `conditioning` that says "step". To be told classes it has a field `num_classes`, to
-        learn the reverse variance a field `learned_variance`. A method `least_parameters()`, if it
-        has one, is a lower bound of its size, by which an absurd one is refused before it is made.
+        numbers, words or tuples become keys of config.model.<name>. It is told the log-SNR, unless
+        it has a field `conditioning` that says "step". To be told classes it has a field
+        `num_classes`, to learn the reverse variance a field `learned_variance`. A method
+        `least_parameters()`, if it has one, is a lower bound of its size, by which an absurd one is
+        refused before it is made.
 
     Raises:
-      ValueError: the name is taken, it is no flax module, or a field has no default, or another
-        type than that of the same name of another network.
+      ValueError: the name is taken or has a dot, it is no flax module, or a field has no default.
     """
+    if "." in name:
+        raise ValueError(f"a model can't be named {name!r}: the name is a section of a config")
     if not (isinstance(network, type) and issubclass(network, nn.Module)):
         raise ValueError(f"model {name!r} must be a class of flax modules, and is {network!r}")
-    shared_arguments("model", {**MODELS, name: network}, _NO_FIELDS)
+    arguments(f"model {name!r}", network, _NO_FIELDS)
     for field, parameter in inspect.signature(network).parameters.items():
         if parameter.default is parameter.empty:
             raise ValueError(f"model {name!r}: its field {field!r} needs a default")

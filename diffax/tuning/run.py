@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
+from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
@@ -92,6 +94,7 @@ def tune(
     dataset = data.load_kept(config.data)
     check_metric(metric, config, dataset)
     steps = rungs(config.training.num_steps, num_rungs)
+    depends = config_lib.relevant(config, space.networks())
     check_writable(root)
     with held([root]):
         plugins.keep(config.plugins, root / PLUGINS)  # for best.py
@@ -109,9 +112,10 @@ def tune(
                 "metric": metric,
                 "search": sorted(searched),
                 "the fingerprint of the data": dataset.fingerprint,
-                **{f"config.{key}": value for key, value in flat(config).items()},
+                **{f"config.{key}": value for key, value in flat(depends).items()},
             },
             _Printer(metric, num_trials, steps[-1]),
+            _upgraded,
         )
         winner = best(trials)
         files = results.write(trials, space, metric, root, command)
@@ -138,6 +142,14 @@ def tune(
                 stated[0] if stated else f"No comparison; missing: {shortened(analysis.missing)}."
             )
         return Tuned(trials, winner, files, table, said, report)
+
+
+def _upgraded(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
+    """The settings of a search as it would note them today: see `config.completed`."""
+    nested, like = (unflatten_dict(dict(settings), sep=".") for settings in (old, new))
+    own = config_lib.completed(nested["config"], like["config"])
+    others = {key: value for key, value in old.items() if not key.startswith("config.")}
+    return others | {f"config.{key}": value for key, value in own.items()}
 
 
 def _spec(winner: Trial, metrics: Sequence[Metric], metric: str, command: str) -> Spec:

@@ -117,6 +117,7 @@ def search(
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
     on_progress: Callable[[Progress], None] | None = None,
+    upgrade: Callable[[Mapping, Mapping], Mapping] = lambda old, new: old,
 ) -> list[Trial]:
     """Makes trials until there are so many or so much time is spent; returns all, the oldest first.
 
@@ -136,6 +137,7 @@ def search(
       pruner: of `PRUNERS`.
       seed: of the proposals.
       settings: anything in JSON on which the metric depends; a file with other ones is refused.
+      upgrade: upgrade(a file's settings, those of now) -> what the file's would be today.
       on_progress: called at each rung and at the end of each trial.
 
     Raises:
@@ -146,7 +148,7 @@ def search(
     if num_trials is None and budget is None:
         raise ValueError("a search needs a bound: a number of trials, or a budget")
     asked = {"pruner": pruner, "steps": list(steps), "seed": seed, **(settings or {})}
-    study = _study(path, PRUNERS[pruner](steps[0]), json.loads(json.dumps(asked)))
+    study = _study(path, PRUNERS[pruner](steps[0]), _plain(asked), upgrade)
 
     def tell(now: Trial) -> None:
         if on_progress is not None:
@@ -224,7 +226,13 @@ def _optuna():
     return optuna
 
 
-def _study(path: str | os.PathLike, pruner: Any, settings: Mapping[str, Any]) -> Any:
+def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
+    return json.loads(json.dumps(settings))
+
+
+def _study(
+    path: str | os.PathLike, pruner: Any, settings: Mapping[str, Any], upgrade: Callable
+) -> Any:
     """The study in a file, or a new one; a trial that was under way there is given up."""
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -237,7 +245,7 @@ def _study(path: str | os.PathLike, pruner: Any, settings: Mapping[str, Any]) ->
     before = study.user_attrs.get("settings")
     if before is None:
         study.set_user_attr("settings", settings)
-    elif before != settings:
+    elif (before := _plain(upgrade(before, settings))) != settings:
         changes = [
             f"{key} was {before.get(key)!r} and is {settings.get(key)!r}"
             for key in sorted(before.keys() | settings.keys())

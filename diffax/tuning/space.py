@@ -13,10 +13,10 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import schedules
 from diffax.config import reading
-from diffax.config.defaults import schedule_keywords
+from diffax.config.defaults import is_relevant, schedule_keywords
 from diffax.schedules import registry
 
-_NAME = "schedule.name"
+_NAME, _NETWORK = "schedule.name", "model.name"
 _ENDS = ("log_snr_max", "log_snr_min")  # which every schedule takes, by `with_endpoints` if need be
 
 # Keys that decide what is measured, and with how much compute: under them trials can't be compared.
@@ -109,15 +109,16 @@ _SEARCHED = (int, float, str, bool)
 class Space:
     """Parameters around a config: what is not searched stays as the config has it.
 
-    A keyword that the trial's schedule does not take (tau, of cosine) is left out of that trial.
+    A keyword that the trial's schedule does not take (tau, of cosine) is left out of that trial. So
+    is a field of another network.
 
     Raises:
       ValueError: no parameter, one key twice, or a value that the config refuses by itself.
     """
 
     def __init__(self, config: ConfigDict, parameters: Iterable[Parameter]):
-        # The name first, since it decides which of the others there are.
-        self.parameters = sorted(parameters, key=lambda p: p.key != _NAME)
+        # The names first, since they decide which of the others there are.
+        self.parameters = sorted(parameters, key=lambda p: p.key not in (_NAME, _NETWORK))
         self.config = config
         keys = [p.key for p in self.parameters]
         if not keys or len(set(keys)) < len(keys):
@@ -129,7 +130,7 @@ class Space:
         """Key -> value of what an optuna trial is to try."""
         values = {}
         for parameter in self.parameters:
-            if self._is_active(parameter.key, values.get(_NAME, self.config.schedule.name)):
+            if self._is_active(parameter.key, values):
                 values[parameter.key] = parameter.suggest(trial)
         return values
 
@@ -137,7 +138,7 @@ class Space:
         """The config's own values of what is searched; None if one of them is not in the space."""
         values = {}
         for parameter in self.parameters:
-            if self._is_active(parameter.key, self.config.schedule.name):
+            if self._is_active(parameter.key, values):
                 value = self._own(parameter.key)
                 if value is None or not parameter.holds(value):
                     return None
@@ -146,12 +147,20 @@ class Space:
 
     def overrides(self, values: dict[str, Any]) -> dict[str, Any]:
         """Values, and None for keywords of the config's schedule that the trial's does not take."""
-        name = values.get(_NAME, self.config.schedule.name)
         given = [k for k in schedule_keywords() if self.config.schedule[k] is not None]
         keys = [f"schedule.{keyword}" for keyword in given]
-        return {**{k: None for k in keys if not self._is_active(k, name)}, **values}
+        return {**{k: None for k in keys if not self._is_active(k, values)}, **values}
 
-    def _is_active(self, key: str, name: str) -> bool:
+    def networks(self) -> set[str]:
+        """The networks of the trials."""
+        searched = [p.examples() for p in self.parameters if p.key == _NETWORK]
+        return {self.config.model.name, *(name for names in searched for name in names)}
+
+    def _is_active(self, key: str, values: dict[str, Any]) -> bool:
+        """Whether a key matters in a trial of some values, which the config has completed."""
+        name = values.get(_NAME, self.config.schedule.name)
+        if not is_relevant(key, values.get(_NETWORK, self.config.model.name)):
+            return False
         section, _, last = key.partition(".")
         if section != "schedule" or last not in schedule_keywords() or last in _ENDS:
             return True
@@ -171,16 +180,19 @@ class Space:
     def _check(self, parameter: Parameter) -> None:
         """A choice must be possible in every value, a range at one end (the other may be so
         together with other keys)."""
-        names = [c for p in self.parameters if p.key == _NAME for c in p.examples()]
-        names = [*(names or [self.config.schedule.name])]
-        taking = [name for name in names if self._is_active(parameter.key, name)]
+        is_field = parameter.key.startswith("model.")
+        decides, own = (_NETWORK, "model") if is_field else (_NAME, "schedule")
+        names = [c for p in self.parameters if p.key == decides for c in p.examples()]
+        names = [*(names or [self.config[own].name])]
+        taking = [name for name in names if self._is_active(parameter.key, {decides: name})]
         if not taking:
             raise ValueError(
-                f"{parameter.key} is searched, but no schedule here takes it: {', '.join(names)}"
+                f"{parameter.key} is searched, but no {'network' if is_field else own} here takes"
+                f" it: {', '.join(names)}"
             )
         errors = []
         for value in parameter.examples():
-            values = {_NAME: taking[0], parameter.key: value}
+            values = {decides: taking[0], parameter.key: value}
             try:
                 config_lib.validate(config_lib.changed(self.config, self.overrides(values)))
             except ValueError as error:

@@ -85,7 +85,8 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
         raise ValueError(
             "metric='bpd' compares schedules in continuous time and by networks told the log-SNR,"
             " where the bound doesn't depend on the schedule's shape: schedule.num_steps and"
-            " evaluation.vlb_num_steps must be 0 and model.conditioning 'log_snr'"
+            f" evaluation.vlb_num_steps must be 0 and model.{config.model.name}.conditioning"
+            " 'log_snr'"
         )
 
 

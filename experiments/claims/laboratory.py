@@ -124,8 +124,8 @@ def digits_config() -> ConfigDict:
     """A residual MLP of 0.2M parameters, seconds of training on one core: many seeds instead."""
     config = config_lib.default_config()
     config.model.name = "mlp"
-    config.model.width = 128
-    config.model.depth = 3
+    config.model.mlp.width = 128
+    config.model.mlp.depth = 3
     config.optimizer.learning_rate = 2e-3
     config.optimizer.decay = "cosine"
     config.ema.decay = 0.995
@@ -220,7 +220,7 @@ class Laboratory:
         """The network, trained now unless it was; a training that was stopped goes on."""
         config = self.config(network, seed)
         self._make(network.data)
-        told = config.to_dict()
+        told = config_lib.relevant(config)
         told["data"]["path"] = network.data
         del told["sampling"], told["evaluation"]
         key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]

@@ -30,6 +30,7 @@ from laboratory import SCALES, Laboratory, Scale
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from diffax import config as config_lib
 from diffax import runtime
 from diffax.ablation import Arm, Difference, figures, print_progress, run_grid, statistics
 from diffax.ablation.jsonable import read_json, write_json
@@ -60,7 +61,7 @@ def measure(letter: str, lab: Laboratory, seeds: int, workdir: Path) -> dict[str
         return {"values": values, "cpu_seconds": seconds, "date": f"{datetime.date.today()}"}
 
     def fingerprint(arm: Arm, seed: int) -> dict[str, Any]:
-        config = lab.config(claim.NETWORKS[arm.name], seed).to_dict()
+        config = config_lib.relevant(lab.config(claim.NETWORKS[arm.name], seed))
         config["data"]["path"] = claim.NETWORKS[arm.name].data
         return {**config, "num_samples": lab.scale.num_samples, "classifier": SETTINGS}
 
