@@ -146,7 +146,7 @@ def test_an_override_that_cannot_be_is_one_sentence(text, said):
 
 def test_a_config_without_the_section_is_refused():
     message = refusal(reading.override, ConfigDict({"model": 3}), ["model.unet.channels=8"])
-    assert message.endswith("config.model.unet is missing: start from diffax.config.default_config()")
+    assert message.startswith("--config.model.unet.channels=8: config.model.unet is missing")
 
 
 @pytest.mark.parametrize(
