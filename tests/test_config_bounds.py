@@ -57,11 +57,15 @@ def test_absurd_sizes_are_refused(key, size):
             "config.optimizer.learning_rate is 1e-320; it must",
         ),
         (
-            dict(model__name="mlp", model__width=65_536, model__depth=1000),
+            dict(model__name="mlp", model__mlp__width=65_536, model__mlp__depth=1000),
             "config.model: a network of this size has more than 12,884,901,888,000 parameters; at",
         ),
         (
-            dict(model__channels=16_384, model__channel_mults=(64,) * 16, model__num_blocks=32),
+            dict(
+                model__unet__channels=16_384,
+                model__unet__channel_mults=(64,) * 16,
+                model__unet__num_blocks=32,
+            ),
             "config.model: a network of this size has more than 6,860,",
         ),
         (dict(optimizer__learning_rate=1e308), "must be a positive number that float32 holds"),
@@ -143,8 +147,8 @@ def test_a_warm_up_beyond_the_training_is_said():
 @pytest.mark.parametrize(
     "changes",
     [
-        dict(model__name="mlp", model__width=32, model__depth=3),
-        dict(model__name="unet", model__channels=8, model__channel_mults=(1, 2)),
+        dict(model__name="mlp", model__mlp__width=32, model__mlp__depth=3),
+        dict(model__name="unet", model__unet__channels=8, model__unet__channel_mults=(1, 2)),
     ],
 )
 def test_no_network_has_fewer_parameters_than_its_bound_says(changes):
