@@ -61,13 +61,19 @@ def whole(name: str, value: Any, least: int, most: int) -> int:
     return found
 
 
-def number(name: str, value: Any, holds: Callable[[float], bool], words: str) -> float:
+def number(
+    name: str, value: Any, holds: Callable[[float], bool], words: str, traced: bool = False
+) -> Any:
     """`value` as a float: a number of Python's, NumPy's or JAX's for which `holds` is true.
+
+    `traced`: one that is traced is allowed too, and given back as it is.
 
     Raises:
       ValueError: another value, or a bool; says `words`, what is allowed.
     """
     if isinstance(value, jax.core.Tracer):
+        if traced and value.ndim == 0:
+            return value
         raise ValueError(f"{name} is traced: it decides what is compiled, so give a plain number")
     found = plain(value)
     is_number = isinstance(found, (int, float)) and not isinstance(found, bool)
@@ -77,12 +83,15 @@ def number(name: str, value: Any, holds: Callable[[float], bool], words: str) ->
     return float(found)
 
 
-def clip(value: Any) -> float | None:
-    """A clip_x0 as a float, or None; ValueError for another than a number within `CLIP`."""
+def clip(value: Any) -> Any:
+    """A clip_x0 as a float, or None; ValueError for another than a number within `CLIP`.
+
+    A traced one is given back as it is.
+    """
     if value is None:
         return None
     words = f"must be a number from {CLIP[0]:g} to {CLIP[1]:g}, or None for no clipping"
-    return number("clip_x0", value, lambda bound: CLIP[0] <= bound <= CLIP[1], words)
+    return number("clip_x0", value, lambda bound: CLIP[0] <= bound <= CLIP[1], words, True)
 
 
 def sizes(name: str, value: Any) -> tuple[int, ...]:

@@ -90,8 +90,8 @@ def _interpolate(generate: Generator, x: np.ndarray, frames: int = 8, **common: 
     return Drawn({"given": x, "interpolated": result}, drawn)
 
 
-# The error of inversion falls as 1 / steps, and is several times as small on this grid as over t.
 _FRAMES = 10_000  # of an interpolation, at most
+# The error of inversion falls as 1 / steps, and is several times as small on this grid as over t.
 _FINE = {"num_steps": 100, "grid": "logsnr"}
 EDITS: dict[str, Edit] = {
     "sdedit": Edit(_sdedit, ("strength",)),

@@ -116,7 +116,9 @@ class Generator:
         self, x: np.ndarray, strength: float, seed: int = 0, label: Any = None, **options: Any
     ) -> np.ndarray:
         """x, (n, ..., C), noised by a share of the levels and sampled anew; `samplers.sdedit`."""
-        settings = {"strength": arguments.plain(strength)}
+        # As a number of levels: those of one number are one program.
+        num_steps = self._config("sdedit", options).sampling.num_steps
+        settings = {"strength": samplers.kept_levels(strength, num_steps) / num_steps}
         return self._edit("sdedit", settings, (self._data("x", x),), seed, label, options)
 
     def inpaint(
@@ -199,7 +201,9 @@ class Generator:
         arguments.sizes("num", (num, *self.run.dataset.shape))
         key = arguments.seeded(seed)
         config = self._config(name, options)
-        draw, scale = self._drawer(config, name, settings), config.sampling.guidance_scale
+        traced = _traced(config)
+        draw = self._drawer(config, name, settings, traced)
+        scale = config.sampling.guidance_scale
         labels = self.labels(num, label)
         size = min(self._batch_size, -(-num // self._mesh.size) * self._mesh.size)
         parts = []
@@ -210,7 +214,8 @@ class Generator:
                 rows = np.minimum(numbers, num - 1)
                 given_rows = [x[rows] for x in given]
                 batch = {"number": numbers, "label": labels[rows], "given": given_rows}
-                parts.append(draw(self._state, key, parallel.place_batch(batch, self._mesh), scale))
+                placed = parallel.place_batch(batch, self._mesh)
+                parts.append(draw(self._state, key, placed, scale, traced))
             parts = jax.device_get(parts)
         drawn = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num], *parts)
         wrong = sum(num_not_finite(array) for array in jax.tree.leaves(drawn)[:1])
@@ -253,19 +258,24 @@ class Generator:
         config_lib.validate(config)
         return config
 
-    def _drawer(self, config: Any, name: str, settings: dict[str, Any]) -> Callable:
-        """The compiled function of these options; the scale is an argument of it."""
+    def _drawer(
+        self, config: Any, name: str, settings: dict[str, Any], traced: dict[str, Any]
+    ) -> Callable:
+        """The compiled function of these options; the scale and what is traced are arguments."""
         guided = config.sampling.guidance_scale != 1
         known = config_lib.from_json(config_lib.to_json(config))
         known.sampling.guidance_scale = 2.0 if guided else 1.0
+        known.sampling.update(dict.fromkeys(traced, 1.0))
         key = json.dumps([name, settings, config_lib.to_json(known)])
         if key in self._compiled:
             self._compiled.move_to_end(key)
         else:
-            operation = functools.partial(_OPERATIONS[name], **settings)
-            sampler = training.make_sampler(config, self.run.model, self.run.dataset, operation)
 
-            def draw(state, key, batch, scale):
+            def draw(state, key, batch, scale, traced):
+                def operation(*args, **options):
+                    return _OPERATIONS[name](*args, **settings, **options | traced)
+
+                sampler = training.make_sampler(known, self.run.model, self.run.dataset, operation)
                 fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
                 keys = fold_in(key, batch["number"])
                 return sampler(state, keys, batch["label"], scale, *batch["given"])
@@ -274,6 +284,13 @@ class Generator:
             if len(self._compiled) > KEPT_PROGRAMS:
                 self._compiled.popitem(last=False)
         return self._compiled[key]
+
+
+def _traced(config: Any) -> dict[str, np.float32]:
+    """The options of `samplers.sample` that may be traced, but those that are off."""
+    sampling = config.sampling
+    names = ("clip_x0", "dynamic_threshold", *samplers.TRACED.get(sampling.sampler, ()))
+    return {name: np.float32(sampling[name]) for name in names if sampling[name]}
 
 
 def in_turn(num: int, num_classes: int) -> np.ndarray:

@@ -74,6 +74,28 @@ def test_what_was_compiled_is_used_again(run, monkeypatch):
     assert compiled == [1, 1, 1]
 
 
+def test_one_program_takes_any_value_of_a_number(run):
+    """And gives what `samplers` gives for that value."""
+    generate = diffax.Generator(run, num_devices=1)
+    x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
+    drawn = [generate(4, eta=eta, clip_x0=clip) for eta, clip in ((0.5, 1.0), (1.0, 0.7))]
+    drawn += [generate(4, clip_x0=1.0, dynamic_threshold=share) for share in (0.5, 0.9)]
+    assert [function._cache_size() for function in generate._compiled.values()] == [1, 1]
+    for one in drawn:
+        assert all(not np.allclose(one, other, rtol=1e-3) for other in drawn if other is not one)
+    options = dict(label=1, eta=0.5, num_steps=10)
+    edited = [generate.sdedit(x, share, **options) for share in (0.5, 0.52, 0.48, 0.8)]
+    assert len(generate._compiled) == 4  # of five levels and of eight
+    np.testing.assert_array_equal(edited[0], edited[1])
+    np.testing.assert_array_equal(edited[0], edited[2])
+    config = run.config.copy_and_resolve_references()
+    config.sampling.update(eta=0.5, clip_x0=1.0)
+    sampler = training.make_sampler(config, run.model, run.dataset)
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(4))
+    expected = jax.jit(sampler)(run.state, keys, np.arange(4) % 4, 1.0)
+    np.testing.assert_allclose(drawn[0], expected, rtol=1e-5, atol=1e-6)
+
+
 def test_few_compiled_functions_are_kept(run, monkeypatch):
     """The latest used, of as many distinct options as one likes; the others' memory is free."""
     monkeypatch.setattr(generator, "KEPT_PROGRAMS", 2)

@@ -2,12 +2,13 @@
 
 from diffax.samplers import guidance
 from diffax.samplers.base import Denoised, Level, Sampler, Step
-from diffax.samplers.editing import interpolate, invert, reconstruct, sdedit
+from diffax.samplers.editing import interpolate, invert, kept_levels, reconstruct, sdedit
 from diffax.samplers.grids import GRIDS
 from diffax.samplers.grids import register as register_grid
 from diffax.samplers.inpainting import inpaint
 from diffax.samplers.loop import (
     SAMPLERS,
+    TRACED,
     get,
     key_types,
     options_of,
@@ -19,6 +20,7 @@ from diffax.samplers.loop import (
 __all__ = [
     "GRIDS",
     "SAMPLERS",
+    "TRACED",
     "Denoised",
     "Level",
     "Sampler",
@@ -28,6 +30,7 @@ __all__ = [
     "inpaint",
     "interpolate",
     "invert",
+    "kept_levels",
     "key_types",
     "options_of",
     "reconstruct",

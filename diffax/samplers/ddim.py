@@ -18,17 +18,18 @@ def ddim(eta: float = 0.0) -> Sampler:
     stochastic for eta > 0: eta = 1 is ancestral sampling with the small variance (`ddpm`).
 
     Args:
-      eta: share of noise, 0 (deterministic) to 1 (ancestral).
+      eta: share of noise, 0 (deterministic) to 1 (ancestral); may be traced.
 
     Raises:
       ValueError: eta outside [0, 1].
     """
     words = "DDIM takes 0 (deterministic) to 1 (ancestral)"
-    eta = arguments.number("eta", eta, lambda share: 0 <= share <= 1, words)
+    eta = arguments.number("eta", eta, lambda share: 0 <= share <= 1, words, traced=True)
+    deterministic = not isinstance(eta, jax.core.Tracer) and eta == 0
 
     def step(x: jax.Array, carry: tuple[()], at: Step) -> tuple[jax.Array, tuple[()]]:
         x0, eps, _ = at.denoise(x, at.now)
-        if eta == 0:
+        if deterministic:
             return at.next.alpha * x0 + at.next.sigma * eps, carry
         c = -jnp.expm1(at.now.log_snr - at.next.log_snr)
         z = standard_normal(at.key, x.shape, x.dtype)

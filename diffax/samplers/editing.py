@@ -41,10 +41,8 @@ def sdedit(
     """
     arguments.check_order("sdedit", key=key, predict=predict, schedule=schedule, x=x)
     x = arguments.data("x", x)
-    words = "must be above 0 and at most 1"
-    strength = arguments.number("strength", strength, lambda share: 0 < share <= 1, words)
     levels = visited_levels(schedule, num_steps, grid, prediction, log_snr_max, log_snr_min)
-    kept = max(1, round(strength * len(levels.t)))
+    kept = kept_levels(strength, len(levels.t))
     levels = Level(levels.t[-kept:], levels.log_snr[-kept:])
     noise_key, sample_key = split_key(key)
     wide = process.widened(x)
@@ -55,6 +53,13 @@ def sdedit(
         log_snr_max=log_snr_max, log_snr_min=log_snr_min, **options,
     )  # fmt: skip
     return jax.tree.map(lambda a: a.astype(x.dtype), drawn)
+
+
+def kept_levels(strength: float, num: int) -> int:
+    """How many of `num` levels `sdedit` visits; ValueError for a strength outside (0, 1]."""
+    words = "must be above 0 and at most 1"
+    share = arguments.number("strength", strength, lambda share: 0 < share <= 1, words)
+    return max(1, round(share * num))
 
 
 def invert(

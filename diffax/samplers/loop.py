@@ -49,6 +49,8 @@ SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
         )
     },
 )
+# The options that may be traced, so that a program takes any value of them.
+TRACED: dict[str, tuple[str, ...]] = {"ddim": ("eta",)}
 
 
 def register(name: str, constructor: Callable[..., Sampler]) -> None:
@@ -126,7 +128,8 @@ def sample(
         `visited_levels` gives them.
       x_init: the start, at the first level; standard normal if left out. Of any floating dtype,
         which is that of the result; the steps between are made in float32 at least.
-      clip_x0: a bound on |x0|, from 0.001 to 1e6, applied to every x0 estimate before it is used.
+      clip_x0: a bound on |x0|, from 0.001 to 1e6, applied to every x0 estimate before it is used;
+        like `dynamic_threshold` it may be traced.
       return_trajectory: also return the states, (steps + 1, *shape), the start first.
       dynamic_threshold: a share such as 0.995: every x0 estimate is clipped to that quantile of its
         own |x0| and scaled back to `clip_x0` (1 if left out), where the quantile is above it
@@ -263,7 +266,7 @@ def _limiter(
         return None if clip_x0 is None else lambda x0: jnp.clip(x0, -clip_x0, clip_x0)
     words = "a share of the data's numbers, above 0 and at most 1"
     dynamic_threshold = arguments.number(
-        "dynamic_threshold", dynamic_threshold, lambda share: 0 < share <= 1, words
+        "dynamic_threshold", dynamic_threshold, lambda share: 0 < share <= 1, words, traced=True
     )
     bound = 1.0 if clip_x0 is None else clip_x0
 
