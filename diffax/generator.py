@@ -8,7 +8,6 @@ x = generate.inpaint(images, mask)
 from __future__ import annotations
 
 import collections
-import functools
 import inspect
 import json
 import os
