@@ -30,7 +30,7 @@ from diffax.registry import code_digest
 _LOG = logging.getLogger("diffax")
 # What a config calls a plugin: the name of its file or module, and the digest of its code.
 _KNOWN = re.compile(r"([^/\\]+)#([0-9a-f]{32})")
-_INDEX = "index.json"
+_INDEX = "index.json"  # of all copies in a folder, as it was kept before each had its own
 _MODULE = "diffax_plugin_"  # how the modules of files are called, with the digest
 
 
@@ -114,19 +114,17 @@ def unowned() -> list[tuple[str, str]]:
 
 
 def keep(names: Iterable[str], folder: str | os.PathLike) -> None:
-    """Puts copies of plugins into a folder, with an index of the files that they were made of.
+    """Puts copies of plugins into a folder, beside each the path of the file that it was made of.
 
-    A package has no copy: it is imported again, by its name.
+    A package has no copy: it is imported again, by its name. Several processes may do this at once.
     """
-    folder, index = Path(folder), {}
     loaded = {plugin.name: plugin for plugin in _LOADED.values()}
     for name in names:
         plugin = loaded.get(name) or load(name)
-        index[name] = None if plugin.path is None else os.fspath(plugin.original)
         if plugin.path is not None:
-            _write(folder / _copy_name(name), plugin.source)
-    if index:
-        _write(folder / _INDEX, json.dumps(_read_index(folder) | index, indent=1).encode())
+            copy = Path(folder) / _copy_name(name)
+            _write(copy.with_suffix(".json"), json.dumps(os.fspath(plugin.original)).encode())
+            _write(copy, plugin.source)
 
 
 def guarded(path: str, run: Callable[[], Any]) -> Any:
@@ -144,7 +142,7 @@ def guarded(path: str, run: Callable[[], Any]) -> Any:
             lines.append(error.lineno)
             said = error.msg
         where = f", line {lines[-1]}" if lines and lines[-1] else ""
-        kind = "" if type(error) is ValueError else f"{type(error).__name__}: "
+        kind = "" if type(error) in (ValueError, registry.Taken) else f"{type(error).__name__}: "
         said = " ".join(said.split()) or "no message"
         raise ValueError(f"{path}{where}: {kind}{said}") from None
 
@@ -231,7 +229,7 @@ def _copy(given: str, label: str, digest: str, kept: str | os.PathLike | None) -
     source = _read(path, os.fspath(path))
     if code_digest(source) != digest:
         raise ValueError(f"{path} is not the plugin that it was: it is damaged or was changed")
-    original = _read_index(path.parent).get(given)
+    original = _original(given, path.parent)
     if original and Path(original).is_file():
         if code_digest(Path(original).read_bytes()) != digest:
             _LOG.warning(
@@ -245,7 +243,7 @@ def _copy(given: str, label: str, digest: str, kept: str | os.PathLike | None) -
 
 def _changed(given: str, kept: str | os.PathLike | None) -> Plugin | None:
     """What was run of the file that a copy in a folder was made of, and that is another now."""
-    original = kept is not None and _read_index(Path(kept)).get(given)
+    original = kept is not None and _original(given, Path(kept))
     original = original and os.path.realpath(original)
     for plugin in _LOADED.values():
         if original and plugin.path and os.path.realpath(plugin.path) == original:
@@ -268,12 +266,18 @@ def _copy_name(name: str) -> str:
     return f"{digest}-{label.removesuffix('.py')}.py"
 
 
-def _read_index(folder: Path) -> dict[str, str | None]:
-    path = folder / _INDEX
+def _original(name: str, folder: Path) -> str | None:
+    """The path of the file that a copy in a folder was made of; None where that is not known."""
+    path = (folder / _copy_name(name)).with_suffix(".json")
+    path = path if path.is_file() else folder / _INDEX
     try:
-        return dict(json.loads(path.read_bytes())) if path.is_file() else {}
+        found = json.loads(path.read_bytes()) if path.is_file() else None
+        found = found.get(name) if isinstance(found, dict) else found
+        if not isinstance(found, str | None):
+            raise TypeError(f"it holds {found!r}")
     except (ValueError, TypeError) as error:
         raise ValueError(f"{path} is damaged ({error})") from None
+    return found
 
 
 def _write(path: Path, content: bytes) -> None:
@@ -302,13 +306,24 @@ def _run(found: _Found, check: Callable[[], Any] | None) -> Plugin:
             mine = registry.added()[len(before) :]
             if check is not None:
                 check()
-        except ValueError:
+        except ValueError as error:
             registry.forget(registry.added()[len(before) :])
-            raise
+            raise ValueError(f"{error}{_other_version(found, error)}") from None
     original = found.original or found.path
     plugin = Plugin(found.name, found.path, original, found.source, module, mine)
     _LOADED[found.key] = plugin
     return plugin
+
+
+def _other_version(found: _Found, error: ValueError) -> str:
+    """What to say where a name is taken by another version of the plugin, from another place."""
+    for plugin in _LOADED.values() if isinstance(error.__context__, registry.Taken) else ():
+        if plugin.path and plugin.name.partition("#")[0] == found.label:
+            return (
+                f"; {found.path} and {plugin.path}, which this process has run, are two versions of"
+                " one plugin: name one of them"
+            )
+    return ""
 
 
 def _replace_older(found: _Found) -> None:

@@ -40,6 +40,10 @@ class _Added(NamedTuple):
 _ADDED: list[_Added] = []
 
 
+class Taken(ValueError):
+    """A name is registered already, for something else."""
+
+
 class Registry(dict[str, T]):
     """A table from names to entries, read as any mapping; `register` adds to it.
 
@@ -75,7 +79,7 @@ class Registry(dict[str, T]):
                 self[name] = entry  # a cell of a notebook that is run again
                 return
             by = f", by {owner.file or owner.module}" if owner else ""
-            raise ValueError(f"a {self.kind} named {name!r} is registered already{by}")
+            raise Taken(f"a {self.kind} named {name!r} is registered already{by}")
         self[name] = entry
         _ADDED.append(_Added(self, name, *_asking()))
 

@@ -260,7 +260,6 @@ def test_any_key_is_an_axis(text, values):
         ("sampling.low_order_finish=maybe", "takes true or false"),
         ("model.unet.channel_mults=1,2", "takes whole numbers in brackets"),
         ("model.unet.channel_mults=(1,2", "takes whole numbers in brackets"),
-        ("seed=0,1", "see --seeds"),
     ],
 )
 def test_what_is_no_axis_is_refused(text, said):
@@ -322,6 +321,8 @@ def test_combinations_that_exclude_one_another_are_left_out():
             "no arm of the grid",
         ),
         ({"schedule.nme": ["linear"]}, "schedule.nme"),
+        ({"seed": [0, 1]}, "see --seeds"),
+        ({"plugins": [("a.py",), ("b.py",)]}, "plugins are loaded for all arms alike"),
         ({"model.unet.channels": [8, 16]}, "no effect, since model.name is 'mlp'"),
     ],
 )

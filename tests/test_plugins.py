@@ -1,5 +1,6 @@
 """Plugins: which file is run, when it is one and the same, what is said of it."""
 
+import json
 import logging
 import sys
 
@@ -88,8 +89,15 @@ def test_two_plugins_of_one_name_are_refused(power, tmp_path):
     other.write_text("from diffax import schedules\n" + POWER.replace("10.0", "9.0"))
     plugins.load(str(power))
     words = rf"{other}, line 10: a schedule named 'power' is registered already, by {power}"
-    with pytest.raises(ValueError, match=words):
+    with pytest.raises(ValueError, match=words) as caught:
         plugins.load(str(other))
+    assert "versions" not in str(caught.value)
+    moved = tmp_path / "moved" / "power.py"
+    moved.parent.mkdir()
+    moved.write_text(POWER.replace("10.0", "9.0"))
+    words = f"; {moved} and {power}, which this process has run, are two versions of one plugin"
+    with pytest.raises(ValueError, match=words):
+        plugins.load(str(moved))
 
 
 @pytest.mark.parametrize(
@@ -158,6 +166,44 @@ def test_a_copy_is_kept_and_a_changed_original_is_said(power, tmp_path, lines):
         plugins.load(name, kept)
 
 
+def test_what_several_processes_keep_at_once_is_all_kept(power, tmp_path, monkeypatch, lines):
+    """Here one in the midst of the other."""
+    kept, other = tmp_path / "kept", tmp_path / "other.py"
+    other.write_text(POWER.replace("power", "other"))
+    names = [plugins.load(str(path)).name for path in (power, other)]
+    write, last = plugins._write, names[1:]
+
+    def writing(path, content):
+        if last:
+            plugins.keep([last.pop()], kept)
+        write(path, content)
+
+    monkeypatch.setattr(plugins, "_write", writing)
+    plugins.keep(names[:1], kept)
+    for path, name in zip((power, other), names):
+        path.write_text(path.read_text() + "# more")
+        afresh()
+        plugins.load(name, kept)
+        assert any(line.startswith(f"{path} has changed") for line in lines)
+
+
+def test_a_folder_with_an_index_of_all_copies_is_read(power, tmp_path, lines):
+    """As copies were kept before each had the path of its original beside it."""
+    kept = tmp_path / "kept"
+    name = plugins.load(str(power)).name
+    plugins.keep([name], kept)
+    [single] = kept.glob("*.json")
+    single.rename(kept / "index.json").write_text(json.dumps({name: str(power), "lab==1": None}))
+    power.write_text(POWER + "# more")
+    afresh()
+    plugins.load(name, kept)
+    assert any(line.startswith(f"{power} has changed") for line in lines)
+    (kept / "index.json").write_text("[")
+    afresh()
+    with pytest.raises(ValueError, match="index.json is damaged"):
+        plugins.load(name, kept)
+
+
 def test_modules(tmp_path, monkeypatch):
     """One that the program has imported is not run again, nor is its copy; a package is named by
     its version."""
@@ -220,7 +266,7 @@ def test_a_changed_file_that_is_asked_for_holds_instead_of_its_copy(power, tmp_p
 
     afresh()
     assert plugins.load(name, kept).path.parent == kept
-    with pytest.raises(ValueError, match="'power' is registered already"):
+    with pytest.raises(ValueError, match="'power' is registered already, by .* are two versions"):
         plugins.load(new.name, later)
     assert plugins.load(str(power)).name == new.name
     assert schedules.get("power").log_snr(0.0) == 11.0 and plugins.load(name, kept).path == power

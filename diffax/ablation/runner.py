@@ -171,13 +171,24 @@ def run_ablation(
         return build_report(spec, results, workdir, partial=True) if shard[1] == 1 else None
 
 
+# Keys that are no axis, with the reason.
+_OF_ALL = {
+    "seed": "seeds are what arms are repeated over; see --seeds",
+    "plugins": "plugins are loaded for all arms alike, since a process has one table of names; give"
+    " them by --plugin or config.plugins, and let arms differ in the names that they register",
+}
+
+
 def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
     """The config of one run: the common one with the arm's overrides and the seed.
 
     Raises:
-      ValueError: an override of a key that does not exist, of a wrong type, or of a network that
-        the arm does not have.
+      ValueError: an override of a key that does not exist, of a wrong type, of a network that the
+        arm does not have, or of what all arms have alike.
     """
+    for key in arm.overrides:
+        if key in _OF_ALL:
+            raise ValueError(f"arm {arm.name!r}: {_OF_ALL[key]}")
     try:
         config = config_lib.changed(config, arm.overrides)
     except ValueError as error:

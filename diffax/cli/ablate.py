@@ -134,8 +134,6 @@ def _axis(text: str) -> tuple[str, list[Any]]:
 
     key, equals, values = text.partition("=")
     try:
-        if key == "seed":
-            raise ValueError("seeds are what arms are repeated over; see --seeds")
         if not (key and equals and values):
             raise ValueError("must read KEY=A,B,...")
         return key, [reading.read(key, word) for word in kinds.split(values)]
