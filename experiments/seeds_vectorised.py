@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data, training
-from diffax.models import platform, platform_conv
+from diffax.models import platform
 from diffax.training.spread import HERE
 from diffax.training.vectorised import ALONE, Form, SideBySide
 
@@ -94,7 +94,7 @@ def main() -> None:
     )
     args = parser.parse_args()
     if args.plain:
-        platform_conv.alone = lambda: False
+        platform.alone = lambda: False
     print("| network | seeds | alone, ms | vectorised, ms | ratio | compiling, s |")
     print("|---|---:|---:|---:|---:|---:|")
     for name in args.networks:

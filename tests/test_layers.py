@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from networks import compare_forms, equations
 
-from diffax.models import embeddings, platform, platform_conv
+from diffax.models import embeddings, operations, platform
+from diffax.models.cpu import operations as cpu_operations
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
@@ -65,8 +66,8 @@ def attention_reference(query, key, value):
     return out
 
 
-GROUP_NORMS = [platform.group_norm_plain, platform.group_norm_cpu]
-ATTENTIONS = [platform.attention_plain, platform.attention_cpu]
+GROUP_NORMS = [operations.group_norm, cpu_operations.group_norm]
+ATTENTIONS = [operations.attention, cpu_operations.attention]
 
 
 @pytest.mark.parametrize("group_norm", GROUP_NORMS)
@@ -90,10 +91,8 @@ def test_attention_is_its_closed_form(attention):
 def test_upsampling_repeats_each_entry():
     x = jnp.arange(2 * 2 * 3 * 2).reshape(2, 2, 3, 2)
     want = np.asarray(x)[:, [0, 0, 1, 1]][:, :, [0, 0, 1, 1, 2, 2]]
-    np.testing.assert_array_equal(platform_conv.upsample(x), want)
-    used = {
-        eqn.primitive.name for eqn in equations(jax.make_jaxpr(platform_conv.upsample)(x).jaxpr)
-    }
+    np.testing.assert_array_equal(operations.upsample(x), want)
+    used = {eqn.primitive.name for eqn in equations(jax.make_jaxpr(operations.upsample)(x).jaxpr)}
     assert "gather" not in used
 
 
@@ -120,7 +119,7 @@ def test_both_attentions_agree():
 def test_both_silus_agree(dtype):
     x = jnp.array([-1e4, -90.0, -20.0, -1.0, 0.0, 0.5, 3.0, 100.0, 1e4], dtype)
     rtol = 3e-6 if dtype == jnp.float32 else 0.01
-    compare_forms([platform.silu_plain, platform.silu_cpu], (x,), jnp.ones(x.shape, dtype), rtol)
+    compare_forms([operations.silu, cpu_operations.silu], (x,), jnp.ones(x.shape, dtype), rtol)
 
 
 def test_the_backend_decides(monkeypatch):

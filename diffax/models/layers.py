@@ -8,8 +8,17 @@ import jax
 import jax.numpy as jnp
 
 from diffax import arguments
-from diffax.models import embeddings, platform, platform_conv
+from diffax.models import embeddings, operations, platform
+from diffax.models.cpu import chunks
+from diffax.models.cpu import conv as cpu_conv
+from diffax.models.cpu import operations as cpu_operations
 from diffax.registry import suggestion
+
+group_norm = platform.by_platform(cpu_operations.group_norm, operations.group_norm)
+attention = platform.by_platform(cpu_operations.attention, operations.attention)
+silu = platform.by_platform(cpu_operations.silu, operations.silu)
+upsampled_conv = platform.by_platform(cpu_conv.upsampled_conv, operations.upsampled_conv)
+in_chunks = chunks.in_chunks
 
 DTYPES = {"float32": jnp.float32, "bfloat16": jnp.bfloat16}
 
@@ -74,20 +83,23 @@ def num_groups(channels: int) -> int:
 
 def conv(features: int, spatial: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Conv:
     """A padded convolution with a kernel of 3 along each of `spatial` axes."""
-    kwargs.setdefault("conv_general_dilated", platform_conv.conv)
+    kwargs.setdefault("conv_general_dilated", cpu_conv.conv)
     return nn.Conv(features, (3,) * spatial, dtype=dtype, name=name, **kwargs)
 
 
 def upsampling_conv(features: int, spatial: int, dtype: jnp.dtype, name: str) -> nn.Conv:
     """`conv` of what is first doubled along every axis by repeating each entry."""
-    doubled = platform_conv.upsampled_conv
-    return conv(features, spatial, dtype, name, conv_general_dilated=doubled)
+    return conv(features, spatial, dtype, name, conv_general_dilated=_doubled_conv)
+
+
+def _doubled_conv(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
+    """`upsampled_conv` as flax calls a convolution."""
+    return upsampled_conv(x, kernel)
 
 
 def dense(features: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Dense:
     """A linear layer on the channels of (B, ..., C)."""
-    product = platform_conv.product
-    return nn.Dense(features, dtype=dtype, name=name, dot_general=product, **kwargs)
+    return nn.Dense(features, dtype=dtype, name=name, dot_general=cpu_conv.product, **kwargs)
 
 
 class GroupNorm(nn.Module):
@@ -104,11 +116,11 @@ class GroupNorm(nn.Module):
         if modulation is not None:
             extra, shift = jnp.split(modulation.astype(scale.dtype), 2, axis=-1)
             scale, bias = scale * (1 + extra), bias * (1 + extra) + shift
-        return platform.group_norm(x, scale, bias, num_groups(channels)).astype(x.dtype)
+        return group_norm(x, scale, bias, num_groups(channels)).astype(x.dtype)
 
 
 def _add(norm: Callable, h: jax.Array, signal: jax.Array) -> jax.Array:
-    return norm(h + platform.expand_rows(signal, h.ndim))
+    return norm(h + operations.expand_rows(signal, h.ndim))
 
 
 def _scale_shift(norm: Callable, h: jax.Array, signal: jax.Array) -> jax.Array:
@@ -135,10 +147,10 @@ class ResBlock(nn.Module):
     def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
         spatial = x.ndim - 2
         width, tell = EMBEDDINGS[self.embedding]
-        signal = nn.Dense(width * self.channels, dtype=self.dtype, name="embed")(platform.silu(emb))
-        h = platform.silu(GroupNorm(name="norm_0")(x))
+        signal = nn.Dense(width * self.channels, dtype=self.dtype, name="embed")(silu(emb))
+        h = silu(GroupNorm(name="norm_0")(x))
         h = conv(self.channels, spatial, self.dtype, "conv_0")(h)
-        h = platform.silu(tell(GroupNorm(name="norm_1"), h, signal))
+        h = silu(tell(GroupNorm(name="norm_1"), h, signal))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(self.channels, spatial, self.dtype, "conv_1", kernel_init=nn.initializers.zeros)(h)
         if x.shape[-1] != self.channels:
@@ -160,7 +172,7 @@ class Attention(nn.Module):
         h = GroupNorm(name="norm")(x).reshape(batch, -1, channels)
         qkv = dense(3 * channels, self.dtype, "qkv")(h)
         qkv = qkv.reshape(batch, -1, 3, heads, channels // heads)
-        h = platform.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
+        h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         zeros = nn.initializers.zeros
         out = dense(channels, self.dtype, "project", kernel_init=zeros)
         return x + out(h.reshape(x.shape))

@@ -8,7 +8,7 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffax.models import layers, platform, platform_batch
+from diffax.models import layers
 from diffax.models.embeddings import Conditioning
 from diffax.models.layers import check, is_whole
 
@@ -118,20 +118,9 @@ class UNet(nn.Module):
         """
         self.check_sizes(x.shape)
         layers.check_told(x, noise_level, label, self.num_classes)
-        batch, entries = len(x), math.prod(x.shape[1:-1]) * self.channels
-        at_once = platform_batch.examples_at_once(batch, entries)
-        # In a loop, XLA's CPU compiler does a convolution's gradient badly.
-        if train or at_once == batch or self.is_initializing():
-            return self._network(x, noise_level, label, train)
-
-        def next_chunk(network: UNet, carry: None, chunk: tuple) -> tuple[None, jax.Array]:
-            return carry, network._network(*chunk, train)
-
-        chunks = jax.tree.map(
-            lambda a: a.reshape(-1, at_once, *a.shape[1:]), (x, noise_level, label)
-        )
-        _, out = nn.scan(next_chunk, variable_broadcast="params")(self, None, chunks)
-        return out.reshape(batch, *out.shape[2:])
+        entries = math.prod(x.shape[1:-1]) * self.channels
+        network = layers.in_chunks(UNet._network, entries)
+        return network(self, x, noise_level, label, train=train)
 
     @nn.compact
     def _network(
@@ -183,7 +172,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = layers.upsampling_conv(width, spatial, dtype, f"up_{level}")(h)
 
-        h = platform.silu(layers.GroupNorm(name="last_norm")(h))
+        h = layers.silu(layers.GroupNorm(name="last_norm")(h))
         features = x.shape[-1] * (2 if self.learned_variance else 1)
         last = layers.conv(features, spatial, dtype, "last", kernel_init=nn.initializers.zeros)
         return last(h).astype(jnp.float32)

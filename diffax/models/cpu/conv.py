@@ -1,9 +1,9 @@
 """Convolutions and matrix products of the networks, in forms of fewer operations for a CPU.
 
 XLA's convolution runs near a core's peak there, so a faster one must multiply less: by minimal
-filtering (Winograd), and by not convolving what upsampling repeats. The plain forms, which other
-platforms get, agree with them in value and in derivatives of any order and mode. flax's own layers
-call `conv`, `upsampled_conv` and `product`: names and shapes of parameters are theirs.
+filtering (Winograd), and by not convolving what upsampling repeats. The plain forms agree with them
+in value and in derivatives of any order and mode. flax's own layers call `conv` and `product`,
+which elsewhere are JAX's own: names and shapes of parameters are flax's.
 """
 
 import itertools
@@ -14,8 +14,9 @@ import jax
 import jax.numpy as jnp
 
 from diffax.models import platform
-from diffax.models.bilinear import Bilinear, bilinear
-from diffax.models.winograd import TILE, conv_3x3, conv_of_4x4, convolve
+from diffax.models.cpu.bilinear import Bilinear, bilinear
+from diffax.models.cpu.winograd import TILE, conv_3x3, conv_of_4x4
+from diffax.models.operations import convolve
 
 # Below this many multiply-adds what is saved is lost on the transforms, and not worth compiling;
 # with fewer channels, or images of 4x4, too.
@@ -24,18 +25,6 @@ LEAST_CHANNELS = 16
 LEAST_IMAGES = 32
 # Of the weight gradient of a linear layer, at once.
 ROWS_OF_PRODUCT = 256
-
-
-def alone() -> bool:
-    """Whether JAX has one device, a CPU, and is not inside a `jax.shard_map` or under a mesh.
-
-    Chunks of a batch that devices share would cost transfers; and the primitives below know nothing
-    of mesh axes, along which their arguments may vary.
-    """
-    one = platform.on_cpu() and jax.device_count() == 1
-    return one and jax.sharding.get_abstract_mesh().empty
-
-
 DILATIONS = ("lhs_dilation", "rhs_dilation")
 
 
@@ -64,17 +53,10 @@ def conv(x: jax.Array, kernel: jax.Array, strides, padding, **kwargs) -> jax.Arr
     """`jax.lax.conv_general_dilated`, as flax calls it, for (B, ..., C) with (..., C, D)."""
     undilated = all(factor == 1 for name in DILATIONS for factor in kwargs.get(name) or ())
     ungrouped = kwargs.get("feature_group_count", 1) == 1
-    if alone() and undilated and ungrouped and _suits(x, kernel, strides, padding):
+    if platform.alone() and undilated and ungrouped and _suits(x, kernel, strides, padding):
         if (fast := _fast_conv(x, kernel)) is not None:
             return fast(x, kernel)
     return jax.lax.conv_general_dilated(x, kernel, strides, padding, **kwargs)
-
-
-def upsample(x: jax.Array) -> jax.Array:
-    """Doubles every spatial axis of (B, ..., C) by repeating each entry (nearest neighbour)."""
-    for axis in range(1, x.ndim - 1):
-        x = jnp.repeat(x, 2, axis=axis)  # by a number, this is a broadcast and a reshape
-    return x
 
 
 def _halves(kernel: jax.Array, axis: int) -> list[jax.Array]:
@@ -84,8 +66,8 @@ def _halves(kernel: jax.Array, axis: int) -> list[jax.Array]:
     return [jnp.concatenate(pair, axis) for pair in pairs]
 
 
-def upsampled_conv_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A padded convolution of `upsample`d x with a kernel of 3: 2^d convolutions with kernels of 2.
+def upsampled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
+    """A padded convolution of upsampled x with a kernel of 3: 2^d convolutions with kernels of 2.
 
     x is (B, ..., C) with d spatial axes, the result (B, ..., D) with each of them doubled. For
     images that takes 4/9 of the multiplications.
@@ -109,19 +91,6 @@ def upsampled_conv_cpu(x: jax.Array, kernel: jax.Array) -> jax.Array:
             for place in itertools.product((0, 1), repeat=axis)
         }
     return out[()].reshape(x.shape[0], *(2 * size for size in x.shape[1:-1]), kernel.shape[-1])
-
-
-def upsampled_conv_plain(x: jax.Array, kernel: jax.Array) -> jax.Array:
-    """A padded convolution of `upsample`d x with a kernel of 3."""
-    return convolve(upsample(x), kernel)
-
-
-_upsampled_conv = platform.by_platform(upsampled_conv_cpu, upsampled_conv_plain)
-
-
-def upsampled_conv(x: jax.Array, kernel: jax.Array, *_, **__) -> jax.Array:
-    """`upsampled_conv_plain`, in the platform's form, as flax calls a convolution."""
-    return _upsampled_conv(x, kernel)
 
 
 def _product(x: jax.Array, kernel: jax.Array) -> jax.Array:
@@ -151,6 +120,6 @@ product_cpu = bilinear(
 
 def product(x: jax.Array, kernel: jax.Array, dimension_numbers, **kwargs) -> jax.Array:
     """`jax.lax.dot_general`, as flax calls it for a dense layer: (..., C) with (C, D)."""
-    if alone() and x.ndim > 2:
+    if platform.alone() and x.ndim > 2:
         return product_cpu(x, kernel)
     return jax.lax.dot_general(x, kernel, dimension_numbers, **kwargs)

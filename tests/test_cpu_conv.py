@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from networks import assert_trees_close, compare_forms, equations, quick_jit
 
-from diffax.models import layers, platform, platform_conv, winograd
+from diffax.models import layers, operations, platform
+from diffax.models.cpu import conv, winograd
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
@@ -58,20 +59,20 @@ def test_the_convolution_of_4x4_images_is_the_convolution(least, monkeypatch):
 def test_an_upsampled_convolution_is_upsampling_and_convolution(shape):
     args = normal(0, *shape), normal(1, *(3,) * (len(shape) - 2), 2, 3)
     weight = normal(2, shape[0], *(2 * size for size in shape[1:-1]), 3)
-    forms = [platform_conv.upsampled_conv_plain, platform_conv.upsampled_conv_cpu]
+    forms = [operations.upsampled_conv, conv.upsampled_conv]
     compare_forms(forms, args, weight, 1e-5)
 
 
 def test_products_agree():
     args = normal(0, 2, 2, 3, 4), normal(1, 4, 6)
-    compare_forms([product_plain, platform_conv.product_cpu], args, normal(2, 2, 2, 3, 6), 1e-5)
+    compare_forms([product_plain, conv.product_cpu], args, normal(2, 2, 2, 3, 6), 1e-5)
 
 
 def test_bfloat16_stays_bfloat16():
     x, kernel = normal(0, 2, 4, 4, 3).astype(jnp.bfloat16), normal(1, 3, 3, 3, 2)
     kernel = kernel.astype(jnp.bfloat16)
-    doubled = [platform_conv.upsampled_conv_plain, platform_conv.upsampled_conv_cpu]
-    flat = [product_plain, platform_conv.product_cpu]
+    doubled = [operations.upsampled_conv, conv.upsampled_conv]
+    flat = [product_plain, conv.product_cpu]
     for forms, args in ((doubled, (x, kernel)), (flat, (x, kernel[0, 0]))):
         want, got = (quick_jit(form)(*args) for form in forms)
         assert want.dtype == got.dtype == jnp.bfloat16
@@ -111,18 +112,18 @@ def primitives(function, *args):
     ],
 )
 def test_only_what_gains_is_computed_otherwise(shape, features, dtype, fields, fast, monkeypatch):
-    monkeypatch.setattr(platform_conv, "LEAST_WORK", 1)
-    monkeypatch.setattr(platform_conv, "alone", lambda: True)
+    monkeypatch.setattr(conv, "LEAST_WORK", 1)
+    monkeypatch.setattr(platform, "alone", lambda: True)
     module = layers.conv(features, len(shape) - 2, layers.DTYPES[dtype], None, **fields)
     x = jax.ShapeDtypeStruct(shape, jnp.float32)
     variables = jax.eval_shape(module.init, jax.random.key(0), x)
     assert bool(NAMES & primitives(module.apply, variables, x)) == fast
-    monkeypatch.setattr(platform_conv, "LEAST_WORK", 1e12)
+    monkeypatch.setattr(conv, "LEAST_WORK", 1e12)
     assert not NAMES & primitives(module.apply, variables, x)
 
 
 def test_4x4_images_are_one_tile_each(monkeypatch):
-    monkeypatch.setattr(platform_conv, "alone", lambda: True)
+    monkeypatch.setattr(platform, "alone", lambda: True)
     kernel = jax.ShapeDtypeStruct((3, 3, 16, 16), jnp.float32)
     for shape, form in (
         ((32, 4, 4, 16), winograd.conv_of_4x4),
@@ -130,14 +131,14 @@ def test_4x4_images_are_one_tile_each(monkeypatch):
         ((999, 8, 4, 16), None),
         ((9999, 4, 8, 16), winograd.conv_3x3),
     ):
-        assert platform_conv._fast_conv(jax.ShapeDtypeStruct(shape, jnp.float32), kernel) is form
+        assert conv._fast_conv(jax.ShapeDtypeStruct(shape, jnp.float32), kernel) is form
 
 
 def test_one_cpu_device_is_asked_for(monkeypatch):
     for on_cpu, devices, alone in ((True, 1, True), (True, 8, False), (False, 1, False)):
         monkeypatch.setattr(platform, "on_cpu", lambda on_cpu=on_cpu: on_cpu)
         monkeypatch.setattr(jax, "device_count", lambda devices=devices: devices)
-        assert platform_conv.alone() == alone
+        assert platform.alone() == alone
 
 
 def test_layers_keep_the_parameters_and_values_of_flax(monkeypatch):
@@ -145,8 +146,8 @@ def test_layers_keep_the_parameters_and_values_of_flax(monkeypatch):
     x = normal(0, 2, 4, 8, 16)
     trees = []
     for fast in (True, False):
-        monkeypatch.setattr(platform_conv, "LEAST_WORK", 1)
-        monkeypatch.setattr(platform_conv, "alone", lambda fast=fast: fast)
+        monkeypatch.setattr(conv, "LEAST_WORK", 1)
+        monkeypatch.setattr(platform, "alone", lambda fast=fast: fast)
         monkeypatch.setattr(platform, "on_cpu", lambda fast=fast: fast)
         for make in (layers.conv, layers.upsampling_conv):
             module = make(16, 2, jnp.float32, None)
@@ -160,7 +161,7 @@ def test_layers_keep_the_parameters_and_values_of_flax(monkeypatch):
 
 def test_devices_that_share_a_batch_get_the_plain_forms(monkeypatch):
     """Several devices by their number, one by the mesh it is under: there gradients agree."""
-    monkeypatch.setattr(platform_conv, "LEAST_WORK", 1)
+    monkeypatch.setattr(conv, "LEAST_WORK", 1)
     module = layers.dense(5, jnp.float32, None)
     x, kernel = normal(0, 8, 4, 3), dict(params=dict(kernel=normal(1, 3, 5), bias=jnp.zeros(5)))
 

@@ -7,7 +7,8 @@ import pytest
 from networks import quick_jit
 
 from diffax import models
-from diffax.models import platform_batch
+from diffax.models import platform
+from diffax.models.cpu import chunks
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
@@ -26,9 +27,9 @@ pytestmark = pytest.mark.usefixtures("hasty_compiler")
     ],
 )
 def test_a_batch_goes_through_in_parts_that_fit(batch, entries, at_once, monkeypatch):
-    assert platform_batch.examples_at_once(batch, entries) == batch  # the tests have 8 devices
-    monkeypatch.setattr(platform_batch, "alone", lambda: True)
-    assert platform_batch.examples_at_once(batch, entries) == at_once
+    assert chunks.examples_at_once(batch, entries) == batch  # the tests have 8 devices
+    monkeypatch.setattr(platform, "alone", lambda: True)
+    assert chunks.examples_at_once(batch, entries) == at_once
 
 
 def test_a_network_in_chunks_is_the_network(monkeypatch):
@@ -52,8 +53,8 @@ def test_a_network_in_chunks_is_the_network(monkeypatch):
 
     whole, in_loop = value_and_gradient(False)
     assert not in_loop
-    monkeypatch.setattr(platform_batch, "alone", lambda: True)
-    monkeypatch.setattr(platform_batch, "ENTRIES", 2 * 4 * 4 * 4)  # two examples
+    monkeypatch.setattr(platform, "alone", lambda: True)
+    monkeypatch.setattr(chunks, "ENTRIES", 2 * 4 * 4 * 4)  # two examples
     chunked, in_loop = value_and_gradient(False)
     assert in_loop
     for want, got in zip(jax.tree.leaves(whole), jax.tree.leaves(chunked)):

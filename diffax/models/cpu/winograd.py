@@ -17,7 +17,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax.models.bilinear import bilinear
+from diffax.models.cpu.bilinear import bilinear
+from diffax.models.operations import convolve
 
 TILE = 4
 POINTS = 6
@@ -86,14 +87,6 @@ def _from_tiles(products: Sequence[jax.Array]) -> jax.Array:
     batch, height, tiles, channels = products[0].shape
     outputs = jnp.stack(combine(ROWS.output, products), axis=3)
     return outputs.reshape(batch, height, TILE * tiles, channels)
-
-
-def convolve(x: jax.Array, kernel: jax.Array, padding="SAME") -> jax.Array:
-    """(B, ..., C) with (..., C, D): a convolution of stride 1, in XLA's own form."""
-    axes = "".join(chr(ord("a") + i) for i in range(x.ndim - 2))
-    layout = (f"N{axes}C", f"{axes}IO", f"N{axes}C")
-    strides = (1,) * (x.ndim - 2)
-    return jax.lax.conv_general_dilated(x, kernel, strides, padding, dimension_numbers=layout)
 
 
 def _chunks(per_image: int, least: int, *arrays: jax.Array) -> list[jax.Array]:
