@@ -144,6 +144,19 @@ def test_a_warm_up_beyond_the_training_is_said():
     assert not config_lib.remarks(config)
 
 
+def test_attention_at_a_size_that_no_level_has_is_said():
+    config = small_config(model__name="unet", model__unet__attention_resolutions=(16, 8, 7))
+    signals = training.DatasetInfo("signals", (32, 1), 0, None, ())
+    assert config_lib.remarks(config, signals) == [
+        "model.unet.attention_resolutions names 7, and no level has that size: the levels of these"
+        " data have 32, 16, 8"
+    ]
+    images = training.DatasetInfo("images", (16, 8, 1), 0, None, ())
+    config.model.unet.attention_resolutions = (4,)
+    assert not config_lib.remarks(config, images)
+    assert not config_lib.remarks(small_config(), MIXTURE)
+
+
 @pytest.mark.parametrize(
     "changes",
     [

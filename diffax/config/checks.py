@@ -328,8 +328,11 @@ def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
         require_finite_ends(config, schedule, f"the bound (training.eval_every={every})")
 
 
-def remarks(config: ConfigDict) -> list[str]:
-    """What a config that can be run is probably not meant to say, a sentence each."""
+def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
+    """What a config that can be run is probably not meant to say, a sentence each.
+
+    `dataset`: that it is for, with a `shape` and `num_classes`, if it is known.
+    """
     found = []
     warmup, num_steps = config.optimizer.warmup_steps, config.training.num_steps
     if warmup > num_steps:
@@ -345,6 +348,10 @@ def remarks(config: ConfigDict) -> list[str]:
     ]
     if unused:
         found.append(f"model.name is {name!r}, so that {', '.join(unused)} have no effect")
+    if dataset is not None:
+        network = build.build_model(config, dataset)
+        of_network = getattr(network, "remarks", lambda shape: [])(dataset.shape)
+        found += [f"model.{name}.{remark}" for remark in of_network]
     return found
 
 

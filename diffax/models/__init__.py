@@ -26,7 +26,8 @@ def register(name: str, network: type[nn.Module]) -> None:
         it has a field `conditioning` that says "step". To be told classes it has a field
         `num_classes`, to learn the reverse variance a field `learned_variance`. A method
         `least_parameters()`, if it has one, is a lower bound of its size, by which an absurd one is
-        refused before it is made.
+        refused before it is made; a method `remarks(shape)` says what of its fields has no effect
+        for such examples.
 
     Raises:
       ValueError: the name is taken or has a dot, it is no flax module, or a field has no default.

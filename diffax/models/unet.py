@@ -85,6 +85,17 @@ class UNet(nn.Module):
         kernels = sum((self.channels * mult) ** 2 for mult in self.channel_mults)
         return (2 * self.num_blocks + 1) * 2 * 3 * kernels
 
+    def remarks(self, shape: tuple[int, ...]) -> list[str]:
+        """What of its fields is without effect for examples of a shape (..., C), in words."""
+        sizes = [max(shape[:-1]) // 2**level for level in range(len(self.channel_mults))]
+        unmet = [size for size in self.attention_resolutions if size not in sizes]
+        if not unmet:
+            return []
+        return [
+            f"attention_resolutions names {', '.join(map(str, unmet))}, and no level has that size:"
+            f" the levels of these data have {', '.join(map(str, sizes))}"
+        ]
+
     def check_sizes(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless the levels can halve the spatial axes of a shape (B, ..., C)."""
         if len(shape) < 3:

@@ -105,7 +105,7 @@ class Journal:
         if step == 0:
             count = parameter_overview.count_parameters(state.params)
             progress.detail(f"{self._label}{count:,} parameters")
-            for remark in config_lib.remarks(self.config):
+            for remark in config_lib.remarks(self.config, self.dataset):
                 _LOG.warning("%s%s", self._label, remark)
             outputs.write_schedule(self.root, state)
 
