@@ -145,7 +145,8 @@ def test_a_warm_up_beyond_the_training_is_said():
 
 
 def test_attention_at_a_size_that_no_level_has_is_said():
-    config = small_config(model__name="unet", model__unet__attention_resolutions=(16, 8, 7))
+    config = config_lib.default_config()
+    config.model.unet.attention_resolutions = (16, 8, 7)
     signals = training.DatasetInfo("signals", (32, 1), 0, None, ())
     assert config_lib.remarks(config, signals) == [
         "model.unet.attention_resolutions names 7, and no level has that size: the levels of these"
