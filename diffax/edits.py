@@ -10,7 +10,7 @@ import numpy as np
 
 from diffax import arguments, data
 from diffax.data import images
-from diffax.data.archive import read_npz
+from diffax.files import read_npz
 from diffax.generator import Generator, check_examples, check_range, num_not_finite
 from diffax.registry import suggestion
 

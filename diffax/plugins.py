@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from diffax import registry
+from diffax import files, registry
 from diffax.registry import code_digest
 
 _LOG = logging.getLogger("diffax")
@@ -284,10 +284,8 @@ def _write(path: Path, content: bytes) -> None:
     """All of a file or nothing, also where several processes write it."""
     if path.is_file() and path.read_bytes() == content:
         return
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    partial.write_bytes(content)
-    os.replace(partial, path)
+    with files.replacing(path) as partial:
+        partial.write_bytes(content)
 
 
 # --- running it ---------------------------------------------------------------------------------

@@ -33,8 +33,8 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests")]
 
 import torch_metrics_cases as cases  # noqa: E402
 
-from diffax import metrics  # noqa: E402
-from diffax.metrics.pretrained import EXTRACTORS  # noqa: E402
+from diffax import evaluation  # noqa: E402
+from diffax.evaluation import EXTRACTORS  # noqa: E402
 
 NUM = 32  # images behind a Fréchet distance, half on either side
 
@@ -150,9 +150,9 @@ def compare_inception(path: str) -> None:
     inceptions = Inceptions(path)
     distances, many = frechet_distances(inceptions)
     os.environ["DIFFAX_CACHE"] = str(Path(path).parent)
-    metrics.convert_inception(path)
+    evaluation.convert_inception(path)
     for name, key in (("inception", "tensorflow"), ("inception_half_pixel", "pytorch_fid")):
-        extractor = metrics.get_extractor(name)
+        extractor = evaluation.get_extractor(name)
         for size in cases.SIZES:
             pictures = cases.images(size, 4)
             x = pictures.astype(np.float32) / 127.5 - 1
@@ -160,8 +160,8 @@ def compare_inception(path: str) -> None:
             print(f"{name}, {size}: {relative(found, inceptions.features(pictures)[key]):.1e}")
         x = cases.images("small", NUM).astype(np.float32) / 127.5 - 1
         found, _ = cases.outputs(extractor, x)
-        halves = [metrics.FeatureStatistics.of(half) for half in np.split(found, 2)]
-        distance = metrics.frechet_distance(*halves)
+        halves = [evaluation.FeatureStatistics.of(half) for half in np.split(found, 2)]
+        distance = evaluation.frechet_distance(*halves)
         print(
             f"{name}, {NUM} images: {relative(found, many[key]):.1e}; Fréchet distance"
             f" {distance:.6g} here, {distances[key]:.6g} there:"
@@ -180,7 +180,7 @@ def packaged_file(name: str) -> Path:
 def compare_mobile() -> None:
     for name, (network, mean, deviation) in mobile_networks().items():
         network.load_state_dict(torch.load(packaged_file(name)))
-        extractor = metrics.get_extractor(name)
+        extractor = evaluation.get_extractor(name)
         for size in cases.SIZES:
             pictures = cases.images(size, 4)
             wanted = mobile_features(network, mean, deviation, pictures)

@@ -38,7 +38,7 @@ import growth_report
 from growth_measure import host_devices
 
 from diffax.ablation.grid import format_seconds
-from diffax.ablation.jsonable import read_json, write_json
+from diffax.files import read_json, write_json
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

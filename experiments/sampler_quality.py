@@ -40,9 +40,9 @@ import diffax
 from diffax import config as config_lib
 from diffax import data, evaluation, runtime, samplers, training
 from diffax.ablation import Arm, figures, print_progress, run_grid, runner, statistics
-from diffax.ablation.jsonable import write_json
 from diffax.ablation.numerals import ratio, significant, span, tick
-from diffax.metrics.classifier import SETTINGS
+from diffax.evaluation.extractors import SETTINGS
+from diffax.files import write_json
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCES = [("ddim", 50), ("ddim", 100), ("ddpm", 1000)]

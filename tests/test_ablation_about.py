@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from small_runs import small_config
 
-from diffax import data, scoring, training
+from diffax import data, evaluation, training
 from diffax.ablation import about, measure, report
 from diffax.training.step import moving_average
 
@@ -58,11 +58,11 @@ def test_wall_time_is_the_union_of_the_runs():
 
 
 def test_every_measure_says_what_it_means():
-    numbers = [n for name in scoring.scores() for n in scoring.numbers(name)]
+    numbers = [n for name in evaluation.scores() for n in evaluation.numbers(name)]
     silent = [m.key for m in (*measure.METRICS, *numbers) if not m.meaning.endswith(".")]
     assert silent == []
     (found,) = measure.score_metrics(["frechet"])
-    assert found.meaning == scoring.numbers("frechet")[0].meaning
+    assert found.meaning == evaluation.numbers("frechet")[0].meaning
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):

@@ -19,8 +19,8 @@ from diffax.ablation.grid import (
     print_progress,
     run_grid,
 )
-from diffax.ablation.jsonable import flatten, jsonable
 from diffax.config import default_config, relevant
+from diffax.files import flatten, jsonable
 
 ARMS = [Arm("linear", {"schedule.name": "linear"}), Arm("cosine", {"schedule.name": "cosine"})]
 

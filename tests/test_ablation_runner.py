@@ -98,7 +98,7 @@ def test_an_ablation_judged_by_samples_needs_no_bound(tmp_path, quick):
     assert [metric.key for metric in report.analysis.spec.metrics][:2] == ["swd", "bpd"]
     measured = {arm for arm, key in report.analysis.cells if key == "bpd"}
     assert measured == {"linear_logsnr"}
-    of_cosine = measure.measured_metrics([], [config], data.load_kept(config.data))
+    of_cosine = measure.measured_metrics([], [config], data.load_cached(config.data))
     assert [metric.key for metric in of_cosine] == ["swd"]
     config.evaluation.metrics = ()
     with pytest.raises(ValueError, match="where no score of samples is named, needs finite"):

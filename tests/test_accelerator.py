@@ -6,7 +6,7 @@ import sys
 import pytest
 from test_benchmark import EXPERIMENTS, STUB, load
 
-from diffax.metrics import classifier
+from diffax.evaluation import extractors
 from diffax.models import platform
 
 NAMES = ("device", "operations", "alone", "bf16_128", "sampling", "input", "equality")
@@ -66,7 +66,7 @@ def test_every_part_gives_rows_and_the_table_shows_them(
     steps = accelerator.ten_steps(options)
     monkeypatch.setattr(accelerator, "ten_steps", lambda options: steps)
     monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path))
-    monkeypatch.setitem(classifier.SETTINGS, "steps", 4)
+    monkeypatch.setitem(extractors.SETTINGS, "steps", 4)
     rows = [row for name in NAMES for row in rows_of(accelerator, name, options)]
     rows += [dict(part="training") | row for row in accelerator.arm(options, "learned", 0)]
     kinds = {row["kind"] for row in rows}

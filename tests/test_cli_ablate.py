@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from small_runs import small_config, write_tiny_config
 
-from diffax import cli, data, metrics, scoring
+from diffax import cli, data, evaluation
 from diffax.ablation import Arm, Metric, Spec, measure, runner
 from diffax.cli import ablate
 
@@ -48,7 +48,7 @@ def test_ablate_runs_the_grid_and_skips_what_is_done(config_file, tmp_path, caps
         assert one["curves"][name]["step"] == [2, 4]
     trained = json.loads((workdir / one["training"]["directory"] / "config.json").read_text())
     assert trained["training"]["eval_every"] == 0
-    for number in scoring.numbers("prdc"):
+    for number in evaluation.numbers("prdc"):
         assert means[number.key]["mean"] == one["evaluation"]["prdc"][number.entry]
     assert report["title"] == "What difference does sampling.num_steps make?"
     assert report["question"] == "sampling.num_steps: 2, 3"
@@ -118,7 +118,7 @@ def stop_at_the_data(config):
 def test_the_commands_of_the_readme_can_be_planned(line, tmp_path, monkeypatch):
     if line.startswith("diffax tune"):
         pytest.importorskip("optuna")
-    monkeypatch.setattr(data, "load_kept", stop_at_the_data)
+    monkeypatch.setattr(data, "load_cached", stop_at_the_data)
     monkeypatch.chdir(tmp_path)
     words = shlex.split(line.replace("--config=configs/", f"--config={ROOT}/configs/"))
     with pytest.raises(Planned):
@@ -138,7 +138,7 @@ def test_the_readme_names_what_its_commands_judge_by():
 def test_infinite_ends_are_refused_before_the_data_is_loaded(
     command, tmp_path, capsys, monkeypatch
 ):
-    monkeypatch.setattr(data, "load_kept", stop_at_the_data)
+    monkeypatch.setattr(data, "load_cached", stop_at_the_data)
     config = [f"--config={ROOT}/configs/cifar10.py", f"--workdir={tmp_path / 'work'}"]
     assert cli.main([command[0], *config, *command[1:]]) == 1
     said = capsys.readouterr().err
@@ -208,7 +208,7 @@ def test_the_metrics_are_those_given_then_those_named_then_those_measured():
     discrete = small_config(schedule__num_steps=10)
     assert "bpd_own" not in keys(runner.METRICS, mixture, discrete)
     scores = small_config(evaluation__metrics=("kid", "prdc_lite0", "kid"))
-    shares = [f"{share}_lite0" for share in metrics.PRDC._fields]
+    shares = [f"{share}_lite0" for share in evaluation.PRDC._fields]
     assert keys((), digits, scores, config) == [
         *("kid", *shares, "bpd", "vlb_variance", "frechet", *rest),
     ]

@@ -85,7 +85,7 @@ def odd(tmp_path_factory):
 @pytest.mark.parametrize("seed", range(6))
 def test_odd_command_lines_are_answered_in_one_sentence(seed, odd, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(training, "train", accept)
-    for name in ("load", "load_kept"):
+    for name in ("load", "load_cached"):
         monkeypatch.setattr(data, name, accept)
     monkeypatch.chdir(tmp_path)  # where a word is the name of a folder
     rng = random.Random(seed)

@@ -35,9 +35,8 @@ def test_import_is_light():
     assert "diffax.data.pipeline" in loaded
     assert not set(heavy) & set(loaded)
     ours = [m for m in loaded if m.startswith("diffax.")]
-    assert all(
-        f"{m}.".startswith(("diffax.data.", "diffax.registry.", "diffax.runtime.")) for m in ours
-    )
+    below = ("diffax.data.", "diffax.files.", "diffax.registry.", "diffax.runtime.")
+    assert all(f"{m}.".startswith(below) for m in ours)
 
 
 def test_known_fields_are_the_defaults():
@@ -55,8 +54,8 @@ def test_none_means_the_default_and_a_plain_mapping_will_do(tmp_path):
 def test_what_was_read_last_is_kept_while_its_files_are_as_they_were(tmp_path):
     path = save_npz(tmp_path / "a.npz", x=-np.ones((9, 2)), label=np.arange(9) % 3)
     fields = {"name": "npz", "path": path}
-    kept = data.load_kept(fields)
-    assert data.load_kept(ml_collections.ConfigDict(fields | {"array": None})) is kept
+    kept = data.load_cached(fields)
+    assert data.load_cached(ml_collections.ConfigDict(fields | {"array": None})) is kept
     for array in (kept.train.x, kept.eval.x, kept.train.label, kept.eval.label):
         with pytest.raises(ValueError, match="read-only"):
             array[0] = 0
@@ -64,16 +63,16 @@ def test_what_was_read_last_is_kept_while_its_files_are_as_they_were(tmp_path):
     own.train.x[0] = 0
     assert own is not kept and np.all(kept.train.x == -1)
     save_npz(tmp_path / "a.npz", x=np.zeros((11, 2)))
-    assert len(data.load_kept(fields).train) == 10
+    assert len(data.load_cached(fields).train) == 10
     with pytest.raises(ValueError, match=r"data\.nmae is not a field"):
-        data.load_kept({"nmae": "digits"})
+        data.load_cached({"nmae": "digits"})
     for name in "ab":
         save_image(tmp_path / "images" / f"{name}.png")
     fields = {"name": "folder", "path": str(tmp_path / "images")}
-    kept = data.load_kept(fields)
-    assert data.load_kept(fields) is kept
+    kept = data.load_cached(fields)
+    assert data.load_cached(fields) is kept
     save_image(tmp_path / "images" / "c.png")
-    assert len(data.load_kept(fields).train) == len(kept.train) + 1
+    assert len(data.load_cached(fields).train) == len(kept.train) + 1
 
 
 def test_flip_of_what_is_no_image_is_refused(tmp_path):
@@ -347,7 +346,7 @@ def test_a_registered_source_has_fields_of_its_own():
     given = {"name": "spirals", "turns": 3, "num": 20, "path": "named", "array": ""}
     dataset = data.load(given)
     assert (len(dataset.train), dataset.name, dataset.shape) == (20, "named", (2,))
-    assert data.load_kept(given | {"path": ""}) is data.load_kept(given | {"path": ""})
+    assert data.load_cached(given | {"path": ""}) is data.load_cached(given | {"path": ""})
     for fields, words in {
         "turns": ("much", "data.turns='much' is str; it must be float"),
         "array": ("x", "has no meaning for data.name='spirals', which reads turns, num, path"),

@@ -299,10 +299,10 @@ def test_links_are_followed_and_circles_end(tmp_path, caplog, monkeypatch):
     assert set(x[label == 1, 0, 0, 0]) == {0, 2, 4, 6, 8, 10}
     assert "2 sub-folders hold no image and are no classes: empty, whole" in caplog.text
     fields = {"name": "folder", "path": str(root)}
-    kept = data.load_kept(fields)
-    assert data.load_kept(fields) is kept
+    kept = data.load_cached(fields)
+    assert data.load_cached(fields) is kept
     save_image(store / "a" / "deep" / "new.png")  # behind a link
-    assert data.load_kept(fields) is not kept
+    assert data.load_cached(fields) is not kept
 
 
 def test_a_folder_that_can_not_be_read_is_named(photos, monkeypatch):

@@ -312,7 +312,8 @@ def test_what_cannot_be_is_refused(layout, changes, words, tmp_path):
 
 
 def test_a_mode_is_looked_at_before_the_data_are_read(monkeypatch, tmp_path):
-    monkeypatch.setattr(loop.data, "load_kept", lambda config: pytest.fail("read before the check"))
+    unread = lambda config: pytest.fail("read before the check")  # noqa: E731
+    monkeypatch.setattr(loop.data, "load_cached", unread)
     with pytest.raises(ValueError, match="mode is 'pjit'; it must be one of mesh, pmap"):
         training.train(config_of(dict(mode="pjit")), tmp_path)
 

@@ -8,13 +8,11 @@ from diffax import config as config_lib
 from diffax import (
     data,
     evaluation,
-    metrics,
     models,
     objectives,
     registry,
     samplers,
     schedules,
-    scoring,
     time_sampling,
 )
 from diffax.ablation import measure
@@ -38,12 +36,17 @@ TABLES = {
         lambda: time_sampling.uniform(),
         time_sampling.get,
     ),
-    "extractor": (metrics.register, metrics.EXTRACTORS, lambda: None, metrics.get_extractor),
+    "extractor": (
+        evaluation.register_extractor,
+        evaluation.EXTRACTORS,
+        lambda: None,
+        evaluation.get_extractor,
+    ),
     "measure": (
-        scoring.register,
-        scoring.MEASURES,
-        scoring.Measure(lambda seen: {}, lambda width: 1, {}, over="values"),
-        lambda name: scoring.check_names([name]),
+        evaluation.register_measure,
+        evaluation.MEASURES,
+        evaluation.Measure(lambda seen: {}, lambda width: 1, {}, over="values"),
+        lambda name: evaluation.check_names([name]),
     ),
     "data source": (data.register, data.SOURCES, lambda turns=2: None, data.SOURCES.lookup),
     "optimizer": (
@@ -147,26 +150,30 @@ def test_networks_that_can_be_no_models_are_refused():
 
 
 def test_a_measure_can_not_take_the_name_of_another_score():
-    kid = scoring.MEASURES["kid"]
+    kid = evaluation.MEASURES["kid"]
     with pytest.raises(ValueError, match="can't be named 'fd': 'fid' is another score"):
-        scoring.register("fd", kid)
+        evaluation.register_measure("fd", kid)
     with pytest.raises(ValueError, match="'fid' is another score"):
-        scoring.register("fid", kid._replace(over="values"))
+        evaluation.register_measure("fid", kid._replace(over="values"))
 
 
 def test_names_of_what_else_is_measured_are_taken():
     """A score of that name would never be measured, or two numbers would have one key."""
     others = {*evaluation.LIKELIHOODS, *(metric.key for metric in measure.METRICS)}
-    assert others == {*scoring.table.OTHER_NUMBERS}
-    gap = scoring.Measure(lambda seen: {}, lambda width: 1, {"value": scoring.Reading("Gap")})
-    precision = gap._replace(numbers={"precision": scoring.Reading("P")}, over="values")
+    assert others == {*evaluation.OTHER_NUMBERS}
+    gap = evaluation.Measure(
+        lambda seen: {}, lambda width: 1, {"value": evaluation.Metric("value", "Gap")}
+    )
+    precision = gap._replace(
+        numbers={"precision": evaluation.Metric("precision", "P")}, over="values"
+    )
     for name, given in {"bpd": gap, "prior": gap, "precise": precision}.items():
         with pytest.raises(ValueError, match=f"can't be named '{name}'"):
-            scoring.register(name, given)
+            evaluation.register_measure(name, given)
     with pytest.raises(ValueError, match="must be a Measure, over one of any"):
-        scoring.register("gap", lambda seen: 1.0)
+        evaluation.register_measure("gap", lambda seen: 1.0)
     with pytest.raises(ValueError, match="can't be named 'classifier'"):
-        metrics.register("classifier", lambda: None)
+        evaluation.register_extractor("classifier", lambda: None)
 
 
 @pytest.mark.usefixtures("registering")
@@ -174,17 +181,33 @@ def test_functions_that_give_something_else_are_said():
     schedules.register("none", lambda: None)
     samplers.register("none", lambda: 3)
     time_sampling.register("none", lambda: "u")
-    metrics.register("none", lambda: ())
+    evaluation.register_extractor("none", lambda: ())
     for get, words in {
         schedules.get: "schedule 'none': its function gave NoneType, which is no schedule",
         samplers.get: "sampler 'none': its function gave int, which is no Sampler",
         time_sampling.get: "time_sampling='none': its function gave str, which is no TimeSampler",
-        metrics.get_extractor: "extractor 'none': its function gave tuple, which is no Extractor",
+        evaluation.get_extractor: "'none': its function gave tuple, which is no Extractor",
     }.items():
         with pytest.raises(ValueError, match=words):
             get("none")
-    empty = scoring.Measure(lambda seen: {}, lambda n: 1, {"value": scoring.Reading("E")})
-    scoring.register("empty", empty._replace(over="values"))
+    empty = evaluation.Measure(
+        lambda seen: {}, lambda n: 1, {"value": evaluation.Metric("value", "E")}
+    )
+    evaluation.register_measure("empty", empty._replace(over="values"))
     points = data.load({"name": "mixture2d"})
     with pytest.raises(ValueError, match="'empty': its function must give a dict with 'value'"):
-        scoring.score(points.eval.x[:8], scoring.Reference.of(points), ["empty"])
+        evaluation.score(points.eval.x[:8], evaluation.Reference.of(points), ["empty"])
+
+
+def test_earlier_names_register_in_the_same_tables():
+    """Plugins that are kept in the workdirs of runs may use the names of before."""
+    from diffax import metrics, scoring
+
+    assert scoring.register is evaluation.register_measure
+    assert metrics.register is evaluation.register_extractor
+    assert scoring.measurements is evaluation.pending and metrics.kept is evaluation.cached
+    reading = scoring.Reading("Gap", "G", False, "log", 2, "How far.")
+    assert (reading.label, reading.short, reading.digits) == ("Gap", "G", 2)
+    assert (reading.lower_is_better, reading.scale, reading.meaning) == (False, "log", "How far.")
+    for name in {*evaluation.__all__} - {"measurements"}:
+        assert getattr(scoring, name) is getattr(metrics, name) is getattr(evaluation, name)

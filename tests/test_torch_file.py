@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import torch_metrics_cases as cases
 
-from diffax.metrics.torch_file import read_torch_file
+from diffax.evaluation.pretrained import read_torch_file
 
 HERE = Path(__file__).parent
 FILES = ("torch_zip.pth", "torch_stream.pth")

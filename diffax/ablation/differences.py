@@ -11,7 +11,7 @@ from diffax.ablation.blocks import Cell, Panel, Panels, Row, Section, Table, Wor
 from diffax.ablation.findings import POWERS, Finding
 from diffax.ablation.numerals import p_text, seeds_text, span
 from diffax.ablation.opinions import networks
-from diffax.ablation.spec import SCALES, Metric
+from diffax.ablation.spec import SCALES, Metric, effect_text
 
 MARKS = {"lower": "▼", "higher": "▲"}
 # The outcome of a comparison in a word or two; others are their own.
@@ -53,8 +53,8 @@ def numbers(finding: Finding) -> list[Cell]:
     """Effect, interval, pairs, p by t and by signs, seeds needed, and how it reads."""
     f, metric = finding, finding.metric
     cells = (
-        metric.effect_text(f.effect),
-        span(metric.effect_text, f.difference),
+        effect_text(metric)(f.effect),
+        span(effect_text(metric), f.difference),
         str(f.pairs),
         p_text(f.p_holm),
         p_text(f.difference and f.difference.p_sign_flip),

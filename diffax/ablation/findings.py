@@ -10,7 +10,7 @@ from typing import Any, NamedTuple
 
 from diffax.ablation import opinions, statistics
 from diffax.ablation.opinions import DECIDED, Opinion
-from diffax.ablation.spec import Metric
+from diffax.ablation.spec import Metric, effect_text
 from diffax.ablation.statistics import Difference
 
 POWERS = (0.8, 0.9)  # for which the seeds that are needed are told
@@ -139,8 +139,8 @@ def _seeds_needed(difference: Difference | None, family: int) -> dict[str, int |
 def _outcome(metric: Metric, difference: Difference | None, p_holm, alpha: float) -> str:
     if difference is None:
         return "unknown"
-    ends = {metric.effect_text(end) for end in (difference.low, difference.high)}
-    if ends == {metric.effect_text(difference.no_effect)}:
+    ends = {effect_text(metric)(end) for end in (difference.low, difference.high)}
+    if ends == {effect_text(metric)(difference.no_effect)}:
         return "same"
     if difference.low <= difference.no_effect <= difference.high:
         return "undecided"

@@ -10,6 +10,7 @@ A training lies in a directory of its own, workdir/trainings/<name>/seed<k>, in 
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import math
 import time
@@ -22,13 +23,13 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, metrics, schedules, scoring, training
+from diffax import data, evaluation, schedules, training
 from diffax.ablation import store
-from diffax.ablation.jsonable import jsonable, read_json, write_json
 from diffax.ablation.spec import Metric
+from diffax.files import jsonable, read_json, write_json, write_text
 from diffax.process import AnySchedule
 from diffax.training.progress import doing
-from diffax.training.workdir import data_changes, write_text
+from diffax.training.workdir import data_changes
 
 # Of a training; those of samples are chosen by config.evaluation.metrics.
 METRICS = (
@@ -119,8 +120,8 @@ LOGGED = (
 
 
 def score_names(config: ConfigDict, dataset: data.Dataset) -> list[str]:
-    """The scores of samples that runs of a config have, keys of `scoring.scores()`."""
-    default = "frechet" if metrics.is_classifiable(dataset) else "swd"
+    """The scores of samples that runs of a config have, keys of `evaluation.scores()`."""
+    default = "frechet" if evaluation.is_classifiable(dataset) else "swd"
     return list(dict.fromkeys(config.evaluation.metrics or (default,)))
 
 
@@ -129,8 +130,8 @@ def score_metrics(names: Iterable[str], configs: Sequence[ConfigDict] = ()) -> l
     of samples it tells."""
     counts = sorted({config.evaluation.num_samples for config in configs})
     basis = f"{' or '.join(f'{count:,}' for count in counts)} samples" if counts else ""
-    numbers = [number._asdict() for name in names for number in scoring.numbers(name)]
-    return [Metric(**{k: v for k, v in n.items() if k != "entry"}, basis=basis) for n in numbers]
+    numbers = [number for name in names for number in evaluation.numbers(name)]
+    return [dataclasses.replace(number, basis=basis) for number in numbers]
 
 
 def measured_metrics(
@@ -188,16 +189,16 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
     `configs`: of runs on that data.
 
     Raises:
-      ValueError: see `scoring.plan`.
+      ValueError: see `evaluation.plan`.
     """
-    reference = scoring.Reference.of(dataset, configs[0].data)
+    reference = evaluation.Reference.of(dataset, configs[0].data)
     needs = {}
     for config in configs:
         names, num = tuple(score_names(config, dataset)), config.evaluation.num_samples
         label = evaluation.classes_told(config, dataset, num)
         needs[names, num, label is None] = names, reference, dataset.shape, num, label
-    for planned in [scoring.plan(*need) for need in needs.values()]:
-        scoring.prepare(planned, reference)
+    for planned in [evaluation.plan(*need) for need in needs.values()]:
+        evaluation.prepare(planned, reference)
 
 
 def training_configuration(config: ConfigDict) -> dict[str, Any]:
@@ -211,7 +212,7 @@ def refuse_other_data(config: ConfigDict, directory: Path) -> None:
     data than the config's are now. One from before there were fingerprints says nothing of them."""
     if not (directory / "dataset.json").exists():
         return
-    dataset = training.DatasetInfo.of(data.load_kept(config.data))
+    dataset = training.DatasetInfo.of(data.load_cached(config.data))
     changes = data_changes(directory, dataset)
     if changes:
         raise ValueError(
@@ -244,7 +245,7 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
     training.train(as_trained(config), directory)
     # Who evaluates the run again does so by the config, not as was looked at on the way.
     write_text(directory / "config.json", config_lib.to_json(config))
-    run, dataset = training.load(directory), data.load_kept(config.data)
+    run, dataset = training.load(directory), data.load_cached(config.data)
     evaluated, values = _bound(run, dataset) if has_bound(config) else ({}, {})
     if config.evaluation.gradient_batches:
         evaluated["grad_variance"] = evaluation.gradient_variance(run, dataset, config.seed)
@@ -309,11 +310,11 @@ def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, 
       "parameters": how many the network has.
     """
     run = training.load(trained)._replace(config=config)
-    dataset = data.load_kept(config.data)
+    dataset = data.load_cached(config.data)
     names = score_names(config, dataset)
     samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
-    values = {n.key: evaluated[name][n.entry] for name in names for n in scoring.numbers(name)}
+    values = {n.key: evaluated[name][n.entry] for name in names for n in evaluation.numbers(name)}
     np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])
     return {
         "metrics": values,

@@ -19,11 +19,11 @@ from diffax.ablation import spec as spec_lib
 from diffax.ablation.analysis import Analysis, analyse, shortened
 from diffax.ablation.findings import POWERS, Finding
 from diffax.ablation.grid import load_results
-from diffax.ablation.jsonable import jsonable, write_json
 from diffax.ablation.numerals import p_text, seeds_text, span
-from diffax.ablation.spec import SCALES, Metric, Spec
+from diffax.ablation.spec import SCALES, Metric, Spec, effect_text, value_text
 from diffax.ablation.texts import legible
 from diffax.ablation.verdict import effect_name, sentences, told
+from diffax.files import jsonable, write_json
 from diffax.runtime import local_path
 
 FOLDER = "report_files"
@@ -220,7 +220,11 @@ def _metric_table(analysis: Analysis, metric: Metric) -> str:
         cell, c = analysis.cells.get((arm, metric.key)), by_row.get(arm)
         line = [shown.get(arm) or spec.label(arm), "–", *[""] * 7]
         if cell:
-            line[1:4] = metric.text(cell.mean), span(metric.text, cell.interval), len(cell.values)
+            line[1:4] = (
+                value_text(metric)(cell.mean),
+                span(value_text(metric), cell.interval),
+                len(cell.values),
+            )
         if c:
             line[4:] = _numbers(c)
         lines.append([str(x) for x in line])
@@ -238,7 +242,7 @@ def _effects_table(analysis: Analysis, metric: Metric) -> str:
 
 def _numbers(f: Finding) -> list[str]:
     """Effect, interval, p by t and by signs, seeds needed."""
-    text = f.metric.effect_text
+    text = effect_text(f.metric)
     ps = p_text(f.p_holm), p_text(f.difference and f.difference.p_sign_flip)
     seeds = ", ".join(map(seeds_text, f.seeds_needed.values()))
     return [text(f.effect), span(text, f.difference), *ps, seeds]

@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, plugins, runtime, scoring
+from diffax import data, evaluation, plugins, runtime
 from diffax.ablation import about, measure, store, together
 from diffax.ablation import spec as spec_lib
 from diffax.ablation.analysis import check
@@ -36,11 +36,11 @@ from diffax.ablation.grid import (
     print_progress,
     run_grid,
 )
-from diffax.ablation.jsonable import flatten, jsonable
 from diffax.ablation.measure import METRICS, PARTS
 from diffax.ablation.report import Report, build_report, environment
 from diffax.ablation.spec import Spec
 from diffax.config.defaults import is_relevant
+from diffax.files import flatten, jsonable
 from diffax.training.lock import held
 from diffax.training.progress import Progress, doing
 from diffax.training.workdir import PLUGINS, check_writable
@@ -100,12 +100,12 @@ def run_ablation(
     configs = [arm_config(config, arm, 0) for arm in arms]
     for each in configs:
         config_lib.validate(each)
-        scoring.check_names(each.evaluation.metrics)
+        evaluation.check_names(each.evaluation.metrics)
         if not each.evaluation.metrics:
             measure.require_bound(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.
     with Progress(), doing(f"reading {config.data.name}"):
-        dataset = data.load_kept(config.data)
+        dataset = data.load_cached(config.data)
     for arm, seed in itertools.product(arms, seeds):
         own, directory = arm_config(config, arm, seed), training_directory(workdir, arm, seed)
         store.refuse_another(directory, measure.training_configuration(own))

@@ -11,7 +11,7 @@ import numpy as np
 from matplotlib.figure import Figure
 from PIL import Image
 
-from diffax.data.archive import read_npz
+from diffax.files import read_npz
 
 _MOST = 36  # images or points × 100 that one drawing shows
 _GREY = "#80868e"  # reads on a light and on a dark page

@@ -30,9 +30,8 @@ from diffax.ablation.blocks import (
 )
 from diffax.ablation.differences import captioned, wish
 from diffax.ablation.grid import format_seconds
-from diffax.ablation.jsonable import flatten, jsonable
 from diffax.ablation.numerals import span
-from diffax.ablation.spec import Metric
+from diffax.ablation.spec import Metric, value_text
 from diffax.ablation.verdict import (
     NOTHING_DECIDED,
     claim,
@@ -41,6 +40,7 @@ from diffax.ablation.verdict import (
     remark,
     verdict,
 )
+from diffax.files import flatten, jsonable
 
 # name of a curve -> its title and what to look at; others are titled by their name.
 CURVES = {
@@ -231,9 +231,9 @@ def _value(cell, metric: Metric) -> Cell:
     if cell is None:
         return Cell("–")
     if not cell.on_scale:
-        return Cell(metric.text(cell.mean), "arithmetic, since not all are above 0")
-    interval = span(metric.text, cell.interval) if cell.interval else "one seed"
-    return Cell(metric.text(cell.mean), interval)
+        return Cell(value_text(metric)(cell.mean), "arithmetic, since not all are above 0")
+    interval = span(value_text(metric), cell.interval) if cell.interval else "one seed"
+    return Cell(value_text(metric)(cell.mean), interval)
 
 
 def _arms(analysis: Analysis) -> Section:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -13,10 +12,11 @@ import numpy as np
 
 from diffax import config as config_lib
 from diffax.ablation import statistics
-from diffax.ablation.jsonable import flatten, jsonable, read_json, write_json
 from diffax.ablation.numerals import fixed, ratio, signed, significant
 from diffax.ablation.statistics import Difference, Interval
 from diffax.ablation.texts import one_line, prefix, short_name
+from diffax.evaluation import Metric
+from diffax.files import flatten, jsonable, read_json, replacing, write_json
 
 FILE, REAL_SAMPLES = "ablation.json", "real_samples.npz"
 
@@ -62,42 +62,14 @@ SCALES = {
 }
 
 
-@dataclass(frozen=True)
-class Metric:
-    """One number that every run reports.
+def value_text(metric: Metric) -> Callable[[float], str]:
+    """A value of a metric -> how it is written."""
+    return lambda value: SCALES[metric.scale].value_text(value, metric.digits)
 
-    Attributes:
-      key: its name in a result's "metrics".
-      label: its name in the report, e.g. "Bits per dimension".
-      unit: e.g. "bits/dim"; "" if it has none.
-      lower_is_better: True, False, or None if neither.
-      scale: "linear" (mean, paired differences) or "log" (positive values that vary by factors:
-        geometric mean, paired ratios).
-      digits: decimals shown on a linear scale, significant digits on a log scale.
-      meaning: what it says, in a sentence or two: in the report where it first stands.
-      basis: what it is measured on, in words that stand beside its name: "2,000 samples".
-      main: whether the verdict speaks of it and it has figures of its own; others are tabled only.
-      measure, network: of a score over a pretrained network's features: what is measured whatever
-        the network, and whose opinion it is; see `opinions`.
-    """
 
-    key: str
-    label: str
-    unit: str = ""
-    lower_is_better: bool | None = True
-    scale: str = "linear"
-    digits: int = 3
-    main: bool = True
-    measure: str = ""
-    network: str = ""
-    basis: str = ""
-    meaning: str = ""
-
-    def text(self, value: float) -> str:
-        return SCALES[self.scale].value_text(value, self.digits)
-
-    def effect_text(self, effect: float) -> str:
-        return SCALES[self.scale].effect_text(effect, self.digits)
+def effect_text(metric: Metric) -> Callable[[float], str]:
+    """A difference or ratio of a metric -> how it is written."""
+    return lambda effect: SCALES[metric.scale].effect_text(effect, metric.digits)
 
 
 @dataclass(frozen=True)
@@ -186,9 +158,8 @@ def save(spec: Spec, workdir: Path) -> None:
     workdir.mkdir(parents=True, exist_ok=True)
     real = spec.real_samples
     if real is not None and not isinstance(real, (str, Path)):
-        partial = workdir / f".{os.getpid()}.{REAL_SAMPLES}"  # parts may be started at once
-        np.savez(partial, samples=np.asarray(real))
-        os.replace(partial, workdir / REAL_SAMPLES)
+        with replacing(workdir / REAL_SAMPLES) as partial, open(partial, "wb") as file:
+            np.savez(file, samples=np.asarray(real))
         real = REAL_SAMPLES
     plain = dataclasses.asdict(dataclasses.replace(spec, real_samples=real))
     write_json(workdir / FILE, jsonable(plain, "the spec"))

@@ -18,7 +18,7 @@ from typing import Any
 from urllib.parse import quote
 
 from diffax import config as config_lib
-from diffax.ablation.jsonable import flatten, jsonable, read_json, write_json
+from diffax.files import flatten, jsonable, read_json, write_json
 
 _STARTED_KEYS = ("fingerprint", "configuration")
 _RESULT_KEYS = ("arm", "seed", "fingerprint", "seconds", "result")

@@ -18,7 +18,7 @@ from ml_collections import ConfigDict
 
 from diffax import training
 from diffax.ablation import measure, store
-from diffax.ablation.jsonable import read_json, write_json
+from diffax.files import read_json, write_json
 
 _LOG = logging.getLogger("diffax")
 NOTE = "together.json"

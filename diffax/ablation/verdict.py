@@ -9,7 +9,7 @@ from diffax.ablation.factorial import Effect
 from diffax.ablation.findings import Finding
 from diffax.ablation.numerals import p_text, span
 from diffax.ablation.opinions import networks
-from diffax.ablation.spec import SCALES, Metric, Spec
+from diffax.ablation.spec import SCALES, Metric, Spec, effect_text
 from diffax.ablation.texts import one_line
 
 
@@ -25,7 +25,7 @@ def claim(spec: Spec, finding: Finding, pairs: bool = True) -> str:
     rests = f", {f.pairs} paired seeds" if pairs else ""
     if pairs and isinstance(f, Effect) and f.combinations > 1:
         rests += f", averaged over {averaged(f)}"
-    return f"{found} ({spec.percent} interval {span(f.metric.effect_text, f.difference)}{rests})"
+    return f"{found} ({spec.percent} interval {span(effect_text(f.metric), f.difference)}{rests})"
 
 
 def averaged(effect: Effect) -> str:
@@ -38,13 +38,13 @@ def averaged(effect: Effect) -> str:
 def _of_arms(spec: Spec, c: Comparison) -> str:
     (arm, reference), metric = c.names, c.metric
     if metric.scale == "log":
-        text = metric.effect_text(c.effect)
+        text = effect_text(metric)(c.effect)
         return f"{metric.label} of {arm} is {text} times that of {reference}"
     return f"{metric.label} of {arm} minus that of {reference} is {_amount(c)}"
 
 
 def _of_levels(spec: Spec, e: Effect) -> str:
-    metric, text = e.metric, e.metric.effect_text(e.effect)
+    metric, text = e.metric, effect_text(e.metric)(e.effect)
     (one, other), *rest = named_levels(e)
     if e.is_main and metric.scale == "log":
         return f"With {one} instead of {other}, {metric.label} is {text} times as large"
@@ -81,7 +81,7 @@ def told(analysis: Analysis, metric: Metric) -> list[Effect]:
 
 def _amount(finding: Finding) -> str:
     unit = f" {finding.metric.unit}" if finding.metric.unit else ""
-    return f"{finding.metric.effect_text(finding.effect)}{unit}"
+    return f"{effect_text(finding.metric)(finding.effect)}{unit}"
 
 
 def conclusion(finding: Finding) -> str:

@@ -93,7 +93,7 @@ def make_parser() -> Parser:
 _NEEDS = {
     "train": "diffax.training",
     "sample": "diffax.edits",
-    "evaluate": "diffax.evaluation",
+    "evaluate": "diffax.evaluation.run",
     "ablate": "diffax.ablation.runner",
     "report": "diffax.ablation",
     "tune": "diffax.tuning",

@@ -110,9 +110,8 @@ def _measure(by_name: dict[str, Callable[[], results.Entry]], out: Path, as_json
       runtime.Failed: a measure or the writing failed; the others are kept.
     """
     from diffax import runtime
-    from diffax.ablation.jsonable import jsonable
+    from diffax.files import jsonable, write_text
     from diffax.training.progress import Progress
-    from diffax.training.workdir import write_text
 
     found, failed, unwritten = {}, [], ""
     for name, measure in by_name.items():
@@ -140,7 +139,7 @@ def _measure(by_name: dict[str, Callable[[], results.Entry]], out: Path, as_json
 def _of_run(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
     import jax
 
-    from diffax import config, data, evaluation, metrics
+    from diffax import config, data, evaluation, files
     from diffax.training.progress import Progress
 
     with Progress() as progress:
@@ -155,24 +154,24 @@ def _of_run(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
     names = ["bpd", *chosen] if chosen and not args.metrics else _names(args, "run")
     by_name = evaluation.measurements(trained, dataset, names, args.seed)
     weights = jax.tree.leaves(jax.device_get(trained.state.ema_params))
-    return _saying(by_name, {"weights_hash": metrics.content_hash(*weights)})
+    return _saying(by_name, {"weights_hash": files.content_hash(*weights)})
 
 
 def _of_samples(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
-    from diffax import data, scoring
+    from diffax import data, evaluation
 
     if args.data:
         fields = {"name": args.data, **_given(args, DATA_FLAGS)}
-        reference = scoring.Reference.of(data.load(fields), fields)
+        reference = evaluation.Reference.of(data.load(fields), fields)
         names = _names(args, "data")
     elif args.reference:
-        reference, names = scoring.Reference.read(args.reference), _names(args, "moments")
+        reference, names = evaluation.Reference.read(args.reference), _names(args, "moments")
     else:
         raise ValueError("--samples needs a reference: --data=NAME, or --reference=FILE")
-    scoring.check_names(names)
-    x, label, about = scoring.read_samples(args.samples, reference.dataset, args.array or "")
-    planned = scoring.plan(names, reference, x.shape[1:], len(x), label)
-    by_name = scoring.measurements(planned, lambda: x, reference, args.seed, label)
+    evaluation.check_names(names)
+    x, label, about = evaluation.read_samples(args.samples, reference.dataset, args.array or "")
+    planned = evaluation.plan(names, reference, x.shape[1:], len(x), label)
+    by_name = evaluation.pending(planned, lambda: x, reference, args.seed, label)
     return _saying(by_name, about)
 
 

@@ -23,8 +23,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: None) -> None:
-    from diffax import metrics
+    from diffax import evaluation
 
     if args.out:
         shared.check_output(Path(args.out))
-    print(metrics.convert_inception(args.path, args.out))
+    print(evaluation.convert_inception(args.path, args.out))

@@ -11,7 +11,7 @@ Entry = dict[str, Any]
 
 EARLIER = "earlier"
 _SUBJECT = ("step", "weights_hash", "samples_hash")  # what was measured
-# The numbers of a likelihood, and what a table calls them; those of scores are in `scoring`.
+# What a table calls the numbers of a likelihood; those of scores are in `evaluation.numbers`.
 _OF_LIKELIHOODS = {
     "bpd": "Bits/dim, variational bound",
     "bpd_vlb": "Bits/dim, variational bound",
@@ -75,12 +75,12 @@ def table(found: Mapping[str, Entry]) -> str:
 
 
 def _rows(name: str, entry: Entry) -> list[tuple[str, ...]]:
-    from diffax import scoring
+    from diffax import evaluation
 
     if name in _OF_LIKELIHOODS:
         numbers = [(name, "bpd", _OF_LIKELIHOODS[name])]
     else:
-        numbers = [(n.key, n.entry, n.label) for n in scoring.numbers(name)]
+        numbers = [(n.key, n.entry, n.label) for n in evaluation.numbers(name)]
     spread = "-"
     if entry.get("low") is not None:
         spread = f"{_number(entry['low'])} to {_number(entry['high'])}"

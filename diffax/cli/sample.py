@@ -73,9 +73,9 @@ def run(args: argparse.Namespace, _: None) -> None:
     import numpy as np
 
     from diffax import edits, plots, runtime
+    from diffax.files import replacing
     from diffax.generator import Generator, NotFinite
     from diffax.training.progress import Progress
-    from diffax.training.workdir import replacing
 
     default = Path(args.workdir) / "samples" / (args.edit or "sample")
     out = shared.output(args.out, default, ".npz", ".png")

@@ -113,7 +113,7 @@ def check_output(*paths: Path) -> None:
     for path in paths:
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} can't be written: it is there already, and is no plain file")
-        partial = path.with_name(f".{path.name}.partial")  # as `training.workdir.replacing` does
+        partial = path.with_name(f".{path.name}.partial")
         missing = [folder for folder in path.parents if not folder.exists()]
         try:
             path.parent.mkdir(parents=True, exist_ok=True)

@@ -15,12 +15,12 @@ from ml_collections import ConfigDict
 
 from diffax import (
     arguments,
+    evaluation,
     models,
     objectives,
     process,
     samplers,
     schedules,
-    scoring,
     time_sampling,
 )
 from diffax.config import build, defaults, optimizers
@@ -313,12 +313,12 @@ def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
 
 def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
     for name in config.evaluation.metrics:
-        if name in scoring.OTHER_NUMBERS:
+        if name in evaluation.OTHER_NUMBERS:
             raise ValueError(
                 f"metrics={name!r}: metrics are scores of samples; numbers of the likelihood are"
                 " measured apart, by training.eval_every and diffax evaluate --metrics"
             )
-    scoring.check_names(config.evaluation.metrics)
+    evaluation.check_names(config.evaluation.metrics)
     every = config.training.eval_every
     if every > 0 and config.schedule.num_steps == 1:
         raise ValueError(

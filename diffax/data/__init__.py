@@ -16,7 +16,7 @@ from diffax.data.sources import (
     key_types,
     known_fields,
     load,
-    load_kept,
+    load_cached,
     register,
     registered,
 )
@@ -33,7 +33,7 @@ __all__ = [
     "key_types",
     "known_fields",
     "load",
-    "load_kept",
+    "load_cached",
     "make_dataset",
     "register",
     "registered",

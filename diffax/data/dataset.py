@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from diffax.data.content import content_hash
+from diffax.files import content_hash
 
 
 @dataclasses.dataclass(frozen=True)

@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from diffax.data import images
-from diffax.data.archive import check_fits
 from diffax.data.dataset import DataConfig, Dataset, Split, cut, make_dataset
+from diffax.files import check_fits
 
 _LOG = logging.getLogger("diffax")
 SUFFIXES = tuple(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax.data.archive import check_fits
+from diffax.files import check_fits
 
 _LOG = logging.getLogger("diffax")
 _LOG_SECONDS = 5.0

@@ -8,8 +8,8 @@ from collections.abc import Iterable, Sequence
 
 import numpy as np
 
-from diffax.data.archive import read_npz
 from diffax.data.dataset import DataConfig, Dataset, Split, cut, make_dataset
+from diffax.files import read_npz
 
 _LOG = logging.getLogger("diffax")
 _PREFERRED_KEYS = ("x", "audio", "samples", "arr_0")

@@ -117,18 +117,18 @@ def load(data_config) -> Dataset:
     return dataset
 
 
-def load_kept(data_config) -> Dataset:
+def load_cached(data_config) -> Dataset:
     """`load`, but the set that was read last is kept: asked for again, nothing is read.
 
     For trainings and measurements that follow one another in a process. Where `path` names files,
     they are read again if one was changed. The arrays can't be written to, since they are shared.
     """
     config = _read(data_config)
-    return _kept(config, tfds_images.data_dir(config), _state_of_files(config.path))
+    return _cached(config, tfds_images.data_dir(config), _state_of_files(config.path))
 
 
 @functools.lru_cache(maxsize=1)
-def _kept(config: DataConfig, data_dir: str, files: tuple) -> Dataset:
+def _cached(config: DataConfig, data_dir: str, files: tuple) -> Dataset:
     del data_dir, files  # what else it depends on
     dataset = load(_values(config))
     for split in (dataset.train, dataset.eval):

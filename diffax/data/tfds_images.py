@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from diffax.data import images
-from diffax.data.archive import check_fits
 from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
+from diffax.files import check_fits
 
 _LOG = logging.getLogger("diffax")
 _AGAIN = "delete its folder and prepare the set again"

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import plugins
+from diffax.files import write_text
 from diffax.training import hosts, outputs, progress, writers
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.progress import Pace
@@ -25,7 +26,6 @@ from diffax.training.workdir import (
     PLUGINS,
     as_remembered,
     check_same_run,
-    write_text,
 )
 
 _LOG = logging.getLogger("diffax")

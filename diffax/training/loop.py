@@ -143,7 +143,7 @@ def _train_in(
     config, settings = configs[0], configs[0].training
     writers.check_tensorboard(settings.tensorboard)
     with progress.doing(f"reading {config.data.name}"):
-        dataset = data.load_kept(config.data)
+        dataset = data.load_cached(config.data)
     progress.detail(_described(dataset))
     info = DatasetInfo.of(dataset)
     model = config_lib.build_model(config, info)

@@ -16,10 +16,10 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import plots, samplers
+from diffax.files import replacing, write_text
 from diffax.process import AnySchedule, Predict
 from diffax.training import hosts, parallel
 from diffax.training.state import DatasetInfo, TrainState, predictor
-from diffax.training.workdir import replacing, write_text
 
 CURVE_POINTS = 1025
 

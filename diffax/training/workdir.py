@@ -59,22 +59,6 @@ MAY_CHANGE = (
 _NUM_STEPS = "training.num_steps"
 
 
-@contextlib.contextmanager
-def replacing(path: Path) -> Iterator[Path]:
-    """Another path to write to, which takes the place of `path` at the end: a reader sees all of
-    the new file or what was there before, also if the process is killed."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.partial")
-    yield partial
-    os.replace(partial, path)
-
-
-def write_text(path: Path, text: str) -> None:
-    """Writes a file as `replacing` does."""
-    with replacing(path) as partial:
-        partial.write_text(text, encoding="utf-8")
-
-
 def check_writable(workdir: Path) -> None:
     """Makes the directory; raises ValueError, naming it, if nothing can be written there."""
     try:

@@ -17,9 +17,9 @@ from typing import Protocol
 
 import numpy as np
 
+from diffax.files import write_text
 from diffax.training import hosts
 from diffax.training.progress import Pace
-from diffax.training.workdir import write_text
 
 _LOG = logging.getLogger("diffax")
 

@@ -185,7 +185,7 @@ def write(
     trials: Sequence[Trial], space: Space, metric: str, workdir: Path, command: str
 ) -> list[Path]:
     """Writes trials.csv, tune.png and best.py; returns their paths."""
-    from diffax.training.workdir import replacing, write_text
+    from diffax.files import replacing, write_text
 
     winner = best(trials)
     says = (

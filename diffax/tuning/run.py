@@ -13,7 +13,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, plugins, scoring
+from diffax import data, evaluation, plugins
 from diffax.ablation import Arm, Metric, Report, Spec, runner
 from diffax.ablation.analysis import shortened
 from diffax.ablation.grid import format_seconds
@@ -91,7 +91,7 @@ def tune(
         raise ValueError(f"confirm={confirm}: 0 for none, or at least 2 seeds, for an interval")
     space = Space(config, [read(text) for text in searched])
     check_metric(metric, config)
-    dataset = data.load_kept(config.data)
+    dataset = data.load_cached(config.data)
     check_metric(metric, config, dataset)
     steps = rungs(config.training.num_steps, num_rungs)
     depends = config_lib.relevant(config, space.networks())
@@ -129,7 +129,7 @@ def tune(
             seeds = [config.seed + 1 + i for i in range(confirm)]
             folder = root / "confirm" / f"trial_{winner.number:03d}"
             own, measured = [m for m in runner.METRICS if m.key == metric], config
-            if metric in scoring.scores():
+            if metric in evaluation.scores():
                 names = dict.fromkeys([metric, *config.evaluation.metrics])
                 measured = config_lib.changed(config, {"evaluation.metrics": tuple(names)})
                 own = score_metrics([metric], [measured])

@@ -11,7 +11,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, runtime, scoring, training
+from diffax import data, evaluation, runtime, training
 from diffax.ablation import measure
 from diffax.registry import suggestion
 from diffax.training import Interrupted, NonFiniteError, Run
@@ -34,13 +34,13 @@ def metrics() -> dict[str, Callable[[Run, data.Dataset, int], float]]:
     different schedules by: the bound, and each score of samples that is one such number.
 
     Each is also measured by `ablation.runner`, which confirms what is found."""
-    able = [name for name in scoring.scores() if _objection(name) is None]
+    able = [name for name in evaluation.scores() if _objection(name) is None]
     return {"bpd": _bits_per_dim} | {name: functools.partial(_score, name) for name in able}
 
 
 def _objection(name: str) -> str | None:
     """Why a score is none to go by; None if it is one."""
-    found = scoring.numbers(name)
+    found = evaluation.numbers(name)
     if len(found) > 1:
         return f"it is {len(found)} numbers, {', '.join(number.entry for number in found)}"
     return _WISHES[found[0].lower_is_better]
@@ -68,16 +68,16 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
     """
     allowed = metrics()
     if name not in allowed:
-        reason = _objection(name) if name in scoring.scores() else _REFUSED.get(name)
+        reason = _objection(name) if name in evaluation.scores() else _REFUSED.get(name)
         words = f" ({reason})" if reason else suggestion(name, allowed)
         raise ValueError(f"metric={name!r}{words}: allowed are {', '.join(allowed)}")
-    if name in scoring.scores():
+    if name in evaluation.scores():
         if dataset is None:
             return
-        reference = scoring.Reference.of(dataset, config.data)
+        reference = evaluation.Reference.of(dataset, config.data)
         num = config.evaluation.num_samples
         label = evaluation.classes_told(config, dataset, num)
-        scoring.plan([name], reference, dataset.shape, num, label)
+        evaluation.plan([name], reference, dataset.shape, num, label)
         return
     measure.require_bound(config)
     continuous = not (config.schedule.num_steps or config.evaluation.vlb_num_steps)

@@ -21,10 +21,10 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import Generator, data, metrics, training
+from diffax import Generator, data, evaluation, training
 from diffax import config as config_lib
 from diffax.ablation import Arm, runner
-from diffax.ablation.jsonable import read_json, write_json
+from diffax.files import read_json, write_json
 from diffax.training import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -229,7 +229,7 @@ class Laboratory:
         training.train(config, directory)
         if not cost.exists():
             write_json(cost, time.process_time() - begin)
-        dataset = data.load_kept(config.data)
+        dataset = data.load_cached(config.data)
         return Trained(training.load(directory), directory, dataset, network.data)
 
     def draw(
@@ -257,31 +257,32 @@ class Laboratory:
     def frechet(self, trained: Trained, samples: np.ndarray) -> float:
         """The Fréchet distance of samples; see `distance`."""
         judge, images = self._judge(trained)
-        found = metrics.FeatureStatistics.of(self.features(trained, samples))
-        return metrics.frechet_distance(found, metrics.reference_statistics(judge, images.train))
+        found = evaluation.FeatureStatistics.of(self.features(trained, samples))
+        reference = evaluation.reference_statistics(judge, images.train)
+        return evaluation.frechet_distance(found, reference)
 
     def features(self, trained: Trained, samples: np.ndarray) -> np.ndarray:
         """The judging classifier's features of samples, (N, F)."""
-        return metrics.features(self._judge(trained)[0], self.seen(trained, samples))
+        return evaluation.features(self._judge(trained)[0], self.seen(trained, samples))
 
     def accuracy(self, trained: Trained, samples: np.ndarray, label: np.ndarray) -> float:
         """The share of samples that the judging classifier takes for their label."""
-        logits = metrics.logits(self._judge(trained)[0], self.seen(trained, samples))
+        logits = evaluation.logits(self._judge(trained)[0], self.seen(trained, samples))
         return float(np.mean(logits.argmax(axis=1) == label))
 
-    def prdc(self, trained: Trained, samples: np.ndarray) -> metrics.PRDC:
+    def prdc(self, trained: Trained, samples: np.ndarray) -> evaluation.PRDC:
         """Precision, recall, density and coverage against as many training images."""
         judge, images = self._judge(trained)
         num = min(len(samples), len(images.train))
-        reference = metrics.features(judge, images.train.array(np.arange(num)))
-        return metrics.prdc(self.features(trained, samples[:num]), reference)
+        reference = evaluation.features(judge, images.train.array(np.arange(num)))
+        return evaluation.prdc(self.features(trained, samples[:num]), reference)
 
     def images(self, kind: str) -> data.Dataset:
         """A data set of the scale, as images."""
         self._make(kind)
         return load_images(str(self._file(kind, flat=False)))
 
-    def _judge(self, trained: Trained) -> tuple[metrics.Extractor, data.Dataset]:
+    def _judge(self, trained: Trained) -> tuple[evaluation.Extractor, data.Dataset]:
         """The classifier that judges a network's samples, and the images that it knows."""
         kind = self.scale.data[trained.kind].judge
         images = self.images(kind)
@@ -318,9 +319,9 @@ def load_images(path: str) -> data.Dataset:
 
 
 @functools.lru_cache(maxsize=4)
-def load_judge(path: str) -> metrics.Extractor:
+def load_judge(path: str) -> evaluation.Extractor:
     """The classifier of the images of a file."""
-    return metrics.get_classifier(load_images(path))
+    return evaluation.get_classifier(load_images(path))
 
 
 def cpu_seconds(directory: Path) -> float:

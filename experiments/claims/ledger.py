@@ -33,9 +33,9 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from diffax import config as config_lib
 from diffax import runtime
 from diffax.ablation import Arm, Difference, figures, print_progress, run_grid, statistics
-from diffax.ablation.jsonable import read_json, write_json
 from diffax.ablation.numerals import p_text, significant, span, tick
-from diffax.metrics.classifier import SETTINGS
+from diffax.evaluation.extractors import SETTINGS
+from diffax.files import read_json, write_json
 
 LETTERS = "abcdefghijkl"
 RESULTS = laboratory.ROOT / "experiments" / "results"

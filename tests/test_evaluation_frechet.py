@@ -7,8 +7,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffax import data, metrics
-from diffax.metrics import FeatureStatistics
+from diffax import data, evaluation
+from diffax.evaluation import FeatureStatistics
 
 
 def statistics(mean, covariance, n=100_000):
@@ -25,20 +25,20 @@ def rotated(values, seed):
 
 def test_closed_forms():
     a, b = np.array([1.0, 4.0, 0.25]), np.array([9.0, 1.0, 0.25])
-    commuting = metrics.frechet_distance(
+    commuting = evaluation.frechet_distance(
         statistics([0, 0, 0], rotated(a, 0)), statistics([1, 2, 2], rotated(b, 0))
     )
     assert commuting == pytest.approx(9 + np.sum((np.sqrt(a) - np.sqrt(b)) ** 2), rel=1e-9)
-    one = metrics.frechet_distance(statistics([3.0], [[4.0]]), statistics([1.0], [[9.0]]))
+    one = evaluation.frechet_distance(statistics([3.0], [[4.0]]), statistics([1.0], [[9.0]]))
     assert one == pytest.approx(4 + 1)
     same = statistics([1, 2, 3], rotated(a, 1))
-    assert metrics.frechet_distance(same, same) == pytest.approx(0, abs=1e-9)
+    assert evaluation.frechet_distance(same, same) == pytest.approx(0, abs=1e-9)
 
 
 def test_a_singular_covariance_is_no_exception():
     flat, point = statistics([0, 0], np.diag([1.0, 0.0])), statistics([0, 0], np.zeros((2, 2)))
-    assert metrics.frechet_distance(flat, point) == pytest.approx(1.0)
-    assert metrics.frechet_distance(point, flat) == pytest.approx(1.0)
+    assert evaluation.frechet_distance(flat, point) == pytest.approx(1.0)
+    assert evaluation.frechet_distance(point, flat) == pytest.approx(1.0)
 
 
 @given(seed=st.integers(0, 100), cut=st.integers(1, 39), shift=st.floats(-1e4, 1e4))
@@ -63,7 +63,7 @@ def test_refusals():
     with pytest.raises(ValueError, match=r"\(N, F\)"):
         FeatureStatistics.of(np.zeros((3, 2, 2)))
     with pytest.raises(ValueError, match="2.*3"):
-        metrics.frechet_distance(statistics([0, 0], np.eye(2)), statistics([0, 0, 0], np.eye(3)))
+        evaluation.frechet_distance(statistics([0, 0], np.eye(2)), statistics([0, 0, 0], np.eye(3)))
 
 
 # --- finite samples ---------------------------------------------------------------------------
@@ -77,11 +77,11 @@ def test_the_interval_covers_the_mean_of_repeated_samples():
     """Samples of one size: of 100 intervals of 95% at least 90 cover what they estimate."""
     reference = statistics(np.zeros(4), np.eye(4))
     draws = [gaussian(300, 4, seed) for seed in range(100)]
-    distances = [metrics.frechet_distance(FeatureStatistics.of(x), reference) for x in draws]
+    distances = [evaluation.frechet_distance(FeatureStatistics.of(x), reference) for x in draws]
     covered = 0
     for x, distance in zip(draws, distances):
-        error = metrics.frechet_standard_error(x, reference)
-        low, high = metrics.normal_interval(distance, error)
+        error = evaluation.frechet_standard_error(x, reference)
+        low, high = evaluation.normal_interval(distance, error)
         covered += low < np.mean(distances) < high
     assert covered >= 90
 
@@ -95,7 +95,7 @@ def test_the_influence_is_the_derivative_by_an_examples_weight():
     def distance(weights):
         mean = weights @ x
         covariance = (x - mean).T * weights @ (x - mean) * num / (num - 1)
-        return metrics.frechet_distance(metrics.Moments(mean, covariance), reference)
+        return evaluation.frechet_distance(evaluation.Moments(mean, covariance), reference)
 
     even, step = np.full(num, 1 / num), 1e-4
     psi = []
@@ -103,7 +103,7 @@ def test_the_influence_is_the_derivative_by_an_examples_weight():
         towards = np.eye(num)[i] - even
         change = distance(even + step * towards) - distance(even - step * towards)
         psi.append(change / (2 * step))
-    error = metrics.frechet_standard_error(x, reference)
+    error = evaluation.frechet_standard_error(x, reference)
     assert error == pytest.approx(np.std(psi, ddof=1) / np.sqrt(num), rel=0.01)
     counts = np.random.default_rng(1).multinomial(num, even, size=400)
     assert error == pytest.approx(np.std([distance(c / num) for c in counts]), rel=0.15)
@@ -114,10 +114,10 @@ def test_the_standard_error_stands_fewer_examples_than_features(num):
     """Within a factor of 1.5 of the deviation over 60 sets, with a singular covariance too."""
     reference = statistics(np.zeros(30), np.diag(1 / np.arange(1.0, 31)))
     draws = [gaussian(num, 30, seed) / np.sqrt(np.arange(1.0, 31)) for seed in range(60)]
-    distances = [metrics.frechet_distance(FeatureStatistics.of(x), reference) for x in draws]
-    errors = [metrics.frechet_standard_error(x, reference) for x in draws]
+    distances = [evaluation.frechet_distance(FeatureStatistics.of(x), reference) for x in draws]
+    errors = [evaluation.frechet_standard_error(x, reference) for x in draws]
     assert 1 / 1.5 < np.mean(errors) / np.std(distances, ddof=1) < 1.5
-    assert metrics.frechet_standard_error(np.zeros((9, 30)), reference) == 0
+    assert evaluation.frechet_standard_error(np.zeros((9, 30)), reference) == 0
 
 
 def test_extrapolation_takes_away_the_bias_of_few_samples():
@@ -128,19 +128,19 @@ def test_extrapolation_takes_away_the_bias_of_few_samples():
     reference = statistics(np.zeros(width), np.eye(width))
     exact = width * (0.1**2 + 0.1**2)
     draws = [gaussian(128, width, seed, scale=1.1, mean=0.1) for seed in range(60)]
-    plain = [metrics.frechet_distance(FeatureStatistics.of(x), reference) for x in draws]
-    found = [metrics.frechet_infinity(x, reference) for x in draws]
+    plain = [evaluation.frechet_distance(FeatureStatistics.of(x), reference) for x in draws]
+    found = [evaluation.frechet_infinity(x, reference) for x in draws]
     values = [each.value for each in found]
     bias = np.mean(plain) - exact
     assert bias > exact
     assert abs(np.mean(values) - exact) < bias / 5
     assert np.mean(np.abs(np.subtract(values, exact))) < bias / 2
-    errors = [metrics.frechet_standard_error(x, reference) for x in draws]
+    errors = [evaluation.frechet_standard_error(x, reference) for x in draws]
     assert 0.7 < np.mean(errors) / np.std(values, ddof=1) < 1.4
     assert found[0].distances[0] == pytest.approx(plain[0])
     assert found[0].sizes == (128, 64, 42, 32, 25)
     halves = [FeatureStatistics.of(half) for half in (draws[0][:64], draws[0][64:])]
-    mean = np.mean([metrics.frechet_distance(half, reference) for half in halves])
+    mean = np.mean([evaluation.frechet_distance(half, reference) for half in halves])
     assert found[0].distances[1] == pytest.approx(mean)
     line = np.polyfit(np.arange(1, 6) / 128, found[0].distances, 1)
     assert (found[0].slope, found[0].value) == pytest.approx(tuple(line))
@@ -158,9 +158,9 @@ def test_the_interval_of_the_extrapolated_distance_holds_the_exact_one(mean, sca
     reference = statistics(np.zeros(width), np.eye(width))
     exact = width * (mean**2 + (scale - 1) ** 2)
     for seed in range(40):
-        x = gaussian(metrics.fewest_for_infinity(width), width, seed, scale, mean)
-        found = metrics.frechet_infinity(x, reference)
-        error = metrics.frechet_standard_error(x, reference)
+        x = gaussian(evaluation.fewest_for_infinity(width), width, seed, scale, mean)
+        found = evaluation.frechet_infinity(x, reference)
+        error = evaluation.frechet_standard_error(x, reference)
         low, high = found.interval(error)
         assert low < found.value < high
         covered += low < exact < high
@@ -170,26 +170,26 @@ def test_the_interval_of_the_extrapolated_distance_holds_the_exact_one(mean, sca
 
 def test_ends_lie_about_the_estimate():
     """Cut off at 0, where the estimate is not below that itself."""
-    assert metrics.normal_interval(1.0, 1.0) == pytest.approx((0, 2.96), abs=1e-3)
-    assert metrics.normal_interval(-1.0, 0.1) == pytest.approx((-1, -0.804), abs=1e-3)
-    ends = metrics.normal_interval(-1.0, 0.1, lowest=-np.inf)
+    assert evaluation.normal_interval(1.0, 1.0) == pytest.approx((0, 2.96), abs=1e-3)
+    assert evaluation.normal_interval(-1.0, 0.1) == pytest.approx((-1, -0.804), abs=1e-3)
+    ends = evaluation.normal_interval(-1.0, 0.1, lowest=-np.inf)
     assert ends == pytest.approx((-1.196, -0.804), abs=1e-3)
 
 
 def test_extrapolation_asks_for_enough_examples():
-    assert metrics.fewest_for_infinity(8) == 64
+    assert evaluation.fewest_for_infinity(8) == 64
     reference = statistics(np.zeros(8), np.eye(8))
-    assert metrics.frechet_infinity(gaussian(64, 8, 0), reference).sizes == (64, 32, 21, 16)
+    assert evaluation.frechet_infinity(gaussian(64, 8, 0), reference).sizes == (64, 32, 21, 16)
     with pytest.raises(ValueError, match=r"\(63, 8\).* at least 8 F"):
-        metrics.frechet_infinity(gaussian(63, 8, 0), reference)
+        evaluation.frechet_infinity(gaussian(63, 8, 0), reference)
 
 
 def test_published_moments_are_read(tmp_path):
     mu, sigma = np.arange(3.0), rotated([1.0, 2.0, 3.0], 0)
     np.savez(tmp_path / "a.npz", mu=mu, sigma=sigma)
-    found = metrics.read_moments(tmp_path / "a.npz")
+    found = evaluation.read_moments(tmp_path / "a.npz")
     np.testing.assert_array_equal(found.mean, mu)
-    assert metrics.frechet_distance(found, statistics(mu, sigma)) == pytest.approx(0, abs=1e-9)
+    assert evaluation.frechet_distance(found, statistics(mu, sigma)) == pytest.approx(0, abs=1e-9)
 
 
 @pytest.mark.parametrize(
@@ -207,9 +207,9 @@ def test_other_files_of_moments_are_refused(arrays, words, tmp_path):
     if arrays is not None:
         np.savez(path, **arrays)
     with pytest.raises(ValueError, match=words):
-        metrics.read_moments(path)
+        evaluation.read_moments(path)
     with pytest.raises(FileNotFoundError, match="none.npz"):
-        metrics.read_moments(tmp_path / "none.npz")
+        evaluation.read_moments(tmp_path / "none.npz")
 
 
 # --- the classifier ---------------------------------------------------------------------------
@@ -221,21 +221,21 @@ def digits():
 
 
 def test_the_classifier_of_digits_is_accurate_and_cached(digits, tmp_path):
-    first = metrics.get_classifier(digits, cache_dir=tmp_path)
+    first = evaluation.get_classifier(digits, cache_dir=tmp_path)
     assert first.about["classifier_accuracy"] >= 0.95
     (path,) = tmp_path.iterdir()
     written = path.stat().st_mtime_ns
-    again = metrics.get_classifier(digits, cache_dir=tmp_path)
+    again = evaluation.get_classifier(digits, cache_dir=tmp_path)
     assert path.stat().st_mtime_ns == written and again.fingerprint == first.fingerprint
     x = digits.eval.array()
-    features = metrics.features(again._replace(batch_size=25), x)
-    np.testing.assert_allclose(features, metrics.features(first, x), rtol=1e-4, atol=1e-4)
+    features = evaluation.features(again._replace(batch_size=25), x)
+    np.testing.assert_allclose(features, evaluation.features(first, x), rtol=1e-4, atol=1e-4)
     assert features.shape == (len(x), 64)
     # Held-out digits are far nearer to the training digits than noise or one class alone.
-    reference = metrics.feature_statistics(first, digits.train.x)
+    reference = evaluation.feature_statistics(first, digits.train.x)
     noise = np.random.default_rng(0).uniform(-1, 1, x.shape).astype(np.float32)
     real, noisy, ones = (
-        metrics.frechet_distance(metrics.feature_statistics(first, sample), reference)
+        evaluation.frechet_distance(evaluation.feature_statistics(first, sample), reference)
         for sample in (x, noise, x[digits.eval.label == 1])
     )
     assert 5 * real < noisy and 5 * real < ones
@@ -243,6 +243,6 @@ def test_the_classifier_of_digits_is_accurate_and_cached(digits, tmp_path):
 
 def test_data_that_can_not_be_classified_are_refused(digits):
     unlabelled = dataclasses.replace(digits, num_classes=0)
-    assert not metrics.is_classifiable(unlabelled)
+    assert not evaluation.is_classifiable(unlabelled)
     with pytest.raises(ValueError, match="labelled"):
-        metrics.get_classifier(unlabelled)
+        evaluation.get_classifier(unlabelled)

@@ -1,4 +1,4 @@
-"""What metrics keep from one process to the next."""
+"""Files that are cached from one process to the next."""
 
 import logging
 import os
@@ -6,9 +6,8 @@ import os
 import numpy as np
 import pytest
 
-from diffax import metrics
-from diffax.data.content import content_hash
-from diffax.metrics import cache
+from diffax import evaluation, files
+from diffax.files import content_hash
 
 
 @pytest.fixture(autouse=True)
@@ -19,8 +18,8 @@ def folder(tmp_path, monkeypatch):
 
 def test_arrays_are_made_once(folder):
     arrays = {"a": np.arange(6.0).reshape(2, 3), "n": np.int64(3)}
-    first = cache.kept("features", "one", lambda: arrays)
-    second = cache.kept("features", "one", pytest.fail)
+    first = files.cached("features", "one", lambda: arrays)
+    second = files.cached("features", "one", pytest.fail)
     for found in (first, second):
         assert found.keys() == arrays.keys()
         for key, value in arrays.items():
@@ -33,7 +32,7 @@ def test_a_damaged_file_is_noticed_and_made_again(folder, caplog, monkeypatch):
     """Any bit of it that is flipped, and wherever it is cut: what is read is right, or refused."""
     monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)
     arrays = {"a": np.arange(3.0), "n": np.int64(3), "empty": np.zeros((0, 2))}
-    cache.kept("features", "one", lambda: arrays)
+    files.cached("features", "one", lambda: arrays)
     path = folder / "one.npz"
     whole = path.read_bytes()
     damaged = [whole[:size] for size in range(0, len(whole), 97)]
@@ -43,7 +42,7 @@ def test_a_damaged_file_is_noticed_and_made_again(folder, caplog, monkeypatch):
     for content in damaged:
         path.write_bytes(content)
         try:
-            found = cache.read_arrays(path)
+            found = files.read_arrays(path)
         except ValueError as error:
             refused += str(path) in str(error)
             continue
@@ -56,37 +55,37 @@ def test_a_damaged_file_is_noticed_and_made_again(folder, caplog, monkeypatch):
     for content in (whole[:-30], path.read_bytes(), b"", b"no archive"):
         path.write_bytes(content)
         caplog.clear()
-        found = cache.kept("features", "one", lambda: arrays)
+        found = files.cached("features", "one", lambda: arrays)
         np.testing.assert_array_equal(found["a"], arrays["a"])
         assert [record.message.endswith("it is made again") for record in caplog.records] == [True]
         assert str(path) in caplog.text
-        cache.kept("features", "one", pytest.fail)
+        files.cached("features", "one", pytest.fail)
     assert [found.name for found in folder.iterdir()] == ["one.npz"]
 
 
 def test_where_nothing_can_be_kept_all_goes_on(folder, caplog, monkeypatch):
     monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)
     folder.write_text("no folder")
-    np.testing.assert_array_equal(cache.kept("features", "one", lambda: {"a": 3})["a"], 3)
-    assert "one.npz can't be kept" in caplog.text
+    np.testing.assert_array_equal(files.cached("features", "one", lambda: {"a": 3})["a"], 3)
+    assert "one.npz can't be cached" in caplog.text
 
 
 def test_two_writers_at_once_do_not_meet(folder):
     def make():
-        cache.kept("features", "one", lambda: {"a": np.zeros(3)})  # another process, meanwhile
+        files.cached("features", "one", lambda: {"a": np.zeros(3)})  # another process, meanwhile
         return {"a": np.ones(3)}
 
-    np.testing.assert_array_equal(cache.kept("features", "one", make)["a"], np.ones(3))
-    np.testing.assert_array_equal(cache.kept("features", "one", pytest.fail)["a"], np.ones(3))
+    np.testing.assert_array_equal(files.cached("features", "one", make)["a"], np.ones(3))
+    np.testing.assert_array_equal(files.cached("features", "one", pytest.fail)["a"], np.ones(3))
 
 
 def test_damaged_weights_are_converted_anew_by_hand(tmp_path):
     path = tmp_path / "weights" / "inception-2015-12-05.npz"
-    cache.write_arrays(path, {"sha256": "0" * 64, "a/kernel": np.ones(3, np.float32)})
+    files.write_arrays(path, {"sha256": "0" * 64, "a/kernel": np.ones(3, np.float32)})
     content = path.read_bytes()
     path.write_bytes(content.replace(np.ones(3, np.float32).tobytes(), bytes(12)))
     with pytest.raises(ValueError, match=rf"{path}.* can't be read .*convert-inception .* again"):
-        metrics.get_extractor("inception")
+        evaluation.get_extractor("inception")
 
 
 def test_different_contents_have_different_hashes():
@@ -115,14 +114,14 @@ def test_different_contents_have_different_hashes():
 def test_a_folder_loses_the_oldest_beyond_its_bound(folder):
     """Files of 8,000 bytes and a header where 20,000 are allowed: the latest two stay."""
     for age, name in enumerate(("new", "middle", "old")):
-        cache.kept("features", name, lambda: {"x": np.zeros(1000)}, most_bytes=20_000_000)
+        files.cached("features", name, lambda: {"x": np.zeros(1000)}, most_bytes=20_000_000)
         os.utime(folder / f"{name}.npz", (1e9 - age, 1e9 - age))
-    found = cache.kept("features", "newest", lambda: {"x": np.ones(1000)}, most_bytes=20_000)
+    found = files.cached("features", "newest", lambda: {"x": np.ones(1000)}, most_bytes=20_000)
     np.testing.assert_array_equal(found["x"], np.ones(1000))
     assert {path.stem for path in folder.iterdir()} == {"newest", "new"}
 
 
 def test_what_is_larger_than_the_bound_is_given_all_the_same(folder):
-    found = cache.kept("features", "large", lambda: {"x": np.ones(1000)}, most_bytes=100)
+    found = files.cached("features", "large", lambda: {"x": np.ones(1000)}, most_bytes=100)
     np.testing.assert_array_equal(found["x"], np.ones(1000))
     assert not list(folder.iterdir())

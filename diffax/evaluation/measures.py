@@ -1,18 +1,103 @@
-"""The measures: functions of samples and reference as a network sees them."""
+"""Measures: functions of samples and a reference, as a feature extractor sees both."""
 
 from __future__ import annotations
 
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax import metrics
-from diffax.data import Split
+from diffax import data
+from diffax.data import Dataset, Split, folder, npz
+from diffax.data.dataset import DataConfig
+from diffax.evaluation import distances, extractors, pretrained
+from diffax.files import cached, content_hash
 from diffax.registry import Registry
-from diffax.scoring.reference import Reference
+
+
+@dataclasses.dataclass(frozen=True)
+class Reference:
+    """What samples are held against: a data set's training split, or published moments.
+
+    Attributes:
+      about: says which; JSON-able.
+      dataset: None if only the moments are known.
+      moments: of features, by the network that they were published for; None for a data set's own.
+    """
+
+    about: Mapping[str, Any]
+    dataset: Dataset | None = None
+    moments: distances.Moments | None = None
+
+    @classmethod
+    def of(cls, dataset: Dataset, config: Mapping[str, Any] = {}) -> Reference:
+        """The training split; `config`: how the data were read, fields of `data.DataConfig`."""
+        defaults = data.known_fields()
+        said = {k: v for k, v in dict(config).items() if v != defaults[k] and k != "data_dir"}
+        split = said.get("train_split", defaults["train_split"])
+        about = {"reference": f"{dataset.name}, {split}", "data": {"name": dataset.name} | said}
+        return cls(about | {"reference_hash": content_hash(dataset.train.x)}, dataset)
+
+    @classmethod
+    def read(cls, path: str | Path) -> Reference:
+        """From an .npz with `mu` and `sigma`; raises as `distances.read_moments` does."""
+        moments = distances.read_moments(path)
+        about = {"reference": f"mu and sigma of {path}", "reference_hash": content_hash(*moments)}
+        return cls(about, moments=moments)
+
+
+class Samples(NamedTuple):
+    """Samples of a file or a folder.
+
+    Attributes:
+      x: (N, ..., C) uint8 or float32.
+      label: their classes as they stand there; None without.
+      about: which; JSON-able.
+    """
+
+    x: np.ndarray
+    label: np.ndarray | None
+    about: dict[str, Any]
+
+
+def read_samples(path: str | Path, dataset: Dataset | None = None, array: str = "") -> Samples:
+    """The samples of a folder of images or an .npz.
+
+    Images are read in their own size, grey or in colour as the data set is; see `data.folder` and
+    `data.npz`. Floats of images must be in [-1, 1]. The classes are the sub-folders of a folder,
+    and the array `label` of an .npz.
+
+    Args:
+      array: the name of the array in an .npz with several.
+
+    Raises:
+      FileNotFoundError: no such file or folder.
+      ValueError: what can't be read; names the file.
+    """
+    if not Path(path).exists():
+        raise FileNotFoundError(f"samples={str(path)!r}: no such file or folder")
+    channels = dataset.shape[-1] if dataset is not None and len(dataset.shape) == 3 else 0
+    config = DataConfig(path=str(path), channels=channels, array=array)
+    try:
+        if Path(path).is_dir():
+            x, files = folder.read(config)
+            label, _ = folder.classes(files)
+        else:
+            x, label = npz.read(config)
+    except (ValueError, FileNotFoundError) as error:
+        raise type(error)(f"samples={str(path)!r}: {error}") from None
+    if x.dtype == np.float32 and x.ndim == 4 and (dataset is None or dataset.levels):
+        low, high = x.min(), x.max()
+        if low >= 0 or max(-low, high) > 2:
+            raise ValueError(
+                f"samples={str(path)!r}: values from {low:g} to {high:g}; floats must be in"
+                " [-1, 1], and 8-bit values uint8"
+            )
+    return Samples(x, label, {"samples": str(path), "samples_hash": content_hash(x)})
+
 
 # Measures that compare all pairs take this many examples a side at most, drawn by the seed.
 NUM_PAIRED = 10_000
@@ -39,32 +124,32 @@ class Seen:
 
     x: np.ndarray
     reference: Reference
-    extractor: metrics.Extractor | None
+    extractor: extractors.Extractor | None
     seed: int
     label: np.ndarray | None = None
 
     @functools.cached_property
-    def samples(self) -> metrics.Features:
+    def samples(self) -> extractors.Features:
         """Of the samples."""
-        return metrics.measured(self.extractor, self.x, self.seed)
+        return extractors.measured(self.extractor, self.x, self.seed)
 
     @functools.cached_property
-    def moments(self) -> metrics.HasMoments:
+    def moments(self) -> distances.HasMoments:
         """Mean and covariance of the whole reference."""
         if self.reference.dataset is None:
             return self.reference.moments
-        return metrics.reference_statistics(self.extractor, self.reference.dataset.train)
+        return extractors.reference_statistics(self.extractor, self.reference.dataset.train)
 
     @functools.cached_property
-    def distance(self) -> Callable[[metrics.HasMoments], float]:
+    def distance(self) -> Callable[[distances.HasMoments], float]:
         """Of features with those moments to the whole reference."""
-        return metrics.frechet_distance_to(self.moments)
+        return distances.frechet_distance_to(self.moments)
 
     @functools.cached_property
     def standard_error(self) -> float:
         """Of the Fréchet distance; by the samples whose features are kept."""
         kept, num = self.samples.kept, self.samples.statistics.n
-        error = metrics.frechet_standard_error(kept, self.moments)
+        error = distances.frechet_standard_error(kept, self.moments)
         return float(error * np.sqrt(len(kept) / num))
 
     @functools.cached_property
@@ -73,7 +158,7 @@ class Seen:
         dataset = self.reference.dataset
         if dataset is None or len(dataset.eval) < FEWEST_FOR_MOMENTS:
             return {}
-        held_out = metrics.reference_statistics(self.extractor, dataset.eval)
+        held_out = extractors.reference_statistics(self.extractor, dataset.eval)
         return {"floor": self.distance(held_out), "num_floor": held_out.n}
 
     @functools.cached_property
@@ -81,7 +166,7 @@ class Seen:
         """Features of samples, and of as many training examples, or all there are."""
         own = self.samples.kept[:NUM_PAIRED]
         some = _some(self.reference.dataset.train.x, len(own), self.seed)
-        return own, metrics.reference_features(self.extractor, some)
+        return own, extractors.reference_features(self.extractor, some)
 
     @functools.cached_property
     def held_out(self) -> np.ndarray:
@@ -96,8 +181,8 @@ class Seen:
         network = self.extractor.fingerprint if self.extractor else "values"
         dataset = self.reference.dataset
         parts = [part for split in (dataset.train, dataset.eval) for part in (split.x, split.label)]
-        name = f"{what}-{network}-seed{self.seed}-{metrics.content_hash(*parts)}"
-        return {k: float(v) for k, v in metrics.kept("floors", name, make).items()}
+        name = f"{what}-{network}-seed{self.seed}-{content_hash(*parts)}"
+        return {k: float(v) for k, v in cached("floors", name, make).items()}
 
     def about_reference(self, num: int) -> dict[str, Any]:
         """What the reference is, with the number of examples that stand for it."""
@@ -118,24 +203,40 @@ class Seen:
         return {"low": ends[0], "high": ends[1], "standard_error": error, "interval": said}
 
 
-class Reading(NamedTuple):
-    """How a number is called and read.
+@dataclasses.dataclass(frozen=True)
+class Metric:
+    """One number, what it is called and how it is read: of a score, or of every run of an ablation.
 
     Attributes:
-      label: its name in the field.
-      short: that before the name of a network, in brackets; "" for the same.
-      lower_is_better: None if neither is.
-      scale: "log" for positive numbers that vary by factors, "linear" for others.
-      digits: significant digits shown on a log scale, decimals on a linear one.
-      meaning: what it says, in a sentence or two, for who reads the number.
+      key: its name among the numbers of a run or of all scores, such as fd_lite0.
+      label: its name in a report: "Bits per dimension", "FD (EfficientNet-Lite0)".
+      unit: e.g. "bits/dim", "classifier features"; "" for none.
+      lower_is_better: True, False, or None if neither.
+      scale: "linear" (mean, paired differences) or "log" (positive values that vary by factors:
+        geometric mean, paired ratios).
+      digits: decimals shown on a linear scale, significant digits on a log scale.
+      main: whether the verdict speaks of it and it has figures of its own; others are tabled only.
+      measure, network: of a score over a pretrained network's features: what is measured whatever
+        the network (the same of FID and of FD (MobileNetV2)), and the network; "" for others.
+      basis: what it is measured on, in words that stand beside its name: "2,000 samples".
+      meaning: what it says, in a sentence or two, for the reader of the number.
+      short: of a measure: the label before a network's name in brackets; "" for `label`.
+      entry: of a score: the key under which `scoring.measure` gives the number.
     """
 
+    key: str
     label: str
-    short: str = ""
+    unit: str = ""
     lower_is_better: bool | None = True
     scale: str = "linear"
     digits: int = 3
+    main: bool = True
+    measure: str = ""
+    network: str = ""
+    basis: str = ""
     meaning: str = ""
+    short: str = ""
+    entry: str = ""
 
 
 class Measure(NamedTuple):
@@ -144,16 +245,17 @@ class Measure(NamedTuple):
     Attributes:
       function: Seen -> numbers, and what they depend on beyond what all do.
       fewest: F, the number of features -> the number of samples that it needs.
-      numbers: which of what the function gives are scores; "value" where there is one.
+      numbers: which of what the function gives are scores, by key; "value" where there is one.
+        What depends on the network (label, unit, measure, network) is filled in for each.
       of: the least that the reference must be, "nothing", "moments" or "examples".
-      over: whose features it takes, a key of `table.NETWORKS`.
+      over: whose features it takes, a key of `scoring.NETWORKS`.
       within_classes: whether it needs the classes of the samples, some class twice.
       fewest_of_reference: the number of training examples that it needs, if they are the reference.
     """
 
     function: Callable[[Seen], dict[str, Any]]
     fewest: Callable[[int], int]
-    numbers: Mapping[str, Reading]
+    numbers: Mapping[str, Metric]
     of: str = "examples"
     over: str = "any"
     within_classes: bool = False
@@ -161,24 +263,24 @@ class Measure(NamedTuple):
 
 
 def frechet(seen: Seen) -> dict[str, Any]:
-    """The Fréchet distance, and its interval by `metrics.frechet_standard_error`.
+    """The Fréchet distance, and its interval by `distances.frechet_standard_error`.
 
     "floor" is the distance of the evaluation split to the training split; left out, as that of
     every measure, where too few examples are held out.
     """
     value = seen.distance(seen.samples.statistics)
-    ends = metrics.normal_interval(value, seen.standard_error, CONFIDENCE)
+    ends = distances.normal_interval(value, seen.standard_error, CONFIDENCE)
     return {"value": value, **seen.about_interval(ends), **seen.about_moments()}
 
 
 def frechet_infinity(seen: Seen) -> dict[str, Any]:
-    """The Fréchet distance extrapolated to infinitely many samples: `metrics.frechet_infinity`.
+    """The Fréchet distance extrapolated to infinitely many samples: `distances.frechet_infinity`.
 
     "sizes" and "distances" are the points of the line, "bend" is what a parabola through them
-    differs by, which the interval holds beside the noise (`metrics.Extrapolation.interval`). Of the
-    reference, and of the floor, the numbers stay what they are.
+    differs by, which the interval includes beside the noise (`distances.Extrapolation.interval`).
+    Reference and floor are not extrapolated.
     """
-    found = metrics.frechet_infinity(seen.samples.kept, seen.moments)
+    found = distances.frechet_infinity(seen.samples.kept, seen.moments)
     points = {"sizes": list(found.sizes), "distances": list(found.distances), "bend": found.bend}
     ends = found.interval(seen.standard_error, CONFIDENCE)
     return {
@@ -192,7 +294,7 @@ def frechet_infinity(seen: Seen) -> dict[str, Any]:
 
 
 def kid(seen: Seen) -> dict[str, Any]:
-    """KID: `metrics.kernel_distance` to as many training examples.
+    """KID: `distances.kernel_distance` to as many training examples.
 
     "floor" is that of as many held-out examples, or all there are.
     """
@@ -200,7 +302,7 @@ def kid(seen: Seen) -> dict[str, Any]:
     found = _in_blocks(own, train)
 
     def of_held_out() -> dict[str, float]:
-        held_out = metrics.features(seen.extractor, seen.held_out)
+        held_out = extractors.features(seen.extractor, seen.held_out)
         return {"floor": _in_blocks(held_out, train).value}
 
     floor = {}
@@ -216,16 +318,16 @@ def kid(seen: Seen) -> dict[str, Any]:
     }
 
 
-def _in_blocks(x: np.ndarray, y: np.ndarray) -> metrics.KernelDistance:
-    return metrics.kernel_distance(x, y, blocks=min(20, len(x) // 2, len(y) // 2))
+def _in_blocks(x: np.ndarray, y: np.ndarray) -> distances.KernelDistance:
+    return distances.kernel_distance(x, y, blocks=min(20, len(x) // 2, len(y) // 2))
 
 
 def prdc(seen: Seen, k: int = NEIGHBOURS) -> dict[str, Any]:
-    """Precision, recall, density and coverage: `metrics.prdc` against as many training examples."""
+    """Precision, recall, density and coverage, against as many training examples."""
     own, train = seen.paired
     own = own[: len(train)]
     return {
-        **metrics.prdc(own, train, k)._asdict(),
+        **distances.prdc(own, train, k)._asdict(),
         "neighbours": k,
         "num_samples": len(own),
         **seen.about_reference(len(train)),
@@ -233,9 +335,9 @@ def prdc(seen: Seen, k: int = NEIGHBOURS) -> dict[str, Any]:
 
 
 def inception_score(seen: Seen) -> dict[str, Any]:
-    """The Inception score of samples; of their parts the deviation: `metrics.inception_score`."""
+    """The Inception score of samples; of their parts the deviation: `distances.inception_score`."""
     splits = 10
-    found = metrics.inception_score(seen.samples.logits, splits)
+    found = distances.inception_score(seen.samples.logits, splits)
     return {
         "value": found.mean,
         "standard_deviation": found.standard_deviation,
@@ -245,7 +347,7 @@ def inception_score(seen: Seen) -> dict[str, Any]:
 
 
 def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
-    """On the data's own values: `metrics.sliced_wasserstein`; any data will do.
+    """On the data's own values: `distances.sliced_wasserstein`; any data will do.
 
     "floor" is that of as many held-out examples as samples, since fewer lie farther away.
     """
@@ -258,10 +360,10 @@ def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
     train, floor = some(dataset.train.x, NUM_PAIRED), {}
     if len(dataset.eval) >= num:
         held_out = some(dataset.eval.x, num)
-        floor["floor"] = metrics.sliced_wasserstein(held_out, train, seed=seed)
+        floor["floor"] = distances.sliced_wasserstein(held_out, train, seed=seed)
         floor["num_floor"] = num
     return {
-        "value": metrics.sliced_wasserstein(some(seen.x, num), train, seed=seed),
+        "value": distances.sliced_wasserstein(some(seen.x, num), train, seed=seed),
         **floor,
         "num_samples": num,
         **seen.about_reference(len(train)),
@@ -269,12 +371,12 @@ def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
 
 
 def lpips_diversity(seen: Seen) -> dict[str, Any]:
-    """How far apart images of one class lie: `metrics.diversity_within_classes`.
+    """How far apart images of one class lie: `pretrained.diversity_within_classes`.
 
     "reference_value" is that of the training split by its own labels, over as many pairs; left out
     without labels, or with no class twice.
     """
-    found = metrics.diversity_within_classes(seen.x, seen.label, NUM_PAIRS, seen.seed)
+    found = pretrained.diversity_within_classes(seen.x, seen.label, NUM_PAIRS, seen.seed)
     said = {
         **found._asdict(),
         "pairs": NUM_PAIRS,
@@ -289,7 +391,7 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
 
     def of_train() -> dict[str, float]:
         x, label = dataset.train.x, dataset.train.label
-        real = metrics.diversity_within_classes(x, label, NUM_PAIRS, seen.seed)
+        real = pretrained.diversity_within_classes(x, label, NUM_PAIRS, seen.seed)
         return {f"reference_{key}": number for key, number in real._asdict().items()}
 
     kept = seen.of_reference(f"lpips-{NUM_PAIRS}", of_train)
@@ -307,7 +409,7 @@ _KID = (
     "The squared distance between samples and training examples by a polynomial kernel of their"
     " features (MMD²), without bias: about 0 where they are alike, also below."
 )
-_SHARES = {
+_PRDC = {
     "precision": "The share of samples that lie in the neighbourhood of a training example.",
     "recall": "The share of training examples that lie in the neighbourhood of a sample.",
     "density": "In how many neighbourhoods of training examples a sample lies, of the number"
@@ -322,56 +424,67 @@ _SLICED = (
 _LPIPS_DIVERSITY = "LPIPS diversity within classes"
 _DIVERSITY = "How far apart two samples of a class lie on average, by LPIPS; beside that of data."
 
+
+def _named(*metrics: Metric) -> dict[str, Metric]:
+    return {metric.key: metric for metric in metrics}
+
+
 MEASURES: Registry[Measure] = Registry(
     "measure",
     {
         "frechet": Measure(
             frechet,
             lambda width: FEWEST_FOR_MOMENTS,
-            {"value": Reading("Fréchet distance", "FD", scale="log", meaning=_FRECHET)},
+            _named(Metric("value", "Fréchet distance", short="FD", scale="log", meaning=_FRECHET)),
             "moments",
             fewest_of_reference=FEWEST_FOR_MOMENTS,
         ),
         "frechet_infinity": Measure(
             frechet_infinity,
-            metrics.fewest_for_infinity,
-            {"value": Reading("Fréchet distance, extrapolated", "FD∞", meaning=_INFINITY)},
+            distances.fewest_for_infinity,
+            _named(
+                Metric("value", "Fréchet distance, extrapolated", short="FD∞", meaning=_INFINITY)
+            ),
             "moments",
             fewest_of_reference=FEWEST_FOR_MOMENTS,
         ),
         "kid": Measure(
             kid,
             lambda width: FEWEST_FOR_KID,
-            {"value": Reading("KID", digits=5, meaning=_KID)},
+            _named(Metric("value", "KID", digits=5, meaning=_KID)),
             fewest_of_reference=FEWEST_FOR_KID,
         ),
         "prdc": Measure(
             prdc,
             lambda width: NEIGHBOURS + 1,
-            {
-                share: Reading(share.capitalize(), lower_is_better=False, meaning=_SHARES[share])
-                for share in metrics.PRDC._fields
-            },
+            _named(
+                *(
+                    Metric(name, name.capitalize(), lower_is_better=False, meaning=_PRDC[name])
+                    for name in distances.PRDC._fields
+                )
+            ),
             fewest_of_reference=NEIGHBOURS + 1,
         ),
         "is": Measure(
             inception_score,
             lambda width: 10,
-            {"value": Reading("Inception score", lower_is_better=False, meaning=_INCEPTION_SCORE)},
+            _named(
+                Metric("value", "Inception score", lower_is_better=False, meaning=_INCEPTION_SCORE)
+            ),
             "nothing",
             over=INCEPTION,
         ),
         "swd": Measure(
             sliced_wasserstein,
             lambda width: 1,
-            {"value": Reading("Sliced Wasserstein distance", scale="log", meaning=_SLICED)},
+            _named(Metric("value", "Sliced Wasserstein distance", scale="log", meaning=_SLICED)),
             over="values",
         ),
         # Neither is better of diversity alone: noise is diverse.
         "lpips_diversity": Measure(
             lpips_diversity,
             lambda width: 2,
-            {"value": Reading(_LPIPS_DIVERSITY, lower_is_better=None, meaning=_DIVERSITY)},
+            _named(Metric("value", _LPIPS_DIVERSITY, lower_is_better=None, meaning=_DIVERSITY)),
             "nothing",
             over=LPIPS,
             within_classes=True,
@@ -382,4 +495,4 @@ MEASURES: Registry[Measure] = Registry(
 
 def _some(x: np.ndarray, num: int, seed: int) -> np.ndarray:
     """`num` of the examples, or all there are, in an order that the seed draws."""
-    return x[metrics.shuffled(len(x), seed)[:num]]
+    return x[extractors.shuffled(len(x), seed)[:num]]

@@ -1,43 +1,43 @@
-"""The table of scores, and the scoring."""
+"""Scores of samples: every measure over the features of every extractor, by name."""
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax import metrics
 from diffax.data.dataset import to_8_bits
+from diffax.evaluation import extractors, pretrained
+from diffax.evaluation.measures import INCEPTION, LPIPS, MEASURES, Measure, Metric, Reference, Seen
 from diffax.registry import unknown
-from diffax.scoring.measures import INCEPTION, LPIPS, MEASURES, Measure, Seen
-from diffax.scoring.reference import Reference
 
 CLASSIFIER = "classifier"
 # What the literature calls a measure over Inception's features; others are called by the network.
 PUBLISHED = {"fd_inception": "fid", "fd_infinity_inception": "fid_infinity", "is_inception": "is"}
 _LABELS = {"fid": "FID", "fid_infinity": "FID∞", "is": "Inception score"}
-# What people call a network; another is called by its name in `metrics.EXTRACTORS`.
+# What people call a network; another is called by its name in `pretrained.EXTRACTORS`.
 _NETWORKS = {
     "inception": "Inception",
     "inception_half_pixel": "Inception, half-pixel",
     "lite0": "EfficientNet-Lite0",
     "mobilenet": "MobileNetV2",
 }
-# Networks with the weights of another: no second opinion beside it.
+# Networks with the weights of another: they don't count as a second feature extractor.
 _SAME_WEIGHTS = {"inception_half_pixel": "inception"}
 # Measure.over -> the networks whose features it takes; None: no other's, but what `_ITSELF` says.
 NETWORKS: dict[str, Callable[[], tuple[str | None, ...]]] = {
-    "any": lambda: (CLASSIFIER, *metrics.EXTRACTORS),
-    INCEPTION: lambda: tuple({INCEPTION} & metrics.EXTRACTORS.keys()),
+    "any": lambda: (CLASSIFIER, *pretrained.EXTRACTORS),
+    INCEPTION: lambda: tuple({INCEPTION} & pretrained.EXTRACTORS.keys()),
     "values": lambda: (None,),
     LPIPS: lambda: (None,),
 }
-_ITSELF = {"values": "the values themselves", LPIPS: metrics.LPIPS_NETWORK}
+_ITSELF = {"values": "the values themselves", LPIPS: pretrained.LPIPS_NETWORK}
 
 
-# What is measured of a run beside its samples: the names in `evaluation.LIKELIHOODS`, and the keys
+# What is measured of a run beside its samples: the names in `run.LIKELIHOODS`, and the keys
 # of an ablation's other metrics.
 OTHER_NUMBERS = (
     *("bpd", "bpd_vlb", "bpd_ode", "bpd_own", "vlb_variance", "grad_variance"),
@@ -52,44 +52,19 @@ class Score(NamedTuple):
     extractor: str | None
 
 
-class Number(NamedTuple):
-    """A number that a score gives, and how it is called and read.
-
-    Attributes:
-      key: its own among the numbers of all scores, as fd_lite0 or precision_lite0.
-      entry: where it stands in what `measure` says of the score.
-      label: with the network in it: "FD (EfficientNet-Lite0)", "FID", "Precision".
-      unit: "classifier features", or "".
-      measure: what is measured, whatever the network: the same of FID and of FD (MobileNetV2).
-      network: the pretrained network whose opinion it is; "" for none.
-      lower_is_better, scale, digits, meaning: see `measures.Reading`.
-    """
-
-    key: str
-    entry: str
-    label: str
-    unit: str
-    measure: str
-    network: str
-    lower_is_better: bool | None
-    scale: str
-    digits: int
-    meaning: str
-
-
 class Planned(NamedTuple):
     """A score whose network is at hand."""
 
     measure: Measure
-    extractor: metrics.Extractor | None
+    extractor: extractors.Extractor | None
 
 
 def scores() -> dict[str, Score]:
     """Every score by its name: each measure over the features of each network.
 
-    Over the classifier of the data a measure has its plain name, over a network of
-    `metrics.EXTRACTORS` also that network's: fd_lite0, kid_lite0, prdc_lite0, and `PUBLISHED` for
-    Inception. A network that is added to that table is in this one too.
+    Over the classifier of the data a measure has its plain name. Over a network of `EXTRACTORS` it
+    has that network's too: fd_lite0, kid_lite0, prdc_lite0, and for Inception those in `PUBLISHED`.
+    A network that is registered has scores at once.
     """
     return {
         _called(name, network): Score(chosen, network)
@@ -98,13 +73,13 @@ def scores() -> dict[str, Score]:
     }
 
 
-def register(name: str, measure: Measure) -> None:
+def register_measure(name: str, measure: Measure) -> None:
     """Makes a measure of samples reachable by name, wherever scores are named: config.evaluation
     .metrics, `diffax evaluate --metrics`, ablations and searches.
 
     Args:
       measure: over="any" has it over the features of the classifier, under its plain name, and of
-        each network of `metrics.EXTRACTORS`; over="values" over the values themselves.
+        each network of `pretrained.EXTRACTORS`; over="values" over the values themselves.
 
     Raises:
       ValueError: the name is taken, or one of the names that the measure would have over a network.
@@ -127,7 +102,7 @@ def _called(name: str, network: str | None) -> str:
     return PUBLISHED.get(own, own)
 
 
-def numbers(name: str) -> list[Number]:
+def numbers(name: str) -> list[Metric]:
     """What the score of a name gives: one number under that name, or several.
 
     Raises:
@@ -136,17 +111,18 @@ def numbers(name: str) -> list[Number]:
     check_names([name])
     chosen, network = scores()[name]
     found = []
-    for entry, (label, short, *reading) in chosen.numbers.items():
+    for entry, metric in chosen.numbers.items():
         key, entry = (name, name) if entry == "value" else (_called(entry, network), entry)
-        unit, own, opinion = "", label, ""
+        label, unit, whose = metric.label, "", ""
         if network == CLASSIFIER:
             unit = "classifier features"
         elif network is not None:
-            named = f"{short or label} ({_NETWORKS.get(network, network)})"
-            own = _LABELS.get(name, named)
-            whose = _SAME_WEIGHTS.get(network, network)
-            opinion = _NETWORKS.get(whose, whose)
-        found.append(Number(key, entry, own, unit, label, opinion, *reading))
+            named = f"{metric.short or label} ({_NETWORKS.get(network, network)})"
+            label = _LABELS.get(name, named)
+            judge = _SAME_WEIGHTS.get(network, network)
+            whose = _NETWORKS.get(judge, judge)
+        own = dict(key=key, entry=entry, label=label, unit=unit, network=whose)
+        found.append(dataclasses.replace(metric, **own, measure=metric.label))
     return found
 
 
@@ -190,7 +166,7 @@ def plan(
             _check_classes(name, num, label)
         if chosen.over == LPIPS:
             _check_images(name, "LPIPS", shape)
-            metrics.require_lpips()
+            pretrained.require_lpips()
     at_hand = {None: None}
     planned = {}
     for name in names:
@@ -211,7 +187,7 @@ def prepare(planned: Mapping[str, Planned], reference: Reference) -> None:
     for chosen, extractor in planned.values():
         if chosen.of == "moments":
             for split in (reference.dataset.train, reference.dataset.eval):
-                metrics.reference_statistics(extractor, split)
+                extractors.reference_statistics(extractor, split)
 
 
 def measure(
@@ -234,11 +210,11 @@ def measure(
     Raises:
       ValueError: samples with values that are not finite.
     """
-    by_name = measurements(planned, lambda: samples, reference, seed, label)
+    by_name = pending(planned, lambda: samples, reference, seed, label)
     return {name: measure_it() for name, measure_it in by_name.items()}
 
 
-def measurements(
+def pending(
     planned: Mapping[str, Planned],
     samples: Callable[[], np.ndarray],
     reference: Reference,
@@ -260,7 +236,7 @@ def measurements(
         eight_bits = given.ndim == 4 if dataset is None else dataset.levels == 256
         return to_8_bits(given) if eight_bits else np.asarray(given, np.float32)
 
-    def one(name: str, chosen: Measure, extractor: metrics.Extractor | None) -> dict[str, Any]:
+    def one(name: str, chosen: Measure, extractor: extractors.Extractor | None) -> dict[str, Any]:
         network = extractor.name if extractor else None
         if extractor:
             features = {"features": network, "features_fingerprint": extractor.fingerprint}
@@ -292,20 +268,20 @@ def score(
 
 def _extractor(
     network: str, name: str, reference: Reference, shape: tuple[int, ...]
-) -> metrics.Extractor:
+) -> extractors.Extractor:
     if network == CLASSIFIER:
         return _classifier(name, reference)
     _check_images(name, network, shape)
-    return metrics.get_extractor(network)
+    return pretrained.get_extractor(network)
 
 
-def _classifier(name: str, reference: Reference) -> metrics.Extractor:
+def _classifier(name: str, reference: Reference) -> extractors.Extractor:
     if reference.dataset is None:
         raise ValueError(
             f"metrics={name!r}: the classifier is trained on the data, and the reference is mean"
             " and covariance alone; choose a score over another network, or give the data"
         )
-    return metrics.get_classifier(reference.dataset, seed=0)
+    return extractors.get_classifier(reference.dataset, seed=0)
 
 
 def _check_images(name: str, network: str, shape: tuple[int, ...]) -> None:
@@ -367,12 +343,12 @@ def _check_finite(samples: np.ndarray) -> None:
 def _check_width(
     name: str,
     chosen: Measure,
-    extractor: metrics.Extractor | None,
+    extractor: extractors.Extractor | None,
     reference: Reference,
     shape: tuple[int, ...],
     num: int,
 ) -> None:
-    width = metrics.width(extractor, shape) if extractor else 0
+    width = extractors.width(extractor, shape) if extractor else 0
     _check_number(name, chosen, width, num)
     moments = reference.moments
     if moments is not None and chosen.of != "nothing" and len(moments.mean) != width:

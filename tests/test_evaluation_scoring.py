@@ -13,10 +13,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from diffax import cli, data, metrics, scoring
+from diffax import cli, data, evaluation
 from diffax.data.dataset import to_8_bits
-from diffax.metrics import FeatureStatistics, extractor
-from diffax.scoring import table
+from diffax.evaluation import FeatureStatistics, extractors, scoring
 
 WIDTH = 12
 
@@ -33,7 +32,7 @@ class Projection(nn.Module):
 def projection(name, seed=0, shape=(8, 8, 1)):
     params = Projection().init(jax.random.key(seed), np.zeros((1, *shape)))["params"]
     fingerprint = f"projection{seed}{shape}"
-    return metrics.Extractor(name, Projection(), params, fingerprint, {"trained": False}, 16)
+    return evaluation.Extractor(name, Projection(), params, fingerprint, {"trained": False}, 16)
 
 
 @pytest.fixture(scope="module")
@@ -45,7 +44,7 @@ def digits():
 def networks(monkeypatch):
     found = {name: projection(name, seed) for seed, name in enumerate(("inception", "lite0"))}
     for name, each in found.items():
-        monkeypatch.setitem(metrics.EXTRACTORS, name, lambda each=each: each)
+        monkeypatch.setitem(evaluation.EXTRACTORS, name, lambda each=each: each)
     return found
 
 
@@ -62,22 +61,22 @@ def test_features_are_the_same_in_batches_over_all_devices(digits, networks, mon
     assert len(jax.local_devices()) == 8 and len(x) % (8 * 16)
     plain = plain_features(each, x)
     for given in (x, digits.eval.array()):
-        np.testing.assert_allclose(metrics.features(each, given), plain, rtol=1e-5, atol=1e-5)
-    assert metrics.logits(each, x).shape == (len(x), 5)
-    assert metrics.width(each, x.shape[1:]) == WIDTH
-    monkeypatch.setattr(extractor, "NUM_KEPT", 150)  # within the second batch
-    found = metrics.measured(each, x, seed=3)
+        np.testing.assert_allclose(evaluation.features(each, given), plain, rtol=1e-5, atol=1e-5)
+    assert evaluation.logits(each, x).shape == (len(x), 5)
+    assert evaluation.width(each, x.shape[1:]) == WIDTH
+    monkeypatch.setattr(extractors, "NUM_KEPT", 150)  # within the second batch
+    found = evaluation.measured(each, x, seed=3)
     np.testing.assert_allclose(found.statistics.mean, plain.mean(axis=0), rtol=1e-5)
     np.testing.assert_allclose(found.statistics.covariance, np.cov(plain.T), rtol=1e-4, atol=1e-6)
-    order = metrics.shuffled(len(x), 3)
+    order = evaluation.shuffled(len(x), 3)
     np.testing.assert_allclose(found.kept, plain[order[:150]], rtol=1e-5, atol=1e-5)
     assert found.statistics.n == len(x) and len(found.logits) == 150
 
 
 def test_no_more_than_a_batch_is_float_at_once(digits, networks, monkeypatch):
-    sizes, to_float = [], extractor.to_float
-    monkeypatch.setattr(extractor, "to_float", lambda x: sizes.append(len(x)) or to_float(x))
-    statistics = metrics.feature_statistics(networks["lite0"], digits.train.x)
+    sizes, to_float = [], extractors.to_float
+    monkeypatch.setattr(extractors, "to_float", lambda x: sizes.append(len(x)) or to_float(x))
+    statistics = evaluation.feature_statistics(networks["lite0"], digits.train.x)
     assert statistics.n == len(digits.train) and set(sizes) == {8 * 16}
 
 
@@ -89,29 +88,33 @@ def test_reference_statistics_are_kept_by_data_preprocessing_and_network(
     framed = data.load({"name": "digits", "pad_to": 12})
     pairs = [(networks["lite0"], digits), (networks["inception"], digits)]
     pairs += [(projection("lite0", 0, shape), framed)]
-    first = [metrics.reference_statistics(*each).mean for each in ((n, d.train) for n, d in pairs)]
+    first = [
+        evaluation.reference_statistics(*each).mean for each in ((n, d.train) for n, d in pairs)
+    ]
     assert len(list((tmp_path / "statistics").iterdir())) == 3
-    monkeypatch.setattr(extractor, "feature_statistics", None)  # no more is computed
-    again = [metrics.reference_statistics(*each).mean for each in ((n, d.train) for n, d in pairs)]
+    monkeypatch.setattr(extractors, "feature_statistics", None)  # no more is computed
+    again = [
+        evaluation.reference_statistics(*each).mean for each in ((n, d.train) for n, d in pairs)
+    ]
     np.testing.assert_array_equal(first, again)
 
 
 def test_what_is_of_the_reference_alone_is_computed_once(digits, networks, tmp_path, monkeypatch):
     """For all samples, by number and seed; what is read again is what was computed."""
     monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path))
-    reference, names = scoring.Reference.of(digits), ["fd_lite0", "kid_lite0", "prdc_lite0"]
-    sizes, outputs = [], extractor._outputs
+    reference, names = evaluation.Reference.of(digits), ["fd_lite0", "kid_lite0", "prdc_lite0"]
+    sizes, outputs = [], extractors._outputs
 
     def counted(each, x, order):
         sizes.append(len(order))
         return outputs(each, x, order)
 
-    monkeypatch.setattr(extractor, "_outputs", counted)
+    monkeypatch.setattr(extractors, "_outputs", counted)
     x = digits.eval.x[:200]
 
     def score(x, seed):
         sizes.clear()
-        return scoring.score(x, reference, names, seed), list(sizes)
+        return evaluation.score(x, reference, names, seed), list(sizes)
 
     first, taken = score(x, 0)
     train, held_out = len(digits.train), len(digits.eval)
@@ -129,7 +132,7 @@ def test_what_is_of_the_reference_alone_is_computed_once(digits, networks, tmp_p
 
 
 def test_names_are_measures_times_networks():
-    found = scoring.scores()
+    found = evaluation.scores()
     assert {"frechet", "frechet_infinity", "kid", "prdc", "swd"} < set(found)
     assert {"fid", "fid_infinity", "kid_inception", "prdc_inception", "is"} < set(found)
     assert {"fd_lite0", "fd_infinity_lite0", "kid_lite0", "prdc_lite0"} < set(found)
@@ -139,8 +142,8 @@ def test_names_are_measures_times_networks():
 
 
 def test_numbers_have_keys_of_their_own_and_labels_of_the_field():
-    found = {n.key: n for name in scoring.scores() for n in scoring.numbers(name)}
-    assert len(found) == sum(len(scoring.numbers(name)) for name in scoring.scores())
+    found = {n.key: n for name in evaluation.scores() for n in evaluation.numbers(name)}
+    assert len(found) == sum(len(evaluation.numbers(name)) for name in evaluation.scores())
     assert len({(n.label, n.unit) for n in found.values()}) == len(found)
     labels = {
         "fid": "FID",
@@ -160,8 +163,8 @@ def test_numbers_have_keys_of_their_own_and_labels_of_the_field():
 
 
 def test_a_network_of_ones_own_is_called_by_its_name(monkeypatch):
-    monkeypatch.setitem(metrics.EXTRACTORS, "mine", lambda: projection("mine"))
-    (number,) = scoring.numbers("fd_mine")
+    monkeypatch.setitem(evaluation.EXTRACTORS, "mine", lambda: projection("mine"))
+    (number,) = evaluation.numbers("fd_mine")
     assert (number.label, number.network) == ("FD (mine)", "mine")
 
 
@@ -169,15 +172,15 @@ def test_scores_are_those_of_the_plain_functions(digits, networks):
     """And say what they depend on."""
     x, each = digits.eval.x, networks["inception"]
     names = ["fid", "fid_infinity", "kid_inception", "is", "fd_lite0"]
-    found = scoring.score(x, scoring.Reference.of(digits), names, seed=4)
+    found = evaluation.score(x, evaluation.Reference.of(digits), names, seed=4)
     own, train = plain_features(each, x), plain_features(each, digits.train.x)
-    distance = metrics.frechet_distance(*map(FeatureStatistics.of, (own, train)))
+    distance = evaluation.frechet_distance(*map(FeatureStatistics.of, (own, train)))
     fid = found["fid"]
     assert fid["fid"] == pytest.approx(distance, rel=1e-4)
-    error = metrics.frechet_standard_error(own, FeatureStatistics.of(train))
+    error = evaluation.frechet_standard_error(own, FeatureStatistics.of(train))
     assert fid["standard_error"] == pytest.approx(error, rel=1e-3)
     assert (fid["low"], fid["high"]) == pytest.approx(
-        metrics.normal_interval(fid["fid"], error), rel=1e-3
+        evaluation.normal_interval(fid["fid"], error), rel=1e-3
     )
     assert fid["floor"] == pytest.approx(fid["fid"])  # the samples are the evaluation split
     assert (fid["num_samples"], fid["num_floor"]) == (len(x), len(x))
@@ -188,11 +191,11 @@ def test_scores_are_those_of_the_plain_functions(digits, networks):
     assert infinity["fid_infinity"] < fid["fid"] == pytest.approx(infinity["distances"][0])
     assert infinity["sizes"][:2] == [len(x), len(x) // 2]
     assert infinity["low"] < infinity["fid_infinity"] < infinity["high"]
-    some = train[metrics.shuffled(len(train), 4)[: len(x)]]
-    kid = metrics.kernel_distance(own[metrics.shuffled(len(x), 4)], some)
+    some = train[evaluation.shuffled(len(train), 4)[: len(x)]]
+    kid = evaluation.kernel_distance(own[evaluation.shuffled(len(x), 4)], some)
     assert found["kid_inception"]["kid_inception"] == pytest.approx(kid.value, rel=1e-3)
     assert found["kid_inception"]["num_floor"] == len(x)
-    score = metrics.inception_score(metrics.logits(each, x[metrics.shuffled(len(x), 4)]))
+    score = evaluation.inception_score(evaluation.logits(each, x[evaluation.shuffled(len(x), 4)]))
     assert found["is"]["is"] == pytest.approx(score.mean, rel=1e-5)
     assert found["is"]["standard_deviation"] == pytest.approx(score.standard_deviation, rel=1e-3)
     assert found["fd_lite0"]["fd_lite0"] != fid["fid"] and "fid" not in found["fd_lite0"]
@@ -205,13 +208,13 @@ BLIND_TO_NOISE, BLIND_TO_DROPPED = {"recall"}, {"precision", "density"}
 
 def test_every_score_is_worse_for_worse_samples(digits):
     """Than the real held-out digits: noise added in two steps, and seven classes of ten dropped."""
-    reference = scoring.Reference.of(digits)
+    reference = evaluation.Reference.of(digits)
     x, rng = digits.eval.array(), np.random.default_rng(0)
     noise = rng.normal(size=x.shape).astype(np.float32)
     sets = [x, x + 0.5 * noise, x + noise, x[digits.eval.label < 3]]
-    found = [scoring.score(samples, reference, NAMES) for samples in sets]
+    found = [evaluation.score(samples, reference, NAMES) for samples in sets]
     for name in NAMES:
-        for number in scoring.numbers(name):
+        for number in evaluation.numbers(name):
             sign = 1 if number.lower_is_better else -1
             real, noisy, noisier, dropped = (sign * each[name][number.entry] for each in found)
             assert number.entry in BLIND_TO_NOISE or real < noisy < noisier, number.key
@@ -221,7 +224,7 @@ def test_every_score_is_worse_for_worse_samples(digits):
 def test_a_negative_distance_lies_in_its_interval(digits):
     """The reference's own examples have distance 0 as they are, and extrapolated less."""
     x = digits.train.x
-    found = scoring.score(x, scoring.Reference.of(digits), ["fid_infinity"])["fid_infinity"]
+    found = evaluation.score(x, evaluation.Reference.of(digits), ["fid_infinity"])["fid_infinity"]
     assert found["low"] < found["fid_infinity"] < found["high"] < 0
     sampling = found["high"] - found["fid_infinity"]
     assert sampling > 1.96 * found["standard_error"]
@@ -231,15 +234,15 @@ def test_a_negative_distance_lies_in_its_interval(digits):
 def small(digits, train, held_out):
     """A reference of so many examples."""
     splits = [data.Split(s.x[:n]) for s, n in ((digits.train, train), (digits.eval, held_out))]
-    return scoring.Reference.of(dataclasses.replace(digits, train=splits[0], eval=splits[1]))
+    return evaluation.Reference.of(dataclasses.replace(digits, train=splits[0], eval=splits[1]))
 
 
 def test_a_floor_of_too_few_held_out_examples_is_left_out(digits):
     """The score is what it is with more of them; KID's floor says of how many it is."""
     names = ["fid", "kid_inception", "prdc_inception", "swd"]
     for num, fewest in ((1, {}), (3, {"fid"}), (4, {"fid", "kid_inception"})):
-        found = scoring.score(digits.eval.x[:12], small(digits, 27, num), names)
-        more = scoring.score(digits.eval.x[:12], small(digits, 27, 40), names)
+        found = evaluation.score(digits.eval.x[:12], small(digits, 27, num), names)
+        more = evaluation.score(digits.eval.x[:12], small(digits, 27, 40), names)
         for name in names:
             assert found[name].get(name) == more[name].get(name)
             assert ("floor" in found[name]) == ("num_floor" in found[name]) == (name in fewest)
@@ -249,31 +252,31 @@ def test_a_floor_of_too_few_held_out_examples_is_left_out(digits):
 
 def test_the_floor_of_swd_is_that_of_as_many_as_the_samples(digits):
     """Held-out examples as samples have the floor itself for their distance."""
-    x = digits.eval.x[metrics.shuffled(len(digits.eval), 3)[:20]]
-    found = scoring.score(x, scoring.Reference.of(digits), ["swd"], seed=3)["swd"]
+    x = digits.eval.x[evaluation.shuffled(len(digits.eval), 3)[:20]]
+    found = evaluation.score(x, evaluation.Reference.of(digits), ["swd"], seed=3)["swd"]
     assert found["floor"] == pytest.approx(found["swd"])
     assert found["num_floor"] == found["num_samples"] == 20
 
 
 def test_too_few_on_either_side_are_refused_before_any_work(digits, monkeypatch):
     """The classifier would be trained first."""
-    monkeypatch.setattr(metrics, "get_classifier", None)
+    monkeypatch.setattr(extractors, "get_classifier", None)
     for name, fewest in {"frechet": 2, "frechet_infinity": 2, "kid": 4, "prdc": 6}.items():
         reference = small(digits, fewest - 1, 1)
         said = f"'{name}': it needs at least {fewest} reference examples, and the training split"
         with pytest.raises(ValueError, match=f"{said} of 'digits' has {fewest - 1}"):
-            scoring.plan([name], reference, digits.shape, 999)
+            evaluation.plan([name], reference, digits.shape, 999)
         if name != "frechet_infinity":  # of which the network says how many
             with pytest.raises(ValueError, match=f"{fewest} samples, and there are {fewest - 1}"):
-                scoring.plan([name], scoring.Reference.of(digits), digits.shape, fewest - 1)
+                evaluation.plan([name], evaluation.Reference.of(digits), digits.shape, fewest - 1)
     for name, fewest in {"fid": 2, "kid_inception": 4, "prdc_inception": 6, "swd": 1}.items():
-        scoring.score(digits.eval.x[:fewest], small(digits, fewest, 1), [name])
+        evaluation.score(digits.eval.x[:fewest], small(digits, fewest, 1), [name])
 
 
 def test_integers_are_not_looked_through_for_what_is_not_finite(digits):
     x = np.zeros((20_000, *digits.shape), np.uint8)
     tracemalloc.start()
-    table._check_finite(x)
+    scoring._check_finite(x)
     _, peak = tracemalloc.get_traced_memory()
     tracemalloc.stop()
     assert peak < x.nbytes / 10
@@ -300,9 +303,9 @@ def evaluate(path, *more):
 
 
 def test_a_folder_and_an_npz_have_the_score_of_the_samples(digits, files, capsys):
-    reference = scoring.Reference.of(digits)
+    reference = evaluation.Reference.of(digits)
     x = np.load(files / "float.npz")["samples"]
-    expected = scoring.score(x, reference, ["fid", "swd"])
+    expected = evaluation.score(x, reference, ["fid", "swd"])
     for name in ("float.npz", "eight.npz", "images"):
         assert evaluate(files / name, "--data=digits", "--metrics=fid,swd") == 0
         found = json.loads((files / f"{name}.evaluation.json").read_text())
@@ -317,7 +320,7 @@ def test_published_statistics_give_the_score_of_the_data(digits, files, networks
     train = plain_features(networks["inception"], digits.train.x)
     np.savez(files / "stats.npz", mu=train.mean(axis=0), sigma=np.cov(train.T))
     x = np.load(files / "float.npz")["samples"]
-    expected = scoring.score(x, scoring.Reference.of(digits), ["fid"])["fid"]
+    expected = evaluation.score(x, evaluation.Reference.of(digits), ["fid"])["fid"]
     reference, out = f"--reference={files}/stats.npz", f"--out={files}/new/scores.json"
     assert evaluate(files / "images", reference, out) == 0  # fid is the default
     found = json.loads((files / "new" / "scores.json").read_text())["fid"]
@@ -382,13 +385,13 @@ def test_samples_that_are_not_finite_have_no_score(digits):
     x = digits.eval.array()
     x[3, 0, 0] = np.nan
     with pytest.raises(ValueError, match=f"1 of {len(x)} samples have values that are not finite"):
-        scoring.score(x, scoring.Reference.of(digits), ["swd"])
+        evaluation.score(x, evaluation.Reference.of(digits), ["swd"])
 
 
 def test_networks_for_images_refuse_points():
     mixture = data.load({"name": "mixture2d"})
     with pytest.raises(ValueError, match=r"inception takes images .* shape \(2,\)"):
-        scoring.score(mixture.eval.x, scoring.Reference.of(mixture), ["fid"])
+        evaluation.score(mixture.eval.x, evaluation.Reference.of(mixture), ["fid"])
 
 
 def test_data_flags_are_fields_of_the_config():

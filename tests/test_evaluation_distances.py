@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from diffax import metrics
+from diffax import evaluation
 
 
 def normal(num, width, seed, mean=0.0, deviation=1.0):
@@ -32,7 +32,7 @@ def plain_kernel_distance(x, y):
 def test_kernel_distance_is_the_mean_over_pairs():
     x, y = normal(23, 3, 0), normal(17, 3, 1, mean=0.5)
     for blocks in (2, 8):
-        found = metrics.kernel_distance(x, y, blocks=blocks)
+        found = evaluation.kernel_distance(x, y, blocks=blocks)
         assert found.value == pytest.approx(plain_kernel_distance(x, y), rel=1e-10)
 
 
@@ -51,7 +51,7 @@ def test_kernel_distance_of_normal_distributions():
     p, q = moments(0.3, 1.0), moments(0.0, 0.8)
     exact = k(p, p) + k(q, q) - 2 * k(p, q)
     found = [
-        metrics.kernel_distance(normal(300, 1, 2 * i, 0.3), normal(200, 1, 2 * i + 1, 0.0, 0.8))
+        evaluation.kernel_distance(normal(300, 1, 2 * i, 0.3), normal(200, 1, 2 * i + 1, 0.0, 0.8))
         for i in range(40)
     ]
     values, errors = np.array(found).T
@@ -61,7 +61,7 @@ def test_kernel_distance_of_normal_distributions():
 
 def test_kernel_distance_is_unbiased_for_equal_distributions():
     values = [
-        metrics.kernel_distance(normal(60, 4, 2 * i), normal(60, 4, 2 * i + 1)).value
+        evaluation.kernel_distance(normal(60, 4, 2 * i), normal(60, 4, 2 * i + 1)).value
         for i in range(100)
     ]
     assert min(values) < 0 < max(values)
@@ -94,14 +94,16 @@ def plain_prdc(x, y, k):
 @given(seed=st.integers(0, 1000), k=st.integers(1, 6), mean=st.floats(0, 2))
 def test_prdc_is_that_of_plain_loops(seed, k, mean):
     x, y = normal(12, 2, seed, mean), normal(9, 2, seed + 1)
-    np.testing.assert_allclose(metrics.prdc(x, y, k), plain_prdc(x, y, k), rtol=1e-12)
+    np.testing.assert_allclose(evaluation.prdc(x, y, k), plain_prdc(x, y, k), rtol=1e-12)
 
 
 def test_prdc_of_equal_distributions():
     """Density is 1 and coverage 1 - prod (M - i) / (N + M - i), i = 1 .. k (Naeem 2020)."""
     num, k = 400, 5
-    found = [metrics.prdc(normal(num, 3, 2 * i), normal(num, 3, 2 * i + 1), k) for i in range(12)]
-    mean = metrics.PRDC(*np.mean(found, axis=0))
+    found = [
+        evaluation.prdc(normal(num, 3, 2 * i), normal(num, 3, 2 * i + 1), k) for i in range(12)
+    ]
+    mean = evaluation.PRDC(*np.mean(found, axis=0))
     covered = 1 - math.prod((num - i) / (2 * num - i) for i in range(1, k + 1))
     assert mean.coverage == pytest.approx(covered, abs=0.01)
     assert mean.density == pytest.approx(1, abs=0.03)
@@ -118,29 +120,29 @@ def test_points_against_copies_of_themselves(width, mean, copies):
     """
     x, k = normal(60, width, 0, mean), 5
     points = np.repeat(x, copies, axis=0)
-    found = metrics.prdc(points, points, k)
+    found = evaluation.prdc(points, points, k)
     assert (found.precision, found.recall, found.coverage) == (1, 1, 1)
-    np.testing.assert_allclose(found, metrics.prdc(points[::-1], points, k), rtol=1e-12)
+    np.testing.assert_allclose(found, evaluation.prdc(points[::-1], points, k), rtol=1e-12)
     if copies == 1:
         assert found.density == pytest.approx((k + 1) / k)
-    part = metrics.prdc(points, x, k)
+    part = evaluation.prdc(points, x, k)
     assert (part.precision, part.coverage) == (1, 1)
 
 
 def test_points_that_are_all_the_same():
     same = np.full((20, 3), 0.1)
-    assert metrics.prdc(same, same, 5)[:2] == (1, 1)
-    assert metrics.prdc(same + 1e-9, same, 5)[:2] == (0, 0)
+    assert evaluation.prdc(same, same, 5)[:2] == (1, 1)
+    assert evaluation.prdc(same + 1e-9, same, 5)[:2] == (0, 0)
 
 
 def test_fidelity_and_diversity_are_told_apart():
     """Samples of one mode of two are precise and cover half; noise costs precision alone."""
     data = np.concatenate([normal(300, 2, 0), normal(300, 2, 1, mean=20)])
-    one_mode = metrics.prdc(normal(600, 2, 2), data)
+    one_mode = evaluation.prdc(normal(600, 2, 2), data)
     assert one_mode.precision > 0.95 and one_mode.recall < 0.55 and one_mode.coverage < 0.55
     both = np.concatenate([normal(300, 2, 3), normal(300, 2, 4, mean=20)])
-    noisy = metrics.prdc(both + normal(600, 2, 5, deviation=2), data)
-    good = metrics.prdc(both, data)
+    noisy = evaluation.prdc(both + normal(600, 2, 5, deviation=2), data)
+    good = evaluation.prdc(both, data)
     assert noisy.precision < good.precision - 0.2 and noisy.density < good.density - 0.2
     assert noisy.recall > good.recall - 0.1
 
@@ -151,14 +153,14 @@ def test_fidelity_and_diversity_are_told_apart():
 def test_sliced_wasserstein_of_a_shift():
     """Each direction sees the shift's projection: |shift| / sqrt(F) by the root mean square."""
     x, shift = normal(50, 4, 0), np.array([3.0, 0.0, 4.0, 0.0])
-    found = metrics.sliced_wasserstein(x, x + shift, num_directions=20_000)
+    found = evaluation.sliced_wasserstein(x, x + shift, num_directions=20_000)
     assert found == pytest.approx(5 / 2, rel=0.02)
-    assert metrics.sliced_wasserstein(x, x[::-1]) == 0
+    assert evaluation.sliced_wasserstein(x, x[::-1]) == 0
 
 
 def test_one_dimension_is_the_distance_of_quantiles():
     """Also for different numbers: {0, 1} against {0, 0, 3} differs by 1 on (1/2, 2/3), 2 after."""
-    found = metrics.sliced_wasserstein(np.array([[0.0], [1.0]]), np.array([[0.0], [0.0], [3.0]]))
+    found = evaluation.sliced_wasserstein(np.array([[0.0], [1.0]]), np.array([[0.0], [0.0], [3.0]]))
     assert found == pytest.approx(math.sqrt(1 / 6 + 4 / 3))
 
 
@@ -179,23 +181,23 @@ def plain_inception_score(logits, splits):
 @given(seed=st.integers(0, 1000), splits=st.integers(1, 5))
 def test_inception_score_is_that_of_plain_loops(seed, splits):
     logits = normal(23, 4, seed, deviation=3)
-    found = metrics.inception_score(logits, splits)
+    found = evaluation.inception_score(logits, splits)
     np.testing.assert_allclose(found, plain_inception_score(logits, splits), rtol=1e-10)
 
 
 def test_inception_score_of_the_unsure_and_of_the_sure():
     """1 where every class is as likely for every sample; K where each of K classes is sure."""
-    assert metrics.inception_score(np.zeros((50, 7)), 5) == pytest.approx((1, 0))
+    assert evaluation.inception_score(np.zeros((50, 7)), 5) == pytest.approx((1, 0))
     sure = 1e4 * np.tile(np.eye(7), (10, 1))
-    assert metrics.inception_score(sure, 5) == pytest.approx((7, 0))
-    assert metrics.inception_score(sure[:, ::-1] - 1e5, 5) == pytest.approx((7, 0))
+    assert evaluation.inception_score(sure, 5) == pytest.approx((7, 0))
+    assert evaluation.inception_score(sure[:, ::-1] - 1e5, 5) == pytest.approx((7, 0))
 
 
 def test_inception_score_falls_as_samples_get_worse():
     """Classes dropped: to their number. Surer to less sure: less at each step."""
     sure = 1e4 * np.tile(np.eye(7), (10, 1))
-    assert metrics.inception_score(sure[sure.argmax(axis=1) < 3], 5).mean == pytest.approx(3)
-    scores = [metrics.inception_score(sure * scale, 5).mean for scale in (1, 4e-4, 2e-4, 1e-4)]
+    assert evaluation.inception_score(sure[sure.argmax(axis=1) < 3], 5).mean == pytest.approx(3)
+    scores = [evaluation.inception_score(sure * scale, 5).mean for scale in (1, 4e-4, 2e-4, 1e-4)]
     assert scores == sorted(scores, reverse=True) and scores[-1] < scores[0] / 2
 
 
@@ -203,21 +205,21 @@ def test_inception_score_falls_as_samples_get_worse():
 
 
 def frechet(x, y):
-    return metrics.frechet_distance(*map(metrics.FeatureStatistics.of, (x, y)))
+    return evaluation.frechet_distance(*map(evaluation.FeatureStatistics.of, (x, y)))
 
 
 def frechet_infinity(x, y):
-    x = x[metrics.shuffled(len(x), 0)]
-    return metrics.frechet_infinity(x, metrics.FeatureStatistics.of(y)).value
+    x = x[evaluation.shuffled(len(x), 0)]
+    return evaluation.frechet_infinity(x, evaluation.FeatureStatistics.of(y)).value
 
 
 DISTANCES = {
     "frechet": frechet,
     "frechet_infinity": frechet_infinity,
-    "kid": lambda x, y: metrics.kernel_distance(x, y).value,
-    "1 - coverage": lambda x, y: 1 - metrics.prdc(x, y).coverage,
-    "1 - density": lambda x, y: 1 - metrics.prdc(x, y).density,
-    "swd": metrics.sliced_wasserstein,
+    "kid": lambda x, y: evaluation.kernel_distance(x, y).value,
+    "1 - coverage": lambda x, y: 1 - evaluation.prdc(x, y).coverage,
+    "1 - density": lambda x, y: 1 - evaluation.prdc(x, y).density,
+    "swd": evaluation.sliced_wasserstein,
 }
 
 
@@ -237,22 +239,28 @@ def test_worse_samples_are_farther_away(name):
 @pytest.mark.parametrize(
     "call, words",
     [
-        (lambda: metrics.kernel_distance(np.zeros((50, 3)), np.zeros((50, 2))), r"\(50, 3\) and"),
-        (lambda: metrics.kernel_distance(np.zeros((50, 3)), np.zeros((30, 3))), "blocks is 20"),
         (
-            lambda: metrics.prdc(np.zeros((9, 3)), np.zeros((9, 2))),
+            lambda: evaluation.kernel_distance(np.zeros((50, 3)), np.zeros((50, 2))),
+            r"\(50, 3\) and",
+        ),
+        (lambda: evaluation.kernel_distance(np.zeros((50, 3)), np.zeros((30, 3))), "blocks is 20"),
+        (
+            lambda: evaluation.prdc(np.zeros((9, 3)), np.zeros((9, 2))),
             r"must be \(N, F\) and \(M, F\)",
         ),
-        (lambda: metrics.prdc(np.zeros((9, 3)), np.zeros((5, 3))), "k is 5; .* below .* 9 and 5"),
-        (lambda: metrics.inception_score(np.zeros((9, 3)), 10), "splits is 10"),
-        (lambda: metrics.inception_score(np.zeros(9)), r"\(9,\)"),
         (
-            lambda: metrics.frechet_standard_error(
-                np.zeros((9, 3)), metrics.Moments(np.zeros(2), 0)
+            lambda: evaluation.prdc(np.zeros((9, 3)), np.zeros((5, 3))),
+            "k is 5; .* below .* 9 and 5",
+        ),
+        (lambda: evaluation.inception_score(np.zeros((9, 3)), 10), "splits is 10"),
+        (lambda: evaluation.inception_score(np.zeros(9)), r"\(9,\)"),
+        (
+            lambda: evaluation.frechet_standard_error(
+                np.zeros((9, 3)), evaluation.Moments(np.zeros(2), 0)
             ),
             r"\(3,\) wide on one side and \(2,\)",
         ),
-        (lambda: metrics.sliced_wasserstein(np.zeros((9, 3)), np.zeros((9, 2))), "of one shape"),
+        (lambda: evaluation.sliced_wasserstein(np.zeros((9, 3)), np.zeros((9, 2))), "of one shape"),
     ],
 )
 def test_what_is_refused(call, words):
