@@ -25,7 +25,7 @@ from diffax import (
 )
 from diffax.config import build, defaults, optimizers
 from diffax.config.kinds import Kind
-from diffax.config.reading import unknown
+from diffax.config.reading import check_kind, unknown
 from diffax.config.storage import flat, load_plugins
 from diffax.process import AnySchedule
 from diffax.registry import suggestion
@@ -214,10 +214,7 @@ def _naming(section: str) -> Iterator[None]:
 
 
 def _check_type(key: str, value: Any, kind: Kind) -> None:
-    if not kind.holds(value):
-        raise ValueError(
-            f"config.{key} is {value!r}, of type {type(value).__name__}; it must be of type {kind}"
-        )
+    check_kind(key, value)
     numbers = value if isinstance(value, tuple | list) else (value,)
     if float in (kind.type, kind.element) and not all(map(_is_number, numbers)):
         raise ValueError(f"config.{key} is {value!r}; it must be a number that a float can hold")

@@ -20,7 +20,7 @@ def find(key: str) -> Key:
     known = keys()
     if key in known:
         return known[key]
-    if key and (members := _members(key, known)):
+    if key and (members := members_of(key, known)):
         raise ValueError(f"{key} is a section; name one of its keys, {', '.join(members)}")
     raise ValueError(unknown(key, known))
 
@@ -41,12 +41,12 @@ def under(name: str, known: Iterable[str]) -> list[str]:
 def unknown(key: str, known: Iterable[str]) -> str:
     """The sentence on a key that isn't among those known: what is near, what its section has."""
     known = list(known)
-    if key and (members := _members(key, known)):
+    if key and (members := members_of(key, known)):
         return f"config.{key} is a section of keys, and no value: {', '.join(members)}"
     section, _, last = key.rpartition(".")
     if section in known:
         return f"config has no key {key!r}: {section} is a key, not a section"
-    members = _members(section, known)
+    members = members_of(section, known)
     if not members:
         return unknown(section, known)
     prefix = f"{section}." if section else ""
@@ -60,11 +60,23 @@ def unknown(key: str, known: Iterable[str]) -> str:
     return f"config has no key {key!r}{hint}; {section or 'the top level'} has {', '.join(members)}"
 
 
-def _members(section: str, known: Iterable[str]) -> list[str]:
+def members_of(section: str, known: Iterable[str]) -> list[str]:
     """The names of the keys and sections right under a section; of "", those at the top."""
     prefix = f"{section}." if section else ""
     found = (key.removeprefix(prefix) for key in known if key.startswith(prefix))
     return list(dict.fromkeys(name.partition(".")[0] for name in found))
+
+
+def check_kind(key: str, value: Any) -> None:
+    """Raises ValueError, in a sentence, unless there is that key, for values of that type."""
+    known = keys()
+    if key not in known:
+        raise ValueError(unknown(key, known))
+    kind = known[key].kind
+    if not kind.holds(value):
+        raise ValueError(
+            f"config.{key} is {value!r}, of type {type(value).__name__}; it must be of type {kind}"
+        )
 
 
 def read(key: str, word: str) -> Any:

@@ -11,7 +11,7 @@ from flax.traverse_util import flatten_dict
 from ml_collections import ConfigDict
 
 from diffax import models, plugins
-from diffax.config import defaults
+from diffax.config import defaults, reading
 from diffax.config.defaults import default_config
 
 
@@ -185,9 +185,8 @@ def changed(config: ConfigDict, values: Mapping[str, Any]) -> ConfigDict:
       ValueError: a key that does not exist, or a value of a wrong type.
     """
     config = from_json(to_json(config))
-    try:
-        config.update_from_flattened_dict(dict(values))
-    except (KeyError, TypeError, ValueError) as error:
-        raise ValueError(str(error)) from None
+    for key, value in values.items():
+        reading.check_kind(key, value)
+    config.update_from_flattened_dict(dict(values))
     load_plugins(config)
     return config
