@@ -8,15 +8,15 @@
 Odd inputs are config keys with odd values (what is accepted trains two steps), command lines,
 files (pictures, .npz, configs, the files of a run) and calls of the library. Each is made from its
 number, so that a fault can be seen again. Each must be refused in a sentence or give finite
-numbers. They run in child processes with a limit of time and of memory; a child that dies is an
-abort.
+numbers. They run in child processes with a limit of computing time and of memory; a child that dies
+is an abort.
 
 Faults are disturbances of a training: killed at random moments, its newest checkpoint damaged, the
 disk full, a second job in the same workdir, one of two processes killed. Each must end with the
 numbers of the undisturbed run, or with those of the newest checkpoint that is whole.
 
-Prints a table, and writes it with what was found as --out (Markdown, and JSON beside it). The exit
-status is 1 if anything was wrong.
+Prints a table, and writes it with what was found as --out (Markdown, and JSON beside it), now and
+then while it is at work too. The exit status is 1 if anything was wrong.
 """
 
 import argparse
@@ -29,6 +29,7 @@ import subprocess
 import sys
 import threading
 import time
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
@@ -44,7 +45,8 @@ OUTCOMES = {
     "abort": False,
     "hung": False,
 }  # and whether it is as it should be
-SECONDS, GIGABYTES = 120, 6  # of one input
+# Of one input: of computing and in all, since on a busy machine the first takes long; memory.
+SECONDS, SECONDS_IN_ALL, GIGABYTES = 120, 1800, 6
 
 
 class Child:
@@ -68,27 +70,48 @@ class Child:
     def try_one(self, kind: str, number: int) -> dict:
         """What became of an input, as `fuzz_inputs.try_one` says it, or abort or hung."""
         self._process = self._process or self._start()
-        begin = time.monotonic()
-        timer = threading.Timer(SECONDS, self._process.kill)
-        timer.start()
+        begin, ended, hung = time.monotonic(), threading.Event(), threading.Event()
+        watch = threading.Thread(target=_watch, args=(self._process, ended, hung), daemon=True)
+        watch.start()
         try:
             print(kind, number, file=self._process.stdin, flush=True)
             answer = self._process.stdout.readline()
         except BrokenPipeError:
             answer = ""
         finally:
-            timer.cancel()
+            ended.set()
+            watch.join()
         if answer:
             return json.loads(answer)
         status, self._process = self._process.wait(), None
         seconds = round(time.monotonic() - begin, 1)
-        outcome = "hung" if seconds >= SECONDS else "abort"
+        outcome = "hung" if hung.is_set() else "abort"
         about = dict(words="see --show", details=f"status {status}", seconds=seconds)
         return dict(kind=kind, number=number, outcome=outcome, **about)
 
     def close(self) -> None:
         if self._process is not None:
             self._process.communicate()
+
+
+def _watch(process: subprocess.Popen, ended: threading.Event, hung: threading.Event) -> None:
+    """Kills a process that takes longer than an input may, until `ended`."""
+    begin, used = time.monotonic(), _computed(process)
+    while not ended.wait(0.5):
+        longest = time.monotonic() - begin > SECONDS_IN_ALL
+        if longest or _computed(process) - used > SECONDS:
+            hung.set()
+            process.kill()
+            return
+
+
+def _computed(process: subprocess.Popen) -> float:
+    """Seconds that a process has computed."""
+    try:
+        fields = Path(f"/proc/{process.pid}/stat").read_text().rpartition(")")[2].split()
+    except FileNotFoundError:  # it has ended
+        return 0.0
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 def serve() -> None:
@@ -103,32 +126,36 @@ def serve() -> None:
 
 
 def numbers(num: int, kinds: list[str], first: int) -> list[tuple[str, int]]:
-    """So many inputs, by kind."""
+    """So many inputs, of all kinds in turn, so that the first of them are a fair part."""
     whole = sum(KINDS[kind] for kind in kinds)
     counts = {kind: round(num * KINDS[kind] / whole) for kind in kinds}
-    return [(kind, first + i) for kind in kinds for i in range(counts[kind])]
+    found = [((i + 0.5) / counts[kind], kind, i) for kind in kinds for i in range(counts[kind])]
+    return [(kind, first + i) for _, kind, i in sorted(found)]
 
 
-def try_all(inputs: list[tuple[str, int]], workers: int) -> list[dict]:
-    """The records of all inputs, in their order; says how far it is."""
+def try_all(
+    inputs: list[tuple[str, int]], workers: int, keep: Callable[[list[dict]], None]
+) -> list[dict]:
+    """The records of all inputs, in their order; says how far it is, and keeps what there is."""
     children: queue.SimpleQueue[Child] = queue.SimpleQueue()
     for _ in range(workers):
         children.put(Child())
-    begin, done = time.monotonic(), 0
+    begin, done = time.monotonic(), []
 
     def one(given: tuple[str, int]) -> dict:
-        nonlocal done
         child = children.get()
         try:
             record = child.try_one(*given)
         finally:
             children.put(child)
-        done += 1
+        done.append(record)
         if not OUTCOMES[record["outcome"]]:
             print(_line(record), file=sys.stderr, flush=True)
-        if done % 100 == 0:
-            left = (time.monotonic() - begin) / done * (len(inputs) - done)
-            print(f"{done} of {len(inputs)}, {left / 60:.0f} min left", file=sys.stderr, flush=True)
+        if len(done) % 100 == 0:
+            left = (time.monotonic() - begin) / len(done) * (len(inputs) - len(done))
+            said = f"{len(done)} of {len(inputs)}, {left / 60:.0f} min left"
+            print(said, file=sys.stderr, flush=True)
+            keep(list(done))
         return record
 
     with concurrent.futures.ThreadPoolExecutor(workers) as pool:
@@ -144,10 +171,10 @@ def _line(record: dict) -> str:
     return f"{name}: {record['outcome']}: {record['words'][:200]}: {details}"
 
 
-def table(records: list[dict]) -> str:
+def table(records: Sequence[dict]) -> str:
     """How often each kind of input had each outcome."""
     counts = collections.Counter((r["kind"], r["outcome"]) for r in records)
-    kinds = list(dict.fromkeys(r["kind"] for r in records))
+    kinds = [kind for kind in KINDS if kind in {r["kind"] for r in records}]
     lines = [["input", "tried", *OUTCOMES], ["---"] + ["---:"] * (1 + len(OUTCOMES))]
     for kind in kinds:
         row = [counts[kind, outcome] for outcome in OUTCOMES]
@@ -157,7 +184,7 @@ def table(records: list[dict]) -> str:
     return "\n".join(f"| {' | '.join(map(str, line))} |" for line in lines)
 
 
-def faults_table(records: list[dict]) -> str:
+def faults_table(records: Sequence[dict]) -> str:
     """How often each kind of disturbance was met, and what was lost."""
     lines = ["| disturbance | tried | handled | lost |", "| --- | ---: | ---: | ---: |"]
     for kind in dict.fromkeys(r["kind"] for r in records):
@@ -190,22 +217,30 @@ def main(argv: list[str] | None = None) -> int:
         print(case.run())
         return 0
     kinds = args.kinds.split(",")
-    records = try_all(numbers(args.num, kinds, args.first), args.workers)
-    bad = [record for record in records if not OUTCOMES[record["outcome"]]]
-    parts = [table(records)] if records else []
+
+    def keep(records: list[dict], faults: Sequence[dict] = ()) -> None:
+        if args.out:
+            args.out.write_text(report(records, faults) + "\n", encoding="utf-8")
+            text = json.dumps([*records, *faults], indent=1)
+            args.out.with_suffix(".json").write_text(text + "\n", encoding="utf-8")
+
+    records = try_all(numbers(args.num, kinds, args.first), args.workers, keep)
     faults = []
     if args.faults:
         import fuzz_faults
 
         faults = fuzz_faults.run()
-        parts.append(faults_table(faults))
-    parts.append("\n".join(f"- {_line(record)}" for record in bad))
-    text = "\n\n".join(filter(None, parts))
-    print(text)
-    if args.out:
-        args.out.write_text(text + "\n", encoding="utf-8")
-        args.out.with_suffix(".json").write_text(json.dumps(records + faults, indent=1) + "\n")
+    keep(records, faults)
+    print(report(records, faults))
+    bad = any(not OUTCOMES[record["outcome"]] for record in records)
     return 1 if bad or any(fault["lost"] or not fault["handled"] for fault in faults) else 0
+
+
+def report(records: Sequence[dict], faults: Sequence[dict]) -> str:
+    """The tables, and what was not as it should be."""
+    bad = [f"- {_line(record)}" for record in records if not OUTCOMES[record["outcome"]]]
+    parts = [table(records) if records else "", faults_table(faults) if faults else ""]
+    return "\n\n".join(filter(None, [*parts, "\n".join(bad)]))
 
 
 if __name__ == "__main__":

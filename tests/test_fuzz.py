@@ -53,18 +53,20 @@ def test_every_outcome_is_told_apart(fuzz, inputs):
 def test_a_child_that_dies_or_hangs_is_counted_and_started_again(fuzz, monkeypatch, tmp_path):
     says = "import sys, os, time, json\nfor line in sys.stdin:\n    kind = line.split()[0]\n"
     says += "    kind == 'dies' and os.abort()\n    kind == 'hangs' and time.sleep(60)\n"
+    says += "    while kind == 'computes': pass\n"
     says += "    kind == 'grows' and bytearray(2**31)\n"
     says += "    print(json.dumps(dict(kind=kind, outcome='worked')), flush=True)\n"
     script = tmp_path / "child.py"
     script.write_text(says)
     monkeypatch.setattr(fuzz, "__file__", str(script))
     monkeypatch.setattr(fuzz, "SECONDS", 1)
+    monkeypatch.setattr(fuzz, "SECONDS_IN_ALL", 3)
     monkeypatch.setattr(fuzz, "GIGABYTES", 1)
     child = fuzz.Child()
-    kinds = ("fine", "dies", "hangs", "grows", "fine")
+    kinds = ("fine", "dies", "hangs", "grows", "computes", "fine")
     found = [child.try_one(kind, 0)["outcome"] for kind in kinds]
     child.close()
-    assert found == ["worked", "abort", "hung", "abort", "worked"]
+    assert found == ["worked", "abort", "hung", "abort", "hung", "worked"]
 
 
 @pytest.mark.parametrize("kind, num", [("files", 12), ("calls", 12)])
@@ -79,3 +81,17 @@ def test_the_shares_of_the_kinds_make_up_the_number(fuzz):
     found = fuzz.numbers(200, list(fuzz.KINDS), first=5)
     assert len(found) == 200 and {kind for kind, _ in found} == {*fuzz.KINDS}
     assert min(number for _, number in found) == 5
+    assert {kind for kind, _ in found[:8]} == {*fuzz.KINDS}
+
+
+def test_what_is_tried_is_kept_now_and_then(fuzz, monkeypatch, tmp_path):
+    monkeypatch.setattr(
+        fuzz.Child,
+        "try_one",
+        lambda self, kind, number: dict(kind=kind, number=number, outcome="refused"),
+    )
+    kept = []
+    fuzz.try_all(fuzz.numbers(250, ["keys", "calls"], 0), 1, kept.append)
+    assert list(map(len, kept)) == [100, 200]
+    assert fuzz.main(["--num=20", f"--out={tmp_path / 'a.md'}"]) == 0
+    assert "| all | 20 | 20 | 0 |" in (tmp_path / "a.md").read_text()
