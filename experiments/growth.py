@@ -37,8 +37,8 @@ from typing import Any, NamedTuple
 import growth_report
 from growth_measure import host_devices
 
-from diffax.ablation.grid import format_seconds
 from diffax.files import read_json, write_json
+from diffax.report.formatting import format_seconds
 
 HERE = Path(__file__).resolve().parent
 ROOT = HERE.parent

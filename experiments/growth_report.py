@@ -11,8 +11,8 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FixedLocator, FuncFormatter, LogLocator, NullLocator
 
-from diffax.ablation.figures import MUTED, PALETTE, RULE
-from diffax.ablation.numerals import fixed, significant, tick
+from diffax.report.figures import MUTED, PALETTE, RULE
+from diffax.report.formatting import fixed, significant, tick
 
 Points = Mapping[str, Mapping[str, Any]]
 

@@ -39,10 +39,11 @@ from ml_collections import ConfigDict
 import diffax
 from diffax import config as config_lib
 from diffax import data, evaluation, runtime, samplers, training
-from diffax.ablation import Arm, figures, print_progress, run_grid, runner, statistics
-from diffax.ablation.numerals import ratio, significant, span, tick
+from diffax.ablation import Arm, print_progress, run_grid, runner
 from diffax.evaluation.extractors import SETTINGS
 from diffax.files import write_json
+from diffax.report import figures, statistics
+from diffax.report.formatting import ratio, significant, span, tick
 
 ROOT = Path(__file__).resolve().parent.parent
 REFERENCES = [("ddim", 50), ("ddim", 100), ("ddpm", 1000)]

@@ -4,7 +4,7 @@ import itertools
 
 import numpy as np
 
-from diffax.ablation.spec import Metric, Spec
+from diffax.report.spec import Metric, Spec
 
 VARIANCE = Metric("var", "Var(VLB)", "bits²", scale="log")
 BPD = Metric("bpd", "Bits per dimension", "bits/dim", digits=3)

@@ -11,7 +11,7 @@ import pytest
 from small_runs import compiled_quickly, small_config
 
 from diffax import cli, data, runtime, training
-from diffax.ablation import Arm, Spec, measure, report_on, runner, together
+from diffax.ablation import Arm, Spec, measure, report_on, runner
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -170,14 +170,14 @@ def test_where_seeds_cannot_be_trained_together_each_is_by_itself(
 
 def test_small_networks_are_trained_together_by_default():
     config = small_config(model__mlp__width=64, training__batch_size=256)
-    assert together.at_once(config) == 8
+    assert measure.seeds_at_once(config) == 8
     config.training.batch_size = 4096
-    assert together.at_once(config) == 1
-    assert together.at_once(config, True) > 100
+    assert measure.seeds_at_once(config) == 1
+    assert measure.seeds_at_once(config, True) > 100
     config = small_config()
-    assert together.at_once(config) > 100 and together.at_once(config, False) == 1
+    assert measure.seeds_at_once(config) > 100 and measure.seeds_at_once(config, False) == 1
     config.model.name = "unet"
-    assert together.at_once(config) == 1
+    assert measure.seeds_at_once(config) == 1
 
 
 def test_two_parts_at_once_and_a_report_are_one_run(whole, quick, tmp_path, capsys):

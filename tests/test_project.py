@@ -113,9 +113,10 @@ MAY_IMPORT = {
     "scoring": {"evaluation"},
     "metrics": {"evaluation"},
     "edits": PARTS | {"generator"},
-    "ablation": PARTS | {"training"},
-    "tuning": PARTS | {"training", "ablation"},
-    "cli": PARTS | {"training", "generator", "edits", "ablation", "tuning"},
+    "report": {"evaluation", "files", "runtime"},
+    "ablation": PARTS | {"training", "report"},
+    "tuning": PARTS | {"training", "report", "ablation"},
+    "cli": PARTS | {"training", "generator", "edits", "report", "ablation", "tuning"},
     "__main__": {"cli"},
 }
 

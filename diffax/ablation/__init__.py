@@ -5,25 +5,19 @@
     spec = Spec("Title", "Question?", baseline="cosine", metrics=[Metric("bpd", "Bits/dim")])
     print(build_report(spec, results, workdir).table)
 
-`grid` runs arms × seeds and `store` keeps the results, `spec` is the question, `statistics` has the
-intervals, tests and power, `analysis` turns results into numbers, `opinions` says which rankings
-are settled, and `verdict` turns numbers into sentences; `report` writes the page, whose content is
-in `sections` and `differences`. `runner`, `measure` and `together` alone know what a run does.
+`grid` runs arms × seeds, `workers` in several processes, and `store` keeps the results. `runner`
+makes each run a training, its samples and what `measure` measures of both. The report is made by
+`diffax.report`, which needs no more than a `Spec` and the results.
 """
 
-from diffax.ablation.analysis import Analysis, Cell, Comparison, analyse
-from diffax.ablation.grid import (
-    Arm,
-    GridError,
-    Progress,
-    grid,
-    load_results,
-    print_progress,
-    run_grid,
-)
-from diffax.ablation.report import Report, build_report, format_table, report_on
-from diffax.ablation.spec import Metric, Spec
-from diffax.ablation.statistics import (
+from diffax.ablation.grid import Arm, GridError, Progress, grid, print_progress, run_grid
+from diffax.ablation.store import load_results, report_on
+from diffax.evaluation import Metric
+from diffax.report import statistics
+from diffax.report.analysis import Analysis, Cell, Comparison, analyse
+from diffax.report.build import Report, build_report, format_table
+from diffax.report.spec import Spec
+from diffax.report.statistics import (
     Difference,
     Interval,
     bootstrap_interval,
@@ -66,4 +60,5 @@ __all__ = [
     "run_grid",
     "seeds_needed",
     "sign_flip",
+    "statistics",
 ]

@@ -16,14 +16,16 @@ import operator
 import os
 import sys
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from diffax.ablation import processes, store
-from diffax.ablation.store import Run
+from diffax.ablation import store
+from diffax.ablation import workers as worker_processes
+from diffax.ablation.store import GridRun
+from diffax.report.formatting import format_seconds
 from diffax.runtime import Failed
 
 
@@ -196,7 +198,7 @@ def run_grid(
         if isinstance(environments, Mapping):
             environments = [environments] * workers
         environments = list(environments)[:workers]
-        events = processes.in_parallel(execute, run_one, pending, environments)
+        events = worker_processes.in_parallel(execute, run_one, pending, environments)
     failures: dict[str, list[str]] = {}  # of each reason the runs
     # closing: an interruption while an event is told must stop the workers too.
     with closing(events):
@@ -215,30 +217,6 @@ def run_grid(
     return [store.record(store.read_result(run.directory), run.directory) for run in runs]
 
 
-def load_results(
-    workdir: str | os.PathLike, arms: Iterable[str] | None = None
-) -> list[dict[str, Any]]:
-    """The results that are there, finished runs only, in the form that `run_grid` returns.
-
-    Args:
-      workdir: as given to `run_grid`.
-      arms: names of the arms wanted, in their order; None for all that are found, by name.
-
-    Raises:
-      FileNotFoundError: no finished run is there.
-      ValueError: a result file that cannot be read; the message names it.
-    """
-    root = Path(workdir) / "runs"
-    found = {
-        path.parent: store.read_result(path.parent) for path in root.glob("*/seed*/result.json")
-    }
-    names = sorted({r["arm"] for r in found.values()}) if arms is None else list(arms)
-    records = [store.record(r, directory) for directory, r in found.items() if r["arm"] in names]
-    if not records:
-        raise FileNotFoundError(f"no finished run under {root}")
-    return sorted(records, key=lambda r: (r["seed"], names.index(r["arm"])))
-
-
 def print_progress(progress: Progress) -> None:
     """Prints one line per event to the standard error stream, so that tables can be piped."""
     p = progress
@@ -252,18 +230,6 @@ def print_progress(progress: Progress) -> None:
         if p.eta is not None:
             parts.append(f"about {format_seconds(p.eta)} left")
     print(" | ".join(parts), file=sys.stderr, flush=True)
-
-
-def format_seconds(seconds: float) -> str:
-    """A time as one reads it: "8.3 s", "4 min 10 s" or "2 h 05 min"."""
-    if seconds < 10:
-        return f"{seconds:.1f} s"
-    whole = round(seconds)
-    if whole < 60:
-        return f"{whole} s"
-    if whole < 3600:
-        return f"{whole // 60} min {whole % 60:02d} s"
-    return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
 class _Teller:
@@ -312,7 +278,7 @@ def _check_names(arms: Sequence[Arm]) -> None:
             raise ValueError(f"two arms would share a directory: {other.name!r} and {arm.name!r}")
 
 
-def _plan(arms, seeds, workdir, fingerprint, group) -> list[list[Run]]:
+def _plan(arms, seeds, workdir, fingerprint, group) -> list[list[GridRun]]:
     """The runs, seeds outermost, those of a group together."""
     units = {}
     for seed, arm in itertools.product(seeds, arms):
@@ -323,8 +289,8 @@ def _plan(arms, seeds, workdir, fingerprint, group) -> list[list[Run]]:
 
 
 def joined(
-    units: Sequence[list[Run]], join: Callable[[Arm, int], tuple[Any, int]], workers: int
-) -> list[list[Run]]:
+    units: Sequence[list[GridRun]], join: Callable[[Arm, int], tuple[Any, int]], workers: int
+) -> list[list[GridRun]]:
     """The groups joined as `run_grid` says, the first parts of every key before the second."""
     kinds = {}
     for unit in units:
@@ -338,7 +304,7 @@ def joined(
     return [part for row in itertools.zip_longest(*parts) for part in row if part]
 
 
-def _in_turn(execute, run_one, units) -> Iterator[tuple[Run, str, float | None, str]]:
+def _in_turn(execute, run_one, units) -> Iterator[tuple[GridRun, str, float | None, str]]:
     for run in itertools.chain.from_iterable(units):
         yield run, "started", None, ""
         yield run, *execute(run_one, run)

@@ -5,14 +5,17 @@ A training lies in a directory of its own, workdir/trainings/<name>/seed<k>, in 
 
     configuration.json     what it depends on: the config without sampling and evaluation
     measured-<hash>.json   what was measured under the evaluation settings of that hash
-    together.json          of one that shared a program with other seeds: see `together`
+    together.json          of one that shared a program with other seeds: those, and its share of
+                           the seconds
 """
 
 from __future__ import annotations
 
 import dataclasses
 import json
+import logging
 import math
+import sys
 import time
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -25,11 +28,24 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, evaluation, schedules, training
 from diffax.ablation import store
-from diffax.ablation.spec import Metric
+from diffax.evaluation import Metric
 from diffax.files import jsonable, read_json, write_json, write_text
 from diffax.process import AnySchedule
 from diffax.training.progress import doing
 from diffax.training.workdir import data_changes
+
+_LOG = logging.getLogger("diffax")
+NOTE = "together.json"
+
+# Measured on a core, experiments/results/seeds_vectorised.md: several seeds of an MLP take 0.47 to
+# 0.96 of the time of each by itself as long as a layer's output, of all seeds, is at most so many
+# numbers (512 KiB, about a core's own cache), and up to 1.34 beyond. A U-Net's take 1.7: its
+# convolutions, of which each seed has kernels of its own, become grouped ones.
+GAINING = {"mlp": 2**17}  # name in config.model -> numbers
+
+# Why trainings may not go together that each by itself may: a form that is refused, a number that
+# isn't finite in one of them, a disk or a memory that is full.
+_FAILURES = (ValueError, FloatingPointError, OSError, jax.errors.JaxRuntimeError)
 
 # Of a training; those of samples are chosen by config.evaluation.metrics.
 METRICS = (
@@ -221,7 +237,7 @@ def refuse_other_data(config: ConfigDict, directory: Path) -> None:
         )
 
 
-def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
+def train_and_evaluate(config: ConfigDict, directory: Path) -> dict[str, Any]:
     """Trains in a directory, if that is not done yet, and measures what no sampling changes.
 
     Both are done once and read again after that; other evaluation settings measure again.
@@ -242,7 +258,7 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
         return read_json(path, _MEASURED)
     start = time.monotonic()
     store.note_configuration(directory, training_configuration(config))
-    training.train(as_trained(config), directory)
+    training.train(training_config(config), directory)
     # Who evaluates the run again does so by the config, not as was looked at on the way.
     write_text(directory / "config.json", config_lib.to_json(config))
     run, dataset = training.load(directory), data.load_cached(config.data)
@@ -267,7 +283,7 @@ def of_training(config: ConfigDict, directory: Path) -> dict[str, Any]:
 
 
 def _bound(run: training.Run, dataset: data.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The bound of a run, and what it depends on: (evaluation, values), as in `of_training`."""
+    """The bound of a run, and what it depends on: (evaluation, values)."""
     # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
     # from their spread.
     seed = run.config.seed
@@ -281,7 +297,7 @@ def _bound(run: training.Run, dataset: data.Dataset) -> tuple[dict[str, Any], di
     return evaluated, evaluated["bpd"] | own_values
 
 
-def as_trained(config: ConfigDict) -> ConfigDict:
+def training_config(config: ConfigDict) -> ConfigDict:
     """The config with which the training of a run is made: so that its curves have points.
 
     An eval_every below num_steps is the user's choice. With another, 0 included, the bound and the
@@ -302,12 +318,12 @@ def as_trained(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def of_samples(config: ConfigDict, trained: Path, directory: Path) -> dict[str, Any]:
+def sample_and_score(config: ConfigDict, trained: Path, directory: Path) -> dict[str, Any]:
     """Draws samples of a training by a config's sampling, measures them and keeps the first.
 
     Returns:
-      "metrics", "evaluation": as `of_training`; "samples": the name of a file in `directory`;
-      "parameters": how many the network has.
+      "metrics", "evaluation": as `train_and_evaluate`; "samples": the name of a file in
+      `directory`; "parameters": how many the network has.
     """
     run = training.load(trained)._replace(config=config)
     dataset = data.load_cached(config.data)
@@ -353,3 +369,55 @@ def _logged_curves(directory: Path) -> dict[str, dict[str, list]]:
             steps, values = zip(*points)
             curves[name] = {"step": list(steps), column: list(values)}
     return curves
+
+
+# --- seeds of an arm in one program -----------------------------------------------------------
+
+
+def seeds_at_once(config: ConfigDict, vectorise: bool | None = None) -> int:
+    """How many seeds of a config are trained in one program, at most; 1: each by itself.
+
+    `vectorise`: None for as many as gain by it, True for all, False for one.
+    """
+    if vectorise is not None:
+        return sys.maxsize if vectorise else 1
+    if config.model.name not in GAINING:
+        return 1
+    width = config.model[config.model.name].width
+    return max(1, GAINING[config.model.name] // (width * config.training.batch_size))
+
+
+def train_together(configs: Sequence[ConfigDict], directories: Sequence[Path]) -> None:
+    """Trains in one program those of some trainings of one arm that are not complete.
+
+    Where that is impossible or fails, in whichever of them, all keep their checkpoints, and each is
+    left to be trained by itself.
+    """
+    left = [
+        (config, directory)
+        for config, directory in zip(configs, directories)
+        if training.steps_done(directory) < config.training.num_steps
+    ]
+    if len(left) < 2:
+        return
+    start = time.monotonic()
+    for config, directory in left:
+        store.note_configuration(directory, training_configuration(config))
+    try:
+        training.train_together([training_config(c) for c, _ in left], [d for _, d in left])
+    except _FAILURES as error:
+        _LOG.warning("each seed is trained by itself, since together they can't be: %s", error)
+        return
+    note = {
+        "seeds": [config.seed for config, _ in left],
+        "seconds": (time.monotonic() - start) / len(left),
+    }
+    for _, directory in left:
+        write_json(directory / NOTE, note)
+
+
+def together_note(directory: Path, seed: int) -> dict[str, Any]:
+    """{"seeds": those with which a training shared a program, "seconds": its share of that}."""
+    path = directory / NOTE
+    alone = {"seeds": [seed], "seconds": 0.0}
+    return read_json(path, tuple(alone)) if path.exists() else alone

@@ -1,8 +1,8 @@
 """From configs to a report: each run of the grid is a training, its samples and their evaluation.
 
 Arms that differ in sampling and evaluation alone share one training (see `measure`), and follow one
-another in one process; seeds of small networks are trained several at once (see `together`). With
-these two the only part of the laboratory that knows what a run does.
+another in one process; seeds of small networks are trained several at once. Nothing but this module
+and `measure` knows what a run does.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import itertools
 import logging
 import os
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -22,25 +22,16 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, plugins, runtime
-from diffax.ablation import about, measure, store, together
-from diffax.ablation import spec as spec_lib
-from diffax.ablation.analysis import check
-from diffax.ablation.devices import worker_environments
-from diffax.ablation.grid import (
-    Arm,
-    GridError,
-    grid,
-    load_results,
-    name_of,
-    print_progress,
-    run_grid,
-)
+from diffax import data, evaluation, plugins, runtime, training
+from diffax.ablation import measure, store
+from diffax.ablation.grid import Arm, GridError, grid, name_of, print_progress, run_grid
 from diffax.ablation.measure import METRICS, PARTS
-from diffax.ablation.report import Report, build_report, environment
-from diffax.ablation.spec import Spec
+from diffax.ablation.workers import worker_environments
 from diffax.config.defaults import is_relevant
 from diffax.files import flatten, jsonable
+from diffax.report.analysis import check
+from diffax.report.build import Report, build_report, environment
+from diffax.report.spec import Spec
 from diffax.training.lock import held
 from diffax.training.progress import Progress, doing
 from diffax.training.workdir import PLUGINS, check_writable
@@ -69,24 +60,24 @@ def run_ablation(
       spec: the question; its config, arms, seeds and real_samples are filled in, and the metrics
         that the runs have behind those it names, of which there may be none: see
         `measure.measured_metrics`. Runs whose schedule has an infinite end have no bound, and are
-        judged by samples alone. It is kept in the workdir, so that `report.report_on` needs
+        judged by samples alone. It is kept in the workdir, so that `report_on` needs
         nothing else.
       config: the config common to all arms; an arm's overrides are dotted keys of it. What is
-        logged and evaluated along training: see `measure.as_trained`.
+        logged and evaluated along training: see `measure.training_config`.
       arms, seeds: the grid.
       workdir: of trainings, runs, report, results.json and copies of the plugins.
       workers: processes, each with a thread or a device of its own; None for as many as there are
-        (see `devices`). Others than this one don't know what it registers itself, not by a plugin:
+        (see `workers`). Others than this one don't know what it registers itself, not by a plugin:
         then all runs are made in it.
       shard: (i, n) for the i-th of n parts of the trainings, from 1, with all that is sampled
         from them.
       vectorise: whether seeds of an arm are trained in one program, several at once, instead of
-        each by itself: None where that is faster (see `together`), True always, False never. The
+        each by itself: None where that is faster (see `measure`), True always, False never. The
         numbers of the two agree to rounding, not bit by bit.
 
     Returns:
       The report, a partial one where a value is not finite; None if this is one of several shards,
-      of which `report.report_on` makes one.
+      of which `report_on` makes one.
 
     Raises:
       ValueError: a config that can't be run, a metric that can't be measured, a training of another
@@ -133,15 +124,15 @@ def run_ablation(
         arms=[arm.name for arm in arms],
         design=design(config, arms),
         seeds=list(seeds),
-        subject=about.subject(configs, dataset) | dict(spec.subject),
-        remarks=[*spec.remarks, *about.remarks(configs)],
+        subject=subject(configs, dataset) | dict(spec.subject),
+        remarks=[*spec.remarks, *remarks(configs)],
         real_samples=real,
     )
     check(spec)
     check_writable(workdir)
     part = "" if shard[1] == 1 else f"-{shard[0]}-of-{shard[1]}"
     with held([workdir], f"lock{part}.json"):
-        spec_lib.save(spec, workdir)
+        store.save_spec(spec, workdir)
         names = dict.fromkeys(name for each in configs for name in each.plugins)
         plugins.keep(names, workdir / PLUGINS)
         try:
@@ -158,13 +149,13 @@ def run_ablation(
                 shard=shard,
                 join=lambda arm, seed: (
                     training_directory(workdir, arm, seed).parent,
-                    together.at_once(arm_config(config, arm, seed), vectorise),
+                    measure.seeds_at_once(arm_config(config, arm, seed), vectorise),
                 ),
                 prepare=functools.partial(_train_seeds, text=text, workdir=os.fspath(workdir)),
             )
         except (GridError, KeyboardInterrupt):
             if shard[1] == 1 and any(workdir.glob("runs/*/*/result.json")):
-                found = load_results(workdir, spec.arms)
+                found = store.load_results(workdir, spec.arms)
                 report = build_report(spec, found, workdir, partial=True)
                 print(f"a report on what is finished: {report.html}", file=sys.stderr)
             raise
@@ -272,7 +263,7 @@ def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> No
     if len(seeds) > 1:
         runtime.start(f"{arm.name}, seeds {', '.join(map(str, seeds))}: ", trains=True)
         config = config_lib.from_json(text, Path(workdir) / PLUGINS)
-        together.train(
+        measure.train_together(
             [arm_config(config, arm, seed) for seed in seeds],
             [training_directory(workdir, arm, seed) for seed in seeds],
         )
@@ -287,9 +278,9 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
     config = arm_config(config_lib.from_json(text, Path(workdir) / PLUGINS), arm, seed)
     trained = training_directory(workdir, arm, seed)
     with Progress():
-        once = measure.of_training(config, trained)
-        sampled = measure.of_samples(config, trained, directory)
-    shared = together.note(trained, seed)
+        once = measure.train_and_evaluate(config, trained)
+        sampled = measure.sample_and_score(config, trained, directory)
+    shared = measure.together_note(trained, seed)
     return {
         "metrics": once["metrics"] | sampled["metrics"],
         "evaluation": once["evaluation"] | sampled["evaluation"],
@@ -307,3 +298,58 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
             "seeds trained in one program": len(shared["seeds"]),
         },
     }
+
+
+# --- what is said of the trainings at the top of a report --------------------------------------
+
+
+_MOST_OF_START = 0.01  # of the initial parameters in the moving average, without a remark
+
+
+def subject(configs: Sequence[ConfigDict], dataset: data.Dataset) -> dict[str, str]:
+    """What the runs of some configs on a data set have been trained on, and how, in words."""
+    shape = " × ".join(map(str, dataset.shape))
+    classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
+    accumulated = {c.training.grad_accumulation for c in configs}
+    parts = "" if accumulated == {1} else f" in {_told(accumulated)} parts"
+    return {
+        "data": f"{dataset.name}: {len(dataset.train):,} examples to train on,"
+        f" {len(dataset.eval):,} held out, {shape}, {classes}",
+        "network": _told(c.model.name for c in configs),
+        "steps": _told(c.training.num_steps for c in configs),
+        "batch": f"{_told(c.training.batch_size for c in configs)}{parts}",
+    }
+
+
+def _told(values: Iterable[Any]) -> str:
+    distinct = sorted(set(values))
+    return " or ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in distinct)
+
+
+def _steps(numbers: Iterable[int]) -> str:
+    distinct = set(numbers)
+    return f"{_told(distinct)} step{'' if distinct == {1} else 's'}"
+
+
+def remarks(configs: Sequence[ConfigDict]) -> list[str]:
+    """What a reader must know of trainings that were short, as sentences."""
+    found = []
+    shares = {
+        training.share_of_start(c.ema.decay, c.training.num_steps): c.training.num_steps
+        for c in configs
+    }
+    share = max(shares)
+    if share > _MOST_OF_START:
+        found.append(
+            f"Training was short: after {_steps([shares[share]])} the moving average of the"
+            f" weights, by which all is measured, is still {share:.0%} the untrained network."
+        )
+    rising = [c for c in configs if c.training.num_steps <= c.optimizer.warmup_steps]
+    if rising:
+        steps = _steps(c.training.num_steps for c in rising)
+        warmup = _told(c.optimizer.warmup_steps for c in rising)
+        found.append(
+            f"Training was short: it ended after {steps}, within the learning rate’s warm-up"
+            f" of {warmup}."
+        )
+    return found

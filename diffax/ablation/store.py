@@ -7,25 +7,34 @@ workdir/runs/<arm>/seed<k>/traceback.txt        only if its last attempt failed
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import json
+import os
 import time
 import traceback
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from diffax import config as config_lib
-from diffax.files import flatten, jsonable, read_json, write_json
+import numpy as np
 
+from diffax import config as config_lib
+from diffax import runtime
+from diffax.evaluation import Metric
+from diffax.files import flatten, jsonable, read_json, replacing, write_json
+from diffax.report.build import Report, build_report
+from diffax.report.spec import Spec
+
+SPEC_FILE, REAL_SAMPLES = "ablation.json", "real_samples.npz"
 _STARTED_KEYS = ("fingerprint", "configuration")
 _RESULT_KEYS = ("arm", "seed", "fingerprint", "seconds", "result")
 
 
 @dataclass(frozen=True)
-class Run:
+class GridRun:
     """One run of a grid: the arm (a `grid.Arm`), the seed, its directory, what it depends on."""
 
     arm: Any
@@ -36,11 +45,11 @@ class Run:
     prepared: tuple[tuple[Any, int], ...] = ()
 
 
-def make_run(arm: Any, seed: int, workdir: Path, common: Any) -> Run:
+def make_run(arm: Any, seed: int, workdir: Path, common: Any) -> GridRun:
     """The run of an arm and a seed; `common` is the configuration besides overrides and seed."""
     directory = workdir / "runs" / directory_name(arm.name) / f"seed{seed}"
     configuration = {"overrides": arm.overrides, "seed": seed, "config": common}
-    return Run(arm, seed, directory, plain(configuration))
+    return GridRun(arm, seed, directory, plain(configuration))
 
 
 def plain(configuration: Any) -> Any:
@@ -100,7 +109,7 @@ def note_configuration(directory: Path, configuration: Any) -> None:
     write_json(directory / "configuration.json", started)
 
 
-def is_done(run: Run) -> bool:
+def is_done(run: GridRun) -> bool:
     """Whether the run is finished; raises as `refuse_another` does."""
     refuse_another(run.directory, run.configuration)
     return (run.directory / "result.json").exists()
@@ -118,7 +127,7 @@ def _differences(old: Any, new: Any, most: int = 3) -> str:
 
 def execute(
     run_one: Callable[..., Mapping[str, Any]],
-    run: Run,
+    run: GridRun,
     prepare: Callable[[Sequence[tuple[Any, int]]], None] | None = None,
 ) -> tuple[str, float, str]:
     """Runs once, in whichever process, and leaves the result or the traceback on disk."""
@@ -153,3 +162,132 @@ def record(read: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """A result in the form in which `grid.run_grid` returns it."""
     own = {k: read[k] for k in ("arm", "seed", "seconds", "finished") if k in read}
     return {**read["result"], **own, "directory": str(directory)}
+
+
+def load_results(
+    workdir: str | os.PathLike, arms: Iterable[str] | None = None
+) -> list[dict[str, Any]]:
+    """The results that are there, finished runs only, in the form that `run_grid` returns.
+
+    Args:
+      workdir: as given to `run_grid`.
+      arms: names of the arms wanted, in their order; None for all that are found, by name.
+
+    Raises:
+      FileNotFoundError: no finished run is there.
+      ValueError: a result file that cannot be read; the message names it.
+    """
+    root = Path(workdir) / "runs"
+    found = {path.parent: read_result(path.parent) for path in root.glob("*/seed*/result.json")}
+    names = sorted({r["arm"] for r in found.values()}) if arms is None else list(arms)
+    records = [record(r, directory) for directory, r in found.items() if r["arm"] in names]
+    if not records:
+        raise FileNotFoundError(f"no finished run under {root}")
+    return sorted(records, key=lambda r: (r["seed"], names.index(r["arm"])))
+
+
+# --- the question ---------------------------------------------------------------------------
+
+
+def save_spec(spec: Spec, workdir: Path) -> None:
+    """Keeps a question in its workdir, so that a report can be made of what lies there alone.
+
+    Its real samples, if any, go to an .npz file beside it.
+    """
+    workdir.mkdir(parents=True, exist_ok=True)
+    real = spec.real_samples
+    if real is not None and not isinstance(real, (str, Path)):
+        with replacing(workdir / REAL_SAMPLES) as partial, open(partial, "wb") as file:
+            np.savez(file, samples=np.asarray(real))
+        real = REAL_SAMPLES
+    plain = dataclasses.asdict(dataclasses.replace(spec, real_samples=real))
+    write_json(workdir / SPEC_FILE, jsonable(plain, "the spec"))
+
+
+def load_spec(workdir: Path) -> Spec:
+    """The question that `save_spec` kept.
+
+    Raises:
+      FileNotFoundError: there is none.
+      ValueError: the file is damaged.
+    """
+    path = workdir / SPEC_FILE
+    if not path.exists():
+        raise FileNotFoundError(f"{workdir} holds no ablation: there is no {SPEC_FILE}")
+    missing = dataclasses.MISSING
+    needed = [
+        f.name
+        for f in dataclasses.fields(Spec)
+        if f.default is missing and f.default_factory is missing
+    ]
+    read = read_json(path, needed)
+    read["config"] = config_lib.upgraded(read.get("config", {}))
+    read["metrics"] = [Metric(**metric) for metric in read["metrics"]]
+    if read.get("real_samples") is not None:
+        read["real_samples"] = str((workdir / read["real_samples"]).absolute())
+    return Spec(**read)
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return [_plain(v) for v in value]
+    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else jsonable(value)
+
+
+def merge_specs(specs: Sequence[Spec]) -> Spec:
+    """One question of several that are the same but for arms and seeds, which are united.
+
+    Raises:
+      ValueError: they ask different things; the message says in what they differ.
+    """
+    first, united = specs[0], {}
+    for other in specs[1:]:
+        for name in ("config", "metrics", "baseline", "focus", "confidence"):
+            one, two = (flatten({name: _plain(getattr(s, name))}) for s in (first, other))
+            keys = [key for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
+            if keys:
+                raise ValueError(
+                    f"not one ablation: {keys[0]} is {one.get(keys[0])!r} in one workdir and"
+                    f" {two.get(keys[0])!r} in another"
+                )
+    for name in ("arms", "seeds"):
+        united[name] = list(dict.fromkeys(x for spec in specs for x in getattr(spec, name)))
+    united["design"] = {arm: own for spec in specs for arm, own in spec.design.items()}
+    return dataclasses.replace(first, **united)
+
+
+def report_on(
+    workdirs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None
+) -> Report:
+    """The report of what lies in the workdirs of one ablation, made by `runner.run_ablation`.
+
+    Several are the parts of one that ran on several machines; a run that two of them hold must be
+    the same in both. What is missing is said to be.
+
+    Args:
+      workdirs: one or more.
+      out: where the report goes; None for the first of them.
+
+    Raises:
+      FileNotFoundError: a workdir holds no ablation, or none holds a finished run.
+      ValueError: they are parts of different ablations, or differ in a run that both hold.
+    """
+    paths = [runtime.local_path(workdir) for workdir in workdirs]
+    spec = merge_specs([load_spec(path) for path in paths])
+    if not any(any(path.glob("runs/*/*/result.json")) for path in paths):
+        raise FileNotFoundError(f"no finished run under {', '.join(map(str, paths))}")
+    runs = {}
+    for path in paths:
+        if not any(path.glob("runs/*/*/result.json")):
+            continue
+        for result in load_results(path, spec.arms):
+            key = result["arm"], result["seed"]
+            same = runs.setdefault(key, result)["metrics"] == result["metrics"]
+            if not same:
+                raise ValueError(
+                    f"two workdirs hold arm {key[0]!r}, seed {key[1]}, with other numbers:"
+                    f" {runs[key]['directory']} and {result['directory']}; leave one of them out"
+                )
+    order = sorted(runs, key=lambda k: (k[1], list(spec.arms).index(k[0])))
+    results = [runs[key] for key in order if key[1] in spec.seeds]
+    return build_report(spec, results, out or paths[0], partial=True)

@@ -13,8 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax.ablation.grid import format_seconds
-from diffax.ablation.texts import for_matplotlib
+from diffax.report.formatting import for_matplotlib, format_seconds
 from diffax.tuning.search import Trial, best
 from diffax.tuning.space import Range, Space, number, words
 

@@ -15,11 +15,11 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, evaluation, plugins
 from diffax.ablation import Arm, Metric, Report, Spec, runner
-from diffax.ablation.analysis import shortened
-from diffax.ablation.grid import format_seconds
 from diffax.ablation.measure import score_metrics
-from diffax.ablation.verdict import sentence
 from diffax.config.storage import flat
+from diffax.report.analysis import shortened
+from diffax.report.formatting import format_seconds
+from diffax.report.verdict import sentence
 from diffax.runtime import local_path
 from diffax.training.lock import held
 from diffax.training.workdir import PLUGINS, check_writable

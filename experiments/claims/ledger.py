@@ -32,10 +32,11 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from diffax import config as config_lib
 from diffax import runtime
-from diffax.ablation import Arm, Difference, figures, print_progress, run_grid, statistics
-from diffax.ablation.numerals import p_text, significant, span, tick
+from diffax.ablation import Arm, Difference, print_progress, run_grid
 from diffax.evaluation.extractors import SETTINGS
 from diffax.files import read_json, write_json
+from diffax.report import figures, statistics
+from diffax.report.formatting import p_text, significant, span, tick
 
 LETTERS = "abcdefghijkl"
 RESULTS = laboratory.ROOT / "experiments" / "results"

@@ -16,8 +16,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax.ablation import Difference, Interval, statistics
-from diffax.ablation.numerals import ratio, signed, significant
+from diffax.ablation import Difference, Interval
+from diffax.report import statistics
+from diffax.report.formatting import ratio, signed, significant
 
 SUPPORTED, CONTRADICTED, UNDECIDED = "supported", "contradicted", "undecided at this scale"
 LEVEL = 0.05  # of error, over all parts of a claim

@@ -4,13 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from diffax.ablation.analysis import Analysis, Comparison
-from diffax.ablation.factorial import Effect
-from diffax.ablation.findings import Finding
-from diffax.ablation.numerals import p_text, span
-from diffax.ablation.opinions import networks
-from diffax.ablation.spec import SCALES, Metric, Spec, effect_text
-from diffax.ablation.texts import one_line
+from diffax.report.analysis import Analysis, Comparison
+from diffax.report.findings import Effect, Finding, networks
+from diffax.report.formatting import one_line, p_text, span
+from diffax.report.spec import SCALES, Metric, Spec, effect_text
 
 
 def claim(spec: Spec, finding: Finding, pairs: bool = True) -> str:
@@ -101,10 +98,10 @@ def conclusion(finding: Finding) -> str:
         )
     if f.decided and interaction:
         return f"the two depend on one another{_backing(f)}"
-    wish = {True: ", which is better", False: ", which is worse", None: ""}[f.better]
+    direction = {True: ", which is better", False: ", which is worse", None: ""}[f.better]
     return {
-        "lower": f"lower{wish}{_backing(f)}",
-        "higher": f"higher{wish}{_backing(f)}",
+        "lower": f"lower{direction}{_backing(f)}",
+        "higher": f"higher{direction}{_backing(f)}",
         "undecided": f"no {'interaction' if interaction else 'difference'} can be seen at this"
         " scale",
         "same": "no interaction at the digits shown"
@@ -116,11 +113,11 @@ def conclusion(finding: Finding) -> str:
 
 def _backing(finding: Finding) -> str:
     """What of a decided outcome the networks say; "" where none was asked."""
-    opinions, count = finding.opinions, len(networks(finding.opinions))
+    outcomes, count = finding.by_network, len(networks(finding.by_network))
     if finding.settled:
         return f", settled: {'both' if count == 2 else f'all {count}'} networks say so"
     if count > 1:
-        others = [f"{o.label} {o.outcome}" for o in opinions if o.outcome != finding.outcome]
+        others = [f"{o.label} {o.outcome}" for o in outcomes if o.outcome != finding.outcome]
         return f", but not settled: {', '.join(others)}"
     return ", by one network alone" if count else ""
 
@@ -191,13 +188,13 @@ def verdict(analysis: Analysis, most: int = 12) -> list[Finding]:
     first, rows = headline(analysis), {}
     for f in _stated(analysis):
         rows.setdefault(f.metric.key, []).append(f)
-    share = max(1, most // max(len(rows), 1))
+    each = max(1, most // max(len(rows), 1))
     found = []
     for row in rows.values():
         if analysis.design:
             row.sort(key=lambda f: not f.decided)
         row.sort(key=lambda f: f is not first)
-        found += row[:share]
+        found += row[:each]
     return sorted(found, key=lambda f: f is not first)
 
 

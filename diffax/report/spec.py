@@ -1,24 +1,17 @@
-"""What an ablation asks: its question, its metrics, its arms; and the file that keeps it."""
+"""What an ablation asks: its question, its metrics, its arms; and how its numbers are written."""
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from diffax import config as config_lib
-from diffax.ablation import statistics
-from diffax.ablation.numerals import fixed, ratio, signed, significant
-from diffax.ablation.statistics import Difference, Interval
-from diffax.ablation.texts import one_line, prefix, short_name
 from diffax.evaluation import Metric
-from diffax.files import flatten, jsonable, read_json, replacing, write_json
-
-FILE, REAL_SAMPLES = "ablation.json", "real_samples.npz"
+from diffax.report import statistics
+from diffax.report.formatting import fixed, one_line, prefix, ratio, short_name, signed, significant
+from diffax.report.statistics import Difference, Interval
 
 
 @dataclass(frozen=True)
@@ -148,70 +141,3 @@ class Spec:
     @property
     def percent(self) -> str:
         return f"{100 * self.confidence:g}%"
-
-
-def save(spec: Spec, workdir: Path) -> None:
-    """Keeps a question in its workdir, so that a report can be made of what lies there alone.
-
-    Its real samples, if any, go to an .npz file beside it.
-    """
-    workdir.mkdir(parents=True, exist_ok=True)
-    real = spec.real_samples
-    if real is not None and not isinstance(real, (str, Path)):
-        with replacing(workdir / REAL_SAMPLES) as partial, open(partial, "wb") as file:
-            np.savez(file, samples=np.asarray(real))
-        real = REAL_SAMPLES
-    plain = dataclasses.asdict(dataclasses.replace(spec, real_samples=real))
-    write_json(workdir / FILE, jsonable(plain, "the spec"))
-
-
-def load(workdir: Path) -> Spec:
-    """The question that `save` kept.
-
-    Raises:
-      FileNotFoundError: there is none.
-      ValueError: the file is damaged.
-    """
-    path = workdir / FILE
-    if not path.exists():
-        raise FileNotFoundError(f"{workdir} holds no ablation: there is no {FILE}")
-    missing = dataclasses.MISSING
-    needed = [
-        f.name
-        for f in dataclasses.fields(Spec)
-        if f.default is missing and f.default_factory is missing
-    ]
-    read = read_json(path, needed)
-    read["config"] = config_lib.upgraded(read.get("config", {}))
-    read["metrics"] = [Metric(**metric) for metric in read["metrics"]]
-    if read.get("real_samples") is not None:
-        read["real_samples"] = str((workdir / read["real_samples"]).absolute())
-    return Spec(**read)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else jsonable(value)
-
-
-def merge(specs: Sequence[Spec]) -> Spec:
-    """One question of several that are the same but for arms and seeds, which are united.
-
-    Raises:
-      ValueError: they ask different things; the message says in what they differ.
-    """
-    first, united = specs[0], {}
-    for other in specs[1:]:
-        for name in ("config", "metrics", "baseline", "focus", "confidence"):
-            one, two = (flatten({name: _plain(getattr(s, name))}) for s in (first, other))
-            keys = [key for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
-            if keys:
-                raise ValueError(
-                    f"not one ablation: {keys[0]} is {one.get(keys[0])!r} in one workdir and"
-                    f" {two.get(keys[0])!r} in another"
-                )
-    for name in ("arms", "seeds"):
-        united[name] = list(dict.fromkeys(x for spec in specs for x in getattr(spec, name)))
-    united["design"] = {arm: own for spec in specs for arm, own in spec.design.items()}
-    return dataclasses.replace(first, **united)

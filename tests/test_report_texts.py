@@ -12,11 +12,11 @@ from ablation_cases import BPD
 from matplotlib import rc_context
 
 from diffax import cli
-from diffax.ablation import figures
-from diffax.ablation.analysis import analyse
-from diffax.ablation.report import build_report
-from diffax.ablation.spec import Spec
-from diffax.ablation.texts import legible, one_line, short_name, short_names
+from diffax.report import figures
+from diffax.report.analysis import analyse
+from diffax.report.build import build_report
+from diffax.report.formatting import legible, one_line, short_name, short_names
+from diffax.report.spec import Spec
 
 ODD = {
     "formula": r"$\frac{$",

@@ -15,15 +15,12 @@ from pathlib import Path
 from typing import Any
 
 import diffax
-from diffax.ablation import spec as spec_lib
-from diffax.ablation.analysis import Analysis, analyse, shortened
-from diffax.ablation.findings import POWERS, Finding
-from diffax.ablation.grid import load_results
-from diffax.ablation.numerals import p_text, seeds_text, span
-from diffax.ablation.spec import SCALES, Metric, Spec, effect_text, value_text
-from diffax.ablation.texts import legible
-from diffax.ablation.verdict import effect_name, sentences, told
 from diffax.files import jsonable, write_json
+from diffax.report.analysis import Analysis, analyse, shortened
+from diffax.report.findings import POWERS, Finding
+from diffax.report.formatting import legible, p_text, seeds_text, span
+from diffax.report.spec import SCALES, Metric, Spec, effect_text, value_text
+from diffax.report.verdict import effect_name, sentences, told
 from diffax.runtime import local_path
 
 FOLDER = "report_files"
@@ -53,8 +50,8 @@ def build_report(
     figures of report.md are in the folder report_files beside it.
 
     Args:
-      spec: question, metrics, baseline; see `analysis.Spec`.
-      results: one mapping per run, see `analysis.analyse`; `grid.run_grid` returns such.
+      spec: question, metrics, baseline; see `spec.Spec`.
+      results: one mapping per run, see `analysis.analyse`; `ablation.run_grid` returns such.
       workdir: made if it is not there.
       partial: whether runs or values may be missing; the report then says so at its top.
 
@@ -63,13 +60,14 @@ def build_report(
       FileNotFoundError: a file that "samples" names.
     """
     # Load matplotlib, which worker processes never need.
-    from diffax.ablation import report_html, report_markdown, sections
+    from diffax.report import sections
+    from diffax.report.page import render_html, render_markdown
 
     analysis = analyse(spec, results, partial)
     made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **_machines(results)}
     made |= jsonable(spec.environment, "environment")
     page, numbers = sections.make(analysis, made), report_numbers(analysis, made)
-    html, (markdown, pictures) = report_html.render(page), report_markdown.render(page, FOLDER)
+    html, (markdown, pictures) = render_html(page), render_markdown(page, FOLDER)
     workdir = local_path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     paths = [workdir / name for name in ("report.html", "report.md", "results.json")]
@@ -82,43 +80,6 @@ def build_report(
     for name, content in pictures.items():
         (workdir / FOLDER / name).write_bytes(content)
     return Report(*paths, format_table(analysis), analysis)
-
-
-def report_on(
-    workdirs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None
-) -> Report:
-    """The report of what lies in the workdirs of one ablation, made by `runner.run_ablation`.
-
-    Several are the parts of one that ran on several machines; a run that two of them hold must be
-    the same in both. What is missing is said to be.
-
-    Args:
-      workdirs: one or more.
-      out: where the report goes; None for the first of them.
-
-    Raises:
-      FileNotFoundError: a workdir holds no ablation, or none holds a finished run.
-      ValueError: they are parts of different ablations, or differ in a run that both hold.
-    """
-    paths = [local_path(workdir) for workdir in workdirs]
-    spec = spec_lib.merge([spec_lib.load(path) for path in paths])
-    if not any(any(path.glob("runs/*/*/result.json")) for path in paths):
-        raise FileNotFoundError(f"no finished run under {', '.join(map(str, paths))}")
-    runs = {}
-    for path in paths:
-        if not any(path.glob("runs/*/*/result.json")):
-            continue
-        for result in load_results(path, spec.arms):
-            key = result["arm"], result["seed"]
-            same = runs.setdefault(key, result)["metrics"] == result["metrics"]
-            if not same:
-                raise ValueError(
-                    f"two workdirs hold arm {key[0]!r}, seed {key[1]}, with other numbers:"
-                    f" {runs[key]['directory']} and {result['directory']}; leave one of them out"
-                )
-    order = sorted(runs, key=lambda k: (k[1], list(spec.arms).index(k[0])))
-    results = [runs[key] for key in order if key[1] in spec.seeds]
-    return build_report(spec, results, out or paths[0], partial=True)
 
 
 def _machines(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
@@ -258,9 +219,11 @@ def _aligned(lines: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _about(metric: Metric) -> str:
-    wish = {True: "lower is better", False: "higher is better", None: ""}[metric.lower_is_better]
+    direction = {True: "lower is better", False: "higher is better", None: ""}[
+        metric.lower_is_better
+    ]
     unit = f" [{metric.unit}]" if metric.unit else ""
-    return ", ".join([f"{metric.label}{unit}", *filter(None, (metric.basis, wish))])
+    return ", ".join([f"{metric.label}{unit}", *filter(None, (metric.basis, direction))])
 
 
 def environment() -> dict[str, Any]:

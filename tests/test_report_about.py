@@ -8,21 +8,22 @@ import pytest
 from small_runs import small_config
 
 from diffax import data, evaluation, training
-from diffax.ablation import about, measure, report
+from diffax.ablation import measure, runner
+from diffax.report import build, sections
 from diffax.training.step import moving_average
 
 
 def test_the_subject_is_data_network_and_length():
     digits, mixture = (data.load({"name": name}) for name in ("digits", "mixture2d"))
     configs = [small_config(), small_config(training__num_steps=2000)]
-    assert about.subject(configs, digits) == {
+    assert runner.subject(configs, digits) == {
         "data": "digits: 1,442 examples to train on, 355 held out, 8 × 8 × 1, 10 classes",
         "network": "mlp",
         "steps": "12 or 2,000",
         "batch": "32",
     }
     parts = small_config(training__grad_accumulation=2)
-    told = about.subject([parts], mixture)
+    told = runner.subject([parts], mixture)
     assert told["data"].endswith(", 2, no classes") and told["batch"] == "32 in 2 parts"
 
 
@@ -37,13 +38,13 @@ def test_the_share_of_the_start_is_what_the_average_keeps_of_it(decay, steps):
 
 
 def test_a_short_training_is_remarked_upon():
-    assert about.remarks([small_config()]) == []
-    (average, rising) = about.remarks([small_config(training__num_steps=1), small_config()])
+    assert runner.remarks([small_config()]) == []
+    (average, rising) = runner.remarks([small_config(training__num_steps=1), small_config()])
     assert "after 1 step the moving average of the weights" in average
     assert "is still 10% the untrained network" in average
     assert "it ended after 1 step, within the learning rate’s warm-up of 5." in rising
     long = small_config(training__num_steps=10**12)
-    assert about.remarks([long]) == []
+    assert runner.remarks([long]) == []
 
 
 def test_wall_time_is_the_union_of_the_runs():
@@ -53,8 +54,8 @@ def test_wall_time_is_the_union_of_the_runs():
         {"finished": 35.0, "seconds": 10.0},  # goes on beyond it
         {"finished": 110.0, "seconds": 10.0},  # after a break
     ]
-    assert about.wall_seconds(runs) == pytest.approx(35.0 + 10.0)
-    assert about.wall_seconds([*runs, {"seconds": 3.0}]) is None
+    assert sections.wall_seconds(runs) == pytest.approx(35.0 + 10.0)
+    assert sections.wall_seconds([*runs, {"seconds": 3.0}]) is None
 
 
 def test_every_measure_says_what_it_means():
@@ -66,11 +67,11 @@ def test_every_measure_says_what_it_means():
 
 
 def test_the_commit_is_that_of_the_checkout(tmp_path, monkeypatch):
-    source = tmp_path / "diffax" / "ablation" / "report.py"
+    source = tmp_path / "diffax" / "report" / "build.py"
     source.parent.mkdir(parents=True)
     source.write_text("")
-    monkeypatch.setattr(report, "__file__", str(source))
-    find = report._commit.__wrapped__
+    monkeypatch.setattr(build, "__file__", str(source))
+    find = build._commit.__wrapped__
     assert find() is None
     who = ["-c", "user.name=a", "-c", "user.email=a@b.c", "-c", "commit.gpgsign=false"]
     for words in (["init", "-q"], ["add", "."], [*who, "commit", "-qm", "One"], ["tag", "v1"]):

@@ -3,7 +3,7 @@
 import jax
 import pytest
 
-from diffax.ablation.devices import worker_environments
+from diffax.ablation.workers import worker_environments
 
 
 def on(monkeypatch, platform, count, visible=None):

@@ -9,13 +9,13 @@ import numpy as np
 import pytest
 from ablation_cases import BPD, VARIANCE, make_design
 from scipy import stats
-from test_ablation_report import Page
+from test_report import Page
 
-from diffax.ablation import factorial, figures, statistics
-from diffax.ablation.analysis import analyse
-from diffax.ablation.report import build_report, format_table
-from diffax.ablation.spec import Spec
-from diffax.ablation.verdict import effect_name, headline, sentences, verdict
+from diffax.report import figures, findings, statistics
+from diffax.report.analysis import analyse
+from diffax.report.build import build_report, format_table
+from diffax.report.spec import Spec
+from diffax.report.verdict import effect_name, headline, sentences, verdict
 
 TWO_BY_THREE = {"schedule.name": ["linear", "cosine"], "sampling.num_steps": ["10", "50"]}
 EIGHT = {**TWO_BY_THREE, "objective.weighting": ["simple", "min_snr"]}
@@ -165,14 +165,14 @@ def test_levels_of_an_axis_of_three_are_each_against_the_baselines():
 
 
 def test_weights_by_hand():
-    design = factorial.Design({"x": ("a", "b", "c"), "y": ("0", "1")}, {})
+    design = findings.Design({"x": ("a", "b", "c"), "y": ("0", "1")}, {})
     cells = [("a", "0"), ("a", "1"), ("b", "0"), ("b", "1"), ("c", "0")]
     main = {("b", "0"): 0.5, ("b", "1"): 0.5, ("a", "0"): -0.5, ("a", "1"): -0.5}
-    assert factorial.weights(design, cells, {"x": "b"}) == main
-    assert factorial.weights(design, cells, {"x": "c"}) == {("c", "0"): 1, ("a", "0"): -1}
+    assert findings.weights(design, cells, {"x": "b"}) == main
+    assert findings.weights(design, cells, {"x": "c"}) == {("c", "0"): 1, ("a", "0"): -1}
     both = {("b", "1"): 1, ("a", "1"): -1, ("b", "0"): -1, ("a", "0"): 1}
-    assert factorial.weights(design, cells, {"x": "b", "y": "1"}) == both
-    assert factorial.weights(design, cells, {"x": "c", "y": "1"}) == {}
+    assert findings.weights(design, cells, {"x": "b", "y": "1"}) == both
+    assert findings.weights(design, cells, {"x": "c", "y": "1"}) == {}
 
 
 def noisy(rng, **effect):
@@ -262,15 +262,13 @@ def simulated():
     """The effects on 2000 designs of 2 × 2 × 2 arms and four seeds: a seed's own effect, spreads
     that differ from cell to cell, and true effects of 0.3 and 0."""
     rng = np.random.default_rng(20)
-    design = factorial.Design({k: tuple(v) for k, v in EIGHT.items()}, {})
+    design = findings.Design({k: tuple(v) for k, v in EIGHT.items()}, {})
     cells = list(itertools.product(*EIGHT.values()))
     spread = np.linspace(0.2, 2.0, 8)
     noise = rng.normal(size=(TRIALS, 8, 4)) * spread[:, None] + rng.normal(0, 5, (TRIALS, 1, 4))
     truth = np.array([0.3 * (cell[0] == "cosine") for cell in cells])
     changed = [{k: v[1] for k, v in EIGHT.items() if k in axes} for axes in AXES]
-    weights = [
-        [factorial.weights(design, cells, own).get(c, 0.0) for c in cells] for own in changed
-    ]
+    weights = [[findings.weights(design, cells, own).get(c, 0.0) for c in cells] for own in changed]
     return [[statistics.contrast(y, w) for w in weights] for y in noise + truth[:, None]]
 
 

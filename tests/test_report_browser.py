@@ -7,7 +7,7 @@ import pytest
 from ablation_cases import BPD, VARIANCE, make_design, make_results
 from chromium import PROGRAM, Chromium
 
-from diffax.ablation.report import build_report
+from diffax.report.build import build_report
 
 pytestmark = pytest.mark.skipif(PROGRAM is None, reason="no Chromium is installed")
 AXES = {

@@ -13,11 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from diffax.ablation import factorial, opinions
-from diffax.ablation.factorial import Design, Effect, design_of
-from diffax.ablation.findings import Finding, Measured, judged
-from diffax.ablation.spec import SCALES, Metric, Spec
-from diffax.ablation.statistics import Interval
+from diffax.report import findings
+from diffax.report.findings import Design, Effect, Finding, Measured, design_of, judged
+from diffax.report.spec import SCALES, Metric, Spec
+from diffax.report.statistics import Interval
 
 
 @dataclass(frozen=True)
@@ -60,7 +59,7 @@ class Analysis:
       cells: (arm, metric key) -> Cell; an arm that does not have a metric lacks the entry.
       comparisons: of arms, metric by metric.
       design: the axes, where the arms are the cells of a design of two axes or more; else None.
-      effects: of these axes and their interactions, metric by metric; see `factorial`.
+      effects: of these axes and their interactions, metric by metric; see `findings`.
       shown: metric key -> arm -> its name, of the arms that stand for the metric: of those that
         share a training, and with it the metric, one for all, which goes by what they have in
         common.
@@ -103,7 +102,7 @@ def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = Fa
       spec: what is asked.
       results: one mapping per run, as `grid.run_grid` returns them, with
         "arm": str; "seed": int; "metrics": {key: float}; and as far as there are any
-        "curves": {name: {column: [...]}}, see `figures`; "samples", see `samples.pictures`;
+        "curves": {name: {column: [...]}}, see `figures`; "samples", see `figures.sample_pictures`;
         "seconds": float; "directory": where a relative path in "samples" starts.
       partial: whether runs and values may be missing. Then means are taken over what is there and
         comparisons over the seeds that both arms have, and `missing` names what is not. An arm
@@ -159,16 +158,16 @@ def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = Fa
         seeds,
         list(results),
         cells,
-        _with_opinions(comparisons),
+        _with_agreement(comparisons),
         design,
-        _with_opinions(found),
+        _with_agreement(found),
         shown,
         missing,
     )
 
 
-def _with_opinions(found: Sequence[Finding]) -> list[Any]:
-    return [replace(f, opinions=said) for f, said in zip(found, opinions.hear(found))]
+def _with_agreement(found: Sequence[Finding]) -> list[Any]:
+    return [replace(f, by_network=own) for f, own in zip(found, findings.collect(found))]
 
 
 def shortened(items: Sequence[str], most: int = 8) -> str:
@@ -280,7 +279,7 @@ def _shown(spec, metric, groups, cells) -> dict[str, str]:
 def _effects(spec, design, metric, cells) -> list[Effect]:
     own = {c: cells.get((arm, metric.key)) for c, arm in design.cells.items()}
     values = {c: cell.values for c, cell in own.items() if cell and cell.on_scale}
-    return factorial.effects(design, metric, values, spec.confidence)
+    return findings.effects(design, metric, values, spec.confidence)
 
 
 def _compare(spec, metric, arms, cells, groups, shown) -> list[Comparison]:

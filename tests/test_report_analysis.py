@@ -6,12 +6,11 @@ import numpy as np
 import pytest
 from ablation_cases import ARMS, BPD, SPEC, VARIANCE, make_results, values
 
-from diffax.ablation import statistics
-from diffax.ablation.analysis import analyse
-from diffax.ablation.numerals import p_text, ratio, signed, significant, tick
-from diffax.ablation.spec import Spec
-from diffax.ablation.texts import short_name
-from diffax.ablation.verdict import sentence, verdict
+from diffax.report import statistics
+from diffax.report.analysis import analyse
+from diffax.report.formatting import p_text, ratio, short_name, signed, significant, tick
+from diffax.report.spec import Spec
+from diffax.report.verdict import sentence, verdict
 
 
 def test_cells_and_comparisons_are_those_of_the_statistics():

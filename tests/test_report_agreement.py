@@ -3,14 +3,14 @@
 import json
 
 import pytest
-from test_ablation_report import Page
+from test_report import Page
 
-from diffax.ablation import differences
-from diffax.ablation.analysis import analyse
 from diffax.ablation.measure import score_metrics
-from diffax.ablation.report import build_report
-from diffax.ablation.spec import Spec
-from diffax.ablation.verdict import conclusion, sentence
+from diffax.report import sections
+from diffax.report.analysis import analyse
+from diffax.report.build import build_report
+from diffax.report.spec import Spec
+from diffax.report.verdict import conclusion, sentence
 
 # Of three seeds of arm a; those of the baseline are all 1.
 LOW, HIGH, UNSURE = (0.50, 0.51, 0.49), (2.0, 2.1, 1.9), (0.5, 1.0, 2.1)
@@ -45,8 +45,8 @@ def test_a_ranking_is_settled_where_both_networks_decide_it_alike(first, second)
     found = compared(fd_lite0=SEEN[first], fd_mobilenet=SEEN[second])
     assert [c.outcome for c in found] == [first, second]
     assert [c.settled for c in found] == [first == second != "undecided"] * 2
-    assert found[0].opinions == found[1].opinions
-    assert [(o.network, o.outcome) for o in found[0].opinions] == [
+    assert found[0].by_network == found[1].by_network
+    assert [(o.network, o.outcome) for o in found[0].by_network] == [
         ("EfficientNet-Lite0", first),
         ("MobileNetV2", second),
     ]
@@ -62,7 +62,7 @@ def test_words_say_whether_it_is_settled():
     assert conclusion(other) == "no difference can be seen at this scale"
     three = compared(fid=LOW, fd_lite0=LOW, fd_mobilenet=LOW)
     assert conclusion(three[2]).endswith("settled: all 3 networks say so")
-    assert [o.label for o in three[0].opinions][:2] == ["FID", "FD (EfficientNet-Lite0)"]
+    assert [o.label for o in three[0].by_network][:2] == ["FID", "FD (EfficientNet-Lite0)"]
 
 
 def test_one_network_alone_settles_nothing():
@@ -75,7 +75,7 @@ def test_one_network_alone_settles_nothing():
         assert not c.settled
         assert conclusion(c) == "lower, which is better, by one network alone"
     for c in (compared(frechet=LOW, fd_lite0=LOW)[0], *compared(swd=LOW, kid=LOW)):
-        assert (c.opinions, c.settled) == ([], False)
+        assert (c.by_network, c.settled) == ([], False)
         assert conclusion(c) == "lower, which is better"
 
 
@@ -121,13 +121,13 @@ def test_the_page_has_a_table_of_rankings(tmp_path):
     assert all("settled only where" in words for words in (page.text, plain))
     numbers = json.loads(report.json.read_text(encoding="utf-8"))["comparisons"]
     assert [c["settled"] for c in numbers] == [True, True, False, False]
-    assert numbers[3]["opinions"][1]["outcome"] == "higher"
+    assert numbers[3]["by_network"][1]["outcome"] == "higher"
     for c in report.analysis.comparisons:
         assert sentence(spec, c).replace("−", "-") in report.table
 
 
 def rankings(said, **changes):
-    return differences._settled(analyse(*made(said, **changes)))
+    return sections._settled(analyse(*made(said, **changes)))
 
 
 def test_the_table_has_what_two_networks_judged_alone():
@@ -144,7 +144,7 @@ def test_the_table_has_what_two_networks_judged_alone():
 
 
 def test_what_is_equal_in_all_arms_has_no_empty_figure():
-    blocks = differences.section(analyse(*made(dict(fd_lite0=LOW, swd=(1.0, 1.0, 1.0))))).blocks
+    blocks = sections._differences(analyse(*made(dict(fd_lite0=LOW, swd=(1.0, 1.0, 1.0))))).blocks
     panels, table = blocks
     assert [panel.title for panel in panels.panels] == ["FD (EfficientNet-Lite0)"]
     assert [row.cells[0].text for row in table.rows] == ["FD (EfficientNet-Lite0)", "a"]

@@ -7,7 +7,7 @@ from hypothesis import strategies as st
 from hypothesis.extra import numpy as hnp
 from scipy import stats
 
-from diffax.ablation import statistics
+from diffax.report import statistics
 
 INTERVALS = [
     statistics.mean_interval,

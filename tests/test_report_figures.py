@@ -8,8 +8,8 @@ import pytest
 from ablation_cases import BPD, SPEC, VARIANCE, make_results
 from PIL import Image
 
-from diffax.ablation import figures, samples
-from diffax.ablation.analysis import analyse
+from diffax.report import figures
+from diffax.report.analysis import analyse
 
 
 def test_forest_draws_the_numbers():
@@ -137,7 +137,7 @@ def test_many_arms_stay_apart():
 
 
 def png(array, directory="."):
-    return samples.pictures([(array, directory)])[0]
+    return figures.sample_pictures([(array, directory)])[0]
 
 
 def pixels(data):
@@ -164,7 +164,7 @@ def test_sample_grids():
 
 def test_points_and_signals_share_their_axes():
     near, far = np.zeros((1, 2)), np.full((1, 2), 4.0)
-    dark = [pixels(p)[..., 3] for p in samples.pictures([(near, "."), (far, ".")])]
+    dark = [pixels(p)[..., 3] for p in figures.sample_pictures([(near, "."), (far, ".")])]
     rows, columns = (np.argwhere(d).mean(axis=0) for d in dark)
     # The origin lies at the lower left end of the shared axes, the other point at the upper right.
     assert rows[0] > 450 > 50 > columns[0]
@@ -172,7 +172,7 @@ def test_points_and_signals_share_their_axes():
     quiet, loud = (a * np.sin(np.linspace(0, 20, 200))[None, :, None] for a in (0.1, 1.0))
     heights = [
         np.ptp(np.argwhere(pixels(p)[..., 3])[:, 0])
-        for p in samples.pictures([(quiet, "."), (loud, ".")])
+        for p in figures.sample_pictures([(quiet, "."), (loud, ".")])
     ]
     assert heights[0] == pytest.approx(heights[1] / 10, abs=4)
 

@@ -11,12 +11,12 @@ import pytest
 from ablation_cases import ARMS, SPEC, VARIANCE, make_results, values
 from PIL import Image
 
-from diffax.ablation import samples, statistics
-from diffax.ablation.analysis import analyse
-from diffax.ablation.numerals import p_text
-from diffax.ablation.report import build_report, environment, format_table
-from diffax.ablation.spec import Spec
-from diffax.ablation.verdict import claim, conclusion, needed, sentence, verdict
+from diffax.report import figures, statistics
+from diffax.report.analysis import analyse
+from diffax.report.build import build_report, environment, format_table
+from diffax.report.formatting import p_text
+from diffax.report.spec import Spec
+from diffax.report.verdict import claim, conclusion, needed, sentence, verdict
 
 
 class Page(HTMLParser):
@@ -227,7 +227,7 @@ def test_page_shows_the_samples(made):
     assert len(images) == 3
     data = base64.b64decode(images[1].partition(",")[2])
     first = next(r for r in results if r["arm"] == "cosine" and r["seed"] == 0)
-    assert data == samples.pictures([(first["samples"], ".")])[0]
+    assert data == figures.sample_pictures([(first["samples"], ".")])[0]
 
 
 def test_json_holds_the_numbers(made):

@@ -1,18 +1,20 @@
-"""What a report says, in order: an `Analysis` as a `blocks.Page`, for HTML and Markdown alike."""
+"""What a report says, in order: an `Analysis` as a `page.Page`, for HTML and Markdown alike."""
 
 from __future__ import annotations
 
 import itertools
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 
-from diffax.ablation import differences, effects, figures, samples
-from diffax.ablation.about import wall_seconds
-from diffax.ablation.analysis import Analysis, shortened
-from diffax.ablation.blocks import (
-    Cell,
+from diffax.files import flatten, jsonable
+from diffax.report import figures
+from diffax.report.analysis import Analysis, Comparison, shortened
+from diffax.report.findings import POWERS, Finding, networks
+from diffax.report.formatting import format_seconds, one_line, p_text, seeds_text, span
+from diffax.report.page import (
     Code,
     Legend,
     Listing,
@@ -25,22 +27,22 @@ from diffax.ablation.blocks import (
     Row,
     Section,
     Table,
+    TableCell,
     Verdict,
     Words,
 )
-from diffax.ablation.differences import captioned, wish
-from diffax.ablation.grid import format_seconds
-from diffax.ablation.numerals import span
-from diffax.ablation.spec import Metric, value_text
-from diffax.ablation.verdict import (
+from diffax.report.spec import SCALES, Metric, effect_text, value_text
+from diffax.report.verdict import (
     NOTHING_DECIDED,
+    averaged,
     claim,
     conclusion,
+    effect_name,
     nothing_decided,
     remark,
+    told,
     verdict,
 )
-from diffax.files import flatten, jsonable
 
 # name of a curve -> its title and what to look at; others are titled by their name.
 CURVES = {
@@ -97,8 +99,8 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
         remarks.append(("Partial report.", f"{missing} {both}"))
     sections = [
         _results(analysis),
-        effects.section(analysis),
-        differences.section(analysis),
+        _effects(analysis),
+        _differences(analysis),
         _arms(analysis),
         _curves(analysis),
         _samples(analysis),
@@ -122,7 +124,7 @@ def _verdict(analysis: Analysis) -> Verdict:
     lines = [("○", nothing, NOTHING_DECIDED, "")] if nothing else []
     lines += [
         (
-            differences.MARKS.get(f.outcome, "○"),
+            MARKS.get(f.outcome, "○"),
             claim(analysis.spec, f, pairs=i == 0 or f.pairs != stated[0].pairs),
             conclusion(f),
             remark(analysis, f),
@@ -205,7 +207,7 @@ def _rows(analysis: Analysis, metric: Metric) -> tuple[str, ...]:
 
 def _results_table(analysis: Analysis, rows: Sequence[str], metrics: Sequence[Metric]) -> Table:
     names = analysis.shown[metrics[0].key]
-    head = [Cell(""), *(Cell(m.label, _unit(m), wish=wish(m)) for m in metrics)]
+    head = [TableCell(""), *(TableCell(m.label, _unit(m), direction=direction(m)) for m in metrics)]
     return Table(
         "results",
         head,
@@ -227,13 +229,13 @@ def _unit(metric: Metric) -> str:
     return ", ".join(x for x in (metric.unit, metric.basis, average) if x)
 
 
-def _value(cell, metric: Metric) -> Cell:
+def _value(cell, metric: Metric) -> TableCell:
     if cell is None:
-        return Cell("–")
+        return TableCell("–")
     if not cell.on_scale:
-        return Cell(value_text(metric)(cell.mean), "arithmetic, since not all are above 0")
+        return TableCell(value_text(metric)(cell.mean), "arithmetic, since not all are above 0")
     interval = span(value_text(metric), cell.interval) if cell.interval else "one seed"
-    return Cell(value_text(metric)(cell.mean), interval)
+    return TableCell(value_text(metric)(cell.mean), interval)
 
 
 def _arms(analysis: Analysis) -> Section:
@@ -317,18 +319,20 @@ def _samples(analysis: Analysis) -> Section:
     runs = {a: by_seed[seed][a] for a in analysis.arms if a in by_seed[seed]}
     sources = [(key(analysis, a), r["samples"], r.get("directory", ".")) for a, r in runs.items()]
     if analysis.spec.real_samples is not None:
-        sources.insert(0, (Cell("real data"), analysis.spec.real_samples, "."))
+        sources.insert(0, (TableCell("real data"), analysis.spec.real_samples, "."))
     shown, left_out = [], {}
     for title, given, directory in sources:
-        loaded = samples.load(given, directory)
-        reason = samples.objection(loaded)
+        loaded = figures.load_samples(given, directory)
+        reason = figures.samples_objection(loaded)
         if reason is None:
             shown.append((title, loaded))
         else:
             left_out.setdefault(reason, []).append(title.text)
     drawn = [
         Picture(f"samples-{i}", png, title)
-        for i, ((title, _), png) in enumerate(zip(shown, samples.draw([x for _, x in shown])))
+        for i, ((title, _), png) in enumerate(
+            zip(shown, figures.draw_samples([x for _, x in shown]))
+        )
     ]
     note = f"The first samples of seed {seed}, not selected: from the same noise in every arm."
     words = [f"Not drawn, of {'; '.join(names)}: {why}." for why, names in left_out.items()]
@@ -371,7 +375,240 @@ def _times(analysis: Analysis) -> dict[str, str]:
     return times
 
 
-def key(analysis: Analysis, arm: str, name: str | None = None) -> Cell:
+def key(analysis: Analysis, arm: str, name: str | None = None) -> TableCell:
     """An arm by its colour and its name, or that of what it stands for."""
     role = "baseline" if arm == analysis.spec.baseline else ""
-    return Cell(name or analysis.spec.label(arm), role, arm=arm)
+    return TableCell(name or analysis.spec.label(arm), role, arm=arm)
+
+
+def wall_seconds(results: Sequence[Mapping[str, Any]]) -> float | None:
+    """For how long any run was under way, on whichever machine; None where a result does not tell
+    when it was finished."""
+    if not all("finished" in r and r.get("seconds") is not None for r in results):
+        return None
+    total, until = 0.0, float("-inf")
+    for start, end in sorted((r["finished"] - r["seconds"], r["finished"]) for r in results):
+        total += max(0.0, end - max(start, until))
+        until = max(until, end)
+    return total
+
+
+# --- effects of a design's axes -------------------------------------------------------------------
+
+
+MOST_PICTURES = 12  # of interactions; the decided ones first
+
+
+def _effects(analysis: Analysis) -> Section:
+    """Forest plots of the effects, pictures of the interactions and the table of them all."""
+    if analysis.design is None:
+        return Section("Effects", "", [])
+    main = [m for m in analysis.spec.metrics if m.main and told(analysis, m)]
+    forests = [
+        Panel(
+            f"effects-{i}",
+            figures.effects(analysis, m, told(analysis, m)),
+            m.label,
+            captioned(m, {"linear": "", "log": "Ratios, on a log axis."}[m.scale]),
+        )
+        for i, m in enumerate(main)
+    ]
+    rows = []
+    for metric in analysis.spec.metrics:
+        found = told(analysis, metric)
+        if found:
+            rows.append(Row([heading(analysis, metric, against=False)], "group"))
+        for e in found:
+            partly = averaged(e) if e.averaged < e.combinations else ""
+            rows.append(Row([TableCell(effect_name(e), partly), *numbers(e)]))
+    pictures = _interactions(analysis, main)
+    blocks = [Panels(forests), Table("effects", head(analysis), rows)] if rows else []
+    blocks += [Panels(pictures)] if pictures else []
+    return Section("Effects of each axis", _effects_note(analysis), blocks)
+
+
+def _interactions(analysis: Analysis, metrics: Sequence[Metric]) -> list[Panel]:
+    asked = []
+    for metric in metrics:
+        found = told(analysis, metric)
+        own = [axis for axis in analysis.design.axes if any(axis in e.axes for e in found)]
+        for axes in itertools.combinations(own, 2):
+            decided = any(e.decided and e.axes == axes for e in found)
+            asked.append((not decided, metric, axes))
+    asked.sort(key=lambda row: row[0])
+    panels = []
+    for i, (_, metric, axes) in enumerate(asked[:MOST_PICTURES]):
+        figure = figures.interaction(analysis, metric, axes)
+        if figure is not None:
+            title = f"{metric.label}: {axes[0]} × {axes[1]}"
+            caption = "Means over the seeds and the other axes. Parallel lines: no interaction."
+            panels.append(Panel(f"interaction-{i}", figure, title, caption))
+    return panels
+
+
+def _effects_note(analysis: Analysis) -> str:
+    design, spec = analysis.design, analysis.spec
+    words = [
+        "What one axis does, averaged over all combinations of the others, within each seed: level"
+        " against the level of the baseline. An interaction (×) is how much the effect of one axis"
+        " changes with the other: a difference of differences, or a ratio of ratios; where one is"
+        " decided, the main effects of its axes are averages of unlike effects. Intervals are"
+        f" Student’s t over the seeds ({spec.percent}); p is corrected by Holm’s procedure for all"
+        " main effects and interactions of a measure together."
+    ]
+    missing = [
+        one_line(", ".join(f"{axis}={level}" for axis, level in zip(design.axes, combination)))
+        for combination in design.missing
+    ]
+    if missing:
+        words.append(
+            f"The grid lacks {len(missing)} of {len(missing) + len(design.cells)} combinations:"
+            f" {shortened(missing, 4)}. Each mean is over the combinations that both levels have."
+        )
+    for metric in spec.metrics:
+        axes = {axis for e in analysis.effects_of(metric.key) for axis in e.axes}
+        idle = [axis for axis in design.axes if axes and axis not in axes]
+        if idle and metric.main:
+            words.append(f"{metric.label} does not depend on {' or '.join(idle)} at all.")
+    return " ".join(words)
+
+
+# --- arms pair by pair ----------------------------------------------------------------------------
+
+
+MARKS = {"lower": "▼", "higher": "▲"}
+# The outcome of a comparison in a word or two; others are their own.
+OUTCOMES = {"suggested": "undecided after correction", "same": "the same", "unknown": "one pair"}
+
+
+def _differences(analysis: Analysis) -> Section:
+    """Forest plots, the table of all comparisons and that of the rankings by several networks."""
+    told = {c.metric.key for c in analysis.comparisons if not c.repeats}
+    main = [m for m in analysis.spec.metrics if m.main and m.key in told]
+    panels = [
+        Panel(
+            f"forest-{i}",
+            figures.forest(analysis, m),
+            m.label,
+            captioned(m, {"linear": "", "log": "Ratios, on a log axis."}[m.scale]),
+        )
+        for i, m in enumerate(main)
+    ]
+    rows = []
+    for metric in analysis.spec.metrics:
+        found = [c for c in analysis.of_metric(metric.key) if not c.repeats]
+        if found:
+            rows.append(Row([heading(analysis, metric)], "group"))
+        rows += [Row([_pair(analysis, c), *numbers(c)]) for c in found]
+    blocks = [Panels(panels), Table("differences", head(analysis), rows)] if rows else []
+    title = "Each arm against the baseline" if analysis.design else "Paired differences"
+    return Section(title, _differences_note(analysis), blocks + _settled(analysis))
+
+
+def head(analysis: Analysis) -> list[TableCell]:
+    """The head of a table whose rows are a name and `numbers`."""
+    powers = " / ".join(f"{100 * power:g}" for power in POWERS)
+    titles = ("", "effect", f"{analysis.spec.percent} interval", "pairs", "p", "p, signs")
+    return [TableCell(title) for title in (*titles, f"seeds, {powers}%", "reading")]
+
+
+def numbers(finding: Finding) -> list[TableCell]:
+    """Effect, interval, pairs, p by t and by signs, seeds needed, and how it reads."""
+    f, metric = finding, finding.metric
+    cells = (
+        effect_text(metric)(f.effect),
+        span(effect_text(metric), f.difference),
+        str(f.pairs),
+        p_text(f.p_holm),
+        p_text(f.difference and f.difference.p_sign_flip),
+        " / ".join(map(seeds_text, f.seeds_needed.values())) or "–",
+        f"{_reading(f.outcome)}{_better(f)}",
+    )
+    return [*map(TableCell, cells)]
+
+
+def _settled(analysis: Analysis) -> list[Words | Table]:
+    """What the networks say of each pair of arms, where a measure was taken over two or more."""
+    judged: dict[str, dict[tuple[str, str], Comparison]] = {}
+    for c in analysis.comparisons:
+        if len(networks(c.by_network)) > 1 and not c.repeats:
+            judged.setdefault(c.metric.measure, {}).setdefault((c.arm, c.reference), c)
+    found = [c for pairs in judged.values() for c in pairs.values()]
+    if not found:
+        return []
+    columns = list(dict.fromkeys(name for c in found for name in networks(c.by_network)))
+    rows = []
+    for measure, pairs in judged.items():
+        first, *_ = pairs.values()
+        rows.append(Row([replace(heading(analysis, first.metric), text=measure)], "group"))
+        rows += [_ranking(analysis, c, columns) for c in pairs.values()]
+    titles = [TableCell(""), TableCell("ranking"), *map(TableCell, columns)]
+    return [Words([_SETTLED]), Table("settled", titles, rows)]
+
+
+_SETTLED = (
+    "A network whose features judge samples has tastes of its own. The ranking of two arms is "
+    "settled only where every network that was asked decides it, each after correction, and all "
+    "in the same direction."
+)
+
+
+def _ranking(analysis: Analysis, c: Comparison, columns: Sequence[str]) -> Row:
+    said = [
+        " / ".join(_reading(o.outcome) for o in c.by_network if o.network == name) or "–"
+        for name in columns
+    ]
+    settled = f"settled: {c.outcome}{_better(c)}" if c.settled else "not settled"
+    return Row([_pair(analysis, c), *map(TableCell, [settled, *said])])
+
+
+def _pair(analysis: Analysis, c: Comparison) -> TableCell:
+    """The arms of a comparison, or the first where all rows have the same other one."""
+    spec = analysis.spec
+    sign = SCALES[c.metric.scale].sign
+    against = f" {sign} {c.names[1]}" if spec.focus else ""
+    return TableCell(f"{c.names[0]}{against}", arm=analysis.row(c))
+
+
+def _reading(outcome: str) -> str:
+    return f"{MARKS.get(outcome, '○')} {OUTCOMES.get(outcome, outcome)}"
+
+
+def _better(c: Finding) -> str:
+    return {True: ", better", False: ", worse", None: ""}[c.better]
+
+
+def heading(analysis: Analysis, metric: Metric, against: bool = True) -> TableCell:
+    """The metric and, where all rows have the same one, what they are compared to."""
+    compared, other = analysis.of_metric(metric.key), ""
+    if against and compared and not analysis.spec.focus:
+        other = f"{SCALES[metric.scale].sign} {compared[0].names[1]}"
+    small = ", ".join(part for part in (metric.unit, metric.basis, other) if part)
+    return TableCell(metric.label, small, direction=direction(metric))
+
+
+def _differences_note(analysis: Analysis) -> str:
+    pairs = max((c.pairs for c in analysis.comparisons), default=0)
+    least = f" (with {pairs}: {2.0 ** (1 - pairs):.2g})" if pairs > 1 else ""
+    return (
+        "Each row compares two arms run with the same seeds. They differ where the interval leaves "
+        "out the upright line, no effect. Filled marks are decided also after Holm’s correction "
+        "for the comparisons of that metric; hollow ones are not. p is that of the paired t test, "
+        "on the logarithm for ratios (÷), corrected; it takes the differences for normal. “p, "
+        "signs” is that of the exact sign-flip test, not corrected, which takes them for symmetric "
+        f"alone, and cannot be below 2 in 2ⁿ with n pairs{least}. “Seeds” is how many pairs would "
+        "find a difference of this size with that power, at the level that the correction leaves "
+        "at worst, were effect and spread as measured here: a rough guide, from few seeds."
+        + " Arms with the same values, as of one training, have no row of their own."
+        * any(c.repeats for c in analysis.comparisons)
+    )
+
+
+def captioned(metric: Metric, caption: str) -> str:
+    """A figure's caption, behind what the metric is measured on."""
+    return f"{metric.basis}. {caption}".strip() if metric.basis else caption
+
+
+def direction(metric: Metric) -> str | None:
+    """Which values are better, as a `page.TableCell` has it."""
+    return {True: "lower", False: "higher", None: None}[metric.lower_is_better]
