@@ -6,7 +6,7 @@
 An ablation trains the same network with several seeds. `training.train_together` makes one program
 of them, by `jax.vmap`; otherwise the laboratory spreads them over processes, each with a core or a
 device. The steps of both are timed in turn: processor time of one core to the step and seed. What
-was found is in results/seeds_vectorised.md, and in diffax/ablation/together.py what follows.
+was found is in results/seeds_vectorised.md, and in diffax/ablation/measure.py what follows.
 """
 
 from __future__ import annotations

@@ -8,19 +8,18 @@ import ml_collections
 import numpy as np
 import pytest
 
-from diffax.ablation import store
+from diffax.ablation import load_results, store
 from diffax.ablation.grid import (
     Arm,
     GridError,
-    format_seconds,
     grid,
     joined,
-    load_results,
     print_progress,
     run_grid,
 )
 from diffax.config import default_config, relevant
 from diffax.files import flatten, jsonable
+from diffax.report.formatting import format_seconds
 
 ARMS = [Arm("linear", {"schedule.name": "linear"}), Arm("cosine", {"schedule.name": "cosine"})]
 
