@@ -19,6 +19,7 @@ __all__ = [
     "convert",
     "data",
     "likelihood",
+    "methods",
     "metrics",
     "models",
     "objectives",

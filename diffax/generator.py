@@ -8,6 +8,7 @@ x = generate.inpaint(images, mask)
 from __future__ import annotations
 
 import collections
+import functools
 import inspect
 import json
 import os
@@ -18,12 +19,12 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 
-from diffax import arguments, samplers, training
+from diffax import arguments, distributed, samplers, training
 from diffax import config as config_lib
 from diffax.config.defaults import keys, sampler_keywords
 from diffax.registry import suggestion
 from diffax.samplers import interpolate
-from diffax.training import Run, parallel
+from diffax.training import Run
 from diffax.training.progress import doing
 
 KEPT_PROGRAMS = 16  # of a few megabytes each
@@ -73,10 +74,10 @@ class Generator:
         self, run: Run | str | os.PathLike, batch_size: int = 256, num_devices: int = 0
     ) -> None:
         self.run = run if isinstance(run, Run) else training.load(run)
-        self._mesh = parallel.make_mesh(arguments.whole("num_devices", num_devices, 0, _MOST))
+        self._mesh = distributed.make_mesh(arguments.whole("num_devices", num_devices, 0, _MOST))
         batch_size = arguments.whole("batch_size", batch_size, 1, _MOST)
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
-        self._state = jax.device_put(self.run.state, parallel.replicated(self._mesh))
+        self._state = jax.device_put(self.run.state, distributed.replicated(self._mesh))
         self._compiled: collections.OrderedDict[str, Callable] = collections.OrderedDict()
 
     def __call__(
@@ -204,6 +205,7 @@ class Generator:
         draw = self._drawer(config, name, settings, traced)
         scale = config.sampling.guidance_scale
         labels = self.labels(num, label)
+        conditional = config.model.class_conditional
         size = min(self._batch_size, -(-num // self._mesh.size) * self._mesh.size)
         parts = []
         with doing(f"compiling and drawing {num} samples in {config.sampling.num_steps} steps"):
@@ -212,8 +214,9 @@ class Generator:
                 numbers = np.arange(i, i + size)
                 rows = np.minimum(numbers, num - 1)
                 given_rows = [x[rows] for x in given]
-                batch = {"number": numbers, "label": labels[rows], "given": given_rows}
-                placed = parallel.place_batch(batch, self._mesh)
+                cond = {"label": labels[rows]} if conditional else {}
+                batch = {"number": numbers, "cond": cond, "given": given_rows}
+                placed = distributed.place_batch(batch, self._mesh)
                 parts.append(draw(self._state, key, placed, scale, traced))
             parts = jax.device_get(parts)
         drawn = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num], *parts)
@@ -269,17 +272,23 @@ class Generator:
         if key in self._compiled:
             self._compiled.move_to_end(key)
         else:
+            method = config_lib.build_method(known, self.run.dataset)
+            sample = method.sample
+            if name != "sample":
+                operation = functools.partial(_OPERATIONS[name], **settings)
+                sample = functools.partial(method.edit, operation=operation)
 
             def draw(state, key, batch, scale, traced):
-                def operation(*args, **options):
-                    return _OPERATIONS[name](*args, **settings, **options | traced)
-
-                sampler = training.make_sampler(known, self.run.model, self.run.dataset, operation)
                 fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
                 keys = fold_in(key, batch["number"])
-                return sampler(state, keys, batch["label"], scale, *batch["given"])
+                options = traced | ({"guidance_scale": scale} if guided else {})
+                if name != "sample":
+                    options = options | {"given": batch["given"]}
+                return sample(state, keys, batch["cond"], **options)
 
-            self._compiled[key] = jax.jit(draw, out_shardings=parallel.split(self._mesh))
+            self._compiled[key] = distributed.jit_over_numbers(
+                draw, out_shardings=distributed.split(self._mesh)
+            )
             if len(self._compiled) > KEPT_PROGRAMS:
                 self._compiled.popitem(last=False)
         return self._compiled[key]
@@ -373,7 +382,6 @@ def _invert(keys, predict, schedule, shape, x, **options):
 
 
 _OPERATIONS: dict[str, Callable] = {
-    "sample": samplers.sample,
     "from_start": _from_start,
     "from_inversion": _from_inversion,
     "sdedit": _sdedit,

@@ -186,7 +186,7 @@ def ten_steps(options: dict) -> dict:
     import numpy as np
 
     from diffax import config as config_lib
-    from diffax import data, training
+    from diffax import data, distributed, training
     from diffax.models import platform
 
     config = small_run(options, "learned", 0)
@@ -194,17 +194,17 @@ def ten_steps(options: dict) -> dict:
         config.model.unet.update(channels=16, channel_mults=(1, 2), num_blocks=1)
     dataset = data.load(config.data)
     info = training.DatasetInfo.of(dataset)
-    model = config_lib.build_model(config, info)
-    create = functools.partial(training.create_state, config, model, info)
-    create = jax.jit(create, compiler_options=platform.run_once())
-    state = create(key=jax.random.key(config.seed))
+    method = config_lib.build_method(config, info)
+    create = jax.jit(method.init, compiler_options=platform.run_once())
+    state = create(jax.random.key(config.seed))
 
     def numbers(state):
         leaves = jax.tree.leaves((state.params, state.schedule))
         return np.concatenate([np.ravel(leaf).astype(np.float64) for leaf in leaves])
 
     before, losses = numbers(state), []
-    step = jax.jit(training.make_train_step(config, model, info), donate_argnums=0)
+    step = functools.partial(method.step, sharding=distributed.LOCAL)
+    step = jax.jit(step, donate_argnums=0)
     batches = data.batches(dataset.train, config.training.batch_size, 0)
     for _ in range(10):
         state, metrics = step(state, next(batches))

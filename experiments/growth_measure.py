@@ -25,8 +25,8 @@ import workloads
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import runtime, training
-from diffax.training import loop, parallel, writers
+from diffax import distributed, runtime, training
+from diffax.training import loop, writers
 from diffax.training.checkpoint import Checkpoints
 
 HERE = Path(__file__).resolve().parent
@@ -52,16 +52,17 @@ class Begun(NamedTuple):
 
     state: Any
     sharding: Any
-    compiled: parallel.Compiled
+    compiled: distributed.Compiled
 
 
 def begin(config: ConfigDict, shape: tuple[int, ...]) -> Begun:
     """The first state of a config where it belongs, and the step, for examples of a shape."""
     info = training.DatasetInfo("noise", shape, 0, None, ())
-    model = config_lib.build_model(config, info)
-    mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
-    like, init, compiled = loop.compile_run(config, model, info, mesh)
-    return Begun(init(jax.random.key(config.seed)), parallel.state_sharding(like, mesh), compiled)
+    method = config_lib.build_method(config, info)
+    mesh = distributed.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
+    like, init, compiled = loop.compile_run(config, method, mesh)
+    sharding = distributed.state_sharding(like, mesh)
+    return Begun(init(jax.random.key(config.seed)), sharding, compiled)
 
 
 def noise(num: int, shape: tuple[int, ...], seed: int) -> dict[str, np.ndarray]:

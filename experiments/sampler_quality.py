@@ -147,7 +147,7 @@ def make_measure(
 
     def measure(arm: Arm, seed: int, directory: Path) -> dict[str, Any]:
         run, floor = trained(seed)
-        run = run._replace(config=runner.arm_config(config, arm, seed))
+        run = run.under(runner.arm_config(config, arm, seed))
         samples = evaluation.draw(run, batches * num, seed)
         found = [distances(run, seed, x) for x in np.split(samples, batches)]
         return {**found[0], "frechet": [one["frechet"] for one in found], "floor": floor}

@@ -23,9 +23,8 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import data, training
+from diffax.distributed import LOCAL, SINGLE, RunLayout, VmappedRuns
 from diffax.models import platform
-from diffax.training.spread import HERE
-from diffax.training.vectorised import ALONE, Form, SideBySide
 
 
 def mlp(width: int) -> ConfigDict:
@@ -59,27 +58,24 @@ CONFIGS: dict[str, Callable[[], ConfigDict]] = {
 }
 
 
-def steps(config: ConfigDict, form: Form) -> Iterator[float]:
+def steps(config: ConfigDict, layout: RunLayout) -> Iterator[float]:
     """The seconds that compiling takes, then the processor time to the seed of step after step."""
     dataset = data.load(config.data)
     info = training.DatasetInfo.of(dataset)
-    model = config_lib.build_model(config, info)
-    make = form.make_step(functools.partial(training.make_train_step, config, model, info))
-    create = jax.jit(
-        functools.partial(training.create_state, config, model, info),
-        compiler_options=platform.run_once(),
-    )
-    state = form.stack([create(key=jax.random.key(seed)) for seed in range(form.count)])
-    each = [data.batches(dataset.train, config.training.batch_size, s) for s in range(form.count)]
-    batch: dict[str, Any] = jax.device_put({"x": next(form.batches(each))["x"], "label": None})
+    method = config_lib.build_method(config, info)
+    make = layout.make_step(lambda sharding: functools.partial(method.step, sharding=sharding))
+    create = jax.jit(method.init, compiler_options=platform.run_once())
+    state = layout.stack([create(jax.random.key(seed)) for seed in range(layout.count)])
+    each = [data.batches(dataset.train, config.training.batch_size, s) for s in range(layout.count)]
+    batch: dict[str, Any] = jax.device_put({"x": next(layout.batches(each))["x"], "label": None})
     start = time.perf_counter()
-    step = jax.jit(make(HERE), donate_argnums=0).lower(state, batch).compile()
+    step = jax.jit(make(LOCAL), donate_argnums=0).lower(state, batch).compile()
     yield time.perf_counter() - start
     while True:
         start = time.process_time()
         state, metrics = step(state, batch)
         jax.block_until_ready((state, metrics))
-        yield (time.process_time() - start) / form.count
+        yield (time.process_time() - start) / layout.count
 
 
 def main() -> None:
@@ -99,7 +95,7 @@ def main() -> None:
     print("|---|---:|---:|---:|---:|---:|")
     for name in args.networks:
         for seeds in args.seeds:
-            both = [steps(CONFIGS[name](), form) for form in (ALONE, SideBySide(seeds))]
+            both = [steps(CONFIGS[name](), layout) for layout in (SINGLE, VmappedRuns(seeds))]
             compiling = [next(each) for each in both]
             times = np.array([[next(each) for each in both] for _ in range(args.repeats + 2)])
             # Other work on the machine only adds.

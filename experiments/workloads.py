@@ -15,7 +15,7 @@ import pairing
 
 from diffax import data, models
 from diffax.models import layers, platform
-from diffax.training import feed
+from diffax.training import prefetch
 
 # Structure and parameter counts are those of diffusers' UNet2DModel (6.47M, 1.62M, 1.00M).
 NETWORKS = {
@@ -212,7 +212,7 @@ class Input:
         values = np.random.default_rng(0).integers(0, 256, (50 * batch, *shape), np.uint8)
         batches = data.batches(data.Split(values, np.zeros(len(values), np.int32)), batch, seed=0)
         place = partial(jax.tree.map, jax.device_put)
-        self._feed = feed.Feed(batches, place, itertools.repeat(1))
+        self._batches = prefetch.DevicePrefetcher(batches, place, itertools.repeat(1))
         self._batch, self._wall, self._cpu = batch, [], []
         self.run()  # fills the buffers
         self._wall, self._cpu = [], []
@@ -220,7 +220,7 @@ class Input:
     def run(self, times: int = 100) -> None:
         """Takes so many batches, and times them."""
         begin, begin_cpu = time.perf_counter(), time.process_time()
-        for _, batch in itertools.islice(self._feed, times):
+        for _, batch in itertools.islice(self._batches, times):
             jax.block_until_ready(batch)
         self._wall.append((time.perf_counter() - begin) / times)
         self._cpu.append((time.process_time() - begin_cpu) / times)

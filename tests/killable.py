@@ -24,13 +24,13 @@ from small_runs import compiled_quickly
 from diffax import config as config_lib
 from diffax import training
 from diffax.data import mixture2d, pipeline  # noqa: F401 - imported before the fork
-from diffax.training import hosts, parallel
+from diffax.distributed import hosts, mesh
 
 
 def run(config: str, workdir: str) -> int:
     """Trains in this process; returns its exit status."""
     hosts.HEARTBEAT_SECONDS = 10  # a test needn't wait longer
-    parallel.LEAST_SPLIT = 64  # so that small networks are split too
+    mesh.LEAST_SPLIT = 64  # so that small networks are split too
     try:
         _, metrics = training.train(config_lib.from_json(config), workdir)
     except training.Interrupted as stop:

@@ -1,14 +1,14 @@
 """Networks that train in seconds, shared by the tests of training."""
 
 import contextlib
+import functools
 
 import jax
 import numpy as np
 from jax.experimental.compilation_cache import compilation_cache
 
 from diffax import config as config_lib
-from diffax import training
-from diffax.training import parallel
+from diffax import distributed, training
 
 MIXTURE = training.DatasetInfo("mixture2d", (2,), 0, None, ())
 # A config file for the command line.
@@ -93,9 +93,27 @@ def small_config(**changes):
 
 def prepare(config, info=MIXTURE):
     """The compiled step and the first state of a config."""
-    model = config_lib.build_model(config, info)
-    state = jax.jit(lambda: training.create_state(config, model, info))()
-    return jax.jit(training.make_train_step(config, model, info)), state
+    method = config_lib.build_method(config, info)
+    return jax.jit(step_of(method)), first_state(config, method)
+
+
+def step_of(method):
+    """(state, batch) -> (state, metrics), with all examples on one device."""
+    return functools.partial(method.step, sharding=distributed.LOCAL)
+
+
+def first_state(config, method):
+    return jax.jit(method.init)(jax.random.key(config.seed))
+
+
+def a_method():
+    """That of a small config."""
+    return config_lib.build_method(small_config(), MIXTURE)
+
+
+def run_of(config, state, info=MIXTURE):
+    """A run of a config that is in this state."""
+    return training.Run(config, config_lib.build_method(config, info), state, info)
 
 
 def batch_of(size=32, shape=(2,), seed=0):
@@ -129,7 +147,7 @@ class PowerCut(RuntimeError):
 
 def cut_after(monkeypatch, steps):
     """Lets a run make so many steps, then cuts it off."""
-    compile_step = parallel.compile_step
+    compile_step = distributed.compile_step
 
     def compile_limited(*args):
         compiled, made = compile_step(*args), []
@@ -142,7 +160,7 @@ def cut_after(monkeypatch, steps):
 
         return compiled._replace(step=limited)
 
-    monkeypatch.setattr(parallel, "compile_step", compile_limited)
+    monkeypatch.setattr(distributed, "compile_step", compile_limited)
 
 
 def write_tiny_config(folder):

@@ -11,6 +11,7 @@ from small_runs import (
     LEARNED,
     MIXTURE,
     PowerCut,
+    a_method,
     assert_equal,
     compiled_quickly,
     cut_after,
@@ -23,7 +24,7 @@ from diffax import config as config_lib
 from diffax import training
 from diffax.training import writers
 from diffax.training.checkpoint import Checkpoints
-from diffax.training.window import Window
+from diffax.training.metric_buffer import MetricBuffer
 
 ONE = jax.sharding.SingleDeviceSharding(jax.devices()[0])
 
@@ -91,7 +92,7 @@ def test_the_loops_memory_may_change_while_it_is_written(tmp_path, monkeypatch):
         return write(*args, **kwargs)
 
     store = Checkpoints(tmp_path / "c", keep=1)
-    window = Window([{"step": 1, "loss": 0.5}])
+    window = MetricBuffer(a_method(), [{"step": 1, "loss": 0.5}])
     memory = {"window": window.memory(), "metrics": {"loss": 0.5}}
     monkeypatch.setattr(json, "dumps", late)
     store.save(1, {"x": jnp.zeros(3)}, memory)

@@ -7,11 +7,11 @@ import pytest
 from small_runs import MIXTURE, batch_of, small_config
 
 from diffax import config as config_lib
-from diffax import schedules
+from diffax import distributed, schedules
 from diffax.config import optimizers
 from diffax.schedules import registry
 from diffax.schedules.fields import pytree
-from diffax.training import loop, parallel
+from diffax.training import loop
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
@@ -69,9 +69,9 @@ def _registered(monkeypatch):
 def compiled(changes):
     """A run's first state, as it is made and as shapes, its steps and a batch."""
     config = small_config(**changes)
-    mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
-    model = config_lib.build_model(config, MIXTURE)
-    like, init, steps = loop.compile_run(config, model, MIXTURE, mesh)
+    mesh = distributed.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
+    method = config_lib.build_method(config, MIXTURE)
+    like, init, steps = loop.compile_run(config, method, mesh)
     batch = steps.place(jax.tree.map(lambda a: np.asarray(a)[None], batch_of() | {"label": None}))
     return like, init, steps.step, batch
 

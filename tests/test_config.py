@@ -201,7 +201,7 @@ def test_every_schedule_can_be_built_at_given_ends(name):
     schedule = config_lib.build_schedule(config)
     ends = np.asarray(schedules.ends_of(schedule))
     np.testing.assert_allclose(ends, [6.0, -6.0], atol=1e-4)
-    assert config_lib.is_learned(schedule) == (name == "learned")
+    assert schedules.is_learned(schedule) == (name == "learned")
 
 
 @pytest.mark.usefixtures("registering")
@@ -240,7 +240,7 @@ def test_transforms_are_applied_in_the_documented_order():
     assert schedule.num_steps == 10
     assert schedule.zero_terminal
     assert float(schedule.log_snr(9)) == -np.inf
-    assert not config_lib.is_learned(schedule)
+    assert not schedules.is_learned(schedule)
 
 
 def test_learned_schedules_take_their_options_and_their_key():

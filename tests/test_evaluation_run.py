@@ -15,6 +15,8 @@ from diffax import config as config_lib
 from diffax import data, evaluation, schedules, training
 from diffax.evaluation import extractors
 from diffax.evaluation import run as run_module
+from diffax.methods import diffusion, diffusion_measures
+from diffax.process import by_log_snr
 
 
 @pytest.fixture(scope="module")
@@ -61,21 +63,21 @@ def test_the_bound_says_in_how_many_steps_it_is(run_and_data):
     assert evaluation.bits_per_dim(run, dataset)["time"] == "continuous"
     for key, steps in (("evaluation.vlb_num_steps", 5), ("schedule.num_steps", 7)):
         config = config_lib.changed(run.config, {key: steps, "evaluation.num_examples": 64})
-        acting = config_lib.acting_schedule(config, run.state.schedule)
-        other = run._replace(config=config, state=run.state.replace(schedule=acting))
+        acting = schedules.effective(run.state.schedule, config.schedule.num_steps)
+        other = run.under(config)._replace(state=run.state.replace(schedule=acting))
         assert evaluation.bits_per_dim(other, dataset)["time"] == f"{steps} steps"
 
 
 def test_what_a_single_value_does_not_tell_is_left_out_or_refused(run_and_data):
     run, dataset = run_and_data
     one = {"evaluation.num_examples": 1}
-    single = run._replace(config=config_lib.changed(run.config, one))
+    single = run.under(config_lib.changed(run.config, one))
     found = evaluation.evaluate(single, dataset, ["bpd", "bpd_ode"])
     assert found["bpd"]["vlb_variance"] > 0
     for bound in found.values():
         assert bound["num_examples"] == 1 and "standard_error" not in bound
     json.dumps(found, allow_nan=False)
-    once = single._replace(config=config_lib.changed(single.config, {"evaluation.repeats": 1}))
+    once = single.under(config_lib.changed(single.config, {"evaluation.repeats": 1}))
     with pytest.raises(ValueError, match="evaluation.repeats=1 with 1 example: .* at least 2"):
         evaluation.bits_per_dim(once, dataset)
 
@@ -116,9 +118,10 @@ def test_loss_by_log_snr_of_the_exact_predictor(run_and_data, monkeypatch):
     run, _ = run_and_data
     mixture = three_modes()
     split = data.Split(np.asarray(mixture.sample(jax.random.key(0), 4000)))
-    exact = training.state.process.by_log_snr(predicts(mixture))
-    monkeypatch.setattr(training, "predictor", lambda *args, **kwargs: exact)
-    curve = evaluation.loss_by_log_snr(run, split, num_levels=5, num_examples=4000)
+    exact = by_log_snr(predicts(mixture))
+    monkeypatch.setattr(diffusion, "predictor", lambda *args, **kwargs: exact)
+    monkeypatch.setattr(diffusion_measures, "PROFILE_LEVELS", 5)
+    curve = evaluation.loss_by_log_snr(run, split, num_examples=4000)
     np.testing.assert_allclose(curve["log_snr"], [-8, -4, 0, 4, 8], atol=1e-4)
     assert np.all(np.diff(curve["loss"]) > 0)  # the cleaner, the less the noise can be told
     assert curve["loss"][0] < 0.01 and 0.5 < curve["loss"][-1] < 1

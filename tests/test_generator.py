@@ -6,7 +6,7 @@ import weakref
 import jax
 import numpy as np
 import pytest
-from small_runs import compiled_quickly, small_config
+from small_runs import compiled_quickly, first_state, run_of, small_config
 
 import diffax
 from diffax import config as config_lib
@@ -25,12 +25,11 @@ def make_run(**changes):
     """A run whose network has random weights everywhere, so that every input matters."""
     config = small_config(**{"model__class_conditional": True, **changes})
     config_lib.validate(config)
-    model = config_lib.build_model(config, INFO)
-    state = jax.jit(lambda: training.create_state(config, model, INFO))()
+    state = first_state(config, config_lib.build_method(config, INFO))
     leaves, tree = jax.tree.flatten(state.ema_params)
     keys = jax.random.split(jax.random.key(9), len(leaves))
     noisy = [x + 0.3 * jax.random.normal(k, x.shape) for x, k in zip(leaves, keys)]
-    return training.Run(config, model, state.replace(ema_params=tree.unflatten(noisy)), INFO)
+    return run_of(config, state.replace(ema_params=tree.unflatten(noisy)), INFO)
 
 
 @pytest.fixture(scope="module")
@@ -58,10 +57,8 @@ def test_a_sample_does_not_depend_on_the_batches_nor_on_the_devices(run, sampler
 
 def test_what_was_compiled_is_used_again(run, monkeypatch):
     made = []
-    original = training.make_sampler
-    monkeypatch.setattr(
-        generator.training, "make_sampler", lambda *a: made.append(a) or original(*a)
-    )
+    original = config_lib.build_method
+    monkeypatch.setattr(config_lib, "build_method", lambda *a: made.append(a) or original(*a))
     generate = diffax.Generator(run, num_devices=1)
     for seed in range(2):
         generate(4, seed=seed)
@@ -70,7 +67,7 @@ def test_what_was_compiled_is_used_again(run, monkeypatch):
         generate(4, seed=seed, num_steps=6)
         generate(4, seed=seed, num_steps=np.int32(6), label=1)
     assert len(made) == 3  # unguided, guided, six steps
-    compiled = [function._cache_size() for function in generate._compiled.values()]
+    compiled = [function.compiled._cache_size() for function in generate._compiled.values()]
     assert compiled == [1, 1, 1]
 
 
@@ -80,7 +77,7 @@ def test_one_program_takes_any_value_of_a_number(run):
     x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
     drawn = [generate(4, eta=eta, clip_x0=clip) for eta, clip in ((0.5, 1.0), (1.0, 0.7))]
     drawn += [generate(4, clip_x0=1.0, dynamic_threshold=share) for share in (0.5, 0.9)]
-    assert [function._cache_size() for function in generate._compiled.values()] == [1, 1]
+    assert [function.compiled._cache_size() for function in generate._compiled.values()] == [1, 1]
     for one in drawn:
         assert all(not np.allclose(one, other, rtol=1e-3) for other in drawn if other is not one)
     options = dict(label=1, eta=0.5, num_steps=10)
@@ -90,9 +87,9 @@ def test_one_program_takes_any_value_of_a_number(run):
     np.testing.assert_array_equal(edited[0], edited[2])
     config = run.config.copy_and_resolve_references()
     config.sampling.update(eta=0.5, clip_x0=1.0)
-    sampler = training.make_sampler(config, run.model, run.dataset)
+    method = config_lib.build_method(config, run.dataset)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(4))
-    expected = jax.jit(sampler)(run.state, keys, np.arange(4) % 4, 1.0)
+    expected = jax.jit(method.sample)(run.state, keys, {"label": np.arange(4) % 4})
     np.testing.assert_allclose(drawn[0], expected, rtol=1e-5, atol=1e-6)
 
 

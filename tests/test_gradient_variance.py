@@ -5,11 +5,11 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import MIXTURE, compiled_quickly, small_config
+from small_runs import MIXTURE, compiled_quickly, first_state, small_config
 
 from diffax import config as config_lib
-from diffax import data, evaluation, objectives, time_sampling, training
-from diffax.training import parallel
+from diffax import data, distributed, evaluation, methods, objectives, time_sampling, training
+from diffax.config.methods import PARTS
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -29,13 +29,19 @@ class Constant(nn.Module):
         return jnp.full_like(x, 1.0) * w
 
 
+def method_with(config, model):
+    """The method of a config, with another network."""
+    parts = {name: make(config, MIXTURE) for name, make in PARTS.items()}
+    return methods.get("diffusion", **{**parts, "network": model})
+
+
 def variance_of(config, model, num_batches, devices=1, fsdp=1, seed=0):
-    config = config_lib.changed(config, {"evaluation.gradient_batches": num_batches})
-    dataset = data.load(config.data)
-    state = training.create_state(config, model, MIXTURE)
-    mesh = parallel.make_mesh(devices, fsdp)
-    function = training.make_gradient_variance(config, model, MIXTURE, dataset.train, mesh)
-    return function(state, seed)
+    method = method_with(config, model)
+    mesh = distributed.make_mesh(devices, fsdp)
+    function = training.make_gradient_variance(
+        method, data.load(config.data).train, mesh, config.training.batch_size, num_batches
+    )
+    return function(method.init(jax.random.key(config.seed)), seed)
 
 
 def test_of_a_constant_prediction_of_noise():
@@ -54,7 +60,7 @@ def test_it_is_the_trace_of_the_covariance_of_gradients():
     """Against gradients taken one by one, in float64."""
     config = small_config(objective__weighting="min_snr")
     dataset, model = data.load(config.data), config_lib.build_model(config, MIXTURE)
-    state = training.create_state(config, model, MIXTURE)
+    state = first_state(config, method_with(config, model))
 
     @jax.jit
     def gradient(x0, key):

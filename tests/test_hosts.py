@@ -16,7 +16,8 @@ from killable import Killable, on_disk, wait_until
 from small_runs import LEARNED, assert_close, assert_equal, compiled_quickly, small_config
 
 from diffax import training
-from diffax.training import hosts, writers
+from diffax.distributed import hosts
+from diffax.training import writers
 
 # --- two real processes -----------------------------------------------------------------------
 
@@ -170,7 +171,7 @@ def test_one_that_is_told_to_stop_saves_with_all(killable, tmp_path):
 def test_one_that_is_told_to_stop_while_the_job_starts_ends():
     """`jax.distributed` takes SIGTERM for itself."""
     program = (
-        "import os, signal, time; from diffax.training import hosts; hosts.join(True);"
+        "import os, signal, time; from diffax.distributed import hosts; hosts.join(True);"
         " os.kill(os.getpid(), signal.SIGTERM); time.sleep(60)"
     )
     environment = {**os.environ, **two_processes()[0], "JAX_NUM_PROCESSES": "1"}

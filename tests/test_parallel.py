@@ -22,8 +22,9 @@ from small_runs import (
 )
 
 from diffax import config as config_lib
-from diffax import data, training
-from diffax.training import feed, loop, parallel, writers
+from diffax import data, distributed, training
+from diffax.distributed import mesh as mesh_lib
+from diffax.training import loop, prefetch, writers
 from diffax.training.checkpoint import Checkpoints
 
 # Every kind of state that depends on other examples than its own: a learned schedule, the
@@ -54,7 +55,7 @@ def _compiled_quickly(tmp_path_factory):
 
 @pytest.fixture(autouse=True)
 def _small_arrays_are_split_too(monkeypatch):
-    monkeypatch.setattr(parallel, "LEAST_SPLIT", 64)
+    monkeypatch.setattr(mesh_lib, "LEAST_SPLIT", 64)
 
 
 def config_of(layout, **changes):
@@ -64,9 +65,9 @@ def config_of(layout, **changes):
 
 def begin(config, info=MIXTURE):
     """The first state of a config where it belongs, and the compiled steps."""
-    model = config_lib.build_model(config, info)
-    mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
-    _, init, compiled = loop.compile_run(config, model, info, mesh)
+    method = config_lib.build_method(config, info)
+    mesh = distributed.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
+    _, init, compiled = loop.compile_run(config, method, mesh)
     return init(jax.random.key(config.seed)), compiled
 
 
@@ -183,11 +184,11 @@ def splits(state):
     ],
 )
 def test_the_rule_on_shapes(shape, expected):
-    mesh = parallel.make_mesh(8, 4)
+    mesh = distributed.make_mesh(8, 4)
     leaf = jax.ShapeDtypeStruct(shape, np.float32)
-    sharding = parallel.state_sharding({"x": leaf}, mesh)["x"]
+    sharding = distributed.state_sharding({"x": leaf}, mesh)["x"]
     assert sharding.spec == PartitionSpec(*expected)
-    assert parallel.state_sharding(leaf, parallel.make_mesh(8)).spec == PartitionSpec()
+    assert distributed.state_sharding(leaf, distributed.make_mesh(8)).spec == PartitionSpec()
 
 
 def test_a_state_moves_from_every_layout_to_every_other(tmp_path):
@@ -239,7 +240,7 @@ def lines(workdir):
 
 @given(done=st.integers(0, 50), num_steps=st.integers(0, 60), per_call=st.integers(1, 12))
 def test_calls_end_at_multiples_and_at_the_end(done, num_steps, per_call):
-    ends = list(np.cumsum([done, *feed.sizes(done, num_steps, per_call)]))[1:]
+    ends = list(np.cumsum([done, *prefetch.sizes(done, num_steps, per_call)]))[1:]
     assert ends[-1:] == ([num_steps] if num_steps > done else [])
     assert all(end % per_call == 0 for end in ends[:-1])
     assert all(0 < b - a <= per_call for a, b in zip([done, *ends], ends))
@@ -259,7 +260,7 @@ def test_several_steps_in_a_call_make_the_same_log(tmp_path):
     [(1, 5, [5, 10, 11]), (2, 5, [6, 10, 11]), (4, 5, [8, 11]), (4, 1, [4, 8, 11]), (4, 0, [])],
 )
 def test_what_is_due_within_a_call_comes_after_it(per_call, every, expected):
-    ends = list(np.cumsum([0, *feed.sizes(0, 11, per_call)]))
+    ends = list(np.cumsum([0, *prefetch.sizes(0, 11, per_call)]))
     found = [b for a, b in zip(ends, ends[1:]) if loop.is_due(a, b, every, last=b == 11)]
     assert found == expected
 
@@ -268,7 +269,8 @@ def test_a_feed_remembers_what_was_handed_out():
     """Its state is that of the batches behind those that lie ready ahead of them."""
     split = data.load(small_config().data).train
     batches = data.batches(split, 8, seed=0)
-    supply = feed.Feed(batches, lambda stacked: stacked, feed.sizes(0, 7, 3), ahead=2)
+    sizes = prefetch.sizes(0, 7, 3)
+    supply = prefetch.DevicePrefetcher(batches, lambda stacked: stacked, sizes, ahead=2)
     seen = []
     for size, stacked in supply:
         seen.append(stacked["x"])
@@ -320,8 +322,8 @@ def test_a_mode_is_looked_at_before_the_data_are_read(monkeypatch, tmp_path):
 
 def test_every_process_has_as_many_devices(monkeypatch):
     fakes = [types.SimpleNamespace(process_index=i // 2, id=i) for i in range(4)]
-    monkeypatch.setattr(parallel.jax, "devices", lambda: fakes)
-    monkeypatch.setattr(parallel.jax, "process_count", lambda: 2)
+    monkeypatch.setattr(mesh_lib.jax, "devices", lambda: fakes)
+    monkeypatch.setattr(mesh_lib.jax, "process_count", lambda: 2)
     for num in (2, 3):  # none in the second, or one
         with pytest.raises(ValueError, match=f"num_devices is {num}, which is not the same number"):
-            parallel.make_mesh(num)
+            distributed.make_mesh(num)

@@ -6,12 +6,12 @@ import time
 
 import jax.numpy as jnp
 import pytest
-from small_runs import compiled_quickly, small_config
+from small_runs import a_method, compiled_quickly, small_config
 
 from diffax import runtime, training
 from diffax.training import progress
+from diffax.training.metric_buffer import MetricBuffer
 from diffax.training.progress import Progress, counted
-from diffax.training.window import Window
 
 
 @pytest.fixture(autouse=True)
@@ -75,12 +75,12 @@ def test_the_window_knows_what_is_done_without_waiting():
         def is_ready(self):
             return self.ready
 
-    window = Window()
+    window = MetricBuffer(a_method())
     assert window.completed() == 0
     for first, ready in (1, True), (5, True), (9, False), (13, False):
         window.add(first, {"loss": Pending(4, ready)})
     assert window.completed() == 8
-    window = Window()
+    window = MetricBuffer(a_method())
     window.add(1, {"loss": jnp.ones(3), "grad_norm": jnp.ones(3)})
     window.memory()
     window.take_mean()

@@ -86,10 +86,12 @@ def test_every_public_module_is_an_attribute():
 # --- the layout -----------------------------------------------------------------------------
 
 # Which parts of the package each part may import, besides itself. The arrows point one way:
-# schedules <- process <- objectives, samplers, likelihood <- training <- ablation <- cli.
+# schedules <- process <- objectives, samplers, likelihood <- methods (with models, distributed)
+# <- config <- training <- evaluation <- ablation <- cli.
 CORE = {"arguments", "registry", "plugins", "schedules", "process"}
-METHODS = CORE | {"objectives", "time_sampling", "samplers", "likelihood"}
-PARTS = METHODS | {"models", "data", "plots", "config", "files", "runtime", "evaluation"}
+FUNCTIONS = CORE | {"objectives", "time_sampling", "samplers", "likelihood"}
+METHODS = FUNCTIONS | {"models", "data", "distributed", "methods"}
+PARTS = METHODS | {"plots", "config", "files", "runtime", "evaluation"}
 MAY_IMPORT = {
     "arguments": set(),
     "registry": set(),
@@ -104,8 +106,10 @@ MAY_IMPORT = {
     "files": {"runtime"},
     "data": {"files", "registry", "runtime"},
     "evaluation": {"data", "files", "registry", "runtime"},
-    "plots": METHODS | {"data"},
-    "config": METHODS | {"data", "models", "evaluation"},
+    "distributed": {"registry", "schedules", "models"},
+    "methods": FUNCTIONS | {"models", "data", "distributed"},
+    "plots": FUNCTIONS | {"data"},
+    "config": METHODS | {"evaluation"},
     "runtime": set(),
     "training": PARTS,
     "generator": PARTS | {"training"},

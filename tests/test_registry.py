@@ -3,6 +3,7 @@
 import flax.linen as nn
 import jax.numpy as jnp
 import pytest
+from small_runs import MIXTURE, small_config
 
 from diffax import config as config_lib
 from diffax import (
@@ -159,7 +160,8 @@ def test_a_measure_can_not_take_the_name_of_another_score():
 
 def test_names_of_what_else_is_measured_are_taken():
     """A score of that name would never be measured, or two numbers would have one key."""
-    others = {*evaluation.LIKELIHOODS, *(metric.key for metric in measure.METRICS)}
+    method = config_lib.build_method(small_config(), MIXTURE)
+    others = {*method.measures, *(metric.key for metric in measure.METRICS)}
     assert others == {*evaluation.OTHER_NUMBERS}
     gap = evaluation.Measure(
         lambda seen: {}, lambda width: 1, {"value": evaluation.Metric("value", "Gap")}

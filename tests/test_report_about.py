@@ -9,8 +9,8 @@ from small_runs import small_config
 
 from diffax import data, evaluation, training
 from diffax.ablation import measure, runner
+from diffax.methods import moving_average
 from diffax.report import build, sections
-from diffax.training.step import moving_average
 
 
 def test_the_subject_is_data_network_and_length():

@@ -111,7 +111,7 @@ def test_other_data_may_be_allowed(run, tmp_path):
 
 
 def test_a_run_from_before_there_were_fingerprints_goes_on(tmp_path, monkeypatch):
-    monkeypatch.setattr("diffax.training.journal.as_remembered", lambda *_: {})
+    monkeypatch.setattr("diffax.training.run_logger.as_remembered", lambda *_: {})
     save_npz(tmp_path / "data.npz", x=POINTS, label=LABEL)
     resume(tmp_path)
     path = tmp_path / "run" / "dataset.json"

@@ -17,7 +17,7 @@ from small_runs import LEARNED, assert_equal, compiled_quickly, small_config
 from diffax import training
 from diffax.data import batches
 from diffax.training import loop
-from diffax.training.feed import Feed
+from diffax.training.prefetch import DevicePrefetcher
 
 # --- killed at any moment -------------------------------------------------------------------
 
@@ -127,7 +127,8 @@ def disk_that_fills(workdir, monkeypatch):
     """By a limit on the size of files, which needs no rights and no disk of its own."""
     with monkeypatch.context() as patch:
         patch.setattr(loop.data, "batches", lambda *a, **k: Filling(batches(*a, **k), workdir))
-        patch.setattr(loop.feed, "Feed", functools.partial(Feed, ahead=0))
+        hasty = functools.partial(DevicePrefetcher, ahead=0)
+        patch.setattr(loop.prefetch, "DevicePrefetcher", hasty)
         try:
             yield
         finally:

@@ -13,6 +13,7 @@ from small_runs import (
     batch_of,
     compiled_quickly,
     prepare,
+    run_of,
     small_config,
     train_steps,
 )
@@ -21,9 +22,9 @@ import diffax
 from diffax import config as config_lib
 from diffax import objectives, process, schedules, time_sampling, training
 from diffax.config import optimizers
+from diffax.methods import moving_average
 from diffax.schedules import alpha_of, sigma_of
-from diffax.training.step import moving_average
-from diffax.training.window import Window
+from diffax.training.metric_buffer import MetricBuffer
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -176,12 +177,11 @@ def test_a_learned_schedule_in_discrete_time_samples_and_bounds_by_its_steps():
     config = small_config(**LEARNED, schedule__num_steps=6)
     state, _ = train_steps(config, 2)
     fixed = state.replace(schedule=state.schedule.discretize(6))
-    model = config_lib.build_model(config, MIXTURE)
+    method = config_lib.build_method(config, MIXTURE)
+    batch = batch_of() | {"number": np.arange(32)}
     for function in (
-        lambda s: training.make_eval_step(config, model, MIXTURE)(s, jax.random.key(1), batch_of()),
-        lambda s: training.make_sampler(config, model, MIXTURE)(
-            s, jax.random.split(jax.random.key(2), 3), jnp.zeros(3, jnp.int32), 1.0
-        ),
+        lambda s: method.measures["bpd"].per_example(s, jax.random.key(1), batch),
+        lambda s: method.sample(s, jax.random.split(jax.random.key(2), 3), {}),
     ):
         function = jax.jit(function)
         assert_close(function(state), function(fixed), rtol=1e-5, atol=1e-6)
@@ -266,7 +266,7 @@ def test_the_schedules_rate_decays_over_the_steps():
 def test_schedule_is_updated_every_so_many_steps():
     config = small_config(**LEARNED, schedule_learning__update_every=3)
     step, state = prepare(config)
-    changed, window = [], Window()
+    changed, window = [], MetricBuffer(config_lib.build_method(config, MIXTURE))
     for i in range(6):
         new, metrics = step(state, batch_of(seed=i))
         leaves = zip(jax.tree.leaves(state.schedule), jax.tree.leaves(new.schedule))
@@ -324,8 +324,7 @@ def test_step_conditioning_trains_and_samples(num_steps):
     config_lib.validate(config)
     state, metrics = train_steps(config, 4)
     assert np.isfinite([m["loss"] for m in metrics]).all()
-    model = config_lib.build_model(config, MIXTURE)
-    samples = diffax.Generator(training.Run(config, model, state, MIXTURE), num_devices=1)(5)
+    samples = diffax.Generator(run_of(config, state), num_devices=1)(5)
     assert samples.shape == (5, 2)
     assert np.isfinite(samples).all()
 
@@ -353,15 +352,15 @@ def test_learned_variance_trains_samples_and_evaluates():
     step, state = prepare(config, info)
     state, metrics = step(state, batch_of())
     assert np.isfinite(metrics["loss"])
-    model = config_lib.build_model(config, info)
     for sampler, variance in (("ddim", None), ("ddpm", "learned")):
         config.sampling.sampler, config.sampling.variance = sampler, variance
-        generate = diffax.Generator(training.Run(config, model, state, info), num_devices=1)
+        generate = diffax.Generator(run_of(config, state, info), num_devices=1)
         assert generate(3).shape == (3, 2)
-    terms = jax.jit(training.make_eval_step(config, model, info))(
-        state, jax.random.key(0), batch_of()
-    )
-    assert terms.total.shape == (32,)
+    bound = config_lib.build_method(config, info).measures["bpd"].per_example
+    terms = jax.jit(bound)(state, jax.random.key(0), batch_of() | {"number": np.arange(32)})
+    assert {name: term.shape for name, term in terms.items()} == {
+        "prior": (32,), "diffusion": (32,), "reconstruction": (32,)
+    }  # fmt: skip
 
 
 # --- non-finite steps ---------------------------------------------------------------------------

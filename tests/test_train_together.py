@@ -20,10 +20,9 @@ from small_runs import (
 
 from diffax import config as config_lib
 from diffax import data, training
+from diffax.distributed import LOCAL, VmappedRuns
 from diffax.training import loop, writers
 from diffax.training.checkpoint import Checkpoints
-from diffax.training.spread import HERE
-from diffax.training.vectorised import SideBySide
 
 SEEDS = (3, 0)
 
@@ -107,12 +106,15 @@ def test_the_schedules_turn_is_a_branch_under_vmap_too():
     """Not both branches and a choice, since the step is common to all runs."""
     config = small_config(**LEARNED, schedule_learning__update_every=2)
     info = training.DatasetInfo.of(data.load(config.data))
-    model = config_lib.build_model(config, info)
-    form = SideBySide(2)
-    like = jax.eval_shape(lambda: training.create_state(config, model, info))
-    step = form.make_step(functools.partial(training.make_train_step, config, model, info))(HERE)
+    method, layout = config_lib.build_method(config, info), VmappedRuns(2)
+    like = jax.eval_shape(method.init, jax.random.key(0))
+
+    def make(sharding):
+        return functools.partial(method.step, sharding=sharding)
+
+    step = layout.make_step(make)(LOCAL)
     batch = {"x": np.zeros((2, 32, 2), np.float32), "label": None}
-    assert " cond[" in str(jax.make_jaxpr(step)(jax.eval_shape(form.whole, like), batch))
+    assert " cond[" in str(jax.make_jaxpr(step)(jax.eval_shape(layout.whole, like), batch))
 
 
 # --- resumed ----------------------------------------------------------------------------------

@@ -14,7 +14,6 @@ from __future__ import annotations
 import dataclasses
 import json
 import logging
-import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -26,11 +25,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, schedules, training
+from diffax import data, evaluation, training
 from diffax.ablation import store
 from diffax.evaluation import Metric
 from diffax.files import jsonable, read_json, write_json, write_text
-from diffax.process import AnySchedule
 from diffax.training.progress import doing
 from diffax.training.workdir import data_changes
 
@@ -184,7 +182,7 @@ def measured_metrics(
 def has_bound(config: ConfigDict) -> bool:
     """Whether the bound of a config's runs is finite: it is where both ends of the log-SNR are."""
     # That does not depend on the data, which need not be there yet.
-    return all(map(math.isfinite, schedules.concrete_ends(_schedule(config))))
+    return not config_lib.infinite_ends(config, "")
 
 
 def require_bound(config: ConfigDict) -> None:
@@ -192,11 +190,7 @@ def require_bound(config: ConfigDict) -> None:
     purpose = (
         "the bound, in bits/dim, by which runs are measured where no score of samples is named,"
     )
-    config_lib.require_finite_ends(config, _schedule(config), purpose)
-
-
-def _schedule(config: ConfigDict) -> AnySchedule:
-    return config_lib.build_schedule(config, (1, 1))
+    config_lib.require_finite_ends(config, purpose)
 
 
 def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
@@ -325,7 +319,7 @@ def sample_and_score(config: ConfigDict, trained: Path, directory: Path) -> dict
       "metrics", "evaluation": as `train_and_evaluate`; "samples": the name of a file in
       `directory`; "parameters": how many the network has.
     """
-    run = training.load(trained)._replace(config=config)
+    run = training.load(trained).under(config)
     dataset = data.load_cached(config.data)
     names = score_names(config, dataset)
     samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)

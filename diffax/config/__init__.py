@@ -9,7 +9,6 @@ A file under configs/ starts from `default_config()` in its `get_config()`; on t
 """
 
 from diffax.config.build import (
-    acting_schedule,
     build_model,
     build_optimizer,
     build_sampler,
@@ -17,13 +16,14 @@ from diffax.config.build import (
     build_schedule,
     build_schedule_optimizer,
     conditioning,
-    is_learned,
+    infinite_ends,
     learning_rate_at,
     sampling_options,
     schedule_decay_at,
 )
 from diffax.config.checks import remarks, require_finite_ends, validate
 from diffax.config.defaults import default_config
+from diffax.config.methods import build_method
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
 from diffax.config.storage import (
@@ -42,7 +42,7 @@ from diffax.config.storage import (
 __all__ = [
     "DECAYS",
     "OPTIMIZERS",
-    "acting_schedule",
+    "build_method",
     "build_model",
     "build_optimizer",
     "build_sampler",
@@ -55,7 +55,7 @@ __all__ = [
     "default_config",
     "differences",
     "from_json",
-    "is_learned",
+    "infinite_ends",
     "load_plugins",
     "learning_rate_at",
     "register_optimizer",

@@ -27,7 +27,7 @@ def build_schedule(
 
     Built in this order: the constructor; its endpoints, by `with_endpoints` where it takes none
     itself; the input scale; the resolution shift; zero terminal SNR; discrete time. A learned one
-    is learned in continuous time and stays in it: see `acting_schedule`.
+    is learned in continuous time and stays in it: see `schedules.effective`.
 
     Args:
       config: the whole config.
@@ -59,19 +59,9 @@ def build_schedule(
         schedule = schedules.shifted(schedule, max(shape[:-1]), section.base_resolution)
     if section.zero_terminal_snr:
         schedule = schedules.zero_terminal_snr(schedule)
-    return schedule if is_learned(schedule) else acting_schedule(config, schedule)
-
-
-def acting_schedule(config: ConfigDict, schedule: AnySchedule) -> AnySchedule:
-    """The schedule by which one trains the network, samples and bounds the likelihood.
-
-    In discrete time, of `config.schedule.num_steps` steps, that is the T levels of `schedule` as
-    it is now: of a learned one, whose parameters go on changing. Otherwise it is `schedule`.
-    """
-    num_steps = config.schedule.num_steps
-    if num_steps == 0 or schedule.num_steps is not None:
+    if schedules.is_learned(schedule):
         return schedule
-    return schedule.discretize(num_steps)
+    return schedules.effective(schedule, section.num_steps)
 
 
 def build_sampling_schedule(config: ConfigDict, shape: Sequence[int]) -> AnySchedule | None:
@@ -94,9 +84,17 @@ def build_sampling_schedule(config: ConfigDict, shape: Sequence[int]) -> AnySche
     return build_schedule(other, shape)
 
 
-def is_learned(schedule: AnySchedule) -> bool:
-    """Whether a schedule has parameters. (The arrays of a discrete one are a table, not those.)"""
-    return schedule.num_steps is None and bool(jax.tree.leaves(schedule))
+def infinite_ends(config: ConfigDict, purpose: str) -> str:
+    """A sentence that names the keys to set, if the log-SNR of a config's schedule is infinite at
+    an end; else "". `purpose`: what can't be done then."""
+    first, last = map(float, jax.jit(lambda: schedules.ends_of(build_schedule(config, (1, 1))))())
+    if math.isfinite(first) and math.isfinite(last):
+        return ""
+    return (
+        f"{purpose} needs finite log-SNR at both ends, and {config.schedule.name!r} has"
+        f" {first:g} and {last:g}: set schedule.log_snr_max and schedule.log_snr_min, to 10 and"
+        " -10, say"
+    )
 
 
 def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
@@ -179,4 +177,14 @@ def sampling_options(config: ConfigDict) -> dict[str, Any]:
         low_order_finish=section.low_order_finish,
         prediction=config.objective.prediction,
         **_sampler_options(config),
+    )
+
+
+def guidance_options(config: ConfigDict) -> dict[str, Any]:
+    """The options of guidance that a config determines; a scale of 1 is none, and is None."""
+    section = config.sampling
+    return dict(
+        guidance_scale=None if section.guidance_scale == 1 else section.guidance_scale,
+        guidance_interval=section.guidance_interval,
+        guidance_rescale=section.guidance_rescale,
     )

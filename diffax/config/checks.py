@@ -16,6 +16,7 @@ from ml_collections import ConfigDict
 from diffax import (
     arguments,
     evaluation,
+    methods,
     models,
     objectives,
     process,
@@ -85,6 +86,7 @@ _OPTIMIZER = _one_of(lambda: optimizers.OPTIMIZERS)
 
 RULES: dict[str, Rule] = {
     "seed": _rule(lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
+    "method.name": _one_of(lambda: methods.METHODS),
     "model.name": _one_of(models.names),
     "model.label_dropout": _SHARE,
     "model.unet.channels": _whole(1, 16_384),
@@ -295,7 +297,7 @@ def _model(config: ConfigDict, schedule: AnySchedule) -> None:
             f"a network of this size has more than {least:,} parameters; at most {_PARAMETERS:,}"
             " are allowed: make it narrower, or of fewer layers"
         )
-    if build.conditioning(config) == "step" and build.is_learned(schedule):
+    if build.conditioning(config) == "step" and schedules.is_learned(schedule):
         raise ValueError(
             "conditioning='step' doesn't tell the network the noise level, which a learned schedule"
             " needs: use 'log_snr'"
@@ -304,8 +306,8 @@ def _model(config: ConfigDict, schedule: AnySchedule) -> None:
 
 def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
     process.refuse_eps_at_zero_snr(schedule, config.objective.prediction)
-    if build.is_learned(schedule) and config.schedule_learning.update_every > 0:
-        require_finite_ends(config, schedule, "learning the schedule")
+    if schedules.is_learned(schedule) and config.schedule_learning.update_every > 0:
+        require_finite_ends(config, "learning the schedule")
 
 
 def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
@@ -322,7 +324,7 @@ def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
             f"training.eval_every={every}: the bound needs two steps, and schedule.num_steps is 1"
         )
     if every > 0:
-        require_finite_ends(config, schedule, f"the bound (training.eval_every={every})")
+        require_finite_ends(config, f"the bound (training.eval_every={every})")
 
 
 def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
@@ -352,16 +354,10 @@ def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
     return found
 
 
-def require_finite_ends(config: ConfigDict, schedule: AnySchedule, purpose: str) -> None:
-    """Raises ValueError, naming the keys to set, if the log-SNR of a config's schedule is infinite
-    at an end; `purpose`: what can't be done then."""
-    first, last = map(float, jax.jit(schedules.ends_of)(schedule))
-    if not (math.isfinite(first) and math.isfinite(last)):
-        raise ValueError(
-            f"{purpose} needs finite log-SNR at both ends, and {config.schedule.name!r} has"
-            f" {first:g} and {last:g}: set schedule.log_snr_max and schedule.log_snr_min, to 10 and"
-            " -10, say"
-        )
+def require_finite_ends(config: ConfigDict, purpose: str) -> None:
+    """Raises ValueError with `build.infinite_ends`, if there is such a sentence."""
+    if sentence := build.infinite_ends(config, purpose):
+        raise ValueError(sentence)
 
 
 def _objective(config: ConfigDict, schedule: AnySchedule) -> None:
@@ -375,7 +371,7 @@ def _objective(config: ConfigDict, schedule: AnySchedule) -> None:
 
 def _schedule_learning(config: ConfigDict, schedule: AnySchedule) -> None:
     section, training = config.schedule_learning, config.training
-    if build.is_learned(schedule) and training.batch_size % (2 * training.grad_accumulation):
+    if schedules.is_learned(schedule) and training.batch_size % (2 * training.grad_accumulation):
         raise ValueError(
             f"training.batch_size is {training.batch_size}; a learned schedule needs an even number"
             f" in each of the {training.grad_accumulation} micro-batches (grad_accumulation), since"
@@ -413,7 +409,8 @@ def _sampling(config: ConfigDict, schedule: AnySchedule) -> None:
     visit = (options["num_steps"], options["grid"], options["prediction"])
 
     def visited() -> Any:
-        return samplers.visited_levels(build.acting_schedule(config, schedule), *visit)
+        acting = schedules.effective(schedule, config.schedule.num_steps)
+        return samplers.visited_levels(acting, *visit)
 
     jax.eval_shape(visited)  # checks, computes nothing
 
@@ -443,7 +440,7 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
         )
     other = build.build_sampling_schedule(config, _StandIn().shape)
     _checked(lambda: other)
-    if build.is_learned(other):
+    if schedules.is_learned(other):
         raise ValueError(f"{field} has parameters, which would be untrained ones: name a fixed one")
     process.refuse_eps_at_zero_snr(other, config.objective.prediction)
     return other

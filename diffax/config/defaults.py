@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from diffax import data, models, samplers, schedules
+from diffax import data, methods, models, samplers, schedules
 from diffax.config.kinds import Kind, kind_of
 from diffax.registry import annotation_of
 
@@ -39,13 +39,14 @@ def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
 _TOLD_BY_OTHERS = ("num_classes", "learned_variance")
 
 _SECTIONS = (
-    *("seed", "data", "model", "schedule", "schedule_learning", "objective", "optimizer", "ema"),
-    *("training", "sampling", "evaluation", "parallel", "plugins"),
+    *("seed", "data", "method", "model", "schedule", "schedule_learning", "objective"),
+    *("optimizer", "ema", "training", "sampling", "evaluation", "parallel", "plugins"),
 )
 
 # What isn't a field or an argument of something that is named.
 _KEYS: dict[str, Key] = {
     "seed": _key(0, "of the initialisation, the order of the data, the noise and the samples"),
+    "method.name": _key("diffusion", "what is trained"),
     "model.name": _key("unet", "the network"),
     "model.class_conditional": _key(False, "tell the network the class label"),
     "model.label_dropout": _key(0.1, "share of labels that are replaced by the null class"),
@@ -173,6 +174,7 @@ def keys() -> dict[str, Key]:
         found |= {f"model.{network}.{field}": key for field, key in _of_model(network).items()}
     for section, kind, members in (
         ("data", "data source", _of_sources()),
+        ("method", "method", method_keywords()),
         ("schedule", "schedule", schedule_keywords()),
         ("sampling", "sampler", sampler_keywords()),
     ):
@@ -218,6 +220,11 @@ def schedule_keywords() -> dict[str, Key]:
     `log_snr_max` and `log_snr_min` truncate the schedules that don't take them.
     """
     return _optional(schedules.SCHEDULES, schedules.key_types())
+
+
+def method_keywords() -> dict[str, Key]:
+    """Each option of a method; None: the method's own default."""
+    return _optional(methods.METHODS, methods.key_types())
 
 
 def sampler_keywords() -> dict[str, Key]:

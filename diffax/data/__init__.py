@@ -8,6 +8,7 @@ For instance:
 """
 
 from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
+from diffax.data.info import DatasetInfo
 from diffax.data.mixture import GaussianMixture, default_mixture
 from diffax.data.pipeline import batches
 from diffax.data.sources import (
@@ -25,6 +26,7 @@ __all__ = [
     "SOURCES",
     "DataConfig",
     "Dataset",
+    "DatasetInfo",
     "GaussianMixture",
     "Source",
     "Split",

@@ -100,7 +100,6 @@ __all__ = [
     "HasMoments",
     "InceptionScore",
     "KernelDistance",
-    "LIKELIHOODS",
     "LPIPS_NETWORK",
     "MEASURES",
     "Measure",
@@ -154,6 +153,7 @@ __all__ = [
     "plan",
     "prdc",
     "prepare",
+    "profiles",
     "read_moments",
     "read_samples",
     "reference_features",
@@ -172,7 +172,6 @@ __all__ = [
 # What is of a run, imported on first use: `config` checks the names of scores, and a run needs
 # `config`.
 _OF_RUNS = (
-    "LIKELIHOODS",
     "bits_per_dim",
     "bound_along",
     "bound_along_line",
@@ -183,6 +182,7 @@ _OF_RUNS = (
     "loss_by_log_snr",
     "measurements",
     "ode_bits_per_dim",
+    "profiles",
 )
 
 

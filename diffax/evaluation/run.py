@@ -8,24 +8,20 @@ from __future__ import annotations
 
 import functools
 import logging
-import math
 from collections.abc import Callable, Sequence
 from typing import Any
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import arguments, likelihood, schedules, training
+from diffax import arguments, distributed, schedules, training
 from diffax import config as config_lib
 from diffax.data import Dataset, Split
 from diffax.evaluation import scoring
 from diffax.evaluation.measures import Reference
 from diffax.generator import Generator, in_turn
 from diffax.process import AnySchedule
-from diffax.schedules import ends_of
-from diffax.training import Run, parallel, progress
+from diffax.training import Run, measuring, progress
 
 _LOG = logging.getLogger("diffax")
 
@@ -42,7 +38,8 @@ def evaluate(
     Args:
       run: see `diffax.training.load`; its config.evaluation holds the sizes.
       dataset: the data that the run was trained on; if they have changed since, the log says so.
-      names: keys of `LIKELIHOODS`, or of `scores()`: of samples against the training split.
+      names: measures of the run's method, such as "bpd", or keys of `scores()`: of samples against
+        the training split.
       seed: of the noise and the samples.
       samples: of this run, by its config.sampling and that seed; drawn if needed and left out.
 
@@ -70,23 +67,23 @@ def measurements(
     What can be refused beforehand is refused here; the samples are drawn when the first score of
     them is asked for.
     """
-    scoring.check_names(names, *LIKELIHOODS)
+    scoring.check_names(names, *run.method.measures)
     seed = arguments.check_seed(seed)
-    of_samples = [name for name in names if name not in LIKELIHOODS]
+    of_samples = [name for name in names if name not in run.method.measures]
     about = {
         "step": int(run.state.step),
         "weights": f"moving average, decay {run.config.ema.decay:g}",
         "seed": seed,
     }
-    if len(of_samples) < len(names):
-        schedule = config_lib.acting_schedule(run.config, run.state.schedule)
-        config_lib.require_finite_ends(run.config, schedule, "the likelihood (bpd)")
-    by_name: dict[str, Callable[[], dict[str, Any]]] = {
-        name: functools.partial(LIKELIHOODS[name], run, dataset, seed)
-        for name in names
-        if name in LIKELIHOODS
+    by_name = {
+        name: measure_of(run, name, dataset.eval, seed) for name in names if name not in of_samples
     }
     if of_samples:
+        if run.method.sample is None:
+            raise ValueError(
+                f"{of_samples[0]!r} is a score of samples, and method {run.config.method.name!r}"
+                f" draws none: it has {', '.join(run.method.measures)}"
+            )
         reference = Reference.of(dataset, run.config.data)
         num = run.config.evaluation.num_samples if samples is None else len(samples)
         label = classes_told(run.config, dataset, num)
@@ -110,47 +107,25 @@ def _sampling(run: Run) -> dict[str, Any]:
     return {k: v for k, v in given.items() if v is not None and k != "num_samples"}
 
 
-def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
-    """The variational bound on the evaluation split, and the variance of its estimate.
-
-    Each example is seen at config.evaluation.repeats noise levels. "bpd" is the mean bound, in
-    bits/dim, "prior", "diffusion" and "reconstruction" its terms, "standard_error" that of "bpd"
-    as an estimate for the population of images, left out for a single one. "vlb_variance" is the
-    variance of the diffusion term of one example at one time, in (bits/dim)^2: what training sees
-    (Kingma 2021, figure 4).
+def measure_of(run: Run, name: str, split: Split, seed: int = 0) -> Callable[[], dict[str, Any]]:
+    """What is called to have a measure of the run's method on a split: numbers and what they
+    depend on. See `methods.diffusion_measures.Measures` for those of a diffusion model.
 
     Raises:
-      ValueError: a schedule with an infinite end, or one example at one noise level alone.
+      ValueError: the method has no such measure, or it is impossible of this run.
     """
-    config = run.config.evaluation
-    num_steps = config.vlb_num_steps or run.config.schedule.num_steps
-    mesh = parallel.make_mesh(1)
-    bound = training.make_bound(run.config, run.model, run.dataset, dataset.eval, mesh)
-    terms = bound(run.state, seed)
-    per_example = terms.total.mean(axis=0)
-    num = len(per_example)
-    if terms.diffusion.size < 2:
-        raise ValueError(
-            f"evaluation.repeats={config.repeats} with {num} example: the variance of the bound"
-            " needs at least 2 values; raise evaluation.repeats or evaluation.num_examples"
-        )
-    return {
-        "bpd": float(per_example.mean()),
-        **_standard_error(per_example),
-        **{name: float(np.mean(term)) for name, term in terms._asdict().items()},
-        "vlb_variance": float(terms.diffusion.var(ddof=1)),
-        "num_examples": num,
-        "repeats": config.repeats,
-        "time": f"{num_steps} steps" if num_steps else "continuous",
-        "levels": dataset.levels,
-    }
+    arrays = measuring.measure_on(run.method, name, run.config, split, distributed.make_mesh(1))
+    return lambda: run.method.measures[name].summary(arrays(run.state, seed))
 
 
-def _standard_error(values: np.ndarray) -> dict[str, float]:
-    """That of their mean; {} for a single value, which tells none."""
-    if len(values) < 2:
-        return {}
-    return {"standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
+def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+    """`measure_of` "bpd", the variational bound on the evaluation split."""
+    return measure_of(run, "bpd", dataset.eval, seed)()
+
+
+def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
+    """`measure_of` "bpd_ode", bits/dim by the probability-flow ODE on the evaluation split."""
+    return measure_of(run, "bpd_ode", dataset.eval, seed)()
 
 
 def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0) -> dict[str, Any]:
@@ -191,9 +166,12 @@ def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, An
     Raises:
       ValueError: config.evaluation.gradient_batches is below 2.
     """
-    mesh = parallel.make_mesh(1)
     variance = training.make_gradient_variance(
-        run.config, run.model, run.dataset, dataset.train, mesh
+        run.method,
+        dataset.train,
+        distributed.make_mesh(1),
+        run.config.training.batch_size,
+        run.config.evaluation.gradient_batches,
     )
     return {
         "grad_variance": variance(run.state, seed),
@@ -201,37 +179,6 @@ def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, An
         "batch_size": run.config.training.batch_size,
         "seed": seed,
     }
-
-
-def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
-    """Bits/dim by the probability-flow ODE on the evaluation split, and its standard error, as in
-    `bits_per_dim`.
-
-    By `likelihood.ode_bits_per_dim`: one random probe of the divergence and one dequantisation per
-    example, config.evaluation.ode_num_steps steps.
-
-    Raises:
-      ValueError: a schedule with an infinite end.
-    """
-    mesh = parallel.make_mesh(1)
-    ode_bits = training.make_ode_bits(run.config, run.model, run.dataset, dataset.eval, mesh)
-    (bits,) = ode_bits(run.state, seed)
-    return {
-        "bpd": float(bits.mean()),
-        **_standard_error(bits),
-        "num_examples": len(bits),
-        "num_steps": run.config.evaluation.ode_num_steps,
-        "divergence": "hutchinson, 1 probe",
-        "levels": dataset.levels,
-    }
-
-
-# name -> (run, dataset, seed) -> numbers and what they depend on
-LIKELIHOODS: dict[str, Callable[[Run, Dataset, int], dict[str, Any]]] = {
-    "bpd": bits_per_dim,
-    "bpd_vlb": bits_per_dim,  # the same, beside bpd_ode
-    "bpd_ode": ode_bits_per_dim,
-}
 
 
 def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np.ndarray:
@@ -246,41 +193,16 @@ def classes_told(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.n
     return in_turn(num_samples, dataset.num_classes)
 
 
+def profiles(
+    run: Run, split: Split, num_examples: int = 512, seed: int = 0
+) -> dict[str, dict[str, list[float]]]:
+    """The method's profiles on the first examples of a split: name -> {column: numbers}."""
+    batch = measuring.examples(split, np.arange(min(num_examples, len(split))))
+    return {name: profile(run.state, batch, seed) for name, profile in run.method.profiles.items()}
+
+
 def loss_by_log_snr(
-    run: Run, split: Split, num_levels: int = 33, num_examples: int = 512, seed: int = 0
+    run: Run, split: Split, num_examples: int = 512, seed: int = 0
 ) -> dict[str, list[float]]:
-    """E|eps - eps_hat|^2 per dimension at equally spaced log-SNRs: {"log_snr": [], "loss": []}.
-
-    Between the schedule's ends, infinite ones taken at 20 and -20. It compares networks trained
-    under different schedules noise level by noise level. In discrete time the nearest index is
-    taken.
-    """
-    schedule = config_lib.acting_schedule(run.config, run.state.schedule)
-    first, last = (np.clip(float(end), -20.0, 20.0) for end in ends_of(schedule))
-    times = schedule.inverse_log_snr(jnp.linspace(last, first, num_levels))
-    indices = np.arange(min(num_examples, len(split)))
-    label = None if split.label is None else split.label[indices]
-    batch = {"x": split.array(indices), "label": label}
-
-    @jax.jit
-    def error(state, t, key):
-        predict = training.predictor(
-            run.model,
-            state.ema_params,
-            batch["label"] if run.config.model.class_conditional else None,
-            mean_only=run.config.objective.learned_variance,
-        )
-        x0 = batch["x"]
-        noise = jax.random.normal(key, x0.shape)
-        t = jnp.broadcast_to(t, x0.shape[:1])
-        log_snr = schedule.log_snr(t)
-        prediction = run.config.objective.prediction
-        errors = likelihood.eps_error(predict, x0, noise, t, log_snr, prediction)
-        return log_snr[0], jnp.mean(errors) / math.prod(x0.shape[1:])
-
-    key = arguments.seeded(seed)
-    points = [error(run.state, t, jax.random.fold_in(key, i)) for i, t in enumerate(times)]
-    return {
-        "log_snr": [float(log_snr) for log_snr, _ in points],
-        "loss": [float(loss) for _, loss in points],
-    }
+    """The profile of that name: see `methods.diffusion_measures.Measures.loss_by_log_snr`."""
+    return profiles(run, split, num_examples, seed)["loss_by_log_snr"]

@@ -37,8 +37,8 @@ NETWORKS: dict[str, Callable[[], tuple[str | None, ...]]] = {
 _ITSELF = {"values": "the values themselves", LPIPS: pretrained.LPIPS_NETWORK}
 
 
-# What is measured of a run beside its samples: the names in `run.LIKELIHOODS`, and the keys
-# of an ablation's other metrics.
+# What is measured of a run beside its samples: the measures of the methods, and the keys of an
+# ablation's other metrics.
 OTHER_NUMBERS = (
     *("bpd", "bpd_vlb", "bpd_ode", "bpd_own", "vlb_variance", "grad_variance"),
     *("prior", "diffusion", "reconstruction"),

@@ -6,6 +6,7 @@ What is guided is the prediction itself, so any sampler takes a guided predictor
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -18,14 +19,14 @@ Scale = float | Callable[[jax.Array], jax.Array]  # or a function of log-SNR, (b
 
 
 def classifier_free(
-    predict: Callable[[jax.Array, jax.Array, jax.Array], jax.Array],
-    label: jax.Array,
-    null: jax.Array | int,
+    predict: Callable[[jax.Array, jax.Array, Any], jax.Array],
+    label: Any,
+    null: Any,
     scale: Scale = 1.0,
     interval: tuple[float, float] | None = None,
     rescale: float = 0.0,
 ) -> Predict:
-    """out = cond + (scale - 1)(cond - uncond), the network told `label` and told the null class.
+    """out = cond + (scale - 1)(cond - uncond): the network under `label`, and under its null.
 
     Ho & Salimans 2022 (eq. 6, whose w is scale - 1): 1 is the conditional model exactly, 0 the
     unconditional one. Linear, so the same in eps, x0 and v. Both halves are one call of twice the
@@ -33,7 +34,8 @@ def classifier_free(
 
     Args:
       predict: predict(x_t, log_snr, label), all of leading axis batch.
-      label: (batch,), what the samples shall be; null: the null class, () or (batch,).
+      label: (batch,), the class of each sample, or a pytree of conditions, each (batch, ...).
+      null: the null class, () or (batch,), or a pytree like `label` that broadcasts to it.
       scale: a number, or a function of log-SNR.
       interval: (low, high) in log-SNR; outside it the scale is 1 (Kynkäänniemi 2024).
       rescale: share, 0 to 1, by which each example's deviation is brought back to that of cond (Lin
@@ -43,14 +45,19 @@ def classifier_free(
     Raises:
       ValueError: an empty interval, a rescale outside [0, 1], or a label beyond 32 bits.
     """
-    arguments.check_labels(label)
+    for leaf in jax.tree.leaves(label):
+        arguments.check_labels(leaf)
     if interval is not None and not interval[0] < interval[1]:
         raise ValueError(f"interval={interval}: must be (low, high) in log-SNR, low < high")
     if not 0 <= rescale <= 1:
         raise ValueError(f"rescale={rescale}: must be between 0 and 1")
 
     def guided(x: jax.Array, log_snr: jax.Array) -> jax.Array:
-        labels = jnp.concatenate([label, jnp.broadcast_to(null, jnp.shape(label))])
+        labels = jax.tree.map(
+            lambda own, of_null: jnp.concatenate([own, jnp.broadcast_to(of_null, jnp.shape(own))]),
+            label,
+            null,
+        )
         both = predict(jnp.concatenate([x, x]), jnp.concatenate([log_snr, log_snr]), labels)
         (cond, uncond), channels = jnp.split(both, 2), x.shape[-1]
         cond, variance = cond[..., :channels], cond[..., channels:]  # the latter as it is

@@ -42,10 +42,12 @@ from diffax.schedules.log_snr_families import (
 from diffax.schedules.registry import SCHEDULES, get, key_types, keywords, names, register
 from diffax.schedules.transforms import (
     concrete_ends,
+    effective,
     ends_of,
     from_json,
     frozen,
     input_scaled,
+    is_learned,
     require_finite_ends,
     shifted,
     with_endpoints,
@@ -64,6 +66,7 @@ __all__ = [
     "cosine",
     "cosine_logsnr",
     "edm",
+    "effective",
     "ends_of",
     "from_betas",
     "from_json",
@@ -72,6 +75,7 @@ __all__ = [
     "frozen",
     "get",
     "input_scaled",
+    "is_learned",
     "key_types",
     "keywords",
     "laplace",

@@ -179,6 +179,22 @@ def ends_of(schedule: AnySchedule) -> tuple[jax.Array, jax.Array]:
     return schedule.log_snrs[0], schedule.log_snrs[-1]
 
 
+def is_learned(schedule: AnySchedule) -> bool:
+    """Whether a schedule has parameters. The arrays of a discrete one are a table, not those."""
+    return schedule.num_steps is None and bool(jax.tree.leaves(schedule))
+
+
+def effective(schedule: AnySchedule, num_steps: int) -> AnySchedule:
+    """The schedule by which one trains, samples and bounds the likelihood.
+
+    With `num_steps` it is the T levels of a continuous schedule as it is now, whose parameters may
+    go on changing; with 0, and of a discrete schedule, it is the schedule itself.
+    """
+    if num_steps == 0 or schedule.num_steps is not None:
+        return schedule
+    return schedule.discretize(num_steps)
+
+
 def concrete_ends(schedule: AnySchedule) -> tuple[float, float] | None:
     """`ends_of` as numbers, for checks at the start; None where the schedule is being traced."""
     with jax.ensure_compile_time_eval():

@@ -7,20 +7,13 @@ For instance:
     predict = diffax.training.predictor(run.model, run.state.ema_params)
 """
 
+from diffax.data import DatasetInfo
+from diffax.distributed import hosts
+from diffax.methods import TrainState, predictor, share_of_start
 from diffax.runtime import Interrupted
-from diffax.training import hosts
-from diffax.training.evaluation import (
-    make_bound,
-    make_eval_step,
-    make_evaluation,
-    make_ode_bits,
-)
-from diffax.training.gradient import make_gradient_variance
 from diffax.training.loop import train, train_together
-from diffax.training.outputs import make_sampler
-from diffax.training.state import DatasetInfo, TrainState, create_state, predictor
-from diffax.training.step import make_train_step, share_of_start
-from diffax.training.window import NonFiniteError
+from diffax.training.measuring import make_gradient_variance, measure_on, over_split
+from diffax.training.metric_buffer import NonFiniteError
 from diffax.training.workdir import Run, load, outcome, steps_done
 
 __all__ = [
@@ -29,17 +22,12 @@ __all__ = [
     "NonFiniteError",
     "Run",
     "TrainState",
-    "create_state",
     "hosts",
     "load",
-    "make_bound",
-    "make_eval_step",
-    "make_evaluation",
     "make_gradient_variance",
-    "make_ode_bits",
-    "make_sampler",
-    "make_train_step",
+    "measure_on",
     "outcome",
+    "over_split",
     "predictor",
     "share_of_start",
     "steps_done",

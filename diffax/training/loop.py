@@ -11,24 +11,24 @@ from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 
-import flax.linen as nn
 import jax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, plugins
+from diffax import data, distributed, plugins
+from diffax.data import DatasetInfo
+from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
+from diffax.methods import Method
+from diffax.methods.base import State
 from diffax.runtime import Interrupted, local_path
-from diffax.training import feed, hosts, lifted, memory, outputs, parallel, writers
+from diffax.training import memory, pictures, prefetch, writers
 from diffax.training.checkpoint import DamagedError, kept
-from diffax.training.evaluation import make_evaluation
 from diffax.training.interrupt import Interruption
-from diffax.training.journal import Journal
 from diffax.training.lock import held
+from diffax.training.measuring import make_evaluation
 from diffax.training.progress import Progress
-from diffax.training.state import DatasetInfo, TrainState, create_state
-from diffax.training.step import make_train_step
-from diffax.training.vectorised import ALONE, Form, form_of
+from diffax.training.run_logger import RunLogger
 from diffax.training.workdir import Run, check_writable, saying_what_is_kept
 
 _LOG = logging.getLogger("diffax")
@@ -38,7 +38,7 @@ def train(
     config: ConfigDict,
     workdir: str | os.PathLike,
     stop: Callable[[int, Run], bool] | None = None,
-) -> tuple[TrainState, dict[str, float]]:
+) -> tuple[State, dict[str, float]]:
     """Trains a network, and the schedule if it is a learned one, as a config says.
 
     A run that was interrupted is resumed from its latest checkpoint and goes on exactly as if
@@ -76,7 +76,7 @@ def train(
 
 def train_together(
     configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLike]
-) -> list[tuple[TrainState, dict[str, float]]]:
+) -> list[tuple[State, dict[str, float]]]:
     """Trains several runs that differ in their seeds alone, in one program: `train`, by `jax.vmap`.
 
     For networks so small that one run leaves the processor with little to do in each operation.
@@ -110,16 +110,16 @@ def _train(
     configs: Sequence[ConfigDict],
     workdirs: Sequence[str | os.PathLike],
     stop: Callable[[int, Run], bool] | None = None,
-) -> list[tuple[TrainState, dict[str, float]]]:
-    config, form = configs[0], form_of(len(configs))
+) -> list[tuple[State, dict[str, float]]]:
+    config, layout = configs[0], layout_of(len(configs))
     hosts.join(config.parallel.multihost)
     for each in configs:
         config_lib.load_plugins(each)
     config_lib.validate(config)
     _say_what_is_registered_here()
-    parallel.check_mode(config.parallel.mode)
-    mesh = parallel.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
-    form.check(config, mesh)
+    distributed.check_mode(config.parallel.mode)
+    mesh = distributed.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
+    layout.check(config.parallel.mode, mesh)
     roots = [local_path(workdir).absolute() for workdir in workdirs]
     for root in roots:
         check_writable(root)
@@ -127,18 +127,18 @@ def _train(
         with saying_what_is_kept(*roots), hosts.failing_together():
             check_ours = stack.enter_context(held(roots if hosts.is_first() else ()))
         progress = stack.enter_context(Progress(hosts.is_first()))
-        return _train_in(configs, roots, form, mesh, stop, check_ours, progress)
+        return _train_in(configs, roots, layout, mesh, stop, check_ours, progress)
 
 
 def _train_in(
     configs: Sequence[ConfigDict],
     roots: Sequence[Path],
-    form: Form,
+    layout: RunLayout,
     mesh: Mesh,
     stop: Callable[[int, Run], bool] | None,
     check_ours: Callable[[], None],
     progress: Progress,
-) -> list[tuple[TrainState, dict[str, float]]]:
+) -> list[tuple[State, dict[str, float]]]:
     """Trains in directories that exist; `check_ours` raises OSError if they are another job's."""
     config, settings = configs[0], configs[0].training
     writers.check_tensorboard(settings.tensorboard)
@@ -146,10 +146,10 @@ def _train_in(
         dataset = data.load_cached(config.data)
     progress.detail(_described(dataset))
     info = DatasetInfo.of(dataset)
-    model = config_lib.build_model(config, info)
-    like, init, compiled = compile_run(config, model, info, mesh, form)
+    method = config_lib.build_method(config, info)
+    like, init, compiled = compile_run(config, method, mesh, layout)
 
-    def journal(config: ConfigDict, root: Path) -> Journal:
+    def logger_of(config: ConfigDict, root: Path) -> RunLogger:
         batches = data.batches(
             dataset.train,
             settings.batch_size,
@@ -158,29 +158,30 @@ def _train_in(
             shard_index=jax.process_index(),
             shard_count=jax.process_count(),
         )
-        evaluate = make_evaluation(config, model, info, dataset, mesh)
-        draw_samples = outputs.make_drawing(config, model, info, root, mesh)
-        return Journal(config, root, info, batches, evaluate, draw_samples, form)
+        evaluate = make_evaluation(config, method, dataset, mesh)
+        draw = pictures.make_drawing(config, method, dataset, root, mesh)
+        return RunLogger(config, root, method, info, batches, evaluate, draw, layout)
 
     with ExitStack() as stack:
         stack.enter_context(saying_what_is_kept(*roots))
-        runs = [stack.enter_context(closing(journal(*each))) for each in zip(configs, roots)]
-        states = _restored(runs, like, parallel.state_sharding(like, mesh))
+        runs = [stack.enter_context(closing(logger_of(*each))) for each in zip(configs, roots)]
+        states = _restored(runs, like, distributed.state_sharding(like, mesh))
         if states is None:
             with progress.doing("initialising the network"):
                 states = [init(jax.random.key(run.config.seed)) for run in runs]
         for run, own in zip(runs, states):
             run.begin(own)
         begun = done = int(states[0].step)
-        state = form.stack(states)
+        state = layout.stack(states)
         del states  # their memory is used again
         signals = stack.enter_context(Interruption())
 
-        sizes = feed.sizes(done, settings.num_steps, settings.steps_per_call)
-        supply = feed.Feed(form.batches([run.batches for run in runs]), compiled.place, sizes)
+        sizes = prefetch.sizes(done, settings.num_steps, settings.steps_per_call)
+        batches = layout.batches([run.batches for run in runs])
+        supply = prefetch.DevicePrefetcher(batches, compiled.place, sizes)
         stack.enter_context(
             progress.doing(
-                "", lambda _: runs[0].pace.silent_at(max(begun, runs[0].window.completed()))
+                "", lambda _: runs[0].pace.silent_at(max(begun, runs[0].metrics.completed()))
             )
         )
         for count, several in supply:
@@ -192,8 +193,8 @@ def _train_in(
                     )
             else:
                 state, metrics = compiled.step(state, several)
-            for run, own in zip(runs, form.each_metrics(metrics)):
-                run.window.add(done + 1, own)
+            for run, own in zip(runs, layout.each_metrics(metrics)):
+                run.metrics.add(done + 1, own)
             done += count
             last = done == settings.num_steps
             due = functools.partial(is_due, done - count, done, last=last)
@@ -209,23 +210,23 @@ def _train_in(
             wanted = due(settings.log_every), due(settings.eval_every), due(settings.sample_every)
             if any(wanted):
                 with _aside(runs, f"looking at step {done}", progress):
-                    for run, own in zip(runs, form.each(state)):
-                        run.look(done, own, *wanted)
-            enough = stop is not None and stop(done, Run(config, model, state, info))
+                    for run, own in zip(runs, layout.each(state)):
+                        run.log(done, own, *wanted)
+            enough = stop is not None and stop(done, Run(config, method, state, info))
             if last or number or enough or due(settings.checkpoint_every):
                 _check_finite(runs, last)
                 # The row may be the beginning of the end: what was good before it stays.
-                skipping = any(run.window.in_row() for run in runs)
+                skipping = any(run.metrics.in_row() for run in runs)
                 if not skipping:
                     with _aside(runs, f"saving step {done}", progress):
-                        _save(runs, done, form.each(state), form.each_data(supply.get_state()))
+                        _save(runs, done, layout.each(state), layout.each_data(supply.get_state()))
             if number and not last:
                 for run in runs:
                     run.checkpoints.wait()
                 raise Interrupted(_farewell(runs, done, skipping), number)
             if enough:
                 break
-        states = form.each(state)
+        states = layout.each(state)
         with progress.doing("writing the last checkpoint"):
             for run, own in zip(runs, states):
                 with hosts.failing_together():
@@ -244,8 +245,8 @@ def _say_what_is_registered_here() -> None:
 
 
 def _first_call(
-    step: Callable, state: TrainState, several: Any, done: int, runs: Sequence[Journal], progress
-) -> tuple[TrainState, Any]:
+    step: Callable, state: State, several: Any, done: int, runs: Sequence[RunLogger], progress
+) -> tuple[State, Any]:
     """`step`(state, several), which is compiled meanwhile; the pace is measured from its end."""
     start = time.monotonic()
     with progress.doing("compiling the training step"):
@@ -258,10 +259,10 @@ def _first_call(
 
 
 @contextmanager
-def _aside(runs: Sequence[Journal], what: str, progress: Progress) -> Iterator[None]:
+def _aside(runs: Sequence[RunLogger], what: str, progress: Progress) -> Iterator[None]:
     """While this is open no time counts as that of steps, those under way have ended."""
     for run in runs:
-        run.window.memory()
+        run.metrics.memory()
     with ExitStack() as stack:
         for run in runs:
             stack.enter_context(run.pace.paused())
@@ -286,8 +287,8 @@ def _described(dataset: data.Dataset) -> str:
 
 
 def _restored(
-    runs: Sequence[Journal], like: TrainState, sharding: Any
-) -> Sequence[TrainState] | None:
+    runs: Sequence[RunLogger], like: State, sharding: Any
+) -> Sequence[State] | None:
     """The states at the latest checkpoint that all runs have and that can be read; None if there
     is no checkpoint."""
     there = [set(run.checkpoints.steps()) for run in runs]
@@ -317,7 +318,7 @@ def _restored(
 
 
 def _save(
-    runs: Sequence[Journal], step: int, states: Sequence[TrainState], data: Sequence[Any]
+    runs: Sequence[RunLogger], step: int, states: Sequence[State], data: Sequence[Any]
 ) -> None:
     """Saves all runs; none begins before the earlier checkpoints of all are whole, so that there is
     always a step of which all have one."""
@@ -328,7 +329,7 @@ def _save(
         run.save(step, own, position)
 
 
-def _farewell(runs: Sequence[Journal], step: int, skipping: bool) -> str:
+def _farewell(runs: Sequence[RunLogger], step: int, skipping: bool) -> str:
     places = ", ".join(str(run.root) for run in runs)
     saved = f"which is saved in {places}: the same call (or command) goes on from there"
     if skipping:
@@ -338,7 +339,7 @@ def _farewell(runs: Sequence[Journal], step: int, skipping: bool) -> str:
     return f"stopped after step {step}, {saved}"
 
 
-def _check_finite(runs: Sequence[Journal], last: bool) -> None:
+def _check_finite(runs: Sequence[RunLogger], last: bool) -> None:
     for run in runs:
         run.check_finite(last)
 
@@ -367,34 +368,27 @@ def _check_alike(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.Path
 
 
 def compile_run(
-    config: ConfigDict, model: nn.Module, dataset: DatasetInfo, mesh: Mesh, form: Form = ALONE
-) -> tuple[TrainState, Callable[[jax.Array], TrainState], parallel.Compiled]:
-    """What a run consists of, in its mode and over a mesh: the state's shapes, the function
-    key -> first state, and the steps, of the runs that `form` says.
+    config: ConfigDict, method: Method, mesh: Mesh, layout: RunLayout = SINGLE
+) -> tuple[State, Callable[[jax.Array], State], distributed.Compiled]:
+    """What a run consists of, in its mode and over a mesh: the shapes of its state, the function
+    key -> first state, and the compiled steps of the runs of a layout.
 
     Raises:
       ValueError: the batch can't be split as the config asks for, or an impossible mode.
     """
-    create = functools.partial(create_state, config, model, dataset)
-    like = jax.eval_shape(create, jax.random.key(config.seed))
+    like = jax.eval_shape(method.init, jax.random.key(config.seed))
     memory.check(like, mesh)
-    check_batch_size(config, mesh, like)
-    make_step = functools.partial(make_train_step, config, model, dataset)
-    compiled = lifted.compile_step(make_step, mesh, like, config.parallel.mode, form)
-    return like, parallel.compile_init(create, mesh, like), compiled
+    size = config.training.batch_size
+    distributed.check_divides("training.batch_size", size, mesh, method.batch_factors)
+
+    def make_step(sharding: distributed.BatchSharding) -> Callable:
+        return functools.partial(method.step, sharding=sharding)
+
+    compiled = distributed.compile_step(make_step, mesh, like, config.parallel.mode, layout)
+    return like, distributed.compile_init(method.init, mesh, like), compiled
 
 
 def is_due(before: int, step: int, every: int, last: bool) -> bool:
     """Whether something happens after a call that went from step `before` to `step`: where it
     reached a multiple of `every` (0: never), and at the end."""
     return every > 0 and (last or step // every > before // every)
-
-
-def check_batch_size(config: ConfigDict, mesh: Mesh, state: TrainState) -> None:
-    """Raises ValueError, naming the key, if the batch can't be split as the config asks for."""
-    halves = 2 if config_lib.is_learned(state.schedule) else 1
-    times = {
-        "config.training.grad_accumulation": config.training.grad_accumulation,
-        "the halves of a batch between which a learned schedule's gradient is compared": halves,
-    }
-    parallel.check_divides("training.batch_size", config.training.batch_size, mesh, times)

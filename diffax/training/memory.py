@@ -9,10 +9,10 @@ from typing import Any
 import jax
 from jax.sharding import Mesh
 
-from diffax.training.state import TrainState
+from diffax.methods.base import State
 
 
-def check(state: TrainState, mesh: Mesh) -> None:
+def check(state: State, mesh: Mesh) -> None:
     """Raises ValueError if a state, by its shapes, with a gradient is more than a device holds.
 
     Activations, which depend on the compiler, come on top.

@@ -10,8 +10,8 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Mapping
 
-# What a step finds where it started; the size of its update tells of the rate.
-_OF_START = ("loss", "grad_norm", "schedule_grad_norm")
+from diffax.methods import Bounded
+
 # A loss so many times the usual one is finite by luck alone.
 WILD = 1000.0
 _MEMORY = 0.9  # of the usual loss, at each step
@@ -21,11 +21,19 @@ class Trust:
     """The latest checkpoint that is known to be good, `step`, and the later ones, `doubted`.
 
     Args:
+      required: of the method.
       step: as remembered; None if there is none.
       doubted: as remembered, ascending.
     """
 
-    def __init__(self, step: int | None = None, doubted: Iterable[int] = ()):
+    def __init__(
+        self,
+        required: Mapping[str, Bounded],
+        step: int | None = None,
+        doubted: Iterable[int] = (),
+    ):
+        # What a step finds where it started; the size of its update tells of the rate.
+        self._of_start = [name for name, bound in required.items() if bound.largest == math.inf]
         self.step, self.doubted = step, list(doubted)
         self._seen, self._usual = 0, math.inf
 
@@ -34,13 +42,13 @@ class Trust:
         self.doubted.append(step)
 
     def see(self, entries: Iterable[Mapping[str, float]]) -> None:
-        """Learns from the metrics of steps, by `window.Window.memory`; of those seen before, again
-        nothing."""
+        """Learns from the metrics of steps, of `MetricBuffer.memory`; those seen before are passed
+        over."""
         for entry in entries:
             if entry["step"] <= self._seen:
                 continue
             self._seen, loss = entry["step"], abs(entry["loss"])
-            finite = all(math.isfinite(entry.get(name, 0.0)) for name in _OF_START)
+            finite = all(math.isfinite(entry.get(name, 0.0)) for name in self._of_start)
             if not finite or loss > WILD * self._usual:
                 continue
             first = self._usual == math.inf

@@ -9,7 +9,7 @@ The files:
     workdir/metrics.jsonl     a line of metrics per log step
     workdir/checkpoints/      see `checkpoint`
     workdir/samples/          sample grids
-    workdir/schedule/         the schedule's curve
+    workdir/schedule/         the schedule's curve, of a method that has one
     workdir/plugins/          copies of the plugins, of a run that has any; see `diffax.plugins`
 """
 
@@ -20,7 +20,7 @@ import dataclasses
 import json
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -30,10 +30,12 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import plugins
+from diffax.data import DatasetInfo
+from diffax.methods import Method
+from diffax.methods.base import State
 from diffax.runtime import local_path
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.lock import Lost
-from diffax.training.state import DatasetInfo, TrainState, create_state
 
 CHECKPOINTS, PLUGINS = "checkpoints", "plugins"
 
@@ -94,23 +96,31 @@ def _chain(error: BaseException | None) -> Iterator[BaseException]:
 
 
 def check_same_run(
-    workdir: Path, config: ConfigDict, dataset: DatasetInfo, learned: bool, loop: Mapping[str, Any]
+    workdir: Path,
+    config: ConfigDict,
+    dataset: DatasetInfo,
+    rates: Collection[str],
+    loop: Mapping[str, Any],
 ) -> None:
     """Raises ValueError, listing the differences, if the run that lies there has another config or
     other data.
 
     Keys that begin as in `MAY_CHANGE` may differ, training.num_steps too where the rates are
-    constant (the schedule's, if it is `learned`), and with training.allow_config_change all may,
-    the data too.
+    constant, and with training.allow_config_change all may, the data too.
+
 
     Args:
+      rates: the config's sections with the learning rates that the method uses.
       loop: what its checkpoint remembers: the "config" and the "dataset" that it was trained with,
         as `remembered` gives them. Of a run from before that was kept, its files say so.
     """
     if config.training.allow_config_change:
         return
-    rates = ("optimizer", "schedule_learning") if learned else ("optimizer",)
-    decays = [f"{r}.decay={config[r].decay!r}" for r in rates if config[r].decay != "constant"]
+    decays = [
+        f"{section}.decay={config[section].decay!r}"
+        for section in sorted(rates)
+        if config[section].decay != "constant"
+    ]
     may_change = MAY_CHANGE if decays else (*MAY_CHANGE, _NUM_STEPS)
     before, info = _trained_with(loop)
     changes = [
@@ -240,9 +250,18 @@ class Run(NamedTuple):
     """A run, as far as it has got."""
 
     config: ConfigDict
-    model: nn.Module
-    state: TrainState
+    method: Method
+    state: State
     dataset: DatasetInfo
+
+    @property
+    def model(self) -> nn.Module:
+        """The network of its config."""
+        return config_lib.build_model(self.config, self.dataset)
+
+    def under(self, config: ConfigDict) -> Run:
+        """The same training under another config, of another sampling or evaluation."""
+        return self._replace(config=config, method=config_lib.build_method(config, self.dataset))
 
 
 def steps_done(workdir: str | os.PathLike) -> int:
@@ -281,10 +300,10 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
     try:
         _check_files(workdir, dataset, checkpoints.remembered(step))
-        model = config_lib.build_model(config, dataset)
-        like = jax.eval_shape(lambda: create_state(config, model, dataset))
+        method = config_lib.build_method(config, dataset)
+        like = jax.eval_shape(method.init, jax.random.key(config.seed))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         state, _ = checkpoints.restore(like, device, step)
     finally:
         checkpoints.close()
-    return Run(config, model, state, dataset)
+    return Run(config, method, state, dataset)

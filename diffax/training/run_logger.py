@@ -1,4 +1,4 @@
-"""What the loop keeps of one run: its data, its metrics, and what it writes to the workdir."""
+"""What the loop keeps of one run: its batches, its metrics, and what it writes to the workdir."""
 
 from __future__ import annotations
 
@@ -13,14 +13,16 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import plugins
+from diffax.data import DatasetInfo
+from diffax.distributed import SINGLE, RunLayout, hosts
 from diffax.files import write_text
-from diffax.training import hosts, outputs, progress, writers
+from diffax.methods import Method
+from diffax.methods.base import State
+from diffax.training import pictures, progress, writers
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
+from diffax.training.metric_buffer import MetricBuffer, NonFiniteError
 from diffax.training.progress import Pace
-from diffax.training.state import DatasetInfo, TrainState
 from diffax.training.trust import Trust
-from diffax.training.vectorised import ALONE, Form
-from diffax.training.window import NonFiniteError, Window
 from diffax.training.workdir import (
     CHECKPOINTS,
     PLUGINS,
@@ -31,33 +33,36 @@ from diffax.training.workdir import (
 _LOG = logging.getLogger("diffax")
 
 
-class Journal:
-    """One run, but for its arrays: the loop asks it to begin, to look at a state and to save it.
+class RunLogger:
+    """One run without its arrays: the loop asks it to begin, to log a state and to save it.
 
     Args:
       config: of the run.
       root: its workdir, which exists.
+      method: what is trained.
       dataset: what is known of its data.
       batches: of `diffax.data.batches`.
-      evaluate: state -> what is logged of the bound.
+      evaluate: state -> what is logged of the measures.
       draw_samples: state -> a picture.
-      form: how it lies with other runs; beside others its log lines say its seed, and until the end
-        it keeps one more checkpoint than the config says.
+      layout: of the runs of the program; beside others its log lines name its seed, and until the
+        end it keeps one more checkpoint than the config says.
     """
 
     def __init__(
         self,
         config: ConfigDict,
         root: Path,
+        method: Method,
         dataset: DatasetInfo,
         batches: Any,
-        evaluate: Callable[[TrainState], dict[str, float]],
-        draw_samples: Callable[[TrainState], np.ndarray],
-        form: Form = ALONE,
+        evaluate: Callable[[State], dict[str, float]],
+        draw_samples: Callable[[State], np.ndarray],
+        layout: RunLayout = SINGLE,
     ):
-        self.config, self.root, self.dataset, self.batches = config, root, dataset, batches
+        self.config, self.root, self.method = config, root, method
+        self.dataset, self.batches = dataset, batches
         self._evaluate, self._draw_samples = evaluate, draw_samples
-        self._among_others = form.count > 1
+        self._among_others = layout.count > 1
         self._label = f"seed {config.seed}: " if self._among_others else ""
         self._writer: writers.MetricWriter = writers.Several(())
         # When one run has saved a step, another may have only the one before.
@@ -66,10 +71,11 @@ class Journal:
         self._memory: dict[str, Any] = {"window": [], "metrics": {}}
         self._saved: int | None = None  # the last step that was, by this process
 
-    def restore(self, like: TrainState, sharding: Any, step: int | None = None) -> TrainState:
+    def restore(self, like: State, sharding: Any, step: int | None = None) -> State:
         """The state at a checkpoint, the latest if left out, and the data as they were then."""
-        learned, loop = config_lib.is_learned(like.schedule), self.checkpoints.remembered(step)
-        check_same_run(self.root, self.config, self.dataset, learned, loop)
+        rates = {bound.section for bound in self.method.required_finite.values()}
+        loop = self.checkpoints.remembered(step)
+        check_same_run(self.root, self.config, self.dataset, rates, loop)
         state, self._memory = self.checkpoints.restore(like, sharding, step)
         self.batches.set_state(self._memory["data"])
         num = self.config.training.num_steps
@@ -81,7 +87,7 @@ class Journal:
         _LOG.info("%sresuming at step %d of %d", self._label, state.step, num)
         return state
 
-    def begin(self, state: TrainState) -> None:
+    def begin(self, state: State) -> None:
         """Opens the files of the run, which goes on from `state`."""
         if hosts.is_first():
             plugins.keep(self.config.plugins, self.root / PLUGINS)
@@ -94,11 +100,12 @@ class Journal:
                 write_text(self.root / name, text)
         settings, step = self.config.training, int(state.step)
         self._begun = step
-        self.window = Window(self._memory["window"], settings.max_skipped)
+        self.metrics = MetricBuffer(self.method, self._memory["window"], settings.max_skipped)
         steps, trusted = self.checkpoints.steps(), self._memory.get("trusted")
         trusted = trusted if trusted in steps else None
         # Of a run without this memory all are in doubt until a step was good.
-        self._trust = Trust(trusted, [s for s in steps if trusted is None or s > trusted])
+        doubted = [s for s in steps if trusted is None or s > trusted]
+        self._trust = Trust(self.method.required_finite, trusted, doubted)
         self.latest = dict(self._memory["metrics"])
         self.pace = Pace(settings.num_steps, step)
         self._writer = writers.create(self.root, self.pace, step, settings.tensorboard, self._label)
@@ -107,14 +114,14 @@ class Journal:
             progress.detail(f"{self._label}{count:,} parameters")
             for remark in config_lib.remarks(self.config, self.dataset):
                 _LOG.warning("%s%s", self._label, remark)
-            outputs.write_schedule(self.root, state)
+            pictures.write_curves(self.root, self.method, state)
 
-    def look(self, step: int, state: TrainState, log: bool, evaluate: bool, sample: bool) -> None:
-        """Writes what is due at a step: metrics, the bound, a picture and the schedule."""
+    def log(self, step: int, state: State, train: bool, evaluate: bool, sample: bool) -> None:
+        """Writes what is due at a step: training metrics, measures, a picture and curves."""
         scalars = {}
-        if log:
+        if train:
             self.latest.pop("skipped_steps", None)  # is there only if there were any
-            scalars.update(self.window.take_mean())
+            scalars.update(self.metrics.take_mean())
         if evaluate:
             scalars.update(self._evaluate(state))
         if scalars:
@@ -123,14 +130,14 @@ class Journal:
         if sample:
             with progress.doing("drawing samples"):
                 self._writer.write_images(step, {"samples": self._draw_samples(state)})
-            outputs.write_schedule(self.root, state)
+            pictures.write_curves(self.root, self.method, state)
 
     def check_finite(self, last: bool) -> None:
         """Raises NonFiniteError, saying which run it is and what is kept, if too many steps in a
         row were not finite."""
-        self._trust.see(self.window.memory())
+        self._trust.see(self.metrics.memory())
         try:
-            self.window.check(last)
+            self.metrics.check(last)
         except NonFiniteError as error:
             self.checkpoints.wait()
             where = f" in the run in {self.root}" if self._among_others else ""
@@ -153,13 +160,13 @@ class Journal:
             f" {directory / str(latest)} moved away the run goes on from an earlier one"
         )
 
-    def save(self, step: int, state: TrainState, data: Any) -> None:
+    def save(self, step: int, state: State, data: Any) -> None:
         """Begins to write a checkpoint; `data`: the state of the batches. After `check_finite`."""
         self.checkpoints.trusted = self._trust.step
         self._restore_files()
         memory = {
             "data": data,
-            "window": self.window.memory(),
+            "window": self.metrics.memory(),
             "metrics": self.latest,
             "trusted": self._trust.step,
             **as_remembered(self.config, self.dataset),
@@ -179,8 +186,8 @@ class Journal:
                 )
                 write_text(path, text)
 
-    def end(self, state: TrainState) -> None:
-        """Writes the last schedule, and removes the checkpoints that were kept for the others, and
+    def end(self, state: State) -> None:
+        """Writes the last curves, and removes the checkpoints that were kept for the others, and
         until the last was made."""
         self.checkpoints.wait()
         directory = self.checkpoints.directory
@@ -191,7 +198,7 @@ class Journal:
         self._restore_files()
         steps = self.checkpoints.steps()
         self.checkpoints.remove(steps[: -self.config.training.keep_checkpoints])
-        outputs.write_schedule(self.root, state)
+        pictures.write_curves(self.root, self.method, state)
 
     def close(self) -> None:
         """Waits until all is written."""

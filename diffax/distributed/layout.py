@@ -1,12 +1,14 @@
-"""How the runs that are trained in one program lie in its arrays: alone, or side by side.
+"""How the runs that one program trains lie in its arrays.
 
-`Alone` is one run, its trees as they are. `SideBySide` is several: a tree of them has a first axis
-of runs, but for the step, which all share, so that what depends on it alone is done once.
+`SingleRun` is one run, whose trees are as they are. `VmappedRuns` are several: their trees have a
+first axis of runs. All share the step, so that what depends on it alone is computed once.
+
+A state is any pytree with a field `step` and a method `replace`, such as a
+`flax.struct.PyTreeNode`.
 """
 
 from __future__ import annotations
 
-import dataclasses
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
@@ -15,23 +17,22 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from jax.sharding import Mesh
-from ml_collections import ConfigDict
-
-from diffax.training.state import TrainState
-
-_OWN = [field.name for field in dataclasses.fields(TrainState) if field.name != "step"]
-_AXES = TrainState(step=None, **dict.fromkeys(_OWN, 0))
 
 
-class Alone(NamedTuple):
+def _axes(state: Any) -> Any:
+    """Of each leaf of a state the axis of runs; None for the step."""
+    return jax.tree.map(lambda _: 0, state).replace(step=None)
+
+
+class SingleRun(NamedTuple):
     """One run, over any number of devices."""
 
     count: int = 1
 
-    def check(self, config: ConfigDict, mesh: Mesh) -> None:
+    def check(self, mode: str, mesh: Mesh) -> None:
         """Raises ValueError if runs can't lie so."""
 
-    def whole(self, state: TrainState) -> TrainState:
+    def whole(self, state: Any) -> Any:
         """The state of the program if every run is in this state; traceable."""
         return state
 
@@ -39,12 +40,12 @@ class Alone(NamedTuple):
         """What in the state of the program is this array for every run."""
         return array
 
-    def stack(self, states: Sequence[TrainState]) -> TrainState:
+    def stack(self, states: Sequence[Any]) -> Any:
         """The state of the program from that of each run."""
         (state,) = states
         return state
 
-    def each(self, state: TrainState) -> Sequence[TrainState]:
+    def each(self, state: Any) -> Sequence[Any]:
         """The inverse of `stack`."""
         return [state]
 
@@ -66,14 +67,13 @@ class Alone(NamedTuple):
         return [state]
 
 
-class SideBySide(NamedTuple):
-    """Several runs, by `jax.vmap`; the methods are those of `Alone`."""
+class VmappedRuns(NamedTuple):
+    """Several runs, by `jax.vmap`; the methods are those of `SingleRun`."""
 
     count: int
 
-    def check(self, config: ConfigDict, mesh: Mesh) -> None:
+    def check(self, mode: str, mesh: Mesh) -> None:
         """Raises ValueError where there is more than one device or process, or mode "pmap"."""
-        mode = config.parallel.mode
         if mesh.size > 1 or jax.process_count() > 1 or mode != "mesh":
             raise ValueError(
                 f"{self.count} runs can be trained together on one device, in one process and with"
@@ -82,25 +82,26 @@ class SideBySide(NamedTuple):
                 f" {mode!r}"
             )
 
-    def whole(self, state: TrainState) -> TrainState:
+    def whole(self, state: Any) -> Any:
         return self.stack([state] * self.count)
 
     def repeat(self, array: np.ndarray) -> np.ndarray:
         return np.stack([array] * self.count)
 
-    def stack(self, states: Sequence[TrainState]) -> TrainState:
+    def stack(self, states: Sequence[Any]) -> Any:
         whole = jax.tree.map(lambda *leaves: jnp.stack(leaves), *states)
         return whole.replace(step=states[0].step)
 
-    def each(self, state: TrainState) -> Sequence[TrainState]:
+    def each(self, state: Any) -> Sequence[Any]:
         return _each(state, self.count)
 
     def make_step(self, make: Callable[[Any], Callable]) -> Callable[[Any], Callable]:
-        def made(spread: Any) -> Callable:
-            mapped = jax.vmap(make(spread), in_axes=(_AXES, 0), out_axes=(_AXES, 0))
+        def made(sharding: Any) -> Callable:
+            one = make(sharding)
 
-            def step(state: TrainState, batch: Any) -> tuple[TrainState, list[Any]]:
-                state, metrics = mapped(state, batch)
+            def step(state: Any, batch: Any) -> tuple[Any, list[Any]]:
+                axes = _axes(state)
+                state, metrics = jax.vmap(one, in_axes=(axes, 0), out_axes=(axes, 0))(state, batch)
                 # Taken apart within the program, not number by number after every call.
                 return state, [_row(metrics, i) for i in range(self.count)]
 
@@ -118,13 +119,13 @@ class SideBySide(NamedTuple):
         return state
 
 
-Form = Alone | SideBySide
-ALONE = Alone()
+RunLayout = SingleRun | VmappedRuns
+SINGLE = SingleRun()
 
 
-def form_of(count: int) -> Form:
+def layout_of(count: int) -> RunLayout:
     """How so many runs lie."""
-    return ALONE if count == 1 else SideBySide(count)
+    return SINGLE if count == 1 else VmappedRuns(count)
 
 
 class _Stacked(NamedTuple):
@@ -144,6 +145,6 @@ def _row(tree: Any, i: int) -> Any:
 
 
 @functools.partial(jax.jit, static_argnums=1)
-def _each(state: TrainState, count: int) -> list[TrainState]:
-    own = {name: getattr(state, name) for name in _OWN}
-    return [state.replace(**_row(own, i)) for i in range(count)]
+def _each(state: Any, count: int) -> list[Any]:
+    own = state.replace(step=None)
+    return [_row(own, i).replace(step=state.step) for i in range(count)]

@@ -1,7 +1,8 @@
-"""How a step's examples are spread: over devices, and over micro-batches.
+"""How the examples of a batch are divided: over devices, and over micro-batches.
 
-The step draws what is random for the whole batch, takes its part of it, and joins and averages what
-came out. So its numbers do not depend on the spreading, but for rounding and dropout's masks.
+A training step draws its random numbers for the whole batch, takes its own rows of them, and
+gathers and averages its results. Its numbers therefore do not depend on the division, except for
+rounding and for the masks of dropout.
 """
 
 from __future__ import annotations
@@ -16,17 +17,17 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 
 class OverAxis(NamedTuple):
-    """Each device of the named axes has an equal part, in order: within `pmap` or `shard_map`."""
+    """Each device of the named axes holds an equal part, in order: within `pmap` or `shard_map`."""
 
     name: str | tuple[str, ...]
     size: int
 
     def index(self) -> jax.Array:
-        """This part's number."""
+        """The number of this device's part."""
         return jax.lax.axis_index(self.name)
 
-    def mine(self, tree: Any) -> Any:
-        """This part of arrays of one row per example of the whole batch."""
+    def local(self, tree: Any) -> Any:
+        """This device's rows of arrays that have one row per example of the whole batch."""
 
         def part(whole: jax.Array) -> jax.Array:
             rows = whole.shape[0] // self.size
@@ -34,24 +35,26 @@ class OverAxis(NamedTuple):
 
         return jax.tree.map(part, tree)
 
-    def join(self, tree: Any) -> Any:
-        """The inverse of `mine`: every device gets the whole."""
+    def gather(self, tree: Any) -> Any:
+        """The inverse of `local`: every device gets the whole."""
         return jax.tree.map(lambda a: jax.lax.all_gather(a, self.name, tiled=True), tree)
 
     def mean(self, tree: Any) -> Any:
         """The mean over the parts."""
         return jax.tree.map(lambda a: jax.lax.pmean(a, self.name), tree)
 
-    def by_device(self, function: Callable[[Spread, Any, Any], Any], whole: Any, rows: Any) -> Any:
-        """`function`(spread, whole, rows) as each device runs it, with its rows.
+    def by_device(
+        self, function: Callable[[BatchSharding, Any, Any], Any], whole: Any, rows: Any
+    ) -> Any:
+        """`function`(sharding, whole, rows) as each device runs it, on its own rows.
 
-        `whole` is the same everywhere, and so must be what comes out.
+        `whole` is the same on every device, and so must be the result.
         """
         return function(self, whole, rows)
 
 
-class Together(NamedTuple):
-    """All examples are here, as under `jit`: over a mesh (None: no mesh), XLA spreads them."""
+class Global(NamedTuple):
+    """Arrays hold all examples, as under `jit`: XLA divides them over the mesh (None: no mesh)."""
 
     mesh: Mesh | None = None
     size: int = 1
@@ -59,10 +62,10 @@ class Together(NamedTuple):
     def index(self) -> int:
         return 0
 
-    def mine(self, tree: Any) -> Any:
+    def local(self, tree: Any) -> Any:
         return tree
 
-    def join(self, tree: Any) -> Any:
+    def gather(self, tree: Any) -> Any:
         if self.mesh is None:
             return tree
         whole = NamedSharding(self.mesh, PartitionSpec())
@@ -71,7 +74,9 @@ class Together(NamedTuple):
     def mean(self, tree: Any) -> Any:
         return tree
 
-    def by_device(self, function: Callable[[Spread, Any, Any], Any], whole: Any, rows: Any) -> Any:
+    def by_device(
+        self, function: Callable[[BatchSharding, Any, Any], Any], whole: Any, rows: Any
+    ) -> Any:
         if self.mesh is None or self.mesh.size == 1:
             return function(self, whole, rows)
         names = self.mesh.axis_names
@@ -84,8 +89,8 @@ class Together(NamedTuple):
         )(whole, rows)
 
 
-Spread = Together | OverAxis
-HERE = Together()
+BatchSharding = Global | OverAxis
+LOCAL = Global()
 
 
 def over_micro_batches(
@@ -94,8 +99,8 @@ def over_micro_batches(
     """`function`(rows, number) on `count` micro-batches in turn: gradient accumulation.
 
     Args:
-      function: gives a tree whose mean over the micro-batches is wanted, and a tree of arrays of
-        one row per row that it got.
+      function: gives a tree, of which the mean over the micro-batches is taken, and a tree of
+        arrays with one row per row of its argument.
       rows: a tree of arrays with one first axis, a multiple of `count`.
 
     Returns:
@@ -103,7 +108,7 @@ def over_micro_batches(
     """
     if count == 1:
         return function(rows, 0)
-    # Every `count`-th row makes a micro-batch, so that it is spread over all devices of a mesh.
+    # A micro-batch is every `count`-th row, so that it is divided over all devices of a mesh.
     pieces = jax.tree.map(lambda a: jnp.swapaxes(a.reshape(-1, count, *a.shape[1:]), 0, 1), rows)
     first = jax.tree.map(lambda a: a[0], pieces)
     zero = jax.tree.map(

@@ -4,12 +4,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import assert_close, compiled_quickly, small_config
+from small_runs import MIXTURE, assert_close, compiled_quickly, first_state, small_config
 
-from diffax import schedules, training
+from diffax import config as config_lib
+from diffax import distributed, schedules, training
 from diffax.data import sources
+from diffax.distributed import steps
 from diffax.schedules.fields import numbers, with_numbers
-from diffax.training import lifted, parallel
 
 
 def fixed_schedules():
@@ -99,12 +100,8 @@ def test_a_training_is_as_with_constants(mode, tmp_path, monkeypatch):
 
     training.train(config, tmp_path / "own", stop)
 
-    def with_constants(make_step, mesh, state, mode, form):
-        assert form.count == 1
-        return parallel.compile_step(make_step, mesh, state, mode)
-
     with monkeypatch.context() as patch:
-        patch.setattr(lifted, "compile_step", with_constants)
+        patch.setattr(steps, "_has_numbers", lambda node: False)
         expected, metrics = training.train(config, tmp_path / "constants")
         training.train(config, tmp_path / "resumed", stop)
     for folder in ("own", "resumed"):
@@ -112,3 +109,35 @@ def test_a_training_is_as_with_constants(mode, tmp_path, monkeypatch):
         assert state.schedule == expected.schedule
         assert_close(state.params, expected.params, rtol=1e-4, atol=1e-6)
         assert found == pytest.approx(metrics, rel=1e-4)
+
+
+def test_measures_and_samples_share_their_programs_over_values(monkeypatch):
+    """And give what they give with constants."""
+    traced = []
+    for s in (0.01, 0.2):
+        config = changed(schedule__s=s)
+        method = config_lib.build_method(config, MIXTURE)
+        state = first_state(config, method)
+        keys = jax.random.split(jax.random.key(0), 3)
+
+        def sample(state, keys, s=s, method=method):
+            traced.append(s)
+            return method.sample(state, keys, {})
+
+        if s == 0.01:
+            shared = distributed.jit_over_numbers(sample)
+        found = shared(state, keys)
+        np.testing.assert_allclose(found, jax.jit(sample)(state, keys), rtol=1e-4, atol=1e-5)
+    assert traced == [0.01, 0.01, 0.2]  # the shared one once, and each with constants
+
+
+def test_what_is_taken_out_is_put_back():
+    config = changed(schedule__s=0.03)
+    state = first_state(config, config_lib.build_method(config, MIXTURE))
+    arrays, template = steps.numbers_out(state)
+    assert jax.tree.structure(steps.numbers_in(arrays, template)) == jax.tree.structure(state)
+    other = first_state(c := changed(schedule__s=0.3), config_lib.build_method(c, MIXTURE))
+    assert steps.numbers_out(other)[1] == template
+    learned = changed(schedule__name="learned", schedule__size=8)
+    learned = first_state(learned, config_lib.build_method(learned, MIXTURE))
+    assert jax.tree.structure(steps.numbers_out(learned)[0]) == jax.tree.structure(learned)

@@ -11,8 +11,9 @@ import jax
 import numpy as np
 from ml_collections import ConfigDict
 
+from diffax.methods import Method
+from diffax.methods.base import Bounded
 from diffax.runtime import Failed
-from diffax.training.step import MUST_HOLD
 
 
 class NonFiniteError(Failed, FloatingPointError):
@@ -20,9 +21,9 @@ class NonFiniteError(Failed, FloatingPointError):
 
     Attributes:
       step, quantity, value: where it began.
-      log_snr: of the example with the largest loss (or one that is not finite) in that step.
-      skipped: how many steps it were in a row, none of which changed anything.
+      skipped: how many steps in a row were skipped; none of them changed anything.
       section: of the config, with the learning rate at fault: "optimizer", "schedule_learning".
+      detail: what the method says of that step.
     """
 
     def __init__(
@@ -30,42 +31,50 @@ class NonFiniteError(Failed, FloatingPointError):
         step: int,
         quantity: str,
         value: float,
-        log_snr: float,
         skipped: int,
         section: str = "optimizer",
+        detail: str = "",
         kept: str = "",
     ):
+        where = f", {detail}" if detail else ""
         super().__init__(
-            f"the {quantity} is {value:.3g} in step {step}, where the worst example is at log-SNR"
-            f" {log_snr:.3g}; {skipped} step{'s' * (skipped > 1)} in a row had to be skipped{kept}"
+            f"the {quantity} is {value:.3g} in step {step}{where};"
+            f" {skipped} step{'s' * (skipped > 1)} in a row had to be skipped{kept}"
         )
         self.step, self.quantity, self.value = step, quantity, value
-        self.log_snr, self.skipped, self.section = log_snr, skipped, section
+        self.skipped, self.section, self.detail = skipped, section, detail
 
     def of_run(self, where: str, config: ConfigDict) -> NonFiniteError:
-        """The same, which says where the run is, what of it is kept and what to change."""
+        """The same error, which says where the run is, what of it is kept and what to change."""
         lower = f"{self.section}.learning_rate={config[self.section].learning_rate:g}"
         return NonFiniteError(
             self.step,
             self.quantity,
             self.value,
-            self.log_snr,
             self.skipped,
             self.section,
+            self.detail,
             f"{where}. A lower {lower} usually helps, or a lower {self.section}.clip_norm; with it"
             " and config.training.allow_config_change=True the same call (or command) goes on",
         )
 
 
-class Window:
-    """The metrics of each step since the window was last emptied.
+class MetricBuffer:
+    """The metrics of each step since the buffer was last emptied.
 
     Args:
+      method: whose steps give the metrics.
       remembered: what `memory` gave, to go on from there.
-      most_skipped: so many steps in a row may be skipped.
+      most_skipped: how many steps in a row may be skipped.
     """
 
-    def __init__(self, remembered: Sequence[Mapping[str, float]] = (), most_skipped: int = 0):
+    def __init__(
+        self,
+        method: Method,
+        remembered: Sequence[Mapping[str, float]] = (),
+        most_skipped: int = 0,
+    ):
+        self._method = method
         self._entries: list[Mapping[str, float]] = list(remembered)
         self._calls: list[tuple[int, Mapping[str, Any]]] = []  # not fetched yet
         self._most_skipped, self._fetched = most_skipped, 0
@@ -104,54 +113,51 @@ class Window:
         row: list[Mapping[str, float]] = []
         entries = self.memory()
         for i, entry in enumerate(entries, 1):
-            row = [] if is_good(entry) else [*row, entry]
+            row = [] if self._is_good(entry) else [*row, entry]
             if len(row) > self._most_skipped or (row and last and i == len(entries)):
-                raise _error(row)
+                raise _error(self._method, row)
 
     def in_row(self) -> bool:
         """Whether the latest step was skipped."""
         entries = self.memory()
-        return bool(entries) and not is_good(entries[-1])
+        return bool(entries) and not self._is_good(entries[-1])
 
     def take_mean(self) -> dict[str, float]:
-        """The mean of each metric over the window, which is emptied.
+        """The mean of each metric over the buffer, which is emptied.
 
         Steps that were skipped are left out and, if there were any, counted as "skipped_steps".
-        Metrics of the schedule's updates are averaged over the steps that made one, and left out
-        if none did.
+        Metrics with a flag are averaged over the steps where it is 1, and left out if there is
+        none.
         """
         entries = self.memory()
-        last_good = max((i for i, e in enumerate(entries) if is_good(e)), default=-1)
+        last_good = max((i for i, e in enumerate(entries) if self._is_good(e)), default=-1)
         # Those that may be the beginning of a row stay, but are not counted again.
         self._entries = [{**entry, "counted": True} for entry in entries[last_good + 1 :]]
         entries = [entry for entry in entries if not entry.get("counted")]
-        good = [entry for entry in entries if is_good(entry)]
-        updates = [entry for entry in good if entry.get("schedule_updated")]
+        good = [entry for entry in entries if self._is_good(entry)]
         mean = {}
         for name in good[0] if good else ():
-            over = updates if name.startswith("schedule_") else good
-            if over and name not in _NOT_AVERAGED:
+            flags = [f for prefix, f in self._method.flags.items() if name.startswith(prefix)]
+            over = [entry for entry in good if all(map(entry.get, flags))]
+            if over and name != "step" and name not in self._method.diagnostics:
                 mean[name] = math.fsum(entry[name] for entry in over) / len(over)
         skipped = len(entries) - len(good)
         return mean | ({"skipped_steps": skipped} if skipped else {})
 
-
-_NOT_AVERAGED = (
-    "step", "schedule_updated", "worst_log_snr", "update_size", "schedule_update_size",
-)  # fmt: skip
+    def _is_good(self, entry: Mapping[str, float]) -> bool:
+        return is_good(self._method.required_finite, entry)
 
 
-def is_good(entry: Mapping[str, float]) -> bool:
-    """Whether a step changed anything: all that must be finite was so."""
-    return all(bound.holds(entry.get(name, 0.0)) for name, bound in MUST_HOLD.items())
+def is_good(required: Mapping[str, Bounded], entry: Mapping[str, float]) -> bool:
+    """Whether a step changed anything: all that is required of its metrics held."""
+    return all(bound.holds(entry.get(name, 0.0)) for name, bound in required.items())
 
 
-def _error(row: Sequence[Mapping[str, float]]) -> NonFiniteError:
-    first = row[0]
-    name = next(n for n, bound in MUST_HOLD.items() if not bound.holds(first.get(n, 0.0)))
-    words, section, _ = MUST_HOLD[name]
-    log_snr = first.get("worst_log_snr", math.nan)
-    # A learned schedule has finite ends: one that gives something else is what went wrong.
-    if "schedule_updated" in first and not math.isfinite(log_snr):
-        section = "schedule_learning"
-    return NonFiniteError(first["step"], words, first[name], log_snr, len(row), section)
+def _error(method: Method, row: Sequence[Mapping[str, float]]) -> NonFiniteError:
+    first, required = row[0], method.required_finite
+    name = next(n for n, bound in required.items() if not bound.holds(first.get(n, 0.0)))
+    detail, at_fault = method.diagnose(first)
+    bound = required[name]
+    return NonFiniteError(
+        first["step"], bound.words, first[name], len(row), at_fault or bound.section, detail
+    )

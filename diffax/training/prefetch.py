@@ -1,4 +1,4 @@
-"""Batches on their devices some calls ahead of the step, so that it never waits for them."""
+"""Prefetches batches to the devices, so that a training step never waits for them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import jax
 import numpy as np
 
 
-class Feed:
+class DevicePrefetcher:
     """An iterator of (number of steps, their batches on the devices).
 
     The transfer to a device goes on while the step before runs: JAX does not wait for either.
@@ -18,8 +18,8 @@ class Feed:
     Args:
       batches: of `diffax.data.batches`.
       place: puts batches, stacked along a new first axis, on their devices.
-      sizes: how many batches to stack for each call; the feed ends with it.
-      ahead: calls whose batches lie on the devices, besides the one that is handed out.
+      sizes: how many batches to stack for each call; the iterator ends with it.
+      ahead: how many calls' batches lie on the devices, besides the one that is handed out.
     """
 
     def __init__(
@@ -34,7 +34,7 @@ class Feed:
         """The state that `batches` was in after those which were handed out."""
         return self._state
 
-    def __iter__(self) -> Feed:
+    def __iter__(self) -> DevicePrefetcher:
         return self
 
     def __next__(self) -> tuple[int, Any]:

@@ -1,0 +1,101 @@
+"""The method of a config: its parts, built from the names in the config."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Callable
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from diffax import methods, time_sampling
+from diffax.config import build
+from diffax.config.defaults import method_keywords
+from diffax.data import DatasetInfo
+from diffax.methods.diffusion import Objective, ScheduleLearning
+from diffax.methods.diffusion_measures import Settings
+from diffax.models.conditioning import Condition
+
+
+def build_method(config: ConfigDict, data: DatasetInfo) -> methods.Method:
+    """The method of `config.method`, for data of which `data` is known.
+
+    Each of its parameters that is in `methods.PARTS` is built from the config; the others are its
+    options, keys of `config.method`.
+
+    Raises:
+      ValueError: an option that the method doesn't take, or parts that can't be built.
+    """
+    name = config.method.name
+    parts = {
+        part: PARTS[part](config, data) for part in methods.arguments_of(name) if part in PARTS
+    }
+    given = {key: config.method[key] for key in method_keywords()}
+    options = {key: value for key, value in given.items() if value is not None}
+    return methods.get(name, **parts, **options)
+
+
+def _conditions(config: ConfigDict, data: DatasetInfo) -> dict[str, Condition]:
+    if not config.model.class_conditional:
+        return {}
+    return {"label": Condition(data.num_classes, config.model.label_dropout)}
+
+
+def _objective(config: ConfigDict, data: DatasetInfo) -> Objective:
+    section = config.objective
+    return Objective(
+        prediction=section.prediction,
+        weighting=section.weighting,
+        times=time_sampling.get(section.time_sampling),
+        learned_variance=section.learned_variance,
+        hybrid_weight=section.hybrid_weight,
+    )
+
+
+def _schedule_learning(config: ConfigDict, data: DatasetInfo) -> ScheduleLearning:
+    section = config.schedule_learning
+    return ScheduleLearning(
+        objective=section.objective,
+        optimizer=build.build_schedule_optimizer(config),
+        decay=build.schedule_decay_at(config),
+        update_every=section.update_every,
+        num_steps=section.num_steps,
+    )
+
+
+def _settings(config: ConfigDict, data: DatasetInfo) -> Settings:
+    section = config.evaluation
+    return Settings(
+        repeats=section.repeats,
+        vlb_num_steps=section.vlb_num_steps,
+        ode_num_steps=section.ode_num_steps,
+        schedule_steps=config.schedule.num_steps,
+        impossible=functools.partial(build.infinite_ends, config, "the likelihood (bpd)"),
+    )
+
+
+def _sampling(config: ConfigDict, data: DatasetInfo) -> dict[str, Any]:
+    return {
+        **build.sampling_options(config),
+        **build.guidance_options(config),
+        "schedule": build.build_sampling_schedule(config, data.shape),
+        "with_variance": build.build_sampler(config).learned_variance,
+    }
+
+
+# How each of `methods.PARTS` is built.
+PARTS: dict[str, Callable[[ConfigDict, DatasetInfo], Any]] = {
+    "data": lambda config, data: data,
+    "network": build.build_model,
+    "conditions": _conditions,
+    "schedule": lambda config, data: functools.partial(build.build_schedule, config, data.shape),
+    "schedule_steps": lambda config, data: config.schedule.num_steps,
+    "objective": _objective,
+    "schedule_learning": _schedule_learning,
+    "optimizer": lambda config, data: build.build_optimizer(config),
+    "learning_rate": lambda config, data: build.learning_rate_at(config),
+    "ema_decay": lambda config, data: config.ema.decay,
+    "grad_accumulation": lambda config, data: config.training.grad_accumulation,
+    "evaluation": _settings,
+    "sampling": _sampling,
+}

@@ -1,0 +1,102 @@
+"""Methods: what is trained. `diffusion` is one; a plugin may register others.
+
+A method is a function that returns a `Method` and takes, by name, what a config builds for it
+("data", "network", "optimizer", ...: `PARTS` lists them) and its own options. The
+options are numbers, words or tuples, and become keys of `config.method`.
+"""
+
+import inspect
+from collections.abc import Callable
+
+from diffax.methods.base import (
+    GRAD_NORM,
+    LARGEST_UPDATE,
+    LOSS,
+    UPDATE_SIZE,
+    Bounded,
+    Measure,
+    Method,
+    advance,
+    moving_average,
+    share_of_start,
+    update_size,
+)
+from diffax.methods.diffusion import TrainState, predictor
+from diffax.methods.diffusion import diffusion as _diffusion
+from diffax.registry import Registry, check_arguments, require, shared_arguments
+
+METHODS: Registry[Callable[..., Method]] = Registry("method", {"diffusion": _diffusion})
+# What a config builds for a method that has a parameter of that name; these are no options.
+PARTS = {
+    "data": "what is known of the data, a `diffax.data.DatasetInfo`",
+    "network": "the flax module of config.model",
+    "conditions": "name -> `diffax.models.conditioning.Condition`",
+    "schedule": "key -> the schedule that training begins with",
+    "schedule_steps": "T where the schedule acts in discrete time, else 0",
+    "objective": "config.objective as `diffax.methods.diffusion.Objective`",
+    "schedule_learning": "config.schedule_learning as a `ScheduleLearning` of that module",
+    "optimizer": "the optax transformation of config.optimizer",
+    "learning_rate": "step -> learning rate",
+    "ema_decay": "of the moving average of the parameters",
+    "grad_accumulation": "micro-batches per step",
+    "evaluation": "how a diffusion model is measured",
+    "sampling": "config.sampling as options of `Method.sample`",
+}
+
+
+def register(name: str, make: Callable[..., Method]) -> None:
+    """Makes a method reachable by name, in configs and on the command line.
+
+    Args:
+      make: make(**parts and options) -> `Method`.
+
+    Raises:
+      ValueError: the name is taken, or an option's type isn't known or is another one than that of
+        another method's option of the same name.
+    """
+    shared_arguments("method", {**METHODS, name: make}, PARTS)
+    METHODS.register(name, make)
+
+
+def key_types() -> dict[str, type]:
+    """The options of all methods that are keys of config.method, with their types."""
+    return shared_arguments("method", METHODS, PARTS)
+
+
+def get(name: str, **arguments: object) -> Method:
+    """The method of that name from its parts and options.
+
+    Raises:
+      ValueError: an unknown name, or an argument that the method doesn't take or needs.
+    """
+    make = METHODS.lookup(name)
+    check_arguments(f"method {name!r}", make, arguments)
+    return require(f"method {name!r}", make(**arguments), "Method", *Method._fields)
+
+
+def arguments_of(name: str) -> tuple[str, ...]:
+    """The parts and options that the method `name` takes."""
+    return tuple(inspect.signature(METHODS.lookup(name)).parameters)
+
+
+__all__ = [
+    "GRAD_NORM",
+    "LARGEST_UPDATE",
+    "LOSS",
+    "METHODS",
+    "PARTS",
+    "UPDATE_SIZE",
+    "Bounded",
+    "Measure",
+    "Method",
+    "TrainState",
+    "advance",
+    "arguments_of",
+    "get",
+    "key_types",
+    "moving_average",
+    "predictor",
+    "register",
+    "share_of_start",
+    "update_size",
+]

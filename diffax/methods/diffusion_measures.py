@@ -1,0 +1,204 @@
+"""What is measured of a diffusion model: its bound, its ODE likelihood, its loss by level."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax import arguments, likelihood
+from diffax.methods.base import Arrays, Batch, Measure, State
+from diffax.process import AnySchedule, Predict
+from diffax.schedules import ends_of
+
+CURVE_POINTS = 1025
+PROFILE_LEVELS = 33
+
+
+class Settings(NamedTuple):
+    """How the bound and the likelihood are measured.
+
+    Attributes:
+      repeats: noise levels at which each example is seen for the bound.
+      vlb_num_steps: T of the bound; 0 for the schedule's own time.
+      ode_num_steps: steps of the probability-flow ODE.
+      schedule_steps: T of a schedule that acts in discrete time, else 0.
+      impossible: () -> a sentence that says why neither can be measured; empty if they can.
+    """
+
+    repeats: int
+    vlb_num_steps: int
+    ode_num_steps: int
+    schedule_steps: int
+    impossible: Callable[[], str] = str
+
+
+class Measures:
+    """The measures of a diffusion model, by the averaged parameters of a state.
+
+    "bpd" is the variational bound and the variance of its estimate: "bpd" the mean bound, in
+    bits/dim, "prior", "diffusion" and "reconstruction" its terms, "standard_error" that of "bpd" as
+    an estimate for the population of examples, left out for a single one; "vlb_variance" the
+    variance of the diffusion term of one example at one time, in (bits/dim)^2: what training sees
+    (Kingma 2021, figure 4). "bpd_vlb" is the same, to stand beside "bpd_ode", the bits/dim by the
+    probability-flow ODE (`likelihood.ode_bits_per_dim`), with one random probe of the divergence
+    and one dequantisation per example.
+    """
+
+    def __init__(
+        self,
+        predict: Callable[[State, Batch], Predict],
+        effective: Callable[[State], AnySchedule],
+        prediction: str,
+        levels: int | None,
+        settings: Settings,
+    ):
+        """`predict`: the averaged network under a batch's conditions. `effective`: the schedule of
+        a state as it acts, in discrete time if that is so."""
+        self._predict, self._effective = predict, effective
+        self._prediction, self._levels, self._settings = prediction, levels, settings
+        bound = Measure(
+            self._bound, self._bound_summary, settings.repeats, self._logged, settings.impossible
+        )
+        ode = Measure(self._ode, self._ode_summary, impossible=settings.impossible)
+        self.measures = {"bpd": bound, "bpd_vlb": bound._replace(logged=None), "bpd_ode": ode}
+
+    # --- the bound ---
+
+    def _bound(
+        self, state: State, key: jax.Array, batch: Batch
+    ) -> dict[str, jax.Array]:
+        x0 = batch["x"]
+        terms = likelihood.vlb(
+            None,
+            self._predict(state, batch),
+            self._effective(state),
+            x0,
+            num_steps=self._settings.vlb_num_steps or None,
+            prediction=self._prediction,
+            levels=self._levels,
+            draws=likelihood.draw(key, x0.shape, x0.dtype, batch["number"]),
+        )
+        return terms._asdict()
+
+    def _bound_summary(self, terms: Arrays) -> dict[str, Any]:
+        diffusion_term = terms["diffusion"]
+        if diffusion_term.size < 2:
+            raise ValueError(
+                f"evaluation.repeats={self._settings.repeats} with {diffusion_term.shape[1]}"
+                " example: the variance of the bound needs at least 2 values; raise"
+                " evaluation.repeats or evaluation.num_examples"
+            )
+        per_example = likelihood.VLB(**terms).total.mean(axis=0)
+        num_steps = self._settings.vlb_num_steps or self._settings.schedule_steps
+        return {
+            "bpd": float(per_example.mean()),
+            **_standard_error(per_example),
+            **{name: float(np.mean(term)) for name, term in terms.items()},
+            "vlb_variance": float(diffusion_term.var(ddof=1)),
+            "num_examples": len(per_example),
+            "repeats": self._settings.repeats,
+            "time": f"{num_steps} steps" if num_steps else "continuous",
+            "levels": self._levels,
+        }
+
+    def _logged(self, terms: Arrays) -> dict[str, float]:
+        return {
+            "vlb": float(np.mean(likelihood.VLB(**terms).total)),
+            **{name: float(np.mean(term)) for name, term in terms.items()},
+            "vlb_variance": float(np.var(terms["diffusion"])),
+        }
+
+    # --- the likelihood by the ODE ---
+
+    def _ode(
+        self, state: State, key: jax.Array, batch: Batch
+    ) -> dict[str, jax.Array]:
+        bits = likelihood.ode_bits_per_dim(
+            self._predict(state, batch),
+            self._effective(state),
+            batch["x"],
+            key=likelihood.keys_of(key, batch["number"]),
+            levels=self._levels,
+            prediction=self._prediction,
+            num_steps=self._settings.ode_num_steps,
+        )
+        return {"bits": bits}
+
+    def _ode_summary(self, found: Arrays) -> dict[str, Any]:
+        (bits,) = found["bits"]
+        return {
+            "bpd": float(bits.mean()),
+            **_standard_error(bits),
+            "num_examples": len(bits),
+            "num_steps": self._settings.ode_num_steps,
+            "divergence": "hutchinson, 1 probe",
+            "levels": self._levels,
+        }
+
+    # --- the loss by noise level ---
+
+    def loss_by_log_snr(
+        self, state: State, batch: Batch, seed: int = 0
+    ) -> dict[str, list]:
+        """E|eps - eps_hat|^2 per dimension at 33 equally spaced log-SNRs: "log_snr" and "loss".
+
+        Between the schedule's ends, infinite ones taken at 20 and -20. It compares networks trained
+        under different schedules noise level by noise level. In discrete time the nearest index is
+        taken.
+        """
+        schedule = self._effective(state)
+        first, last = (np.clip(float(end), -20.0, 20.0) for end in ends_of(schedule))
+        times = schedule.inverse_log_snr(jnp.linspace(last, first, PROFILE_LEVELS))
+        x0 = batch["x"]
+
+        @jax.jit
+        def error(state, t, key):
+            noise = jax.random.normal(key, x0.shape)
+            t = jnp.broadcast_to(t, x0.shape[:1])
+            log_snr = schedule.log_snr(t)
+            errors = likelihood.eps_error(
+                self._predict(state, batch), x0, noise, t, log_snr, self._prediction
+            )
+            return log_snr[0], jnp.mean(errors) / math.prod(x0.shape[1:])
+
+        key = arguments.seeded(seed)
+        points = [error(state, t, jax.random.fold_in(key, i)) for i, t in enumerate(times)]
+        return {
+            "log_snr": [float(log_snr) for log_snr, _ in points],
+            "loss": [float(loss) for _, loss in points],
+        }
+
+
+def _standard_error(values: np.ndarray) -> dict[str, float]:
+    """That of their mean; {} for a single value, which tells none."""
+    if len(values) < 2:
+        return {}
+    return {"standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}
+
+
+@jax.jit
+def _log_snr(schedule: AnySchedule, t: jax.Array) -> jax.Array:
+    return schedule.log_snr(t)
+
+
+def schedule_curve(state: State) -> dict[str, dict[str, list]]:
+    """{"schedule": {"t": [...], "log_snr": [...]}} of a state.
+
+    Continuous time is seen at 1025 points from 0 to 1; `diffax.schedules.from_json` reads what is
+    written of it if both ends are finite. T steps are seen at t = (i + 1) / T. Infinite values,
+    which JSON doesn't have, are null.
+    """
+    schedule = state.schedule
+    if schedule.num_steps is None:
+        t = np.linspace(0.0, 1.0, CURVE_POINTS)
+        log_snr = _log_snr(schedule, t.astype(np.float32))
+    else:
+        t = (np.arange(schedule.num_steps) + 1) / schedule.num_steps
+        log_snr = schedule.log_snrs
+    values = [value if math.isfinite(value) else None for value in np.asarray(log_snr).tolist()]
+    return {"schedule": {"t": t.tolist(), "log_snr": values}}

@@ -1,0 +1,182 @@
+"""What is measured of a state: a method's measures on a split of the data, and the variance of its
+gradient between batches."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from jax.sharding import Mesh
+from ml_collections import ConfigDict
+
+from diffax import arguments, distributed
+from diffax.data import Dataset, Split
+from diffax.methods import Measure, Method
+from diffax.methods.base import Arrays, Batch, State
+from diffax.training import progress
+
+
+def over_split(
+    measure: Measure, split: Split, mesh: Mesh, batch_size: int, num_examples: int = 0
+) -> Callable[[State, int], Arrays]:
+    """(state, seed) -> what a measure gives on a split, each (repeats, examples) float64.
+
+    The random numbers of an example depend on the seed and on the example alone, so that two
+    states, or two runs, are compared under the same noise, however the examples are cut into
+    batches and divided over devices.
+
+    Args:
+      measure: of a method.
+      split: of whose examples the first `num_examples` count (0: all).
+      mesh: the devices.
+      batch_size: examples in one call at most, over all devices.
+
+    Raises:
+      ValueError: `batch_size` is no multiple of the number of devices.
+    """
+    distributed.check_divides("evaluation.batch_size", batch_size, mesh)
+    num = min(num_examples or len(split), len(split))
+    # As many batches as it takes, of equal size: little is left to fill up.
+    size = math.ceil(num / math.ceil(num / batch_size) / mesh.size) * mesh.size
+    compiled = distributed.jit_over_numbers(
+        measure.per_example, out_shardings=distributed.replicated(mesh)
+    )
+
+    def run(state: State, seed: int) -> Arrays:
+        # Arrays lie as in training, so that a program in the compilation cache is found there.
+        state = jax.device_put(state, distributed.state_sharding(state, mesh))
+        whole_key = arguments.seeded(seed)
+        keys = [jax.random.fold_in(whole_key, repeat) for repeat in range(measure.repeats)]
+        parts = []
+        for i in progress.counted(range(0, num, size), "evaluating", "batches"):
+            # The last batch is filled up, so that all have one shape, and cut afterwards.
+            indices = np.minimum(np.arange(i, i + size), num - 1)
+            batch = {**examples(split, indices), "number": indices}
+            batch = distributed.place_batch(batch, mesh)
+            # One ends before the next begins, since the CPUs of several hosts keep no order.
+            repeated = [jax.device_get(compiled(state, key, batch)) for key in keys]
+            parts.append(jax.tree.map(lambda *arrays: np.stack(arrays), *repeated))
+        whole = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1)[:, :num], *parts)
+        return jax.tree.map(lambda array: array.astype(np.float64), whole)
+
+    return run
+
+
+def examples(split: Split, indices: np.ndarray) -> Batch:
+    """Examples of a split as a batch: "x" and "label"."""
+    label = None if split.label is None else split.label[indices]
+    return {"x": split.array(indices), "label": label}
+
+
+def make_gradient_variance(
+    method: Method, split: Split, mesh: Mesh, batch_size: int, num_batches: int
+) -> Callable[[State, int], float]:
+    """(state, seed) -> the variance of a training batch's gradient: the trace of its covariance.
+
+    Over `num_batches` batches of `batch_size` examples of a split, drawn anew with all that the
+    gradient draws, at the parameters being trained:
+
+        (sum |g_i|^2 - |sum g_i|^2 / n) / (n - 1),
+
+    which is unbiased. Before clipping; the unit is that of the loss, squared, over that of the
+    parameters, squared.
+
+    Raises:
+      ValueError: fewer than two batches.
+    """
+    if num_batches < 2:
+        raise ValueError(
+            f"config.evaluation.gradient_batches is {num_batches}; the variance of the gradient"
+            " needs at least 2"
+        )
+    like = jax.eval_shape(method.init, jax.random.key(0)).params
+    whole = distributed.replicated(mesh)
+    where = distributed.state_sharding(like, mesh), whole
+    sharding = distributed.Global(mesh)
+
+    def start() -> Any:
+        return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), jnp.zeros(())
+
+    def add(state: State, sums: Any, batch: Batch, key: jax.Array) -> Any:
+        gradient = method.gradient(state, batch, key, sharding)
+        total, squares = sums
+        return jax.tree.map(jnp.add, total, gradient), squares + optax.tree.norm(gradient) ** 2
+
+    def norms(sums: Any) -> tuple[jax.Array, jax.Array]:
+        total, squares = sums
+        return optax.tree.norm(total) ** 2, squares
+
+    start = jax.jit(start, out_shardings=where)
+    add = distributed.jit_over_numbers(add, donate_argnums=2, out_shardings=where)
+    norms = jax.jit(norms, out_shardings=whole)
+
+    def variance(state: State, seed: int) -> float:
+        state = jax.device_put(state, distributed.state_sharding(state, mesh))
+        sums, rng = start(), np.random.default_rng(seed)
+        batches = range(num_batches)
+        for i in progress.counted(batches, "measuring the variance of the gradient", "batches"):
+            rows = rng.choice(len(split), batch_size, replace=batch_size > len(split))
+            batch = distributed.place_batch(examples(split, rows), mesh)
+            key = jax.random.fold_in(jax.random.key(seed), i)
+            # One ends before the next begins, since the CPUs of several hosts keep no order.
+            sums = jax.block_until_ready(add(state, sums, batch, key))
+        of_sum, squares = map(float, jax.device_get(norms(sums)))
+        return (squares - of_sum / num_batches) / (num_batches - 1)
+
+    return variance
+
+
+def measure_on(
+    method: Method, name: str, config: ConfigDict, split: Split, mesh: Mesh
+) -> Callable[[State, int], Arrays]:
+    """`over_split` of the method's measure of that name, in the sizes of config.evaluation.
+
+    Raises:
+      ValueError: the method has no such measure, or it is impossible of this run; or as
+        `over_split`.
+    """
+    if name not in method.measures:
+        known = ", ".join(method.measures)
+        raise ValueError(
+            f"{name!r} can't be measured: method {config.method.name!r} has {known or 'nothing'}"
+        )
+    measure, section = method.measures[name], config.evaluation
+    if sentence := measure.impossible():
+        raise ValueError(sentence)
+    return over_split(measure, split, mesh, section.batch_size, section.num_examples)
+
+
+def make_evaluation(
+    config: ConfigDict, method: Method, dataset: Dataset, mesh: Mesh
+) -> Callable[[State], dict[str, float]]:
+    """state -> what the loop logs of it, always under the same noise (`config.seed`).
+
+    On the evaluation split what each measure logs, as "eval_<name>". On the training split
+    "eval_grad_variance", unless `evaluation.gradient_batches` is 0.
+    """
+    logs = {
+        name: measure.logged
+        for name, measure in method.measures.items()
+        if measure.logged is not None and not measure.impossible()
+    }
+    measured = {name: measure_on(method, name, config, dataset.eval, mesh) for name in logs}
+    variance, num = None, config.evaluation.gradient_batches
+    if num and method.gradient is not None:
+        size = config.training.batch_size
+        variance = make_gradient_variance(method, dataset.train, mesh, size, num)
+
+    def evaluate(state: State) -> dict[str, float]:
+        found = {}
+        for name, log in logs.items():
+            values = log(measured[name](state, config.seed))
+            found |= {f"eval_{key}": value for key, value in values.items()}
+        if variance is not None:
+            found["eval_grad_variance"] = variance(state, config.seed)
+        return found
+
+    return evaluate
