@@ -143,7 +143,7 @@ WILD = [
     ("schedule_learning.learning_rate", 1e3, base.LARGEST_UPDATE, ["8"]),
     # Where the step that ruins it is made: it is saved, and then found out.
     ("optimizer.learning_rate", 1e4, np.inf, ["8", "diverged-9"]),
-    ("schedule_learning.learning_rate", 1e30, np.inf, ["8", "diverged-9"]),
+    ("schedule_learning.learning_rate", 1e15, np.inf, ["8", "diverged-9"]),
 ]
 
 
