@@ -141,9 +141,9 @@ WILD = [
     ("optimizer.learning_rate", 1e2, base.LARGEST_UPDATE, ["8"]),
     ("optimizer.learning_rate", 1e30, base.LARGEST_UPDATE, ["8"]),
     ("schedule_learning.learning_rate", 1e3, base.LARGEST_UPDATE, ["8"]),
-    # Where the step that ruins it is made: it is saved, and then found out.
+    # Where the step that ruins it is made: it is saved, and then found out. (A learned schedule is
+    # finite for parameters of any size.)
     ("optimizer.learning_rate", 1e4, np.inf, ["8", "diverged-9"]),
-    ("schedule_learning.learning_rate", 1e15, np.inf, ["8", "diverged-9"]),
 ]
 
 
@@ -160,7 +160,6 @@ def test_a_wild_rate_is_named_and_a_lower_one_goes_on_from_what_was_good(
     settings = {
         "training__checkpoint_every": 1, "training__keep_checkpoints": 1,
         "training__num_steps": 8, "schedule__name": "learned", "schedule__size": 8,
-        "schedule__learn_endpoints": True,  # which overflow; the shape is made of fractions
     }  # fmt: skip
     healthy, _ = training.train(small_config(**settings), tmp_path)
     healthy = jax.device_get(healthy.params)
