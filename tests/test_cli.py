@@ -4,6 +4,7 @@ import contextlib
 import functools
 import json
 import platform
+import re
 import shutil
 import subprocess
 import sys
@@ -49,12 +50,18 @@ def test_train_leaves_config_metrics_and_checkpoint(trained):
 def test_train_ends_with_where_all_lies_and_the_next_command(trained, config_file, capsys):
     assert cli.main(["train", f"--config={config_file}", f"--workdir={trained}"]) == 0
     out, errors = capsys.readouterr()
-    assert json.loads(out)["loss"] > 0
+    table = dict(
+        re.fullmatch(r"([a-z ]+): +([0-9.e+-]{1,10})", line).groups() for line in out.splitlines()
+    )
+    assert {"loss", "loss variance", "gradient norm", "learning rate"} <= {*table}
     assert [line.split() for line in errors.splitlines()[-3:]] == [
         ["checkpoint:", str(trained / "checkpoints" / "4")],
         ["metrics:", str(trained / "metrics.jsonl")],
         ["next:", "diffax", "sample", f"--workdir={trained}"],
     ]
+    words = ["train", f"--config={config_file}", f"--workdir={trained}", "--json"]
+    assert cli.main(words) == 0
+    assert f"{json.loads(capsys.readouterr().out)['loss']:.4g}" == table["loss"]
 
 
 def test_overrides_reach_the_config(config_file):

@@ -114,7 +114,7 @@ def test_a_run_says_each_thing_that_it_does(tmp_path, caplog):
         r"compiled in \d+\.\d s; step 1 of 4 is under way",
         "evaluating: 2 batches",
         "measuring the variance of the gradient: 2 batches",
-        r"step 4/4  .* steps/s  0:00:00 left  .*loss .*eval_vlb .*",
+        r"step 4/4  .* steps/s  0:00:00 left  .*loss .*evaluated bound .*",
         "drawing samples",
         "writing the last checkpoint",
     ]

@@ -261,3 +261,15 @@ def test_a_signal_ends_a_compilation_at_once():
         finally:
             process.kill()
     assert (said, process.returncode) == ("diffax: stopped before it began\n", 143)
+
+
+def test_who_gave_a_command_repeats_a_command_and_a_program_a_call(tmp_path):
+    assert runtime.the_same() == "the same call"
+    with runtime.as_command():
+        assert runtime.the_same() == "the same command"
+        said = [sys.executable, "-c", "from diffax import runtime; print(runtime.the_same())"]
+        assert subprocess.run(said, capture_output=True, text=True).stdout == "the same command\n"
+        with runtime.as_command():
+            pass
+        assert runtime.the_same() == "the same command"
+    assert runtime.the_same() == "the same call"

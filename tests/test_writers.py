@@ -44,8 +44,10 @@ def test_log_lines_tell_speed_and_time_left(caplog, monkeypatch):
     clock = iter([0.0, 50.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
     with caplog.at_level("INFO", logger="diffax"):
-        writers.LogLines(progress.Pace(300)).write_scalars(100, {"loss": 0.12345})
-    assert caplog.messages == ["step 100/300  2 steps/s  0:01:40 left  loss 0.1235"]
+        writers.LogLines(progress.Pace(300)).write_scalars(100, {"loss": 0.12345, "eval_vlb": 3})
+    assert caplog.messages == [
+        "step 100/300  2 steps/s  0:01:40 left  loss 0.1235  evaluated bound 3"
+    ]
 
 
 def test_tensorboard_without_tensorflow_is_refused(tmp_path, monkeypatch):

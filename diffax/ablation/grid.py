@@ -26,7 +26,7 @@ from diffax.ablation import store
 from diffax.ablation import workers as worker_processes
 from diffax.ablation.store import GridRun
 from diffax.report.formatting import format_seconds
-from diffax.runtime import Failed
+from diffax.runtime import Failed, the_same
 
 
 @dataclass(frozen=True)
@@ -212,7 +212,7 @@ def run_grid(
         raise GridError(
             f"{count} of {len(runs)} runs failed: {why}. Each one's "
             f"traceback is in traceback.txt in its directory under {Path(workdir) / 'runs'}; "
-            "finished results are kept, and the same call tries the failed ones again."
+            f"finished results are kept, and {the_same()} tries the failed ones again."
         )
     return [store.record(store.read_result(run.directory), run.directory) for run in runs]
 

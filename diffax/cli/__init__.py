@@ -127,7 +127,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         parser.commands[args.command].error(f"not understood: {' '.join(rest)}")
     runtime.start(trains=command.takes_config)
     importlib.import_module(_NEEDS.get(args.command, "diffax"))
-    with runtime.stoppable() as signals:
+    with runtime.as_command(), runtime.stoppable() as signals:
         try:
             shared.check_places(args)
             config = None

@@ -14,14 +14,21 @@ from diffax.cli import shared
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
     shared.add_workdir(parser, "of the run; if one was interrupted there, it goes on")
+    parser.add_argument(
+        "--json", action="store_true", help="print the last metrics as JSON, not as a table"
+    )
 
 
 def run(args: argparse.Namespace, config: ConfigDict) -> None:
     from diffax import training
+    from diffax.training.writers import called
 
     _, metrics = training.train(config, args.workdir)
     if training.hosts.is_first():
-        print(json.dumps(metrics, indent=1))
+        if args.json:
+            print(json.dumps(metrics, indent=1))
+        for name, value in {} if args.json else metrics.items():
+            print(f"{called(name) + ':':<30}{value:.4g}")
         for what, path in training.outcome(args.workdir).items():
             print(f"{what + ':':<12}{path}", file=sys.stderr)
         command = ["diffax", "sample", f"--workdir={args.workdir}"]

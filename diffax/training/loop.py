@@ -21,7 +21,7 @@ from diffax.data import DatasetInfo
 from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
-from diffax.runtime import Interrupted, local_path
+from diffax.runtime import Interrupted, local_path, the_same
 from diffax.training import memory, pictures, prefetch, writers
 from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.interrupt import Interruption
@@ -331,11 +331,10 @@ def _save(
 
 def _farewell(runs: Sequence[RunLogger], step: int, skipping: bool) -> str:
     places = ", ".join(str(run.root) for run in runs)
-    saved = f"which is saved in {places}: the same call (or command) goes on from there"
+    saved = f"which is saved in {places}: {the_same()} goes on from there"
     if skipping:
         all_kept = ", ".join(kept(run.checkpoints.directory) for run in runs)
-        saved = f"which had to be skipped and is not saved: {all_kept}; the same call (or command)"
-        saved += " goes on"
+        saved = f"which had to be skipped and is not saved: {all_kept}; {the_same()} goes on"
     return f"stopped after step {step}, {saved}"
 
 

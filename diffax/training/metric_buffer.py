@@ -13,7 +13,7 @@ from ml_collections import ConfigDict
 
 from diffax.methods import Method
 from diffax.methods.base import Bounded
-from diffax.runtime import Failed
+from diffax.runtime import Failed, the_same
 
 
 class NonFiniteError(Failed, FloatingPointError):
@@ -55,7 +55,7 @@ class NonFiniteError(Failed, FloatingPointError):
             self.section,
             self.detail,
             f"{where}. A lower {lower} usually helps, or a lower {self.section}.clip_norm; with it"
-            " and config.training.allow_config_change=True the same call (or command) goes on",
+            f" and config.training.allow_config_change=True {the_same()} goes on",
         )
 
 

@@ -33,7 +33,7 @@ from diffax import plugins
 from diffax.data import DatasetInfo
 from diffax.methods import Method
 from diffax.methods.base import State
-from diffax.runtime import local_path
+from diffax.runtime import local_path, the_same
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.lock import Lost
 
@@ -85,7 +85,7 @@ def saying_what_is_kept(*workdirs: Path) -> Iterator[None]:
         of_disk = f"workdir {places} can't be written to ({error.strerror})"
         raise OSError(
             f"{of_disk if error.errno else f'the run in {places} ends ({error})'}; {all_kept}, and"
-            " once there is a remedy the same call (or command) goes on"
+            f" once there is a remedy {the_same()} goes on"
         ) from error
 
 

@@ -103,6 +103,14 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, float | None]]:
         raise ValueError(f"{path} is damaged ({error}); delete it to start it anew") from None
 
 
+_WORDS = {"eval": "evaluated", "grad": "gradient", "vlb": "bound"}
+
+
+def called(name: str) -> str:
+    """What a person calls a metric: "gradient norm", of "grad_norm"."""
+    return " ".join(_WORDS.get(word, word) for word in name.split("_"))
+
+
 class LogLines:
     """Log lines: how far it is, steps per second, the time that is left, and the metrics."""
 
@@ -110,7 +118,7 @@ class LogLines:
         self._pace, self._label = pace, label
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        values = "  ".join(f"{name} {value:.4g}" for name, value in scalars.items())
+        values = "  ".join(f"{called(name)} {value:.4g}" for name, value in scalars.items())
         _LOG.info("%s%s  %s", self._label, self._pace.at(step), values)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:

@@ -128,8 +128,8 @@ def make_objective(
             raise Unfit(str(error)) from None
         except Interrupted as stopped:
             raise Interrupted(
-                f"stopped in trial {number}, which is given up; the same call (or command) goes on"
-                f" with the {number - 1} that are done",
+                f"stopped in trial {number}, which is given up; {runtime.the_same()} goes on with"
+                f" the {number - 1} that are done",
                 stopped.exit_status - 128,
             ) from None
         finally:
