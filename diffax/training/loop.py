@@ -286,9 +286,7 @@ def _described(dataset: data.Dataset) -> str:
     )
 
 
-def _restored(
-    runs: Sequence[RunLogger], like: State, sharding: Any
-) -> Sequence[State] | None:
+def _restored(runs: Sequence[RunLogger], like: State, sharding: Any) -> Sequence[State] | None:
     """The states at the latest checkpoint that all runs have and that can be read; None if there
     is no checkpoint."""
     there = [set(run.checkpoints.steps()) for run in runs]
