@@ -92,7 +92,10 @@ def test_flip_of_what_is_no_image_is_refused(tmp_path):
         ({"flip": 1}, r"data\.flip=1 is int; it must be bool"),
         ({"pad_to": -1}, r"data\.pad_to=-1 must not be negative"),
         ({"image_size": 2**31}, r"data\.image_size=2147483648 must not be .* above 16384"),
-        ({"channels": 2}, r"data\.channels=2 must be 1 \(grey\), 3 \(colour\) or 0"),
+        (
+            {"name": "folder", "path": ".", "channels": 2},
+            r"data\.channels=2 must be 1 \(grey\), 3 \(colour\) or 0",
+        ),
         ({"name": ""}, r"data\.name is empty"),
         ({"name": "digits", "path": "x"}, r"data\.path='x' has no meaning for .*'digits'"),
         ({"name": "mixture2d", "image_size": 8}, r"data\.image_size=8 has no meaning"),
@@ -149,6 +152,16 @@ def test_npz_of_audio(tmp_path):
     np.testing.assert_array_equal(load(name="npz", path=path).eval.x, dataset.eval.x)
 
 
+@pytest.mark.parametrize(
+    "shape", [(9, 8, 8), (9, 1, 64), (9, 3, 8, 8), (9, 8), (9, 8, 8, 3)], ids=str
+)
+def test_npz_of_as_many_channels_as_are_said(shape, tmp_path):
+    """Signals of eight channels and length, say, which could be grey images."""
+    x = np.random.default_rng(0).uniform(-1, 1, shape).astype(np.float32)
+    path = save_npz(tmp_path / "a.npz", x=x)
+    assert load(name="npz", path=path, channels=shape[-1]).shape == shape[1:]
+
+
 def test_npz_of_bytes_and_floats(tmp_path):
     path = save_npz(tmp_path / "a.npz", x=np.ones((20, 4, 4, 3), np.uint8), y=np.eye(20))
     dataset = load(name="npz", path=path, flip=True)
@@ -199,7 +212,9 @@ BYTES = np.linspace(0, 255, 9 * 48).astype(np.uint8).reshape(9, 4, 4, 3)
         ({"x": np.zeros((9, 1, 8, 6))}, {}, r"transpose\(0, 2, 3, 1\)"),
         ({"x": np.zeros((9, 1, 64))}, {}, r"transpose\(0, 2, 1\)"),
         ({"x": np.zeros((9, 8, 8), "u1")}, {}, r"an axis of channels, .* x\[\.\.\., None\]"),
-        ({"x": np.zeros((9, 8, 8))}, {}, r"an axis of channels"),
+        ({"x": np.zeros((9, 8, 8))}, {}, r"an axis of channels, .*; or set data\.channels=8, if"),
+        ({"x": np.zeros((9, 8, 8))}, {"channels": 7}, r"\(9, 8, 8\), and data\.channels=7"),
+        ({"x": np.zeros((9, 8, 8))}, {"channels": -8}, r"and data\.channels=-8"),
     ],
 )
 def test_npz_errors(tmp_path, arrays, fields, message):

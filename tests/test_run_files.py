@@ -100,6 +100,19 @@ def test_files_written_anew_with_the_same_content_are_the_same_data(run):
     resume(run)
 
 
+def test_data_that_were_moved_are_the_same_data(tmp_path):
+    """By their fingerprint."""
+    save_npz(tmp_path / "data.npz", x=POINTS, label=LABEL)
+    resume(tmp_path)
+    moved = (tmp_path / "data.npz").rename(tmp_path / "moved.npz")
+    training.train(config_of(moved), tmp_path / "run")  # complete
+    assert training.load(tmp_path / "run").config.data.path == str(moved)
+    training.train(config_of(moved, training__num_steps=3), tmp_path / "run")
+    save_npz(tmp_path / "other.npz", x=-POINTS, label=LABEL)
+    with pytest.raises(ValueError, match="another config: data.path was .*moved.npz' and is .*oth"):
+        training.train(config_of(tmp_path / "other.npz"), tmp_path / "run")
+
+
 def test_other_data_may_be_allowed(run, tmp_path):
     save_npz(tmp_path / "data.npz", x=POINTS, label=LABEL)
     resume(tmp_path)

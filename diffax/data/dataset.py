@@ -27,7 +27,8 @@ class DataConfig:
       flip: horizontal flips as augmentation in training; read by the training loop, which hands it
         to `batches`.
       train_split, eval_split: TFDS split names, slices as in "train[:90%]" included.
-      channels: of `folder`; 1 grey, 3 colour, 0 grey if every file is.
+      channels: of `folder`; 1 grey, 3 colour, 0 grey if every file is. Of `npz`; the length of the
+        array's last axis, 0 to find it.
       array: of `npz`; the key of the array, empty to find it.
       range: of `npz`; (low, high), the values that become -1 and 1, such as (0, 255) or (0, 1).
         (): uint8 and int16 have the range of their type, and floats must lie in [-1, 1].

@@ -61,6 +61,10 @@ def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
 
     A single image will do here.
     """
+    if config.channels not in (0, 1, 3):
+        raise ValueError(
+            f"data.channels={config.channels} must be 1 (grey), 3 (colour) or 0 (as the files are)."
+        )
     root = pathlib.Path(config.path)
     bad: dict[pathlib.Path, str] = {}
     files = _files(root, config)

@@ -30,6 +30,9 @@ def load(config: DataConfig) -> Dataset:
       floats            real data as they are, if they lie in [-1, 1] and are of both signs
       anything else     needs `config.range`
 
+    With `config.channels` the last axis must be as long. Without, shapes are refused that rather
+    have none of channels, or have it elsewhere, such as (N, 28, 28) and (N, 3, 32, 32).
+
     With `config.range` = (low, high) low becomes -1 and high 1, and nothing may lie outside;
     (-1, 1) takes floats as they are, whatever they are, such as points or standardised data.
 
@@ -43,7 +46,7 @@ def load(config: DataConfig) -> Dataset:
     """
     raw, label = _arrays(config)
     where = f"the array in {config.path!r}"
-    _check_layout(raw.shape, raw.dtype, where)
+    _check_layout(raw.shape, raw.dtype, config.channels, where)
     x = _within(raw, config.range, where) if config.range else _of_order_one(raw, where)
     names: tuple[str, ...] = ()
     if label is not None:
@@ -103,8 +106,12 @@ def _key(config: DataConfig, keys: Sequence[str]) -> str:
     raise ValueError(f"{config.path!r} holds {listed}: name the array to use by data.array.")
 
 
-def _check_layout(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
-    """Refuses what is surely not (N, ..., channels)."""
+def _check_layout(shape: tuple[int, ...], dtype: np.dtype, channels: int, where: str) -> None:
+    """Refuses what is not (N, ..., channels), or hardly, where their number is not given."""
+    if channels:
+        if channels != shape[-1]:
+            raise ValueError(f"{where} has shape {shape}, and data.channels={channels}.")
+        return
     if len(shape) == 4 and shape[1] in (1, 3, 4) and min(shape[2:]) > 4:
         remedy = "channels come last: save x.transpose(0, 2, 3, 1)"
     elif len(shape) == 3 and shape[1] in (1, 2) and shape[2] > 16:
@@ -113,7 +120,10 @@ def _check_layout(shape: tuple[int, ...], dtype: np.dtype, where: str) -> None:
         remedy = "images need an axis of channels, 1 for grey: save x[..., None]"
     else:
         return
-    raise ValueError(f"{where} has shape {shape}, and {remedy}.")
+    raise ValueError(
+        f"{where} has shape {shape}, and {remedy}; or set data.channels={shape[-1]}, if that many "
+        "channels are meant."
+    )
 
 
 def _numbers(raw: np.ndarray, where: str) -> np.ndarray:

@@ -40,7 +40,7 @@ SOURCES: Registry[Source] = Registry(
     {
         "digits": Source(digits.load, _TFDS_FIELDS),
         "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels", "skip_bad")),
-        "npz": Source(npz.load, ("path", "array", "range")),
+        "npz": Source(npz.load, ("path", "array", "range", "channels")),
         "mixture2d": Source(mixture2d.load, ()),
     },
 )
@@ -204,10 +204,6 @@ def _read(data_config) -> DataConfig:
         raise ValueError(
             f"data.range={config.range!r} must be (low, high), two finite numbers with low < high, "
             "or () for none."
-        )
-    if config.channels not in (0, 1, 3):
-        raise ValueError(
-            f"data.channels={config.channels} must be 1 (grey), 3 (colour) or 0 (as the files are)."
         )
     if not config.name:
         raise ValueError(

@@ -69,9 +69,7 @@ class Measures:
 
     # --- the bound ---
 
-    def _bound(
-        self, state: State, key: jax.Array, batch: Batch
-    ) -> dict[str, jax.Array]:
+    def _bound(self, state: State, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         x0 = batch["x"]
         terms = likelihood.vlb(
             None,
@@ -115,9 +113,7 @@ class Measures:
 
     # --- the likelihood by the ODE ---
 
-    def _ode(
-        self, state: State, key: jax.Array, batch: Batch
-    ) -> dict[str, jax.Array]:
+    def _ode(self, state: State, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
         bits = likelihood.ode_bits_per_dim(
             self._predict(state, batch),
             self._effective(state),
@@ -142,9 +138,7 @@ class Measures:
 
     # --- the loss by noise level ---
 
-    def loss_by_log_snr(
-        self, state: State, batch: Batch, seed: int = 0
-    ) -> dict[str, list]:
+    def loss_by_log_snr(self, state: State, batch: Batch, seed: int = 0) -> dict[str, list]:
         """E|eps - eps_hat|^2 per dimension at 33 equally spaced log-SNRs: "log_snr" and "loss".
 
         Between the schedule's ends, infinite ones taken at 20 and -20. It compares networks trained

@@ -57,6 +57,8 @@ MAY_CHANGE = (
     "training.steps_per_call",
     "training.tensorboard",
 )
+# So may this, where the data have the same fingerprint.
+_PLACE = "data.path"
 # So may this, unless a rate decays over the steps: their number then decides what each one does.
 _NUM_STEPS = "training.num_steps"
 
@@ -106,8 +108,8 @@ def check_same_run(
     other data.
 
     Keys that begin as in `MAY_CHANGE` may differ, training.num_steps too where the rates are
-    constant, and with training.allow_config_change all may, the data too.
-
+    constant, and data.path where the data are the same; with training.allow_config_change all may,
+    the data too.
 
     Args:
       rates: the config's sections with the learning rates that the method uses.
@@ -123,6 +125,11 @@ def check_same_run(
     ]
     may_change = MAY_CHANGE if decays else (*MAY_CHANGE, _NUM_STEPS)
     before, info = _trained_with(loop)
+    if info is None and (workdir / "dataset.json").exists():
+        info = read_dataset(workdir)
+    changes_of_data = info.changes(dataset) if info else []
+    if info and info.fingerprint and not changes_of_data:
+        may_change = (*may_change, _PLACE)
     changes = [
         f"{key} was {old!r} and is {new!r}"
         + (f" (the steps of {' and '.join(decays)})" if key == _NUM_STEPS else "")
@@ -136,11 +143,10 @@ def check_same_run(
             f"workdir {workdir} holds a run with another config: {'; '.join(changes)}. Take another"
             " workdir, or set config.training.allow_config_change=True to go on with the new one"
         )
-    changes = data_changes(workdir, dataset, info)
-    if changes:
+    if changes_of_data:
         raise ValueError(
             f"the data have changed since the run in {workdir} was trained on them:"
-            f" {'; '.join(changes)}. Put back what they were, take another workdir, or set"
+            f" {'; '.join(changes_of_data)}. Put back what they were, take another workdir, or set"
             " config.training.allow_config_change=True to go on with the new ones"
         )
 
@@ -231,7 +237,7 @@ def _check_files(workdir: Path, dataset: DatasetInfo, loop: Mapping) -> None:
     changes = [
         (key, old, new)
         for key, (old, new) in pairs
-        if not key.startswith((*MAY_CHANGE, _NUM_STEPS))
+        if not key.startswith((*MAY_CHANGE, _NUM_STEPS, _PLACE))
     ]
     name = "config.json"
     if not changes:
