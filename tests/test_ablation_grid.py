@@ -12,6 +12,7 @@ from diffax.ablation import load_results, store
 from diffax.ablation.grid import (
     Arm,
     GridError,
+    Sharing,
     grid,
     joined,
     print_progress,
@@ -22,6 +23,9 @@ from diffax.files import flatten, jsonable
 from diffax.report.formatting import format_seconds
 
 ARMS = [Arm("linear", {"schedule.name": "linear"}), Arm("cosine", {"schedule.name": "cosine"})]
+
+# Runs whose arms begin with the same letter share something, seed by seed.
+BY_KIND = Sharing(group=lambda arm, seed: (arm.name[0], seed))
 
 
 class Recorder:
@@ -314,7 +318,9 @@ def test_jsonable_and_flatten():
 def test_runs_of_a_group_follow_one_another(tmp_path):
     arms = [Arm(f"{kind}{k}") for k in (1, 2) for kind in "ab"]
     run, events = Recorder(), []
-    run_grid(arms, [0, 1], run, tmp_path, group=lambda arm, seed: (arm.name[0], seed))
+    run_grid(
+        arms, [0, 1], run, tmp_path, sharing=Sharing(group=lambda arm, seed: (arm.name[0], seed))
+    )
     assert run.calls == [(f"{kind}{k}", seed) for seed in (0, 1) for kind in "ab" for k in (1, 2)]
 
     def first_takes_longer(arm, seed, directory):
@@ -323,7 +329,14 @@ def test_runs_of_a_group_follow_one_another(tmp_path):
     def kind(arm, seed):
         return arm.name[0], seed
 
-    run_grid(arms, [0], first_takes_longer, tmp_path / "b", group=kind, on_progress=events.append)
+    run_grid(
+        arms,
+        [0],
+        first_takes_longer,
+        tmp_path / "b",
+        sharing=Sharing(group=kind),
+        on_progress=events.append,
+    )
     assert [e.eta for e in events if e.status == "finished"] == [180.0, 62.0, 2.0, 0.0]
 
 
@@ -333,7 +346,12 @@ def test_parts_make_up_the_grid(tmp_path):
     for i in (1, 2, 3, 4):
         run = Recorder()
         run_grid(
-            arms, [0, 1], run, tmp_path, shard=(i, 4), group=lambda arm, seed: (arm.name[0], seed)
+            arms,
+            [0, 1],
+            run,
+            tmp_path,
+            shard=(i, 4),
+            sharing=Sharing(group=lambda arm, seed: (arm.name[0], seed)),
         )
         groups = {(name[0], seed) for name, seed in run.calls}
         assert len(run.calls) == 2 * len(groups)  # none is torn apart
@@ -347,13 +365,13 @@ def test_parts_make_up_the_grid(tmp_path):
 
 def test_groups_of_one_key_are_joined_and_prepared_before_their_first_run(tmp_path):
     arms, run = [Arm("a1"), Arm("a2"), Arm("b1")], Recorder(fail=[("a1", 0)])
-    options = dict(
+    sharing = Sharing(
         group=lambda arm, seed: (arm.name[0], seed),
         join=lambda arm, seed: (arm.name[0], 2 if arm.name[0] == "a" else 1),
         prepare=lambda runs: run.calls.append([(arm.name, seed) for arm, seed in runs]),
     )
     with pytest.raises(GridError):
-        run_grid(arms, [0, 1, 2], run, tmp_path, **options)
+        run_grid(arms, [0, 1, 2], run, tmp_path, sharing=sharing)
     first = [("a1", 0), ("a2", 0)]
     second = [("a1", 1), ("a2", 1), ("a1", 2), ("a2", 2)]
     single = [[("b1", seed)] for seed in range(3)]
@@ -362,7 +380,7 @@ def test_groups_of_one_key_are_joined_and_prepared_before_their_first_run(tmp_pa
     # What is left is a group of its own.
     again = run.calls = []
     run.fail = set()
-    results = run_grid(arms, [0, 1, 2], run, tmp_path, **options)
+    results = run_grid(arms, [0, 1, 2], run, tmp_path, sharing=sharing)
     assert again == [[("a1", 0)], ("a1", 0)] and len(results) == 9
 
 
@@ -378,8 +396,10 @@ def test_parts_of_a_grid_are_disjoint_and_whole_where_groups_are_joined(tmp_path
             run,
             tmp_path,
             shard=(part, 3),
-            join=lambda arm, seed, most=most: (arm.name, most),
-            prepare=lambda runs, prepared=prepared: prepared.append(len(runs)),
+            sharing=Sharing(
+                join=lambda arm, seed, most=most: (arm.name, most),
+                prepare=lambda runs, prepared=prepared: prepared.append(len(runs)),
+            ),
         )
         assert max(prepared) <= most and sum(prepared) == len(run.calls)
         done += run.calls
@@ -392,7 +412,11 @@ def test_a_preparation_that_fails_fails_the_first_run_alone(tmp_path):
 
     with pytest.raises(GridError, match="1 of 2 runs failed: linear seed 0 .*no space left"):
         run_grid(
-            ARMS[:1], [0, 1], Recorder(), tmp_path, join=lambda arm, seed: (0, 2), prepare=fail
+            ARMS[:1],
+            [0, 1],
+            Recorder(),
+            tmp_path,
+            sharing=Sharing(join=lambda arm, seed: (0, 2), prepare=fail),
         )
     assert [r["seed"] for r in load_results(tmp_path)] == [1]
 

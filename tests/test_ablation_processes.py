@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from diffax.ablation.grid import Arm, GridError, run_grid
+from diffax.ablation.grid import Arm, GridError, Sharing, run_grid
 
 SCRIPT = """
 import os, sys, time
@@ -86,7 +86,7 @@ def test_workers_contain_failures_and_finish_the_rest(tmp_path):
             workers=2,
             on_progress=events.append,
             worker_environment=[{"DIFFAX_TEST": "one"}, {"DIFFAX_TEST": "two"}],
-            group=lambda arm, seed: seed,
+            sharing=Sharing(group=lambda arm, seed: seed),
         )
     message = str(error.value)
     assert message.startswith("4 of 6 runs failed: ")

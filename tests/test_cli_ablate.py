@@ -187,7 +187,7 @@ def test_curves_along_training_have_points(given, trained):
         "evaluation.num_examples",
     )
     config = small_config(**{key.replace(".", "__"): n for key, n in zip(keys, given)})
-    made = measure.as_trained(config).to_dict()
+    made = measure.training_config(config).to_dict()
     assert tuple(made[k.split(".")[0]][k.split(".")[1]] for k in keys) == trained
     assert config.training.eval_every == given[2]  # the config itself, and its fingerprint, stay
 

@@ -67,6 +67,26 @@ class Progress:
     message: str = ""
 
 
+@dataclass(frozen=True)
+class Sharing:
+    """What runs of a grid have in common, such as a training, and how it is made.
+
+    Attributes:
+      group: group(arm, seed) -> the key of what the run shares. Runs of one group follow one
+        another in one process, so that the first makes what the others find. None: each run is a
+        group.
+      join: join(arm, seed) -> (key, most), the same for a whole group. Of the groups that are to be
+        run, those of one key are joined, at most `most` of them, as long as every worker still has
+        one. None: none are.
+      prepare: prepare([(arm, seed), ...]) is called before the first run of each group, in the
+        process that makes it, with all of them. It must be picklable, as `run_one` is.
+    """
+
+    group: Callable[[Arm, int], Any] | None = None
+    join: Callable[[Arm, int], tuple[Any, int]] | None = None
+    prepare: Callable[[Sequence[tuple[Arm, int]]], None] | None = None
+
+
 class GridError(Failed, RuntimeError):
     """Some runs failed; the message names each, and the results of the others are kept."""
 
@@ -114,10 +134,8 @@ def run_grid(
     workers: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
     worker_environment: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
-    group: Callable[[Arm, int], Any] | None = None,
     shard: tuple[int, int] = (1, 1),
-    join: Callable[[Arm, int], tuple[Any, int]] | None = None,
-    prepare: Callable[[Sequence[tuple[Arm, int]]], None] | None = None,
+    sharing: Sharing = Sharing(),
 ) -> list[dict[str, Any]]:
     """Runs every arm with every seed, skipping what is done; returns the results.
 
@@ -145,16 +163,9 @@ def run_grid(
       on_progress: called at the start and the end of every run; `print_progress` prints lines.
       worker_environment: environment variables for the workers only, such as thread limits: one
         mapping for all of them, or one for each.
-      group: group(arm, seed) -> what runs share that have something in common, such as a training.
-        Runs of one group follow one another in one process, so that the first makes what the
-        others find. None: each run is a group.
       shard: (i, n) runs the i-th of n parts of the grid, i from 1: every n-th group, so that n
         machines do all of it and no two of them the same.
-      join: join(arm, seed) -> (key, most), the same for a whole group. Of the groups that a shard
-        has to run, those of one key are joined, at most `most` of them, as far as every worker
-        still has one. None: none are.
-      prepare: prepare([(arm, seed), ...]) is called before the first run of each group, where that
-        runs, with all of them. It must be picklable as `run_one` is.
+      sharing: what runs have in common; by default nothing.
 
     Returns:
       One dict per run, seeds outermost: what run_one returned, with "arm", "seed", "seconds",
@@ -174,31 +185,31 @@ def run_grid(
     part, parts = shard
     if not 1 <= part <= parts:
         raise ValueError(f"shard is {part}/{parts}; it must be i/n with i from 1 to n")
-    units = _plan(arms, seeds, Path(workdir), fingerprint, group)[part - 1 :: parts]
+    units = _plan(arms, seeds, Path(workdir), fingerprint, sharing)[part - 1 :: parts]
     runs = [run for unit in units for run in unit]
-    done = {run.directory for run in runs if store.is_done(run)}
+    done = {run.directory: found for run in runs if (found := store.finished(run)) is not None}
     pending = [[run for run in unit if run.directory not in done] for unit in units]
     pending = [unit for unit in pending if unit]
-    if join is not None:
-        pending = joined(pending, join, workers)
+    if sharing.join is not None:
+        pending = joined(pending, sharing.join, workers)
     for unit in pending:
         whole = tuple((run.arm, run.seed) for run in unit)
         unit[0] = dataclasses.replace(unit[0], prepared=whole)
-    execute = functools.partial(store.execute, prepare=prepare)
+    execute = functools.partial(store.execute, run_one, prepare=sharing.prepare)
     first = {unit[0].directory for unit in pending}
     first |= {unit[0].directory for unit in units if unit[0].directory in done}
-    tell = _Teller(on_progress, runs, first, done, workers)
+    tell = _EventReporter(on_progress, runs, first, done, workers)
     for run in runs:
         if run.directory in done:
-            tell(run, "kept", store.read_result(run.directory)["seconds"])
+            tell(run, "kept", done[run.directory]["seconds"])
     if workers == 1 or len(pending) < 2:
-        events = _in_turn(execute, run_one, pending)
+        events = _in_turn(execute, pending)
     else:
         environments = worker_environment or {}
         if isinstance(environments, Mapping):
             environments = [environments] * workers
         environments = list(environments)[:workers]
-        events = worker_processes.in_parallel(execute, run_one, pending, environments)
+        events = worker_processes.in_parallel(execute, pending, environments)
     failures: dict[str, list[str]] = {}  # of each reason the runs
     # closing: an interruption while an event is told must stop the workers too.
     with closing(events):
@@ -214,7 +225,8 @@ def run_grid(
             f"traceback is in traceback.txt in its directory under {Path(workdir) / 'runs'}; "
             f"finished results are kept, and {the_same()} tries the failed ones again."
         )
-    return [store.record(store.read_result(run.directory), run.directory) for run in runs]
+    found = [done.get(run.directory) or store.read_result(run.directory) for run in runs]
+    return [store.record(read, run.directory) for read, run in zip(found, runs)]
 
 
 def print_progress(progress: Progress) -> None:
@@ -232,7 +244,7 @@ def print_progress(progress: Progress) -> None:
     print(" | ".join(parts), file=sys.stderr, flush=True)
 
 
-class _Teller:
+class _EventReporter:
     """Turns events into `Progress`, with the time left estimated from the runs seen so far.
 
     The first run of a group makes what the others share, and takes longer: each kind has a mean.
@@ -278,13 +290,14 @@ def _check_names(arms: Sequence[Arm]) -> None:
             raise ValueError(f"two arms would share a directory: {other.name!r} and {arm.name!r}")
 
 
-def _plan(arms, seeds, workdir, fingerprint, group) -> list[list[GridRun]]:
+def _plan(arms, seeds, workdir, fingerprint, sharing) -> list[list[GridRun]]:
     """The runs, seeds outermost, those of a group together."""
     units = {}
     for seed, arm in itertools.product(seeds, arms):
         common = fingerprint(arm, seed) if callable(fingerprint) else fingerprint or {}
         run = store.make_run(arm, seed, workdir, common)
-        units.setdefault(group(arm, seed) if group else run.directory, []).append(run)
+        key = sharing.group(arm, seed) if sharing.group else run.directory
+        units.setdefault(key, []).append(run)
     return list(units.values())
 
 
@@ -304,7 +317,7 @@ def joined(
     return [part for row in itertools.zip_longest(*parts) for part in row if part]
 
 
-def _in_turn(execute, run_one, units) -> Iterator[tuple[GridRun, str, float | None, str]]:
+def _in_turn(execute, units) -> Iterator[tuple[GridRun, str, float | None, str]]:
     for run in itertools.chain.from_iterable(units):
         yield run, "started", None, ""
-        yield run, *execute(run_one, run)
+        yield run, *execute(run)

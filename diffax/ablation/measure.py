@@ -231,12 +231,13 @@ def refuse_other_data(config: ConfigDict, directory: Path) -> None:
         )
 
 
-def train_and_evaluate(config: ConfigDict, directory: Path) -> dict[str, Any]:
+def train_and_evaluate(config: ConfigDict, directory: Path) -> tuple[training.Run, dict[str, Any]]:
     """Trains in a directory, if that is not done yet, and measures what no sampling changes.
 
     Both are done once and read again after that; other evaluation settings measure again.
 
     Returns:
+      The run, with this config, and
       "metrics": {key: float}, "evaluation": what these depend on, "curves": see
       `analysis.analyse`, "seconds": what training and measuring took, the last attempt alone.
 
@@ -247,15 +248,16 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict[str, Any]:
     del chosen["metrics"]  # of samples
     settings = store.fingerprint(store.plain(chosen))
     path = directory / f"measured-{settings[:32]}.json"
-    store.refuse_another(directory, training_configuration(config))
+    store.check_fingerprint(directory, training_configuration(config))
     if path.exists():
-        return read_json(path, _MEASURED)
+        return training.load(directory).under(config), read_json(path, _MEASURED)
     start = time.monotonic()
     store.note_configuration(directory, training_configuration(config))
     training.train(training_config(config), directory)
     # Who evaluates the run again does so by the config, not as was looked at on the way.
     write_text(directory / "config.json", config_lib.to_json(config))
-    run, dataset = training.load(directory), data.load_cached(config.data)
+    run = training.load(directory).under(config)
+    dataset = data.load_cached(config.data)
     evaluated, values = _bound(run, dataset) if has_bound(config) else ({}, {})
     if config.evaluation.gradient_batches:
         evaluated["grad_variance"] = evaluation.gradient_variance(run, dataset, config.seed)
@@ -272,8 +274,9 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> dict[str, Any]:
         },
         "seconds": time.monotonic() - start,
     }
-    write_json(path, jsonable(measured, "what was measured"))
-    return read_json(path, _MEASURED)  # the same to the run that trains and to those that follow
+    measured = jsonable(measured, "what was measured")
+    write_json(path, measured)
+    return run, measured
 
 
 def _bound(run: training.Run, dataset: data.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -312,14 +315,14 @@ def training_config(config: ConfigDict) -> ConfigDict:
     return config
 
 
-def sample_and_score(config: ConfigDict, trained: Path, directory: Path) -> dict[str, Any]:
-    """Draws samples of a training by a config's sampling, measures them and keeps the first.
+def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
+    """Draws samples of a run by its config's sampling, measures them and keeps the first.
 
     Returns:
       "metrics", "evaluation": as `train_and_evaluate`; "samples": the name of a file in
       `directory`; "parameters": how many the network has.
     """
-    run = training.load(trained).under(config)
+    config = run.config
     dataset = data.load_cached(config.data)
     names = score_names(config, dataset)
     samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)

@@ -24,7 +24,7 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, evaluation, plugins, runtime, training
 from diffax.ablation import measure, store
-from diffax.ablation.grid import Arm, GridError, grid, name_of, print_progress, run_grid
+from diffax.ablation.grid import Arm, GridError, Sharing, grid, name_of, print_progress, run_grid
 from diffax.ablation.measure import METRICS, PARTS
 from diffax.ablation.workers import worker_environments
 from diffax.config.defaults import is_relevant
@@ -99,7 +99,7 @@ def run_ablation(
         dataset = data.load_cached(config.data)
     for arm, seed in itertools.product(arms, seeds):
         own, directory = arm_config(config, arm, seed), training_directory(workdir, arm, seed)
-        store.refuse_another(directory, measure.training_configuration(own))
+        store.check_fingerprint(directory, measure.training_configuration(own))
         measure.refuse_other_data(own, directory)
     measured = measure.measured_metrics(spec.metrics, configs, dataset)
     with Progress(), doing("preparing what samples are measured by"):
@@ -145,13 +145,15 @@ def run_ablation(
                 workers=len(environments),
                 on_progress=print_progress,
                 worker_environment=environments,
-                group=functools.partial(training_directory, workdir),
                 shard=shard,
-                join=lambda arm, seed: (
-                    training_directory(workdir, arm, seed).parent,
-                    measure.seeds_at_once(arm_config(config, arm, seed), vectorise),
+                sharing=Sharing(
+                    group=functools.partial(training_directory, workdir),
+                    join=lambda arm, seed: (
+                        training_directory(workdir, arm, seed).parent,
+                        measure.seeds_at_once(arm_config(config, arm, seed), vectorise),
+                    ),
+                    prepare=functools.partial(_train_seeds, text=text, workdir=os.fspath(workdir)),
                 ),
-                prepare=functools.partial(_train_seeds, text=text, workdir=os.fspath(workdir)),
             )
         except (GridError, KeyboardInterrupt):
             if shard[1] == 1 and any(workdir.glob("runs/*/*/result.json")):
@@ -278,8 +280,8 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
     config = arm_config(config_lib.from_json(text, Path(workdir) / PLUGINS), arm, seed)
     trained = training_directory(workdir, arm, seed)
     with Progress():
-        once = measure.train_and_evaluate(config, trained)
-        sampled = measure.sample_and_score(config, trained, directory)
+        run, once = measure.train_and_evaluate(config, trained)
+        sampled = measure.sample_and_score(run, directory)
     shared = measure.together_note(trained, seed)
     return {
         "metrics": once["metrics"] | sampled["metrics"],

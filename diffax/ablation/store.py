@@ -72,7 +72,7 @@ def directory_name(name: str) -> str:
     return text
 
 
-def refuse_another(directory: Path, configuration: Any) -> None:
+def check_fingerprint(directory: Path, configuration: Any) -> None:
     """Raises ValueError, naming the differences, if what a directory holds was started with another
     configuration (a plain one). Configs of an older form are compared in today's."""
     for name, keys in (("configuration.json", _STARTED_KEYS), ("result.json", _RESULT_KEYS)):
@@ -103,16 +103,17 @@ def _upgraded(old: Any, new: Any) -> Any:
 
 
 def note_configuration(directory: Path, configuration: Any) -> None:
-    """Leaves in a directory what `refuse_another` reads there."""
+    """Leaves in a directory what `check_fingerprint` reads there."""
     directory.mkdir(parents=True, exist_ok=True)
     started = {"fingerprint": fingerprint(configuration), "configuration": configuration}
     write_json(directory / "configuration.json", started)
 
 
-def is_done(run: GridRun) -> bool:
-    """Whether the run is finished; raises as `refuse_another` does."""
-    refuse_another(run.directory, run.configuration)
-    return (run.directory / "result.json").exists()
+def finished(run: GridRun) -> dict[str, Any] | None:
+    """What `execute` left of a finished run, else None; raises as `check_fingerprint` does."""
+    check_fingerprint(run.directory, run.configuration)
+    done = (run.directory / "result.json").exists()
+    return read_result(run.directory) if done else None
 
 
 def _differences(old: Any, new: Any, most: int = 3) -> str:

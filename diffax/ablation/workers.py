@@ -87,12 +87,11 @@ SAVING_SECONDS = 120
 
 
 def in_parallel(
-    execute: Callable[[Any, Any], tuple[str, float | None, str]],
-    run_one: Callable[..., Any],
+    execute: Callable[[Any], tuple[str, float | None, str]],
     units: Sequence[Sequence[Any]],
     environments: Sequence[Mapping[str, str]],
 ) -> Iterator[tuple[Any, str, float | None, str]]:
-    """Yields (run, "started", None, "") and (run, *execute(run_one, run)) as the runs come and go.
+    """Yields (run, "started", None, "") and (run, *execute(run)) as the runs come and go.
 
     The runs of a unit follow one another in one worker. Each worker is a pool of one process, with
     an environment of its own: when a process dies (killed, out of memory) that run alone has
@@ -101,16 +100,15 @@ def in_parallel(
     death of this process end all workers at once.
 
     Args:
-      execute: execute(run_one, run) -> (status, seconds, message), called in a worker.
-      run_one: handed on; it must be picklable.
+      execute: execute(run) -> (status, seconds, message), called in a worker; picklable.
       units: lists of runs, none empty.
       environments: as many as there are workers: the variables that each adds to its environment.
 
     Raises:
-      ValueError: run_one cannot be pickled.
+      ValueError: `execute` cannot be pickled, since what it runs is no top-level function.
     """
     try:
-        pickle.dumps(run_one)
+        pickle.dumps(execute)
     except (pickle.PicklingError, AttributeError, TypeError) as error:
         raise ValueError(
             f"run_one must be a top-level function to run in worker processes ({error})"
@@ -137,7 +135,7 @@ def in_parallel(
                 run = worker.unit.popleft()
                 # The process is spawned by submit. It takes signals when it is ready to.
                 with _environment(worker.environment), _signals_later():
-                    flying[worker.process.submit(_ending, execute, run_one, run)] = worker, run
+                    flying[worker.process.submit(_ending, execute, run)] = worker, run
                 yield run, "started", None, ""
             for future in wait(flying, return_when=FIRST_COMPLETED).done:
                 worker, run = flying.pop(future)
@@ -187,10 +185,10 @@ def _obey_parent(saving: connection.Connection, lifeline: connection.Connection)
     threading.Thread(target=watch, daemon=True).start()
 
 
-def _ending(execute: Callable, run_one: Callable, run: Any) -> tuple[str, float | None, str]:
+def _ending(execute: Callable, run: Any) -> tuple[str, float | None, str]:
     """In a worker: a run that was stopped, and has saved what it could, ends it."""
     try:
-        return execute(run_one, run)
+        return execute(run)
     except KeyboardInterrupt:
         os._exit(1)
 
