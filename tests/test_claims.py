@@ -19,6 +19,7 @@ from laboratory import SCALES, Laboratory
 from diffax import config as config_lib
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
+NAME = ledger.NAMES[0]
 SUPPORTED, CONTRADICTED, UNDECIDED = (
     verdicts.SUPPORTED,
     verdicts.CONTRADICTED,
@@ -96,43 +97,49 @@ def test_regions_in_words():
 
 # --- the claims ---------------------------------------------------------------------------------
 
-# letter -> {arm: {metric: value}} by which the claim holds; and what is changed so that it does not
+# claim -> {arm: {metric: value}} by which the claim holds; and what is changed so that it does not
 HOLDS = {
-    "a": {"linear": dict(ddpm=10, ddim=20), "cosine": dict(ddpm=9, ddim=18)},
-    "b": {"linear": dict(frechet=20), "cosine": dict(frechet=10), "learned": dict(frechet=8)},
-    "c": {"T = 1000": dict(frechet=8, seconds=4), "T = 250": dict(frechet=9, seconds=1)},
-    "d": {"cosine, T = 250": dict(frechet=9), "linear, T = 1000": dict(frechet=10)},
-    "e": {name: dict(ddpm=10, ddim=10.5) for name in ("linear", "cosine")},
-    "f": {
+    "cosine_beats_linear": {"linear": dict(ddpm=10, ddim=20), "cosine": dict(ddpm=9, ddim=18)},
+    "learned_gains_less_than_cosine": {
+        "linear": dict(frechet=20), "cosine": dict(frechet=10), "learned": dict(frechet=8),
+    },
+    "quarter_of_the_steps": {
+        "T = 1000": dict(frechet=8, seconds=4), "T = 250": dict(frechet=9, seconds=1),
+    },
+    "cosine_250_beats_linear_1000": {
+        "cosine, T = 250": dict(frechet=9), "linear, T = 1000": dict(frechet=10),
+    },
+    "ddim_100_keeps_quality": {name: dict(ddpm=10, ddim=10.5) for name in ("linear", "cosine")},
+    "dpm_solver_25_matches_50": {
         "cosine": {
             "dpmpp_2m-25": 10, "ddim-50": 10, "ddpm-50": 12, "ddpm-20": 20, "ddpm-1000": 10,
         }
     },
-    "g": {
+    "zero_terminal_snr_repairs_brightness": {
         "linear": dict(left=0.006, spread=0.8),
         "linear, zero terminal SNR": dict(left=0.0, spread=0.95),
     },
-    "h": {
+    "guidance_trades_diversity": {
         "cosine": {
             "accuracy-1": 0.8, "accuracy-4": 0.9, "precision-1": 0.7, "precision-4": 0.8,
             "recall-1": 0.8, "recall-4": 0.5,
         }
     },
-    "i": {
+    "sigmoid_trains_stably": {
         "linear": dict(grad_norm=3, loss_variance=3),
         "cosine": dict(grad_norm=2, loss_variance=2),
         "sigmoid": dict(grad_norm=1, loss_variance=1),
     },
-    "j": {
+    "input_scaling_helps_large_images": {
         "8x8, b = 1": dict(frechet=10), "8x8, b = 0.5": dict(frechet=11),
         "16x16, b = 1": dict(frechet=20), "16x16, b = 0.5": dict(frechet=20),
         "32x32, b = 1": dict(frechet=40), "32x32, b = 0.5": dict(frechet=30),
     },
-    "k": {
+    "learned_schedule_lowers_variance": {
         "learned": dict(variance=1, early=5), "log-SNR-linear": dict(variance=10, early=6),
         "linear": dict(variance=50, early=7), "cosine": dict(variance=60, early=7),
     },
-    "l": {
+    "learned_variance_improves_bound": {
         "fixed": {
             "bpd fixed_small": 5, "bpd fixed_large": 6, "ddpm fixed_small": 50,
             "ddpm fixed_large": 60,
@@ -141,25 +148,25 @@ HOLDS = {
     },
 }  # fmt: skip
 FAILS = {
-    "a": ("cosine", "ddim", 14),
-    "b": ("learned", "frechet", 30),
-    "c": ("T = 250", "seconds", 2),
-    "d": ("cosine, T = 250", "frechet", 11),
-    "e": ("linear", "ddim", 12),
-    "f": ("cosine", "ddpm-20", 10.5),
-    "g": ("linear, zero terminal SNR", "spread", 0.7),
-    "h": ("cosine", "recall-4", 0.9),
-    "i": ("sigmoid", "grad_norm", 2.5),
-    "j": ("8x8, b = 0.5", "frechet", 7),
-    "k": ("log-SNR-linear", "early", 4.5),
-    "l": ("learned", "bpd learned", 5.5),
+    "cosine_beats_linear": ("cosine", "ddim", 14),
+    "learned_gains_less_than_cosine": ("learned", "frechet", 30),
+    "quarter_of_the_steps": ("T = 250", "seconds", 2),
+    "cosine_250_beats_linear_1000": ("cosine, T = 250", "frechet", 11),
+    "ddim_100_keeps_quality": ("linear", "ddim", 12),
+    "dpm_solver_25_matches_50": ("cosine", "ddpm-20", 10.5),
+    "zero_terminal_snr_repairs_brightness": ("linear, zero terminal SNR", "spread", 0.7),
+    "guidance_trades_diversity": ("cosine", "recall-4", 0.9),
+    "sigmoid_trains_stably": ("sigmoid", "grad_norm", 2.5),
+    "input_scaling_helps_large_images": ("8x8, b = 0.5", "frechet", 7),
+    "learned_schedule_lowers_variance": ("log-SNR-linear", "early", 4.5),
+    "learned_variance_improves_bound": ("learned", "bpd learned", 5.5),
 }
 
 
-def made_up(letter, noise, changed=None):
+def made_up(name, noise, changed=None):
     """Raw results of three seeds, with noise of its own in every arm and metric."""
     rng = np.random.default_rng(0)
-    arms = {arm: dict(metrics) for arm, metrics in HOLDS[letter].items()}
+    arms = {arm: dict(metrics) for arm, metrics in HOLDS[name].items()}
     if changed:
         arm, metric, value = changed
         arms[arm][metric] = value
@@ -171,19 +178,19 @@ def made_up(letter, noise, changed=None):
     }
 
 
-@pytest.mark.parametrize("letter", ledger.LETTERS)
-def test_every_claim_can_be_supported_contradicted_and_left_open(letter):
-    verdict = ledger.CLAIMS[letter].verdict
-    assert verdict(made_up(letter, 1e-3)).outcome == SUPPORTED
-    assert verdict(made_up(letter, 1e-3, FAILS[letter])).outcome == CONTRADICTED
-    assert verdict(made_up(letter, 1.0)).outcome == UNDECIDED
+@pytest.mark.parametrize("name", ledger.NAMES)
+def test_every_claim_can_be_supported_contradicted_and_left_open(name):
+    verdict = ledger.CLAIMS[name].verdict
+    assert verdict(made_up(name, 1e-3)).outcome == SUPPORTED
+    assert verdict(made_up(name, 1e-3, FAILS[name])).outcome == CONTRADICTED
+    assert verdict(made_up(name, 1.0)).outcome == UNDECIDED
 
 
-@pytest.mark.parametrize("letter", ledger.LETTERS)
-def test_made_up_results_have_the_arms_and_metrics_that_are_measured(letter):
-    claim = ledger.CLAIMS[letter]
-    assert set(HOLDS[letter]) <= set(claim.NETWORKS)
-    assert {key for metrics in HOLDS[letter].values() for key in metrics} <= set(claim.COLUMNS)
+@pytest.mark.parametrize("name", ledger.NAMES)
+def test_made_up_results_have_the_arms_and_metrics_that_are_measured(name):
+    claim = ledger.CLAIMS[name]
+    assert set(HOLDS[name]) <= set(claim.NETWORKS)
+    assert {key for metrics in HOLDS[name].values() for key in metrics} <= set(claim.COLUMNS)
 
 
 def test_every_network_can_be_trained(tmp_path):
@@ -209,10 +216,10 @@ def test_the_page_is_what_the_committed_numbers_give():
 
 
 def test_committed_numbers_are_those_of_the_committed_claims():
-    for letter, raw in ledger.read_raw(SCALES["digits"], ledger.RESULTS).items():
-        claim = ledger.CLAIMS[letter]
+    for name, raw in ledger.read_raw(SCALES["digits"], ledger.RESULTS).items():
+        claim = ledger.CLAIMS[name]
         networks = {name: dict(n.overrides, data=n.data) for name, n in claim.NETWORKS.items()}
-        assert raw["claim"] == letter and raw["networks"] == networks
+        assert raw["claim"] == name and raw["networks"] == networks
         assert set(raw["arms"]) == set(networks)
         for metrics in raw["arms"].values():
             assert {len(values) for values in metrics.values()} == {len(raw["seeds"])}
@@ -276,17 +283,24 @@ def test_a_claim_is_measured_once_and_written_to_the_ledger(
         measure=measure,
         verdict=verdict,
     )
-    monkeypatch.setitem(ledger.CLAIMS, "a", claim)
+    monkeypatch.setitem(ledger.CLAIMS, NAME, claim)
     scale = SCALES["digits"]._replace(base=lambda: small_config(optimizer__clip_norm=1.0))
     monkeypatch.setitem(SCALES, "digits", scale)
     monkeypatch.setattr(ledger.runtime, "start", lambda: None)
-    arguments = ["--workdir", tmp_path / "work", "--results", tmp_path, "--only=a", "--seeds=2"]
+    arguments = [
+        "--workdir",
+        tmp_path / "work",
+        "--results",
+        tmp_path,
+        f"--only={NAME}",
+        "--seeds=2",
+    ]
     pages = []
     for _ in range(2):
         ledger.main([*map(str, arguments)])
         pages.append((tmp_path / "claims.md").read_text(encoding="utf-8"))
     assert pages[0] == pages[1] and measured == [0, 1]
     assert "**Supported.** The loss is positive." in pages[0]
-    assert "a. A loss is positive.\n   supported" in capsys.readouterr().out
-    raw = json.loads((tmp_path / "claims" / "a.json").read_text(encoding="utf-8"))
+    assert f"{NAME}: A loss is positive.\n   supported" in capsys.readouterr().out
+    raw = json.loads((tmp_path / "claims" / f"{NAME}.json").read_text(encoding="utf-8"))
     assert np.shape(raw["arms"]["arm"]["loss"]) == (2,) and raw["cpu_minutes"] > 0

@@ -7,9 +7,7 @@ working directory: data/ has the arrays, networks/ a directory per network and s
 from __future__ import annotations
 
 import functools
-import hashlib
 import json
-import os
 import platform
 import runpy
 import time
@@ -23,8 +21,8 @@ from ml_collections import ConfigDict
 
 from diffax import Generator, data, evaluation, training
 from diffax import config as config_lib
-from diffax.ablation import Arm, runner
-from diffax.files import read_json, write_json
+from diffax.ablation import Arm, measure, runner, store
+from diffax.files import read_json, replacing, write_json
 from diffax.training import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -217,13 +215,12 @@ class Laboratory:
         return runner.arm_config(base, Arm(network.data, network.overrides), seed)
 
     def trained(self, network: Network, seed: int) -> Trained:
-        """The network, trained now unless it was; a training that was stopped goes on."""
+        """The network, trained now unless it was; an interrupted training resumes."""
         config = self.config(network, seed)
         self._make(network.data)
-        told = config_lib.relevant(config)
-        told["data"]["path"] = network.data
-        del told["sampling"], told["evaluation"]
-        key = hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()[:32]
+        known = measure.training_configuration(config)
+        known["data"]["path"] = network.data
+        key = store.fingerprint(known)[:32]
         directory = self.workdir / "networks" / f"{config.schedule.name}-seed{seed}-{key}"
         cost, begin = directory / "cpu_seconds.json", time.process_time()
         training.train(config, directory)
@@ -241,18 +238,17 @@ class Laboratory:
         return samples.reshape(num, *self.images(trained.kind).shape)
 
     def distance(self, trained: Trained, seed: int, **options: Any) -> float:
-        """The Fréchet distance of `num_samples` samples, kept beside the network.
+        """The Fréchet distance of `num_samples` samples, cached beside the network.
 
         To the training images, over the features of the judging classifier.
         """
         num = self.scale.num_samples
-        text = json.dumps({"seed": seed, "num": num, **options}, sort_keys=True)
-        kept = trained.directory / "distances" / f"{hashlib.sha256(text.encode()).hexdigest()}.json"
-        if not kept.exists():
+        known = store.plain({"seed": seed, "num": num, **options})
+        cache = trained.directory / "distances" / f"{store.fingerprint(known)}.json"
+        if not cache.exists():
             found = self.frechet(trained, self.draw(trained, num, seed, **options))
-            kept.parent.mkdir(exist_ok=True)
-            write_json(kept, {"options": json.loads(text), "frechet": found})
-        return read_json(kept, ("frechet",))["frechet"]
+            write_json(cache, {"options": known, "frechet": found})
+        return read_json(cache, ("frechet",))["frechet"]
 
     def frechet(self, trained: Trained, samples: np.ndarray) -> float:
         """The Fréchet distance of samples; see `distance`."""
@@ -266,7 +262,7 @@ class Laboratory:
         return evaluation.features(self._judge(trained)[0], self.seen(trained, samples))
 
     def accuracy(self, trained: Trained, samples: np.ndarray, label: np.ndarray) -> float:
-        """The share of samples that the judging classifier takes for their label."""
+        """The fraction of samples that the judging classifier takes for their label."""
         logits = evaluation.logits(self._judge(trained)[0], self.seen(trained, samples))
         return float(np.mean(logits.argmax(axis=1) == label))
 
@@ -305,11 +301,9 @@ class Laboratory:
         if last.exists():
             return
         x, label = self.scale.data[kind].make()
-        last.parent.mkdir(parents=True, exist_ok=True)
-        np.savez(self._file(kind, flat=True), x=x.reshape(len(x), -1), label=label)
-        partial = last.with_name(f".{last.name}")  # seen whole or not at all
-        np.savez(partial, x=x, label=label)
-        os.replace(partial, last)
+        for path, images in ((self._file(kind, flat=True), x.reshape(len(x), -1)), (last, x)):
+            with replacing(path) as partial, open(partial, "wb") as file:
+                np.savez(file, x=images, label=label)
 
 
 @functools.lru_cache(maxsize=4)

@@ -1,14 +1,14 @@
 """What practitioners say of noise schedules, tried: the claims ledger.
 
     python experiments/claims/ledger.py                          # all claims, digits, one CPU core
-    python experiments/claims/ledger.py --only=c                 # one of them
+    python experiments/claims/ledger.py --only=quarter_of_the_steps
     python experiments/claims/ledger.py --scale=gpu              # Fashion-MNIST with a U-Net
     python experiments/claims/ledger.py --from-raw               # claims.md from the raw results
 
-claim_a.py to claim_l.py hold a claim each: what is measured, and what would support or contradict
-it. Networks are shared between claims and kept in the working directory; stopped, the same command
-goes on where it was. The raw numbers, one per arm and seed, are written to
-../results/claims/<letter>.json, and from these alone ../results/claims.md and claims.png are made.
+A module beside this one holds a claim: what is measured, and what would support or contradict it;
+`CLAIMS` lists them. Networks are shared between claims and kept in the working directory. The
+command resumes if interrupted. The raw numbers, one per arm and seed, are written to
+../results/claims/NAME.json, and from these alone ../results/claims.md and claims.png are made.
 """
 
 from __future__ import annotations
@@ -38,20 +38,31 @@ from diffax.files import read_json, write_json
 from diffax.report import figures, statistics
 from diffax.report.formatting import p_text, significant, span, tick
 
-LETTERS = "abcdefghijkl"
+NAMES = (
+    "cosine_beats_linear",
+    "learned_gains_less_than_cosine",
+    "quarter_of_the_steps",
+    "cosine_250_beats_linear_1000",
+    "ddim_100_keeps_quality",
+    "dpm_solver_25_matches_50",
+    "zero_terminal_snr_repairs_brightness",
+    "guidance_trades_diversity",
+    "sigmoid_trains_stably",
+    "input_scaling_helps_large_images",
+    "learned_schedule_lowers_variance",
+    "learned_variance_improves_bound",
+)
 RESULTS = laboratory.ROOT / "experiments" / "results"
-CLAIMS: dict[str, ModuleType] = {
-    letter: importlib.import_module(f"claim_{letter}") for letter in LETTERS
-}
+CLAIMS: dict[str, ModuleType] = {name: importlib.import_module(name) for name in NAMES}
 KEYS = ("claim", "scale", "about", "num_samples", "seeds", "arms", "cpu_minutes", "machine", "date")
 
 
 # --- measuring ----------------------------------------------------------------------------------
 
 
-def measure(letter: str, lab: Laboratory, seeds: int, workdir: Path) -> dict[str, Any]:
+def measure(name: str, lab: Laboratory, seeds: int, workdir: Path) -> dict[str, Any]:
     """The raw results of a claim: trains what is missing, measures what is missing."""
-    claim = CLAIMS[letter]
+    claim = CLAIMS[name]
     arms = {name: Arm(name, network.overrides) for name, network in claim.NETWORKS.items()}
 
     def run_one(arm: Arm, seed: int, directory: Path) -> dict[str, Any]:
@@ -67,12 +78,12 @@ def measure(letter: str, lab: Laboratory, seeds: int, workdir: Path) -> dict[str
         return {**config, "num_samples": lab.scale.num_samples, "classifier": SETTINGS}
 
     results = run_grid(
-        [*arms.values()], range(seeds), run_one, workdir / "claims" / letter, fingerprint,
+        [*arms.values()], range(seeds), run_one, workdir / "claims" / name, fingerprint,
         on_progress=print_progress,
     )  # fmt: skip
     of_arm = {name: [found for found in results if found["arm"] == name] for name in arms}
     return {
-        "claim": letter,
+        "claim": name,
         "scale": lab.scale.name,
         "about": lab.scale.about,
         "num_samples": lab.scale.num_samples,
@@ -94,9 +105,9 @@ def folder(scale: Scale, results: Path) -> Path:
 
 
 def read_raw(scale: Scale, results: Path) -> dict[str, dict[str, Any]]:
-    """The raw results that are there, by letter."""
-    paths = {letter: folder(scale, results) / f"{letter}.json" for letter in LETTERS}
-    return {letter: read_json(path, KEYS) for letter, path in paths.items() if path.exists()}
+    """The raw results that are there, by name."""
+    paths = {name: folder(scale, results) / f"{name}.json" for name in NAMES}
+    return {name: read_json(path, KEYS) for name, path in paths.items() if path.exists()}
 
 
 # --- writing ------------------------------------------------------------------------------------
@@ -104,7 +115,7 @@ def read_raw(scale: Scale, results: Path) -> dict[str, dict[str, Any]]:
 INTRODUCTION = """\
 # The claims ledger
 
-What practitioners repeat about noise schedules, each tried by a script of its own in
+Claims that practitioners repeat about noise schedules. Each has a script of its own in
 [`experiments/claims/`](../claims), which says what is measured and what would support or contradict
 it. This page is made by `python experiments/claims/ledger.py`, from the raw numbers in
 [`claims/`](claims) alone (`--from-raw` makes it again without measuring).
@@ -117,15 +128,18 @@ it altogether: contradicted; else undecided at this scale. A claim of m parts ta
 0.05 / m, so that they hold together with 95%; it is supported if all parts are, and contradicted if
 one is. That a small network on small images contradicts a claim says nothing about large ones. The
 regions were written before the measurements, but after a look at linear and cosine with one seed;
-where the claim itself names no number, its margin is ours. Claims g and j were measured twice: in a
-first run their networks predicted v and eps, which one narrower than the image has pixels can't
-pass on, and samples of the larger images were far off (distances of 67 at 16x16 and 166 at 32x32);
-now they predict x0. Three seeds were run first, then the intended five. Claims b and k were
-measured again after one of the five learned schedules of k had a variance of 305, the others 2 to
-7: the gradient of the schedule was clipped, by a default that has gone since, and clipped it goes
-astray. In five more seeds the variance was 2.3 to 2,855 with clipping and 1.8 to 3.3 without. All
-was measured once more when the rate of a learned schedule came to decay, by default: k's variances
-went from 1.8 to 3.0 to 1.6 to 2.0, and no verdict changed.
+where the claim itself names no number, its margin is ours. Two claims were measured
+twice, zero_terminal_snr_repairs_brightness and input_scaling_helps_large_images. In the first run
+their networks predicted v and eps, whose noise a network narrower than the image has pixels can't
+pass on, and samples of the larger images were far off (distances of 67 at 16x16 and 166 at 32x32).
+Now they predict x0. Three seeds were run first, then the intended five. The two claims with a
+learned schedule were measured again after one of the five learned schedules of
+learned_schedule_lowers_variance had a variance of 305, the others 2 to 7: the gradient of the
+schedule was clipped, by a default that has been removed since, and clipping leads it astray. In
+five more seeds the variance was 2.3 to 2,855 with clipping and 1.8 to 3.3 without. All claims were
+measured once more when the learning rate of a learned schedule came to decay by default: the
+variances of learned_schedule_lowers_variance went from 1.8 to 3.0 to 1.6 to 2.0, and no verdict
+changed.
 
 "Distance" is the Fréchet distance between samples and training images over the features of a small
 classifier of the same data, the stand-in for FID where Inception's features mean nothing; numbers
@@ -145,11 +159,11 @@ def write(results: Path) -> str:
                 f" `python experiments/claims/ledger.py --scale={scale.name}`.\n"
             )
             continue
-        found = {letter: CLAIMS[letter].verdict(raw[letter]) for letter in raw}
+        found = {name: CLAIMS[name].verdict(raw[name]) for name in raw}
         if scale.name == "digits":
             parts.append("![Every ratio with its interval and the claimed region](claims.png)\n")
         parts += [_summary(found), _corrected(found)]
-        parts += [_section(letter, raw.get(letter), found.get(letter)) for letter in LETTERS]
+        parts += [_section(name, raw.get(name), found.get(name)) for name in NAMES]
     return "\n".join(parts)
 
 
@@ -158,11 +172,15 @@ def _capital(text: str) -> str:
 
 
 def _summary(found: Mapping[str, verdicts.Verdict]) -> str:
-    rows = [["", "claim", "verdict"]]
-    for letter in LETTERS:
-        outcome = found[letter].outcome if letter in found else "not run yet"
-        rows.append([letter, CLAIMS[letter].CLAIM.rstrip("."), f"**{outcome}**"])
+    rows = [["claim", "verdict", "script"]]
+    for name in NAMES:
+        outcome = found[name].outcome if name in found else "not run yet"
+        rows.append([CLAIMS[name].CLAIM.rstrip("."), f"**{outcome}**", _script(name)])
     return table(rows)
+
+
+def _script(name: str) -> str:
+    return f"[{name}](../claims/{name}.py)"
 
 
 def _corrected(found: Mapping[str, verdicts.Verdict]) -> str:
@@ -180,9 +198,9 @@ def _corrected(found: Mapping[str, verdicts.Verdict]) -> str:
     )
 
 
-def _section(letter: str, raw: Mapping[str, Any] | None, verdict: verdicts.Verdict | None) -> str:
-    claim = CLAIMS[letter]
-    lines = [f"### {letter}. {claim.CLAIM}", ""]
+def _section(name: str, raw: Mapping[str, Any] | None, verdict: verdicts.Verdict | None) -> str:
+    claim = CLAIMS[name]
+    lines = [f"### {claim.CLAIM}", "", _script(name), ""]
     if raw is None:
         return "\n".join([*lines, "Not run yet: no raw results are there.", ""])
     lines += [f"**{_capital(verdict.outcome)}.** {verdict.sentence}", ""]
@@ -244,12 +262,11 @@ def table(rows: Sequence[Sequence[str]]) -> str:
 
 def draw(raw: Mapping[str, Mapping[str, Any]]) -> Figure:
     """Every ratio with its interval, over the region that is claimed for it."""
-    findings = [
-        (letter, finding)
-        for letter in raw
-        for finding in CLAIMS[letter].verdict(raw[letter]).figures
-        if getattr(finding.estimate, "log_scale", False)
-    ]
+    rows: list[tuple[str, verdicts.Finding | None]] = []  # a claim's name, then its ratios
+    for name in raw:
+        found = CLAIMS[name].verdict(raw[name]).figures
+        ratios = [f for f in found if getattr(f.estimate, "log_scale", False)]
+        rows += [(name, None), *((f.part.name, f) for f in ratios)] if ratios else []
     colours = {
         verdicts.SUPPORTED: figures.PALETTE[3][0],
         verdicts.CONTRADICTED: figures.PALETTE[2][0],
@@ -257,9 +274,10 @@ def draw(raw: Mapping[str, Mapping[str, Any]]) -> Figure:
     }
     markers = dict(zip(colours, ("o", "X", "s")))
     left, right = 0.2, 5.0
-    figure = Figure(figsize=(9, 1.1 + 0.27 * len(findings)), dpi=110, layout="constrained")
+    figure = Figure(figsize=(9, 1.1 + 0.25 * len(rows)), dpi=110, layout="constrained")
     axes = figure.add_subplot(xscale="log", xlim=(left, right))
-    for y, (_, (part, estimate, outcome, _)) in enumerate(findings):
+    for y, finding in ((y, finding) for y, (_, finding) in enumerate(rows) if finding):
+        part, estimate, outcome, _ = finding
         low, high = np.clip([part.low, part.high], left, right)
         axes.barh(y, high - low, left=low, height=0.86, color=figures.RULE, lw=0)
         ends, colour = np.clip([estimate.low, estimate.high], left, right), colours[outcome]
@@ -271,8 +289,10 @@ def draw(raw: Mapping[str, Mapping[str, Any]]) -> Figure:
         axes.plot([], [], markers[outcome], color=colour, label=outcome)
     axes.barh(0, 0, left=1, color=figures.RULE, label="claimed region")
     axes.axvline(1, color=figures.MUTED, lw=0.8)
-    axes.set_yticks(range(len(findings)), [f"{letter}. {f.part.name}" for letter, f in findings])
-    axes.set_ylim(len(findings) - 0.4, -0.6)
+    axes.set_yticks(range(len(rows)), [label for label, _ in rows])
+    for text, (_, finding) in zip(axes.get_yticklabels(), rows):
+        text.set_fontweight("normal" if finding else "bold")
+    axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlabel("ratio, with the interval of its verdict (arrows: beyond the picture)")
     axes.xaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
@@ -292,14 +312,16 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("--workdir", type=Path, default=laboratory.ROOT / "runs" / "claims")
     parser.add_argument("--results", type=Path, default=RESULTS, help="(default: %(default)s)")
-    parser.add_argument("--only", default=LETTERS, help="letters of claims, as a,c (default: all)")
+    parser.add_argument(
+        "--only", default=",".join(NAMES), metavar="NAME,...", help="claims (default: all)"
+    )
     parser.add_argument("--scale", choices=sorted(SCALES), default="digits")
     parser.add_argument("--seeds", type=int, help="at least 2 (default: 5, gpu 3)")
     parser.add_argument("--from-raw", action="store_true", help="write the page, measure nothing")
     args = parser.parse_args(argv)
-    args.only = list(dict.fromkeys(args.only.replace(",", "")))
-    if unknown := set(args.only) - set(LETTERS):
-        parser.error(f"--only: no claim {min(unknown)!r}; they are {', '.join(LETTERS)}")
+    args.only = list(dict.fromkeys(args.only.split(",")))
+    if unknown := set(args.only) - set(NAMES):
+        parser.error(f"--only: no claim {min(unknown)!r}; they are {', '.join(NAMES)}")
     args.seeds = SCALES[args.scale].seeds if args.seeds is None else args.seeds
     if args.seeds < 2:
         parser.error(f"--seeds={args.seeds}: an interval needs at least 2")
@@ -315,11 +337,11 @@ def main(argv: Sequence[str] | None = None) -> None:
         runtime.start()
         lab = Laboratory(scale, args.workdir / scale.name)
         folder(scale, args.results).mkdir(parents=True, exist_ok=True)
-        for letter in args.only:
-            raw = measure(letter, lab, args.seeds, args.workdir / scale.name)
-            write_json(folder(scale, args.results) / f"{letter}.json", raw)
-            found = CLAIMS[letter].verdict(raw)
-            print(f"{letter}. {CLAIMS[letter].CLAIM}\n   {found.outcome}: {found.sentence}")
+        for name in args.only:
+            raw = measure(name, lab, args.seeds, args.workdir / scale.name)
+            write_json(folder(scale, args.results) / f"{name}.json", raw)
+            found = CLAIMS[name].verdict(raw)
+            print(f"{name}: {CLAIMS[name].CLAIM}\n   {found.outcome}: {found.sentence}")
     page = args.results / "claims.md"
     page.write_text(write(args.results), encoding="utf-8")
     if raw := read_raw(SCALES["digits"], args.results):

@@ -1,4 +1,4 @@
-"""c. T from 1000 to 250 worsens FID by 10 to 15% and makes sampling four times as fast.
+"""T from 1000 to 250 worsens FID by 10 to 15% and makes sampling four times as fast.
 
 The cosine schedule with its betas for T = 1000 and for T = 250, each trained with its own T and
 sampled by the ancestral sampler in all its steps. Measured: the ratio of Fréchet distances, 250

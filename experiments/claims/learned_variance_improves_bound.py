@@ -1,4 +1,4 @@
-"""l. Learned reverse variance improves bits/dim and few-step sampling (Nichol & Dhariwal 2021).
+"""Learned reverse variance improves bits/dim and few-step sampling (Nichol & Dhariwal 2021).
 
 The cosine schedule with T = 1000 as published, trained with the simple loss, or with the hybrid
 loss, by which the network also learns the variance of the reverse steps. Measured: the bound in

@@ -1,4 +1,4 @@
-"""j. Input scaling below 1 helps more as images grow.
+"""Input scaling below 1 helps more as images grow.
 
 The cosine schedule in continuous time, log-SNR from 10 to -10, and the same with the input scaled
 by b = 0.5 (Chen 2023), on images of three sizes: the digits at 8x8, and each pixel repeated to

@@ -1,4 +1,4 @@
-"""b. The gap between linear and cosine is larger than that between cosine and learned.
+"""The gap between linear and cosine is larger than that between cosine and learned.
 
 Three schedules in continuous time between equal ends, log-SNR 10 and -10, so that they differ in
 shape alone; simple loss; the learned one follows the variance of the bound (Kingma 2021). Measured:

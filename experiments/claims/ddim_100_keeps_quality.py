@@ -1,4 +1,4 @@
-"""e. A model trained at T = 1000 and sampled by DDIM with 100 steps keeps its quality.
+"""A model trained at T = 1000 and sampled by DDIM with 100 steps keeps its quality.
 
 The linear and the cosine schedule as published. Measured: for each the ratio of the Fréchet
 distance by DDIM in 100 steps to that of the same network by the ancestral sampler in all 1000.

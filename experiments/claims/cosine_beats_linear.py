@@ -1,4 +1,4 @@
-"""a. From the linear to the cosine schedule FID improves by 5 to 15%, with nothing else changed.
+"""From the linear to the cosine schedule FID improves by 5 to 15%, with nothing else changed.
 
 Both as published, with the betas of T = 1000 (Ho 2020; Nichol & Dhariwal 2021), the same network,
 loss and data. Measured: the ratio of the Fréchet distances, cosine over linear, of samples drawn by

@@ -1,4 +1,4 @@
-"""h. A higher guidance scale follows the condition more closely and loses diversity.
+"""A higher guidance scale follows the condition more closely and loses diversity.
 
 Networks told the class, of which a tenth is left out in training, cosine schedule with T = 1000 as
 published; classifier-free guidance (Ho & Salimans 2022), DDIM in 50 steps, the classes in turn.

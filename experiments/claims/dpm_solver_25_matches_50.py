@@ -1,4 +1,4 @@
-"""f. DPM-Solver++ with 25 steps matches 50 of the standard sampler; 20 are visibly worse for DDPM.
+"""DPM-Solver++ with 25 steps matches 50 of the standard sampler; 20 are visibly worse for DDPM.
 
 Networks of the cosine schedule with T = 1000 as published. The standard sampler is taken to be
 DDIM, and DDPM as well. Measured: ratios of Fréchet distances of the same network. Supported:

@@ -1,4 +1,4 @@
-"""i. The sigmoid schedule trains more stably: smaller gradient norms, less variance of the loss.
+"""The sigmoid schedule trains more stably: smaller gradient norms, less variance of the loss.
 
 Linear, cosine and sigmoid (Jabri 2022: start -3, end 3, tau 1) in continuous time between equal
 ends, log-SNR 10 and -10, simple loss on the noise. Measured over the second half of the training:

@@ -1,4 +1,4 @@
-"""d. Cosine with T = 250 is better than linear with T = 1000.
+"""Cosine with T = 250 is better than linear with T = 1000.
 
 Both as published and sampled by the ancestral sampler in all their steps. Measured: the ratio of
 Fréchet distances, cosine over linear. Supported: it is below 1. Contradicted: it is above.

@@ -1,4 +1,4 @@
-"""g. With the linear schedule the signal is not destroyed at T; zero terminal SNR repairs this.
+"""With the linear schedule the signal is not destroyed at T; zero terminal SNR repairs this.
 
 Ho 2020's linear betas and Rombach 2022's ("scaled linear"), T = 1000, each with and without the
 rescaling of Lin 2023; trailing steps of DDIM, 50. What is predicted is x0: eps is undefined at zero
