@@ -9,11 +9,7 @@ from scipy import stats
 
 from diffax.report import statistics
 
-INTERVALS = [
-    statistics.mean_interval,
-    statistics.geometric_interval,
-    statistics.bootstrap_interval,
-]
+INTERVALS = [statistics.mean_interval, statistics.geometric_interval]
 COMPARISONS = [statistics.paired_difference, statistics.paired_ratio]
 
 
@@ -135,52 +131,6 @@ def test_geometric_interval_covers_the_median_of_a_lognormal():
     assert abs(np.mean(hits) - 0.95) < 4 * np.sqrt(0.95 * 0.05 / trials)
 
 
-@pytest.mark.parametrize("method", ["bca", "percentile"])
-def test_bootstrap_interval_is_near_scipys(method):
-    x = np.random.default_rng(5).exponential(size=60)
-    ours = statistics.bootstrap_interval(x, np.mean, resamples=8000, method=method)
-    theirs = stats.bootstrap(
-        (x,), np.mean, n_resamples=8000, method=method, rng=np.random.default_rng(6)
-    ).confidence_interval
-    # Two independent sets of resamples: the ends agree to their Monte-Carlo error.
-    assert ours.mean == x.mean()
-    np.testing.assert_allclose([ours.low, ours.high], theirs, atol=0.05 * x.std())
-
-
-def test_bca_leans_to_the_long_tail():
-    x = np.random.default_rng(7).lognormal(0, 1, 50)
-    bca = statistics.bootstrap_interval(x, resamples=4000)
-    plain = statistics.bootstrap_interval(x, resamples=4000, method="percentile")
-    assert bca.low > plain.low
-    assert bca.high > plain.high
-
-
-def test_bootstrap_interval_covers():
-    trials, rng = 300, np.random.default_rng(8)
-    hits = 0
-    for seed, x in enumerate(rng.exponential(size=(trials, 30))):
-        interval = statistics.bootstrap_interval(x, np.mean, resamples=300, seed=seed)
-        hits += interval.low <= 1.0 <= interval.high
-    # For 30 exponential values the bca interval covers about 0.93: 0.015 is one standard deviation.
-    assert 0.87 < hits / trials < 0.99
-
-
-def test_bootstrap_takes_any_statistic_of_rows_and_repeats_itself():
-    rows = np.random.default_rng(9).normal(size=(40, 2))
-
-    def correlation(x):
-        return np.corrcoef(x.T)[0, 1]
-
-    first, again = (statistics.bootstrap_interval(rows, correlation, seed=3) for _ in range(2))
-    assert first == again
-    assert first.low < correlation(rows) == first.mean < first.high
-    assert statistics.bootstrap_interval(rows, correlation, seed=4) != first
-
-
-def test_bootstrap_of_equal_values_is_a_point():
-    assert ends(statistics.bootstrap_interval([2.0] * 5)).tolist() == [2.0] * 3
-
-
 @given(vectors(), st.floats(-50, 50), st.floats(0.01, 50), st.booleans())
 def test_mean_interval_moves_with_its_values(x, shift, factor, flip):
     factor = -factor if flip else factor
@@ -277,10 +227,6 @@ def test_log_scale_refuses_what_is_not_positive(bad):
 
 
 def test_other_arguments_are_checked():
-    with pytest.raises(ValueError, match="method is 'magic'; allowed are bca, percentile"):
-        statistics.bootstrap_interval([1.0, 2.0], method="magic")
-    with pytest.raises(ValueError, match="resamples is 5"):
-        statistics.bootstrap_interval([1.0, 2.0], resamples=5)
     with pytest.raises(ValueError, match=r"p_values must lie in \[0, 1\]"):
         statistics.holm([0.5, 1.5])
     with pytest.raises(ValueError, match=r"p_values must lie in \[0, 1\]"):

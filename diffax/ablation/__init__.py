@@ -20,7 +20,6 @@ from diffax.report.spec import Spec
 from diffax.report.statistics import (
     Difference,
     Interval,
-    bootstrap_interval,
     geometric_interval,
     holm,
     mean_interval,
@@ -44,7 +43,6 @@ __all__ = [
     "Report",
     "Spec",
     "analyse",
-    "bootstrap_interval",
     "build_report",
     "format_table",
     "geometric_interval",

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -215,7 +215,7 @@ def sign_flip(differences: ArrayLike) -> float:
     """The exact two-sided p of the sign-flip (randomisation) test that there is no effect.
 
     Without an effect each paired difference might as well have come with the other sign. p is the
-    share of the 2^n patterns of signs whose |mean| is at least the one seen. It assumes symmetry
+    fraction of the 2^n patterns of signs whose |mean| is at least the one seen. It assumes symmetry
     about zero alone, and is never below 2^(1-n): 1/16 with five pairs, 1/32 with six, so that
     fewer than six cannot reach 0.05.
 
@@ -306,71 +306,6 @@ def seeds_needed(
 
     found = bisect.bisect_left(range(2, MOST_SEEDS + 1), True, key=enough)  # power grows with n
     return found + 2 if found + 2 <= MOST_SEEDS else None
-
-
-def bootstrap_interval(
-    values: ArrayLike,
-    statistic: Callable[[np.ndarray], float] = np.mean,
-    confidence: float = 0.95,
-    resamples: int = 2000,
-    seed: int = 0,
-    method: str = "bca",
-) -> Interval:
-    """A bootstrap interval of statistic(values); the same seed gives the same interval.
-
-    Rows of `values` are drawn with replacement. "percentile" takes the (1 ∓ c)/2 quantiles of the
-    resampled statistics; "bca" moves them for bias (z0) and skewness (acceleration a, by
-    jackknife, n more calls of the statistic): quantile Phi(z0 + (z0 + z) / (1 - a (z0 + z))). Both
-    need many values (tens): for a few seeds use `mean_interval`, since a bootstrap of three values
-    is far too narrow.
-
-    Args:
-      values: (n, ...), resampled along the first axis, n at least 2.
-      statistic: maps an array like `values` to a float.
-      confidence: the coverage, in (0, 1).
-      resamples: number of bootstrap samples, at least 100.
-      seed: of numpy's default generator.
-      method: "bca" or "percentile".
-
-    Raises:
-      ValueError: an unknown method, too few values or resamples, values that are not finite.
-
-    Source: Efron & Tibshirani 1993, "An Introduction to the Bootstrap", equations 14.10, 14.14 and
-    14.15.
-    """
-    values = _finite(np.asarray(values, np.float64), "values")
-    if method not in _LEVELS:
-        raise ValueError(f"method is {method!r}; allowed are {', '.join(sorted(_LEVELS))}")
-    if resamples < 100:
-        raise ValueError(f"resamples is {resamples}; at least 100 are needed")
-    n, rng = len(values), np.random.default_rng(seed)
-    tail = (1 - _confidence(confidence)) / 2
-    estimate = float(statistic(values))
-    drawn = np.array(
-        [statistic(values[rng.integers(n, size=n)]) for _ in range(resamples)], np.float64
-    )
-    levels = _LEVELS[method](np.array([tail, 1 - tail]), estimate, drawn, values, statistic)
-    low, high = np.quantile(drawn, levels)
-    return Interval(estimate, float(low), float(high), n, confidence)
-
-
-def _percentile_levels(levels, estimate, drawn, values, statistic):
-    return levels
-
-
-def _bca_levels(levels, estimate, drawn, values, statistic):
-    # Ties count half; the clip keeps z0 finite when every resample lies on one side.
-    below = np.mean(drawn < estimate) + np.mean(drawn == estimate) / 2
-    z0 = special.ndtri(np.clip(below, 0.5 / drawn.size, 1 - 0.5 / drawn.size))
-    left_out = np.array([statistic(np.delete(values, i, axis=0)) for i in range(len(values))])
-    d = left_out.mean() - left_out
-    spread = np.sum(d**2)
-    acceleration = np.sum(d**3) / (6 * spread**1.5) if spread > 0 else 0.0
-    z = z0 + special.ndtri(levels)
-    return special.ndtr(z0 + z / (1 - acceleration * z))
-
-
-_LEVELS = {"percentile": _percentile_levels, "bca": _bca_levels}
 
 
 def holm(p_values: ArrayLike) -> np.ndarray:
