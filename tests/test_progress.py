@@ -11,7 +11,7 @@ from small_runs import a_method, compiled_quickly, small_config
 from diffax import runtime, training
 from diffax.training import progress
 from diffax.training.metric_buffer import MetricBuffer
-from diffax.training.progress import Progress, counted
+from diffax.training.progress import ProgressDisplay, counted
 
 
 @pytest.fixture(autouse=True)
@@ -36,7 +36,7 @@ def until(condition):
 
 
 def test_long_work_says_how_long_it_has_taken(hasty, caplog):
-    with Progress() as said:
+    with ProgressDisplay() as said:
         with said.doing("compiling"):
             until(lambda: len(caplog.messages) == 3)
         for i in counted(range(3), "evaluating", "batches"):
@@ -55,11 +55,11 @@ def test_long_work_says_how_long_it_has_taken(hasty, caplog):
 
 def test_it_speaks_only_where_there_is_silence(hasty, caplog):
     """And not at all in all but the first of several processes."""
-    with Progress() as said, said.doing("", lambda seconds: "still there"):
+    with ProgressDisplay() as said, said.doing("", lambda seconds: "still there"):
         for _ in range(20):
             logging.getLogger("diffax").info("a line of the log")
             time.sleep(0.02)
-    with Progress(speaks=False) as said, said.doing("compiling"):
+    with ProgressDisplay(speaks=False) as said, said.doing("compiling"):
         time.sleep(0.3)
     assert set(caplog.messages) == {"a line of the log"}
 

@@ -33,7 +33,7 @@ def test_the_share_of_the_start_is_what_the_average_keeps_of_it(decay, steps):
     for step in range(steps):
         average = moving_average(average, 0.0, decay, step)
     product = np.prod([min(decay, (1 + k) / (10 + k)) for k in range(steps)])
-    assert training.share_of_start(decay, steps) == pytest.approx(product, rel=1e-5)
+    assert training.fraction_of_start(decay, steps) == pytest.approx(product, rel=1e-5)
     assert float(average) == pytest.approx(product, rel=1e-5)
 
 

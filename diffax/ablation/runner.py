@@ -33,7 +33,7 @@ from diffax.report.analysis import check
 from diffax.report.build import Report, build_report, environment
 from diffax.report.spec import Spec
 from diffax.training.lock import held
-from diffax.training.progress import Progress, doing
+from diffax.training.progress import ProgressDisplay, doing
 from diffax.training.workdir import PLUGINS, check_writable
 
 _LOG = logging.getLogger("diffax")
@@ -95,14 +95,14 @@ def run_ablation(
         if not each.evaluation.metrics:
             measure.require_bound(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.
-    with Progress(), doing(f"reading {config.data.name}"):
+    with ProgressDisplay(), doing(f"reading {config.data.name}"):
         dataset = data.load_cached(config.data)
     for arm, seed in itertools.product(arms, seeds):
         own, directory = arm_config(config, arm, seed), training_directory(workdir, arm, seed)
         store.check_fingerprint(directory, measure.training_configuration(own))
         measure.refuse_other_data(own, directory)
     measured = measure.measured_metrics(spec.metrics, configs, dataset)
-    with Progress(), doing("preparing what samples are measured by"):
+    with ProgressDisplay(), doing("preparing what samples are measured by"):
         measure.plan_scores(configs, dataset)
     text = config_lib.to_json(config)
     trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
@@ -279,7 +279,7 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
     runtime.start(f"{arm.name}, seed {seed}: ", trains=True)
     config = arm_config(config_lib.from_json(text, Path(workdir) / PLUGINS), arm, seed)
     trained = training_directory(workdir, arm, seed)
-    with Progress():
+    with ProgressDisplay():
         run, once = measure.train_and_evaluate(config, trained)
         sampled = measure.sample_and_score(run, directory)
     shared = measure.together_note(trained, seed)
@@ -305,7 +305,7 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
 # --- what is said of the trainings at the top of a report --------------------------------------
 
 
-_MOST_OF_START = 0.01  # of the initial parameters in the moving average, without a remark
+_LARGEST_FRACTION = 0.01  # of the initial parameters in the moving average, without a remark
 
 
 def subject(configs: Sequence[ConfigDict], dataset: data.Dataset) -> dict[str, str]:
@@ -337,11 +337,11 @@ def remarks(configs: Sequence[ConfigDict]) -> list[str]:
     """What a reader must know of trainings that were short, as sentences."""
     found = []
     shares = {
-        training.share_of_start(c.ema.decay, c.training.num_steps): c.training.num_steps
+        training.fraction_of_start(c.ema.decay, c.training.num_steps): c.training.num_steps
         for c in configs
     }
     share = max(shares)
-    if share > _MOST_OF_START:
+    if share > _LARGEST_FRACTION:
         found.append(
             f"Training was short: after {_steps([shares[share]])} the moving average of the"
             f" weights, by which all is measured, is still {share:.0%} the untrained network."

@@ -111,12 +111,12 @@ def _measure(by_name: dict[str, Callable[[], results.Entry]], out: Path, as_json
     """
     from diffax import runtime
     from diffax.files import jsonable, write_text
-    from diffax.training.progress import Progress
+    from diffax.training.progress import ProgressDisplay
 
     found, failed, unwritten = {}, [], ""
     for name, measure in by_name.items():
         try:
-            with Progress() as progress, progress.doing(f"measuring {name}"):
+            with ProgressDisplay() as progress, progress.doing(f"measuring {name}"):
                 # What isn't finite, as the bound of a diverged run, is null: JSON has no NaN.
                 found[name] = jsonable(measure())
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
@@ -140,9 +140,9 @@ def _of_run(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
     import jax
 
     from diffax import config, data, evaluation, files
-    from diffax.training.progress import Progress
+    from diffax.training.progress import ProgressDisplay
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         with progress.doing("", shared.reading(args.workdir)):
             trained = shared.loaded(args)
         progress.detail(f"the run in {args.workdir}: checkpoint of step {int(trained.state.step)}")

@@ -75,12 +75,12 @@ def run(args: argparse.Namespace, _: None) -> None:
     from diffax import edits, plots, runtime
     from diffax.files import replacing
     from diffax.generator import Generator, NotFinite
-    from diffax.training.progress import Progress
+    from diffax.training.progress import ProgressDisplay
 
     default = Path(args.workdir) / "samples" / (args.edit or "sample")
     out = shared.output(args.out, default, ".npz", ".png")
     arrays, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("npz", "png"))
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         with progress.doing("", shared.reading(args.workdir)):
             generate = Generator(args.workdir)
         step = int(generate.run.state.step)
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     options = shared.given_options(args)
     options |= {k: vars(args)[k] for k in ("seed", "label") if vars(args)[k] is not None}
     shared.check_output(arrays, picture)
-    with Progress(), warnings.catch_warnings():
+    with ProgressDisplay(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotFinite)  # it is said below, with the file's name
         if args.edit:
             result = edits.edit(

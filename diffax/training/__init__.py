@@ -9,7 +9,7 @@ For instance:
 
 from diffax.data import DatasetInfo
 from diffax.distributed import hosts
-from diffax.methods import TrainState, predictor, share_of_start
+from diffax.methods import TrainState, fraction_of_start, predictor
 from diffax.runtime import Interrupted
 from diffax.training.loop import train, train_together
 from diffax.training.measuring import make_gradient_variance, measure_on, over_split
@@ -29,7 +29,7 @@ __all__ = [
     "outcome",
     "over_split",
     "predictor",
-    "share_of_start",
+    "fraction_of_start",
     "steps_done",
     "train",
     "train_together",

@@ -27,7 +27,7 @@ from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.interrupt import Interruption
 from diffax.training.lock import held
 from diffax.training.measuring import make_evaluation
-from diffax.training.progress import Progress
+from diffax.training.progress import ProgressDisplay
 from diffax.training.run_logger import RunLogger
 from diffax.training.workdir import Run, check_writable, saying_what_is_kept
 
@@ -126,7 +126,7 @@ def _train(
     with ExitStack() as stack:
         with saying_what_is_kept(*roots), hosts.failing_together():
             check_ours = stack.enter_context(held(roots if hosts.is_first() else ()))
-        progress = stack.enter_context(Progress(hosts.is_first()))
+        progress = stack.enter_context(ProgressDisplay(hosts.is_first()))
         return _train_in(configs, roots, layout, mesh, stop, check_ours, progress)
 
 
@@ -137,7 +137,7 @@ def _train_in(
     mesh: Mesh,
     stop: Callable[[int, Run], bool] | None,
     check_ours: Callable[[], None],
-    progress: Progress,
+    progress: ProgressDisplay,
 ) -> list[tuple[State, dict[str, float]]]:
     """Trains in directories that exist; `check_ours` raises OSError if they are another job's."""
     config, settings = configs[0], configs[0].training
@@ -259,7 +259,7 @@ def _first_call(
 
 
 @contextmanager
-def _aside(runs: Sequence[RunLogger], what: str, progress: Progress) -> Iterator[None]:
+def _aside(runs: Sequence[RunLogger], what: str, progress: ProgressDisplay) -> Iterator[None]:
     """While this is open no time counts as that of steps, those under way have ended."""
     for run in runs:
         run.metrics.memory()

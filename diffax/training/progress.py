@@ -1,6 +1,6 @@
 """What a run is at, said where nothing else is for a while, from a thread of its own.
 
-    with Progress() as progress:
+    with ProgressDisplay() as progress:
         with progress.doing("compiling the training step"):
             ...                       # "compiling the training step: 30 s so far", now and then
         for i in counted(range(40), "evaluating", "batches"):
@@ -26,10 +26,12 @@ _DETAILS = logging.getLogger("diffax.details")
 FIRST_SECONDS, EVERY_SECONDS = 5.0, 20.0
 _LOOK_SECONDS = 0.5
 
-_CURRENT: contextvars.ContextVar[Progress | None] = contextvars.ContextVar("progress", default=None)
+_CURRENT: contextvars.ContextVar[ProgressDisplay | None] = contextvars.ContextVar(
+    "progress", default=None
+)
 
 
-class Progress:
+class ProgressDisplay:
     """Speaks while it is open, if it has been silent for `FIRST_SECONDS` at first, `EVERY_SECONDS`
     afterwards; `speaks`: whether at all, as one of several processes does."""
 
@@ -38,7 +40,7 @@ class Progress:
         self._parts: list[tuple[float, Callable[[float], str]]] = []  # innermost last
         self._end, self._heard = threading.Event(), _Heard()
 
-    def __enter__(self) -> Progress:
+    def __enter__(self) -> ProgressDisplay:
         self._token = _CURRENT.set(self)
         if self._speaks:
             _LOG.addHandler(self._heard)
@@ -97,20 +99,20 @@ class _Heard(logging.Handler):
 
 
 def detail(words: str) -> None:
-    """`Progress.detail` of the run, if it has one."""
+    """`ProgressDisplay.detail` of the run, if it has one."""
     progress = _CURRENT.get()
     if progress is not None:
         progress.detail(words)
 
 
 def doing(what: str) -> contextlib.AbstractContextManager[None]:
-    """`Progress.doing` of the run, if it has one."""
+    """`ProgressDisplay.doing` of the run, if it has one."""
     progress = _CURRENT.get()
     return contextlib.nullcontext() if progress is None else progress.doing(what)
 
 
 def counted(items: Iterable[Any], what: str, unit: str) -> Iterator[Any]:
-    """The items one by one, of which the run's `Progress`, if there is one, says how many are done;
+    """The items one by one, of which the run's `ProgressDisplay`, if there is one, says how many are done;
     `items` has a length."""
     progress = _CURRENT.get()
     if progress is None:

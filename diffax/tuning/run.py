@@ -24,7 +24,7 @@ from diffax.runtime import local_path
 from diffax.training.lock import held
 from diffax.training.workdir import PLUGINS, check_writable
 from diffax.tuning import results
-from diffax.tuning.search import Progress, Trial, best, rungs, search
+from diffax.tuning.search import Trial, TrialProgress, best, rungs, search
 from diffax.tuning.space import Space, read, words
 from diffax.tuning.trials import check_metric, make_objective
 
@@ -174,7 +174,7 @@ class _Printer:
         self.metric, self.num_steps = metric, num_steps
         self.total = "" if num_trials is None else f"/{num_trials}"
 
-    def __call__(self, progress: Progress) -> None:
+    def __call__(self, progress: TrialProgress) -> None:
         trial = progress.trial
         parts = [f"[{trial.number}{self.total}] {words(trial.values)}: {trial.status}"]
         if trial.metric is not None:

@@ -64,7 +64,7 @@ class Trial:
 
 
 @dataclass(frozen=True)
-class Progress:
+class TrialProgress:
     """What is told at each rung and at the end of each trial.
 
     Attributes:
@@ -116,7 +116,7 @@ def search(
     pruner: str = "halving",
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
-    on_progress: Callable[[Progress], None] | None = None,
+    on_progress: Callable[[TrialProgress], None] | None = None,
     upgrade: Callable[[Mapping, Mapping], Mapping] = lambda old, new: old,
 ) -> list[Trial]:
     """Makes trials until there are so many or so much time is spent; returns all, the oldest first.
@@ -153,7 +153,7 @@ def search(
     def tell(now: Trial) -> None:
         if on_progress is not None:
             spent = sum(t.seconds for t in [*trials, now])
-            on_progress(Progress(now, spent, _seconds_left(trials, now, num_trials, budget)))
+            on_progress(TrialProgress(now, spent, _seconds_left(trials, now, num_trials, budget)))
 
     while not _is_over(trials := _trials(study), num_trials, budget):
         number = len(trials) + 1
