@@ -336,15 +336,15 @@ def _steps(numbers: Iterable[int]) -> str:
 def remarks(configs: Sequence[ConfigDict]) -> list[str]:
     """What a reader must know of trainings that were short, as sentences."""
     found = []
-    shares = {
+    untrained = {  # of the moving average -> the steps after which it is left
         training.fraction_of_start(c.ema.decay, c.training.num_steps): c.training.num_steps
         for c in configs
     }
-    share = max(shares)
-    if share > _LARGEST_FRACTION:
+    fraction = max(untrained)
+    if fraction > _LARGEST_FRACTION:
         found.append(
-            f"Training was short: after {_steps([shares[share]])} the moving average of the"
-            f" weights, by which all is measured, is still {share:.0%} the untrained network."
+            f"Training was short: after {_steps([untrained[fraction]])} the moving average of the"
+            f" weights, by which all is measured, is still {fraction:.0%} the untrained network."
         )
     rising = [c for c in configs if c.training.num_steps <= c.optimizer.warmup_steps]
     if rising:

@@ -18,7 +18,7 @@ from diffax.methods.base import (
     Method,
     advance,
     moving_average,
-    share_of_start,
+    fraction_of_start,
     update_size,
 )
 from diffax.methods.diffusion import TrainState, predictor
@@ -97,6 +97,6 @@ __all__ = [
     "moving_average",
     "predictor",
     "register",
-    "share_of_start",
+    "fraction_of_start",
     "update_size",
 ]

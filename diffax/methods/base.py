@@ -153,7 +153,7 @@ def _decay_at(step: jax.Array, decay: float) -> jax.Array:
     return jnp.minimum(decay, (1.0 + step) / (10.0 + step))
 
 
-def share_of_start(decay: float, num_steps: int) -> float:
+def fraction_of_start(decay: float, num_steps: int) -> float:
     """The weight of the initial parameters in their moving average after `num_steps` steps."""
     # After a thousand steps of a rising decay less than 1e-20 of it is left.
     return float(jnp.prod(_decay_at(jnp.arange(min(num_steps, 1000)), decay)))

@@ -112,7 +112,7 @@ def doing(what: str) -> contextlib.AbstractContextManager[None]:
 
 
 def counted(items: Iterable[Any], what: str, unit: str) -> Iterator[Any]:
-    """The items one by one, of which the run's `ProgressDisplay`, if there is one, says how many are done;
+    """The items one by one. The run's `ProgressDisplay`, if there is one, says how many are done;
     `items` has a length."""
     progress = _CURRENT.get()
     if progress is None:
