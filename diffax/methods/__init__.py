@@ -17,8 +17,8 @@ from diffax.methods.base import (
     Measure,
     Method,
     advance,
-    moving_average,
     fraction_of_start,
+    moving_average,
     update_size,
 )
 from diffax.methods.diffusion import TrainState, predictor
