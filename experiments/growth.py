@@ -12,7 +12,7 @@ their norm) and each loss may differ by TOLERANCE of their size; else the exit s
 
 Each point is measured in a process of its own, once in each round, so that a slow minute of the
 machine falls on all points alike. Compilation counts in the first round; the others load what it
-compiled. Every result is kept as it is made: stopped, the same command goes on where it was. The
+compiled. Every result is kept as it is made, and the same command resumes if interrupted. The
 tables and the picture go to results/, or with --quick to the workdir.
 """
 

@@ -9,7 +9,7 @@ Four arms share the network, the data, their order, the times and the noise, and
 shape of the schedule between equal endpoints: linear, cosine, log-SNR-linear and learned. The
 report says with 95% intervals what the learned schedule changes: the variance of the likelihood
 bound's estimate (its objective), the bound itself in bits/dim, and the Fréchet distance of samples.
-Stopped, the same command goes on where it was; what is done is not done again. What was found is in
+The same command resumes if interrupted; what is done is not done again. What was found is in
 results/learned_vs_cosine.md.
 """
 

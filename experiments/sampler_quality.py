@@ -17,7 +17,7 @@ alone. Few samples raise a Fréchet distance: all are of equally many, by defaul
 are held-out images, and so is the floor, the distance of held-out images. That bias is in both
 distances of a ratio and draws it towards 1; the ratio is also given with the floor taken off both.
 
-Stopped, the same command goes on where it was. Each result is kept as it is made; one that was made
+The same command resumes if interrupted. Each result is kept as it is made; one that was made
 under another setting is refused. What was found is in results/sampler_quality.md.
 """
 

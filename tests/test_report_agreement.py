@@ -54,14 +54,14 @@ def test_a_ranking_is_settled_where_both_networks_decide_it_alike(first, second)
 
 def test_words_say_whether_it_is_settled():
     agreed = compared(fd_lite0=LOW, fd_mobilenet=LOW)
-    assert conclusion(agreed[0]) == "lower, which is better, settled: both networks say so"
+    assert conclusion(agreed[0]) == "lower, which is better, settled: both feature extractors agree"
     one, other = compared(fd_lite0=LOW, fd_mobilenet=UNSURE)
     assert conclusion(one) == (
         "lower, which is better, but not settled: FD (MobileNetV2) undecided"
     )
     assert conclusion(other) == "no difference can be seen at this scale"
     three = compared(fid=LOW, fd_lite0=LOW, fd_mobilenet=LOW)
-    assert conclusion(three[2]).endswith("settled: all 3 networks say so")
+    assert conclusion(three[2]).endswith("settled: all 3 feature extractors agree")
     assert [o.label for o in three[0].by_network][:2] == ["FID", "FD (EfficientNet-Lite0)"]
 
 
@@ -73,7 +73,7 @@ def test_one_network_alone_settles_nothing():
     alone += compared(fd_lite0=LOW, kid_mobilenet=LOW)
     for c in alone:
         assert not c.settled
-        assert conclusion(c) == "lower, which is better, by one network alone"
+        assert conclusion(c) == "lower, which is better, by one feature extractor alone"
     for c in (compared(frechet=LOW, fd_lite0=LOW)[0], *compared(swd=LOW, kid=LOW)):
         assert (c.by_network, c.settled) == ([], False)
         assert conclusion(c) == "lower, which is better"
@@ -98,13 +98,13 @@ def test_what_the_correction_takes_back_is_not_decided():
     assert [c.settled for c in among] == [False, False]
 
 
-def test_a_network_that_lacks_the_pair_has_no_opinion_of_it():
+def test_a_network_that_lacks_the_pair_has_no_outcome():
     spec, results = made(dict(fd_lite0=LOW, fd_mobilenet=LOW))
     for r in results:
         if r["arm"] == "a":
             del r["metrics"]["fd_mobilenet"]
     (found,) = analyse(spec, results, partial=True).comparisons
-    assert not found.settled and conclusion(found).endswith("by one network alone")
+    assert not found.settled and conclusion(found).endswith("by one feature extractor alone")
 
 
 def test_the_page_has_a_table_of_rankings(tmp_path):
@@ -118,7 +118,7 @@ def test_the_page_has_a_table_of_rankings(tmp_path):
     assert kid == ["a", "not settled", "▼ lower", "▲ higher"]
     plain = report.markdown.read_text(encoding="utf-8").replace("\\", "")
     assert f"| {' | '.join(fd)} |" in plain and f"| {' | '.join(kid)} |" in plain
-    assert all("settled only where" in words for words in (page.text, plain))
+    assert all("settled only if" in words for words in (page.text, plain))
     numbers = json.loads(report.json.read_text(encoding="utf-8"))["comparisons"]
     assert [c["settled"] for c in numbers] == [True, True, False, False]
     assert numbers[3]["by_network"][1]["outcome"] == "higher"

@@ -54,7 +54,7 @@ def run_ablation(
     """Trains and evaluates every arm with every seed, and writes the report.
 
     The same seed means the same initial weights, order of the data, times and noise in every arm,
-    so the comparison is paired. Interrupted, it goes on where it stopped when called again.
+    so the comparison is paired. It resumes if interrupted and called again.
 
     Args:
       spec: the question; its config, arms, seeds and real_samples are filled in, and the metrics

@@ -51,7 +51,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "ablate": Command("compare configs with error bars", ablate.add_flags, ablate.run, True),
     "report": Command("report on an ablation's results", report.add_flags, report.run),
-    "metrics": Command("weights of networks that judge samples", metrics.add_flags, metrics.run),
+    "metrics": Command("weights of feature extractors", metrics.add_flags, metrics.run),
     "tune": Command("search a schedule's parameters", tune.add_flags, tune.run, True),
     "schedules": Command("draw noise schedules", schedules.add_flags, schedules.run),
     "config": Command("list the keys of a config", config.add_flags, config.run),

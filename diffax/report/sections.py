@@ -547,9 +547,8 @@ def _settled(analysis: Analysis) -> list[Words | Table]:
 
 
 _SETTLED = (
-    "A network whose features judge samples has tastes of its own. The ranking of two arms is "
-    "settled only where every network that was asked decides it, each after correction, and all "
-    "in the same direction."
+    "Scores depend on the feature extractor. So the ranking of two arms counts as settled only if "
+    "two extractors or more were used, and each decides it after correction, in the same direction."
 )
 
 

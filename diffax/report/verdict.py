@@ -85,8 +85,8 @@ def conclusion(finding: Finding) -> str:
     """What may be said of it: the part after the colon.
 
     A difference is stated only where the interval leaves out no effect and Holm's corrected p is
-    below 1 - confidence; otherwise it says that none can be seen, not that there is none. Of a
-    score over a pretrained network it says what others make of it.
+    below 1 - confidence; otherwise it says that none can be seen, not that there is none. For a
+    score over a pretrained network it says whether others agree.
     """
     f = finding
     interaction = isinstance(f, Effect) and not f.is_main
@@ -112,14 +112,14 @@ def conclusion(finding: Finding) -> str:
 
 
 def _backing(finding: Finding) -> str:
-    """What of a decided outcome the networks say; "" where none was asked."""
+    """Whether feature extractors agree on a decided outcome; "" for a metric of none."""
     outcomes, count = finding.by_network, len(networks(finding.by_network))
     if finding.settled:
-        return f", settled: {'both' if count == 2 else f'all {count}'} networks say so"
+        return f", settled: {'both' if count == 2 else f'all {count}'} feature extractors agree"
     if count > 1:
         others = [f"{o.label} {o.outcome}" for o in outcomes if o.outcome != finding.outcome]
         return f", but not settled: {', '.join(others)}"
-    return ", by one network alone" if count else ""
+    return ", by one feature extractor alone" if count else ""
 
 
 def needed(finding: Finding) -> str:

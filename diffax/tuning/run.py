@@ -67,7 +67,7 @@ def tune(
 
     The winner and the config as it was are then trained again, with seeds that the search has not
     seen, and compared pair by pair: the winner of a search by a noisy metric looks better than it
-    is. Interrupted, it goes on where it stopped when called again.
+    is. It resumes if interrupted.
 
     Args:
       config: what is not searched, the seed included.
