@@ -1,10 +1,10 @@
 """The grid of an ablation: arms × seeds, run once each, kept on disk, resumed where it stopped.
 
-An `Arm` is a name and the config keys that it overrides; `grid` makes the full product of some
-axes; `run_grid` runs each arm with each seed through a function of the caller's, in this process
-or in several, or a part of them on each of several machines, and keeps every result in a directory
-of its own, workdir/runs/<arm>/seed<k>: see `store`. The directory is also the run's own, for
-samples and the like. Nothing here knows what a run does.
+An `Arm` is a name and the config keys that it overrides. `grid` makes the full product of some
+axes. `run_grid` calls a function for each arm with each seed, in this process or in several, and
+keeps every result in a directory of its own, workdir/runs/<arm>/seed<k> (see `store`). Several
+machines may each run a part. The run may put its own files, such as samples, into that directory.
+Nothing here knows what a run does.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ class Arm:
     """One arm of an ablation.
 
     Attributes:
-      name: what tables and figures call it; also names its directory.
+      name: its name in tables and figures, and of its directory.
       overrides: dotted config key -> value, e.g. {"schedule.name": "cosine"}.
     """
 
@@ -44,13 +44,13 @@ class Arm:
 
 @dataclass(frozen=True)
 class Progress:
-    """What `run_grid` tells about a run when it starts and when it ends.
+    """What `run_grid` reports about a run when it starts and when it ends.
 
     Attributes:
-      status: "kept" (found done), "started", "finished" or "failed".
+      status: "kept" (it was done already), "started", "finished" or "failed".
       index, total: this run's place in the grid, from 1, and the number of runs.
       arm, seed: which run.
-      seconds: how long this run took; None while it is under way.
+      seconds: how long this run took; None while it is running.
       elapsed: seconds since `run_grid` was called.
       eta: estimated seconds until the grid is done; None while nothing is known.
       message: the error of a failed run, in one line.
@@ -247,7 +247,7 @@ def print_progress(progress: Progress) -> None:
 class _EventReporter:
     """Turns events into `Progress`, with the time left estimated from the runs seen so far.
 
-    The first run of a group makes what the others share, and takes longer: each kind has a mean.
+    The first run of a group makes what the others share and takes longer, so each kind has a mean.
     """
 
     def __init__(self, on_progress, runs, first, done, workers):
@@ -304,7 +304,7 @@ def _plan(arms, seeds, workdir, fingerprint, sharing) -> list[list[GridRun]]:
 def joined(
     units: Sequence[list[GridRun]], join: Callable[[Arm, int], tuple[Any, int]], workers: int
 ) -> list[list[GridRun]]:
-    """The groups joined as `run_grid` says, the first parts of every key before the second."""
+    """The groups joined as `Sharing.join` says, the first parts of every key before the second."""
     kinds = {}
     for unit in units:
         key, most = join(unit[0].arm, unit[0].seed)

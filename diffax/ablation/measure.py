@@ -1,7 +1,7 @@
-"""What is measured of a training, once, and of each way to sample from it.
+"""What is measured: of a training, once, and of each way to sample from it.
 
-A training lies in a directory of its own, workdir/trainings/<name>/seed<k>, in the form of
-`training.workdir`, with what was measured of it beside:
+A training has a directory of its own, workdir/trainings/<name>/seed<k>, in the form of
+`training.workdir`, with these files beside:
 
     configuration.json     what it depends on: the config without sampling and evaluation
     measured-<hash>.json   what was measured under the evaluation settings of that hash
@@ -140,8 +140,8 @@ def score_names(config: ConfigDict, dataset: data.Dataset) -> list[str]:
 
 
 def score_metrics(names: Iterable[str], configs: Sequence[ConfigDict] = ()) -> list[Metric]:
-    """A metric for each number of the scores of those names; `configs`: of the runs, whose number
-    of samples it tells."""
+    """A metric for each number of the scores of those names. Its basis is the number of samples in
+    `configs`, those of the runs."""
     counts = sorted({config.evaluation.num_samples for config in configs})
     basis = f"{' or '.join(f'{count:,}' for count in counts)} samples" if counts else ""
     numbers = [number for name in names for number in evaluation.numbers(name)]
@@ -153,11 +153,11 @@ def measured_metrics(
 ) -> list[Metric]:
     """The metrics that runs of these configs have, main ones before others.
 
-    Those given come first, then the scores that evaluation.metrics names, then `METRICS`, but for
-    those that the runs don't have, and the score that is measured where none is named.
+    Those given come first, then the scores that evaluation.metrics names, then those of `METRICS`
+    that the runs have, then the score that is measured if none is named.
 
     Raises:
-      ValueError: another metric is given that they don't have.
+      ValueError: a metric is given that the runs don't have.
     """
     named = dict.fromkeys(name for config in configs for name in config.evaluation.metrics)
     names = dict.fromkeys(name for config in configs for name in score_names(config, dataset))
@@ -180,7 +180,7 @@ def measured_metrics(
 
 
 def has_bound(config: ConfigDict) -> bool:
-    """Whether the bound of a config's runs is finite: it is where both ends of the log-SNR are."""
+    """Whether the bound of a config's runs is finite: both ends of the log-SNR must be."""
     # That does not depend on the data, which need not be there yet.
     return not config_lib.infinite_ends(config, "")
 
@@ -194,9 +194,9 @@ def require_bound(config: ConfigDict) -> None:
 
 
 def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
-    """Refuses scores that can't be measured, and prepares what they need, once for all runs.
+    """Refuses scores that can't be measured, and caches what they need, once for all runs.
 
-    `configs`: of runs on that data.
+    `configs`: those of the runs on that data.
 
     Raises:
       ValueError: see `evaluation.plan`.
@@ -219,7 +219,7 @@ def training_configuration(config: ConfigDict) -> dict[str, Any]:
 
 def refuse_other_data(config: ConfigDict, directory: Path) -> None:
     """Raises ValueError, naming the differences, if the training in a directory was made on other
-    data than the config's are now. One from before there were fingerprints says nothing of them."""
+    data than the config's data are now. An old training without a fingerprint is not checked."""
     if not (directory / "dataset.json").exists():
         return
     dataset = training.DatasetInfo.of(data.load_cached(config.data))
@@ -234,10 +234,10 @@ def refuse_other_data(config: ConfigDict, directory: Path) -> None:
 def train_and_evaluate(config: ConfigDict, directory: Path) -> tuple[training.Run, dict[str, Any]]:
     """Trains in a directory, if that is not done yet, and measures what no sampling changes.
 
-    Both are done once and read again after that; other evaluation settings measure again.
+    Both are done once, and read afterwards. Other evaluation settings measure again.
 
     Returns:
-      The run, with this config, and
+      The run, with this config, and a dict of
       "metrics": {key: float}, "evaluation": what these depend on, "curves": see
       `analysis.analyse`, "seconds": what training and measuring took, the last attempt alone.
 
@@ -295,13 +295,12 @@ def _bound(run: training.Run, dataset: data.Dataset) -> tuple[dict[str, Any], di
 
 
 def training_config(config: ConfigDict) -> ConfigDict:
-    """The config with which the training of a run is made: so that its curves have points.
+    """The config of a run's training: the run's own, changed so that its curves have points.
 
-    An eval_every below num_steps is the user's choice. With another, 0 included, the bound and the
-    variance of the gradient are measured after each third of the training, the bound on the first
-    `ALONG_TRAINING` examples at most; neither, where there is no bound. log_every is a third of the
-    training at most. No picture is drawn where the last is the only one: samples are drawn
-    afterwards.
+    An eval_every between 0 and num_steps is kept. With any other, the bound and the variance of the
+    gradient are measured after each third of the training, the bound on the first `ALONG_TRAINING`
+    examples; if the run has no bound, neither is measured. log_every is at most a third of the
+    training. A sample_every of num_steps or more becomes 0, since samples are drawn afterwards.
     """
     config = config_lib.from_json(config_lib.to_json(config))
     settings, evaluated = config.training, config.evaluation
@@ -372,9 +371,9 @@ def _logged_curves(directory: Path) -> dict[str, dict[str, list]]:
 
 
 def seeds_at_once(config: ConfigDict, vectorise: bool | None = None) -> int:
-    """How many seeds of a config are trained in one program, at most; 1: each by itself.
+    """How many seeds of a config are trained in one program at most; 1: each by itself.
 
-    `vectorise`: None for as many as gain by it, True for all, False for one.
+    `vectorise`: None for as many as are faster together, True for all, False for one.
     """
     if vectorise is not None:
         return sys.maxsize if vectorise else 1
@@ -385,10 +384,10 @@ def seeds_at_once(config: ConfigDict, vectorise: bool | None = None) -> int:
 
 
 def train_together(configs: Sequence[ConfigDict], directories: Sequence[Path]) -> None:
-    """Trains in one program those of some trainings of one arm that are not complete.
+    """Trains in one program the trainings of one arm that are not complete.
 
-    Where that is impossible or fails, in whichever of them, all keep their checkpoints, and each is
-    left to be trained by itself.
+    If that is impossible or fails in one of them, all keep their checkpoints, and each is trained
+    by itself later.
     """
     left = [
         (config, directory)

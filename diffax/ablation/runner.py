@@ -1,8 +1,8 @@
 """From configs to a report: each run of the grid is a training, its samples and their evaluation.
 
-Arms that differ in sampling and evaluation alone share one training (see `measure`), and follow one
-another in one process; seeds of small networks are trained several at once. Nothing but this module
-and `measure` knows what a run does.
+Arms that differ in sampling and evaluation alone share one training (see `measure`) and run one
+after another in one process. Several seeds of a small network are trained in one program. Only this
+module and `measure` know what a run does.
 """
 
 from __future__ import annotations
@@ -215,8 +215,8 @@ def possible_arms(
 ) -> tuple[list[Arm], dict[str, str]]:
     """The arms of the grid that can be run, and name -> reason for those that can't.
 
-    Some values exclude one another: in continuous time no step's variance is learned, say. Those
-    arms are left out; a value that is impossible in every arm, and by itself, is an error.
+    Some values exclude one another: in continuous time no step's variance can be learned. Those
+    arms are left out. A value that is impossible in every arm, and by itself, is an error.
 
     Raises:
       ValueError: such a value, or no arm that can be run.
@@ -249,7 +249,7 @@ def _objection(config: ConfigDict, arm: Arm) -> str | None:
 
 
 def training_directory(workdir: str | os.PathLike, arm: Arm, seed: int) -> Path:
-    """Where an arm's training lies: named by the overrides that training depends on."""
+    """The directory of an arm's training, named by the overrides that training depends on."""
     own = {
         key: value
         for key, value in arm.overrides.items()
@@ -260,7 +260,7 @@ def training_directory(workdir: str | os.PathLike, arm: Arm, seed: int) -> Path:
 
 
 def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> None:
-    """Trains what some runs need, if they are of several seeds of one training, in one program."""
+    """Trains several seeds of one training in one program; does nothing for a single seed."""
     (arm, _), seeds = runs[0], list(dict.fromkeys(seed for _, seed in runs))
     if len(seeds) > 1:
         runtime.start(f"{arm.name}, seeds {', '.join(map(str, seeds))}: ", trains=True)
@@ -272,9 +272,9 @@ def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> No
 
 
 def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> dict[str, Any]:
-    """Trains, unless an arm before it has, and evaluates one run; see `analysis.analyse`.
+    """Trains, unless an earlier arm has, and evaluates one run; see `analysis.analyse`.
 
-    `text` is the common config as JSON.
+    `text`: the common config as JSON.
     """
     runtime.start(f"{arm.name}, seed {seed}: ", trains=True)
     config = arm_config(config_lib.from_json(text, Path(workdir) / PLUGINS), arm, seed)
@@ -309,7 +309,7 @@ _LARGEST_FRACTION = 0.01  # of the initial parameters in the moving average, wit
 
 
 def subject(configs: Sequence[ConfigDict], dataset: data.Dataset) -> dict[str, str]:
-    """What the runs of some configs on a data set have been trained on, and how, in words."""
+    """The data, the network and the length of training of some configs, in words."""
     shape = " × ".join(map(str, dataset.shape))
     classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
     accumulated = {c.training.grad_accumulation for c in configs}
@@ -334,7 +334,7 @@ def _steps(numbers: Iterable[int]) -> str:
 
 
 def remarks(configs: Sequence[ConfigDict]) -> list[str]:
-    """What a reader must know of trainings that were short, as sentences."""
+    """Sentences that warn of short trainings."""
     found = []
     untrained = {  # of the moving average -> the steps after which it is left
         training.fraction_of_start(c.ema.decay, c.training.num_steps): c.training.num_steps

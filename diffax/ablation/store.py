@@ -1,4 +1,6 @@
-"""The runs of a grid on disk: where each lies, whether it is done, what it was started with.
+"""An ablation on disk: its question, and its runs, with what each was started with.
+
+workdir/ablation.json                           the question
 
 workdir/runs/<arm>/seed<k>/configuration.json   what it was started with, and the fingerprint
 workdir/runs/<arm>/seed<k>/result.json          what it returned, fingerprint and seconds
@@ -53,17 +55,17 @@ def make_run(arm: Any, seed: int, workdir: Path, common: Any) -> GridRun:
 
 
 def plain(configuration: Any) -> Any:
-    """A configuration as `fingerprint` takes it; a value inf is not one of None."""
+    """A configuration as `fingerprint` takes it; inf and None stay distinct."""
     return jsonable(configuration, "the configuration", not_finite=repr)
 
 
 def fingerprint(configuration: Any) -> str:
-    """The SHA-256 of a plain configuration, whatever the order of its keys."""
+    """The SHA-256 of a plain configuration; the order of its keys has no effect."""
     return hashlib.sha256(json.dumps(configuration, sort_keys=True).encode()).hexdigest()
 
 
 def directory_name(name: str) -> str:
-    """A name that is a directory's on every file system; distinct names stay distinct."""
+    """A directory name that every file system allows; distinct names stay distinct."""
     text = quote(name, safe=" =,+()[]'")
     if text.startswith("."):  # no folder above, nor a hidden one
         text = f"%2E{text[1:]}"
@@ -73,8 +75,8 @@ def directory_name(name: str) -> str:
 
 
 def check_fingerprint(directory: Path, configuration: Any) -> None:
-    """Raises ValueError, naming the differences, if what a directory holds was started with another
-    configuration (a plain one). Configs of an older form are compared in today's."""
+    """Raises ValueError, naming the differences, if a directory holds a run of another (plain)
+    configuration. Configs of an older form are compared in today's form."""
     for name, keys in (("configuration.json", _STARTED_KEYS), ("result.json", _RESULT_KEYS)):
         path, started = directory / name, directory / "configuration.json"
         if not path.exists():
@@ -94,7 +96,7 @@ def check_fingerprint(directory: Path, configuration: Any) -> None:
 
 
 def _upgraded(old: Any, new: Any) -> Any:
-    """A plain configuration as it would be noted today: see `config.completed`."""
+    """A plain configuration in today's form; see `config.completed`."""
     if not (isinstance(old, Mapping) and isinstance(new, Mapping)):
         return old
     if "model" in old:
@@ -103,14 +105,14 @@ def _upgraded(old: Any, new: Any) -> Any:
 
 
 def note_configuration(directory: Path, configuration: Any) -> None:
-    """Leaves in a directory what `check_fingerprint` reads there."""
+    """Writes into a directory what `check_fingerprint` reads."""
     directory.mkdir(parents=True, exist_ok=True)
     started = {"fingerprint": fingerprint(configuration), "configuration": configuration}
     write_json(directory / "configuration.json", started)
 
 
 def finished(run: GridRun) -> dict[str, Any] | None:
-    """What `execute` left of a finished run, else None; raises as `check_fingerprint` does."""
+    """The result of a finished run, None for another; raises as `check_fingerprint` does."""
     check_fingerprint(run.directory, run.configuration)
     done = (run.directory / "result.json").exists()
     return read_result(run.directory) if done else None
@@ -131,7 +133,7 @@ def execute(
     run: GridRun,
     prepare: Callable[[Sequence[tuple[Any, int]]], None] | None = None,
 ) -> tuple[str, float, str]:
-    """Runs once, in whichever process, and leaves the result or the traceback on disk."""
+    """Makes a run in this process, and writes its result or its traceback."""
     start, failed = time.monotonic(), run.directory / "traceback.txt"
     run.directory.mkdir(parents=True, exist_ok=True)
     failed.unlink(missing_ok=True)
@@ -191,7 +193,7 @@ def load_results(
 
 
 def save_spec(spec: Spec, workdir: Path) -> None:
-    """Keeps a question in its workdir, so that a report can be made of what lies there alone.
+    """Saves the question in the workdir, so that a report can be made from the workdir alone.
 
     Its real samples, if any, go to an .npz file beside it.
     """
@@ -206,7 +208,7 @@ def save_spec(spec: Spec, workdir: Path) -> None:
 
 
 def load_spec(workdir: Path) -> Spec:
-    """The question that `save_spec` kept.
+    """The question that `save_spec` saved.
 
     Raises:
       FileNotFoundError: there is none.
@@ -236,10 +238,10 @@ def _plain(value: Any) -> Any:
 
 
 def merge_specs(specs: Sequence[Spec]) -> Spec:
-    """One question of several that are the same but for arms and seeds, which are united.
+    """One question from several that differ in arms and seeds alone, with the arms and seeds of all.
 
     Raises:
-      ValueError: they ask different things; the message says in what they differ.
+      ValueError: they differ in something else; the message says in what.
     """
     first, united = specs[0], {}
     for other in specs[1:]:
@@ -260,14 +262,14 @@ def merge_specs(specs: Sequence[Spec]) -> Spec:
 def report_on(
     workdirs: Sequence[str | os.PathLike], out: str | os.PathLike | None = None
 ) -> Report:
-    """The report of what lies in the workdirs of one ablation, made by `runner.run_ablation`.
+    """The report of an ablation from one or more workdirs of `runner.run_ablation`.
 
-    Several are the parts of one that ran on several machines; a run that two of them hold must be
-    the same in both. What is missing is said to be.
+    Several workdirs are the parts of an ablation on several machines. A run that two of them hold
+    must be the same in both. The report lists what is missing.
 
     Args:
       workdirs: one or more.
-      out: where the report goes; None for the first of them.
+      out: the folder of the report; None for the first workdir.
 
     Raises:
       FileNotFoundError: a workdir holds no ablation, or none holds a finished run.

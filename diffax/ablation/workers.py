@@ -26,18 +26,18 @@ Environment = dict[str, str]
 
 
 def worker_environments(workers: int | None, most: int) -> list[Environment]:
-    """What each worker adds to its environment; one alone works in this process and adds nothing.
+    """The environment variables of each worker; a single worker is this process and has none.
 
-    A CPU gives each worker one thread, and by default a worker to each core. A host with several
-    GPUs gives each worker one of them, and by default a worker to each. A TPU belongs to one
-    process, which uses all of it.
+    On a CPU each worker has one thread, and by default there is one worker per core. On a host with
+    several GPUs each worker has one of them, and by default there is one worker per GPU. A TPU
+    belongs to one process, which uses all of it.
 
     Args:
       workers: how many are asked for; None for the default.
-      most: more would have nothing to do.
+      most: an upper bound; more workers would be idle.
 
     Raises:
-      ValueError: several workers where one process has the devices.
+      ValueError: several workers on a device that only one process can have.
     """
     if workers is not None and workers < 1:
         raise ValueError(f"workers is {workers}; at least 1 is needed")
@@ -96,8 +96,8 @@ def in_parallel(
     The runs of a unit follow one another in one worker. Each worker is a pool of one process, with
     an environment of its own: when a process dies (killed, out of memory) that run alone has
     failed, and a fresh process takes its place. Closing the generator and Ctrl-C stop the workers:
-    a training under way saves a checkpoint first, all else ends at once. Ctrl-C once more and the
-    death of this process end all workers at once.
+    a training under way saves a checkpoint first, all else ends at once. A second Ctrl-C, or
+    the death of this process, ends all workers at once.
 
     Args:
       execute: execute(run) -> (status, seconds, message), called in a worker; picklable.
@@ -167,7 +167,7 @@ class _Worker:
 
 
 def _obey_parent(saving: connection.Connection, lifeline: connection.Connection) -> None:
-    """In a worker: leaves signals to the parent, and ends when the parent says so or is gone.
+    """In a worker: leaves signals to the parent, and ends when the parent asks for it or is gone.
 
     Signals stay blocked, as they are when a worker is begun. What the parent says is handled as if
     SIGTERM had come, so that a training notes it, and saves a checkpoint after its step.
@@ -186,7 +186,7 @@ def _obey_parent(saving: connection.Connection, lifeline: connection.Connection)
 
 
 def _ending(execute: Callable, run: Any) -> tuple[str, float | None, str]:
-    """In a worker: a run that was stopped, and has saved what it could, ends it."""
+    """In a worker: ends the process after a run that was stopped has saved its checkpoint."""
     try:
         return execute(run)
     except KeyboardInterrupt:

@@ -23,8 +23,8 @@ from diffax.data.dataset import to_float
 from diffax.evaluation.distances import FeatureStatistics
 from diffax.files import cached, content_hash
 
-# Of this many examples at most the features themselves are kept: 400 MB of Inception's. All count
-# for mean and covariance.
+# The features of at most this many examples are held: 400 MB of Inception's. Mean and covariance
+# are of all.
 NUM_KEPT = 50_000
 
 
@@ -32,12 +32,12 @@ class Extractor(NamedTuple):
     """A network with its weights.
 
     Attributes:
-      name: "classifier", "inception", ...; what a number over its features is called after.
-      network: network.apply({"params": params}, x) of x, (B, ..., C) float32 in [-1, 1], gives the
-        features, (B, F), and the logits, (B, K). Its preprocessing is part of it.
+      name: "classifier", "inception", ...; scores over its features are named after it.
+      network: network.apply({"params": params}, x) maps x, (B, ..., C) float32 in [-1, 1], to the
+        features, (B, F), and the logits, (B, K). It includes the preprocessing.
       params: its weights.
-      fingerprint: names weights and preprocessing; what is kept of it in the cache goes by it.
-      about: what else a reader should know of a number over these features; JSON-able.
+      fingerprint: identifies weights and preprocessing; cached files are named by it.
+      about: what else a reader should know about a number over these features; JSON-able.
       batch_size: examples at a time on one device.
     """
 
@@ -50,7 +50,7 @@ class Extractor(NamedTuple):
 
 
 class Features(NamedTuple):
-    """What an extractor makes of a set of examples, in an order that a seed draws."""
+    """The features of a set of examples, in a random order that a seed fixes."""
 
     statistics: FeatureStatistics  # of all
     kept: np.ndarray  # (n, F) float32, of the first n = min(N, NUM_KEPT)
@@ -89,16 +89,16 @@ def measured(extractor: Extractor, x: np.ndarray, seed: int = 0) -> Features:
 
 
 def feature_statistics(extractor: Extractor, x: np.ndarray) -> FeatureStatistics:
-    """Mean and covariance of the features of x, as `features`; no more than a batch is held."""
+    """Mean and covariance of the features of x, as `features`, with one batch in memory."""
     batches = (found for found, _ in _outputs(extractor, x, np.arange(len(x))))
     return functools.reduce(FeatureStatistics.update, batches, FeatureStatistics.of(next(batches)))
 
 
 def reference_statistics(extractor: Extractor, split: Split) -> FeatureStatistics:
-    """`feature_statistics` of a split, kept in the cache.
+    """`feature_statistics` of a split, cached.
 
-    By the extractor's fingerprint and the hash of the split's images as they are after resizing,
-    cropping and framing: another size of the same data is another entry.
+    The key is the extractor's fingerprint and the hash of the split's images after resizing,
+    cropping and framing. So another size of the same data is another entry.
     """
     name = f"{extractor.fingerprint}-{content_hash(split.x)}"
     found = cached("statistics", name, lambda: vars(feature_statistics(extractor, split.x)))
@@ -106,18 +106,18 @@ def reference_statistics(extractor: Extractor, split: Split) -> FeatureStatistic
 
 
 def reference_features(extractor: Extractor, x: np.ndarray) -> np.ndarray:
-    """`features` of examples of a data set, kept in the cache as `reference_statistics` are.
+    """`features` of examples of a data set, cached like `reference_statistics`.
 
-    All runs of an ablation with the same seed ask for the same ones.
+    All runs of an ablation with the same seed need the same ones.
     """
     name = f"{extractor.fingerprint}-{content_hash(x)}"
     return cached("features", name, lambda: {"features": features(extractor, x)})["features"]
 
 
 def shuffled(num: int, seed: int) -> np.ndarray:
-    """0 .. num - 1 in an order that the seed draws.
+    """A random permutation of 0 .. num - 1, fixed by the seed.
 
-    Files and data sets often come sorted by class: the first examples are no fair choice.
+    Files and data sets are often sorted by class, so the first examples are not representative.
     """
     return np.random.default_rng(seed).permutation(num)
 
@@ -192,8 +192,8 @@ def get_classifier(
 
     Args:
       dataset: labelled data with a spatial axis.
-      cache_dir: where it is kept; None for "classifiers" in `runtime.cache_directory()`. Two
-        processes may ask at once: both train, and the one that ends last is kept.
+      cache_dir: where it is cached; None for "classifiers" in `runtime.cache_directory()`. Two
+        processes may ask at once: both train, and the last to finish wins.
       seed: of initialisation and order.
 
     Raises:
@@ -245,7 +245,7 @@ def _train(dataset: Dataset, seed: int) -> Any:
     """Adam on the cross-entropy, images shifted by up to a pixel.
 
     A program per step, not one scan over all: inside a loop XLA's CPU backend runs a convolution's
-    gradient several times as slowly (25 s against 6 s for digits on two cores).
+    gradient several times slower (25 s against 6 s for digits on two cores).
     """
     network = Network(dataset.num_classes, SETTINGS["width"])
     x, label = jnp.asarray(dataset.train.x), jnp.asarray(dataset.train.label)

@@ -20,12 +20,13 @@ from diffax.registry import Registry
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What samples are held against: a data set's training split, or published moments.
+    """What samples are compared with: a data set's training split, or published moments.
 
     Attributes:
-      about: says which; JSON-able.
+      about: describes it; JSON-able.
       dataset: None if only the moments are known.
-      moments: of features, by the network that they were published for; None for a data set's own.
+      moments: mean and covariance of features of the network that they were published for; None
+        for a data set.
     """
 
     about: Mapping[str, Any]
@@ -54,8 +55,8 @@ class Samples(NamedTuple):
 
     Attributes:
       x: (N, ..., C) uint8 or float32.
-      label: their classes as they stand there; None without.
-      about: which; JSON-able.
+      label: their classes as the file has them; None if it has none.
+      about: describes them; JSON-able.
     """
 
     x: np.ndarray
@@ -113,12 +114,12 @@ LPIPS = "lpips"
 
 @dataclasses.dataclass(frozen=True)
 class Seen:
-    """Samples and reference as a network sees them: what a measure is a function of.
+    """Samples and reference, and their features: the argument of a measure.
 
     Attributes:
       x: the samples, (N, ..., C) uint8 or float32.
-      extractor: None where a measure takes the values themselves.
-      seed: of what is drawn at random: the order of the samples, and which of the reference.
+      extractor: None if the measure takes the values themselves.
+      seed: fixes the order of the samples, and which reference examples are taken.
       label: (N,), the classes of the samples; None if not known.
     """
 
@@ -130,7 +131,7 @@ class Seen:
 
     @functools.cached_property
     def samples(self) -> extractors.Features:
-        """Of the samples."""
+        """The features of the samples."""
         return extractors.measured(self.extractor, self.x, self.seed)
 
     @functools.cached_property
@@ -142,12 +143,12 @@ class Seen:
 
     @functools.cached_property
     def distance(self) -> Callable[[distances.HasMoments], float]:
-        """Of features with those moments to the whole reference."""
+        """Moments -> the Fréchet distance to the whole reference."""
         return distances.frechet_distance_to(self.moments)
 
     @functools.cached_property
     def standard_error(self) -> float:
-        """Of the Fréchet distance; by the samples whose features are kept."""
+        """That of the Fréchet distance, from the samples whose features are held."""
         kept, num = self.samples.kept, self.samples.statistics.n
         error = distances.frechet_standard_error(kept, self.moments)
         return float(error * np.sqrt(len(kept) / num))
@@ -174,9 +175,9 @@ class Seen:
         return _some(self.reference.dataset.eval.x, len(self.paired[1]), self.seed)
 
     def of_reference(self, what: str, make: Callable[[], dict[str, float]]) -> dict[str, float]:
-        """Numbers of the reference alone, kept in the cache: the same for all samples.
+        """Numbers of the reference alone, cached, since they are the same for all samples.
 
-        `what`: of what kind, with all that they depend on beyond network, reference and seed.
+        `what` identifies all that they depend on besides network, reference and seed.
         """
         network = self.extractor.fingerprint if self.extractor else "values"
         dataset = self.reference.dataset
@@ -197,7 +198,7 @@ class Seen:
         return {**said, **self.about_reference(len(self.reference.dataset.train))}
 
     def about_interval(self, ends: tuple[float, float], also: str = "") -> dict[str, Any]:
-        """The ends of that of a Fréchet distance, and what it is of."""
+        """The interval of a Fréchet distance, and how it was made."""
         said = f"{CONFIDENCE:.0%}, over the samples, by the influence function{also}"
         error = self.standard_error
         return {"low": ends[0], "high": ends[1], "standard_error": error, "interval": said}
@@ -240,16 +241,16 @@ class Metric:
 
 
 class Measure(NamedTuple):
-    """A measure, what it asks for and what it gives.
+    """A measure: what it needs and what it returns.
 
     Attributes:
-      function: Seen -> numbers, and what they depend on beyond what all do.
+      function: Seen -> numbers, and what they depend on besides what every score does.
       fewest: F, the number of features -> the number of samples that it needs.
-      numbers: which of what the function gives are scores, by key; "value" where there is one.
+      numbers: which entries of what the function returns are scores; "value" if there is one.
         What depends on the network (label, unit, measure, network) is filled in for each.
-      of: the least that the reference must be, "nothing", "moments" or "examples".
-      over: whose features it takes, a key of `scoring.NETWORKS`.
-      within_classes: whether it needs the classes of the samples, some class twice.
+      of: what it needs of the reference: "nothing", "moments" or "examples".
+      over: which networks' features it takes, a key of `scoring.NETWORKS`.
+      within_classes: whether it needs the classes of the samples, with two samples of some class.
       fewest_of_reference: the number of training examples that it needs, if they are the reference.
     """
 
@@ -265,8 +266,8 @@ class Measure(NamedTuple):
 def frechet(seen: Seen) -> dict[str, Any]:
     """The Fréchet distance, and its interval by `distances.frechet_standard_error`.
 
-    "floor" is the distance of the evaluation split to the training split; left out, as that of
-    every measure, where too few examples are held out.
+    "floor" is the distance of the evaluation split to the training split. Like that of every
+    measure, it is left out if too few examples are held out.
     """
     value = seen.distance(seen.samples.statistics)
     ends = distances.normal_interval(value, seen.standard_error, CONFIDENCE)
@@ -335,7 +336,7 @@ def prdc(seen: Seen, k: int = NEIGHBOURS) -> dict[str, Any]:
 
 
 def inception_score(seen: Seen) -> dict[str, Any]:
-    """The Inception score of samples; of their parts the deviation: `distances.inception_score`."""
+    """The Inception score and its deviation over parts: `distances.inception_score`."""
     splits = 10
     found = distances.inception_score(seen.samples.logits, splits)
     return {
@@ -347,9 +348,9 @@ def inception_score(seen: Seen) -> dict[str, Any]:
 
 
 def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
-    """On the data's own values: `distances.sliced_wasserstein`; any data will do.
+    """`distances.sliced_wasserstein` on the values themselves, so of any data.
 
-    "floor" is that of as many held-out examples as samples, since fewer lie farther away.
+    "floor" is that of as many held-out examples as samples, since fewer examples lie farther away.
     """
     dataset, seed = seen.reference.dataset, seen.seed
     num = min(len(seen.x), NUM_PAIRED)
@@ -373,8 +374,8 @@ def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
 def lpips_diversity(seen: Seen) -> dict[str, Any]:
     """How far apart images of one class lie: `pretrained.diversity_within_classes`.
 
-    "reference_value" is that of the training split by its own labels, over as many pairs; left out
-    without labels, or with no class twice.
+    "reference_value" is that of the training split by its own labels, over as many pairs. It is
+    left out if there are no labels, or no class has two examples.
     """
     found = pretrained.diversity_within_classes(seen.x, seen.label, NUM_PAIRS, seen.seed)
     said = {
@@ -494,5 +495,5 @@ MEASURES: Registry[Measure] = Registry(
 
 
 def _some(x: np.ndarray, num: int, seed: int) -> np.ndarray:
-    """`num` of the examples, or all there are, in an order that the seed draws."""
+    """`num` random examples, or all there are, fixed by the seed."""
     return x[extractors.shuffled(len(x), seed)[:num]]

@@ -50,8 +50,9 @@ def get_extractor(name: str) -> Extractor:
 
 
 def register_extractor(name: str, constructor: Callable[[], Extractor]) -> None:
-    """Makes a network whose features judge images reachable by name: `get_extractor(name)`, and the
-    scores fd_name, kid_name, prdc_name, ... by name.
+    """Makes a feature extractor for images reachable by name, in `get_extractor(name)`.
+
+    The scores over its features are fd_name, kid_name, prdc_name, ...
 
     Args:
       constructor: constructor() -> `Extractor`.
@@ -65,7 +66,7 @@ def register_extractor(name: str, constructor: Callable[[], Extractor]) -> None:
 
 
 def convert_inception(path: str | os.PathLike, out: str | os.PathLike | None = None) -> Path:
-    """Converts the public PyTorch checkpoint of the FID's Inception; returns where it is kept.
+    """Converts the public PyTorch checkpoint of the FID's Inception; returns the result's path.
 
     Args:
       path: `INCEPTION_FILE`, read without PyTorch and without running what its pickle asks for.
@@ -122,7 +123,7 @@ def _inception(name: str, resize: str) -> Extractor:
 def _packaged(
     name: str, network: networks.InvertedResiduals, distribution: str, file: str, **options: Any
 ) -> Extractor:
-    """One whose PyTorch file is part of a package of PyPI; `options` are of its conversion."""
+    """An extractor whose PyTorch file is part of a package; `options`: of its conversion."""
     try:
         path = importlib.resources.files(distribution.replace("-", "_")) / file
     except ModuleNotFoundError:
@@ -222,7 +223,7 @@ def require_lpips() -> Any:
 def lpips_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     """The LPIPS distance of each image of x to that of y (Zhang 2018, equation 1; AlexNet, 0.1).
 
-    It is 0 for equal networks. Sides below 64 pixels are enlarged to 64, bilinearly; numbers of
+    It is 0 for equal images. Sides below 64 pixels are enlarged to 64, bilinearly; numbers of
     different sizes can't be compared.
 
     Args:

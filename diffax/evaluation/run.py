@@ -62,7 +62,7 @@ def measurements(
     seed: int = 0,
     samples: np.ndarray | None = None,
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    """`evaluate`, metric by metric: what is called to have each.
+    """`evaluate`, one function for each metric, which measures when it is called.
 
     What can be refused beforehand is refused here; the samples are drawn when the first score of
     them is asked for.
@@ -108,7 +108,7 @@ def _sampling(run: Run) -> dict[str, Any]:
 
 
 def measure_of(run: Run, name: str, split: Split, seed: int = 0) -> Callable[[], dict[str, Any]]:
-    """What is called to have a measure of the run's method on a split: numbers and what they
+    """A function that returns a measure of the run's method on a split: numbers and what they
     depend on. See `methods.diffusion_measures.Measures` for those of a diffusion model.
 
     Raises:

@@ -15,10 +15,10 @@ from diffax.evaluation.measures import INCEPTION, LPIPS, MEASURES, Measure, Metr
 from diffax.registry import unknown
 
 CLASSIFIER = "classifier"
-# What the literature calls a measure over Inception's features; others are called by the network.
+# Names in the literature for measures over Inception's features; others are named by the network.
 PUBLISHED = {"fd_inception": "fid", "fd_infinity_inception": "fid_infinity", "is_inception": "is"}
 _LABELS = {"fid": "FID", "fid_infinity": "FID∞", "is": "Inception score"}
-# What people call a network; another is called by its name in `pretrained.EXTRACTORS`.
+# Labels of networks; others go by their name in `EXTRACTORS`.
 _NETWORKS = {
     "inception": "Inception",
     "inception_half_pixel": "Inception, half-pixel",
@@ -27,7 +27,7 @@ _NETWORKS = {
 }
 # Networks with the weights of another: they don't count as a second feature extractor.
 _SAME_WEIGHTS = {"inception_half_pixel": "inception"}
-# Measure.over -> the networks whose features it takes; None: no other's, but what `_ITSELF` says.
+# Measure.over -> the networks whose features it takes; None: what `_ITSELF` says.
 NETWORKS: dict[str, Callable[[], tuple[str | None, ...]]] = {
     "any": lambda: (CLASSIFIER, *pretrained.EXTRACTORS),
     INCEPTION: lambda: tuple({INCEPTION} & pretrained.EXTRACTORS.keys()),
@@ -46,14 +46,14 @@ OTHER_NUMBERS = (
 
 
 class Score(NamedTuple):
-    """A measure over the features of a network (None: over those that are its own, or values)."""
+    """A measure, and the network whose features it takes; None if it needs none of `NETWORKS`."""
 
     measure: Measure
     extractor: str | None
 
 
 class Planned(NamedTuple):
-    """A score whose network is at hand."""
+    """A score whose network is loaded."""
 
     measure: Measure
     extractor: extractors.Extractor | None
@@ -78,8 +78,9 @@ def register_measure(name: str, measure: Measure) -> None:
     .metrics, `diffax evaluate --metrics`, ablations and searches.
 
     Args:
-      measure: over="any" has it over the features of the classifier, under its plain name, and of
-        each network of `pretrained.EXTRACTORS`; over="values" over the values themselves.
+      measure: with over="any" it is a score over the features of the classifier, under its plain
+        name, and over those of each network of `EXTRACTORS`; with over="values" over the values
+        themselves.
 
     Raises:
       ValueError: the name is taken, or one of the names that the measure would have over a network.
@@ -103,7 +104,7 @@ def _called(name: str, network: str | None) -> str:
 
 
 def numbers(name: str) -> list[Metric]:
-    """What the score of a name gives: one number under that name, or several.
+    """The numbers of a score: one under its name, or several.
 
     Raises:
       ValueError: an unknown name.
@@ -148,7 +149,7 @@ def plan(
     Raises:
       ValueError: what `measure` would refuse, before anything is computed: an unknown name, samples
         of another shape than the reference's, too few of either, no classes, or a reference or a
-        network that doesn't fit. A network whose weights are absent says itself what to do.
+        network that doesn't fit. If a network's weights are missing, it says how to get them.
     """
     check_names(names)
     dataset = reference.dataset
@@ -180,7 +181,7 @@ def plan(
 
 
 def prepare(planned: Mapping[str, Planned], reference: Reference) -> None:
-    """Puts into the cache what it keeps of the reference, for processes that measure later.
+    """Caches statistics of the reference, for processes that measure later.
 
     `reference`: of a data set.
     """
@@ -204,8 +205,8 @@ def measure(
 
     Args:
       samples: (N, ..., C), uint8, or float in [-1, 1] where the data are 8-bit.
-      seed: of the order in which they are taken, and of which reference examples stand for all.
-      label: as `plan` was told.
+      seed: fixes the order of the samples, and which reference examples are taken.
+      label: the same as for `plan`.
 
     Raises:
       ValueError: samples with values that are not finite.
@@ -221,8 +222,10 @@ def pending(
     seed: int = 0,
     label: np.ndarray | None = None,
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    """`measure`, score by score: what is called to have each. What they share is computed once,
-    `samples` called once, when the first is asked for."""
+    """`measure`, one function for each score, which measures when it is called.
+
+    What scores share is computed once; `samples` is called once, by the first of them.
+    """
 
     @functools.cache
     def seen(network: str | None) -> Seen:
@@ -261,7 +264,7 @@ def score(
     seed: int = 0,
     label: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """`measure` of what `plan` finds: see there for arguments and errors."""
+    """`plan`, then `measure`; see there for arguments and errors."""
     planned = plan(names, reference, samples.shape[1:], len(samples), label)
     return measure(planned, samples, reference, seed, label)
 

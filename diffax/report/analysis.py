@@ -24,7 +24,7 @@ class Cell:
     """A metric of one arm: its value for every seed, their mean and (from two seeds) its interval.
 
     The mean is the geometric one for a metric on a log scale. `on_scale`: False if a value there is
-    not positive; then the mean is the arithmetic one, without an interval, and compared to none.
+    not positive; then the mean is the arithmetic one, has no interval and is not compared.
     """
 
     values: Mapping[int, float]
@@ -60,9 +60,8 @@ class Analysis:
       comparisons: of arms, metric by metric.
       design: the axes, where the arms are the cells of a design of two axes or more; else None.
       effects: of these axes and their interactions, metric by metric; see `findings`.
-      shown: metric key -> arm -> its name, of the arms that stand for the metric: of those that
-        share a training, and with it the metric, one for all, which goes by what they have in
-        common.
+      shown: metric key -> arm -> its name, of the arms that are shown for the metric. Of arms that
+        share a training, and so the metric, one is shown, named by what they have in common.
       missing: what the report lacks, in words; empty when nothing does.
     """
 

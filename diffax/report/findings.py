@@ -1,4 +1,4 @@
-"""Paired comparisons, judged: of two arms, or of the levels of a design's axes.
+"""Paired comparisons and their outcomes: of two arms, or of the levels of a design's axes.
 
 A `Finding` has an interval, a p corrected for its family, and an outcome in a word. `collect` sets
 the outcomes of several feature extractors beside one another; `effects` takes the contrasts of a
@@ -39,8 +39,8 @@ class Finding:
       outcome: "lower" or "higher" (the interval leaves out no effect, and so does the corrected
         test), "suggested" (the interval does, the corrected test does not), "undecided", "same"
         (both ends of the interval read as no effect at the digits shown), "unknown" (one pair).
-      repeats: whether it tells nothing new: it has the values of an earlier finding, or the same
-        values on both sides, as where arms share a training.
+      repeats: whether it adds nothing: it has the values of an earlier finding, or the same values
+        on both sides, as when arms share a training.
       by_network: the outcomes of the same comparison by the same measure over each pretrained
         network, this one's included; empty for a metric of none.
     """
@@ -72,7 +72,7 @@ class Finding:
 
     @property
     def better(self) -> bool | None:
-        """Whether a decided outcome is to be wished for; None if undecided or neither."""
+        """Whether a decided outcome is an improvement; None if undecided or neither is better."""
         if not self.decided or self.metric.lower_is_better is None:
             return None
         return (self.outcome == "lower") == self.metric.lower_is_better
@@ -106,8 +106,8 @@ def judged(
 ) -> list[Any]:
     """The findings of a family: p corrected by `statistics.holm`, outcome and seeds needed.
 
-    One that cannot be tested yet (a single pair) counts in the family, as one that shows nothing;
-    a comparison of the same values with themselves does not.
+    One that cannot be tested yet (a single pair) counts in the family as one with p = 1. A
+    comparison of the same values with themselves does not count.
     """
     tests = {
         m.values: m.difference.p_value if m.difference else 1.0 for m in family if not m.nothing
@@ -281,9 +281,9 @@ def design_of(spec: Spec) -> Design | None:
 def effects(design: Design, metric: Metric, values: Values, confidence: float) -> list[Effect]:
     """All main effects against the baseline's levels, then all two-way interactions, of a metric.
 
-    Together they are one family for Holm's correction. What no balanced part of the design shows,
-    or no seed, is left out, and so is an axis that changes no value at all, as one of sampling does
-    where arms share their trainings: it is no axis of that metric.
+    Together they are one family for Holm's correction. An effect that no balanced part of the
+    design shows, or no seed, is left out. So is an axis that changes no value at all, such as one
+    of sampling for a metric of the training.
 
     Args:
       values: of the cells that have the metric, seed by seed, positive on a log scale.
@@ -388,7 +388,7 @@ def marginal_means(
     design: Design, metric: Metric, values: Values, axes: Sequence[str]
 ) -> dict[Combination, float]:
     """The mean for each pair of levels of two axes, over seeds and the same combinations of the
-    others for all pairs; geometric on a log scale. Empty where no combination has all pairs."""
+    others for all pairs; geometric on a log scale. Empty if no combination has all pairs."""
     design, values = collapsed(design, values)
     if any(axis not in design.axes for axis in axes):
         return {}

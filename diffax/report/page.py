@@ -96,7 +96,7 @@ class Listing:
 
 @dataclass(frozen=True)
 class Meanings:
-    """What measures say, each by its name."""
+    """What each measure means."""
 
     items: Mapping[str, str]
 
@@ -132,7 +132,7 @@ class Page:
 
 
 def escape(text: str) -> str:
-    """A text as it is, whatever it holds: nothing in it is markup."""
+    """A text as HTML in which nothing is markup."""
     return escape_markup(legible(text))
 
 
@@ -604,7 +604,7 @@ _MD_BLOCKS: dict[type, Callable[[Any, Callable[..., str]], list[str]]] = {
 
 
 def _md_text(value: Any) -> str:
-    """As it is, whatever it holds: nothing in it is markup, and it stays on one line."""
+    """A text as Markdown on one line in which nothing is markup."""
     text = re.sub(r"([\\`*_\[\]|#~])", r"\\\1", escape_markup(one_line(str(value)), quote=False))
     text = re.sub(r":(?=[\w+-]+:)", r"\:", text)  # no emoji of GitHub's
     text = re.sub(r"^(\d*)([-+=.)])(?=[-+=\s]|$)", r"\1\\\2", text)  # no list, no rule

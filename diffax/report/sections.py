@@ -357,7 +357,7 @@ def _making(analysis: Analysis, made: Mapping[str, Any]) -> Section:
 
 
 def _times(analysis: Analysis) -> dict[str, str]:
-    """Per run; where a training is shared it belongs to the first run that asked for it."""
+    """Per run; a shared training counts for the first run that needed it."""
     times = {}
     for arm in analysis.arms:
         runs = [r for r in analysis.results if r["arm"] == arm and r.get("seconds")]
@@ -376,14 +376,14 @@ def _times(analysis: Analysis) -> dict[str, str]:
 
 
 def key(analysis: Analysis, arm: str, name: str | None = None) -> TableCell:
-    """An arm by its colour and its name, or that of what it stands for."""
+    """An arm with its colour and its name, or the name of the group that it stands for."""
     role = "baseline" if arm == analysis.spec.baseline else ""
     return TableCell(name or analysis.spec.label(arm), role, arm=arm)
 
 
 def wall_seconds(results: Sequence[Mapping[str, Any]]) -> float | None:
-    """For how long any run was under way, on whichever machine; None where a result does not tell
-    when it was finished."""
+    """How long at least one run was running, on any machine; None if a result doesn't say when it
+    was finished."""
     if not all("finished" in r and r.get("seconds") is not None for r in results):
         return None
     total, until = 0.0, float("-inf")
@@ -528,7 +528,7 @@ def numbers(finding: Finding) -> list[TableCell]:
 
 
 def _settled(analysis: Analysis) -> list[Words | Table]:
-    """What the networks say of each pair of arms, where a measure was taken over two or more."""
+    """The outcome of each pair of arms by each network, if a measure was taken over two or more."""
     judged: dict[str, dict[tuple[str, str], Comparison]] = {}
     for c in analysis.comparisons:
         if len(networks(c.by_network)) > 1 and not c.repeats:
