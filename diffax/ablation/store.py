@@ -238,7 +238,7 @@ def _plain(value: Any) -> Any:
 
 
 def merge_specs(specs: Sequence[Spec]) -> Spec:
-    """One question from several that differ in arms and seeds alone, with the arms and seeds of all.
+    """One question from several that differ in arms and seeds alone, with those of all.
 
     Raises:
       ValueError: they differ in something else; the message says in what.
