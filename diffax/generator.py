@@ -67,13 +67,15 @@ class Generator:
 
     Raises:
       FileNotFoundError: the workdir holds no run or no checkpoint.
-      ValueError: there are fewer devices.
+      ValueError: there are fewer devices, or the run's method draws no samples.
     """
 
     def __init__(
         self, run: Run | str | os.PathLike, batch_size: int = 256, num_devices: int = 0
     ) -> None:
         self.run = run if isinstance(run, Run) else training.load(run)
+        if self.run.method.sample is None:
+            raise ValueError(f"method {self.run.config.method.name!r} draws no samples")
         self._mesh = distributed.make_mesh(arguments.whole("num_devices", num_devices, 0, _MOST))
         batch_size = arguments.whole("batch_size", batch_size, 1, _MOST)
         self._batch_size = -(-batch_size // self._mesh.size) * self._mesh.size
@@ -275,6 +277,8 @@ class Generator:
             method = config_lib.build_method(known, self.run.dataset)
             sample = method.sample
             if name != "sample":
+                if method.edit is None:
+                    raise ValueError(f"{name}: method {config.method.name!r} edits no data")
                 operation = functools.partial(_OPERATIONS[name], **settings)
                 sample = functools.partial(method.edit, operation=operation)
 

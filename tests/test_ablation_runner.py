@@ -101,7 +101,7 @@ def test_an_ablation_judged_by_samples_needs_no_bound(tmp_path, quick):
     of_cosine = measure.measured_metrics([], [config], data.load_cached(config.data))
     assert [metric.key for metric in of_cosine] == ["swd"]
     config.evaluation.metrics = ()
-    with pytest.raises(ValueError, match="where no score of samples is named, needs finite"):
+    with pytest.raises(ValueError, match="needs finite .* or name a score of samples"):
         runner.run_ablation(spec, config, arms, [0], tmp_path / "c", 1)
     assert not (tmp_path / "c").exists()
 

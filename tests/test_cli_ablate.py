@@ -152,7 +152,7 @@ def test_every_config_but_that_of_a_paper_has_a_bound(name):
     config = cli.read_config(str(ROOT / "configs" / name), [])
     if name == "cifar10.py":  # the linear schedule of Ho 2020, whose ends are its own
         config.schedule.update(log_snr_max=10.0, log_snr_min=-10.0)
-    measure.require_bound(config)
+    measure.require_measure(config)
 
 
 def test_a_value_that_is_not_finite_leaves_a_report_that_says_so(tmp_path, monkeypatch):

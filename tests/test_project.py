@@ -91,7 +91,7 @@ def test_every_public_module_is_an_attribute():
 CORE = {"arguments", "registry", "plugins", "schedules", "process"}
 FUNCTIONS = CORE | {"objectives", "time_sampling", "samplers", "likelihood"}
 METHODS = FUNCTIONS | {"models", "data", "distributed", "methods"}
-PARTS = METHODS | {"plots", "config", "files", "runtime", "evaluation"}
+PARTS = METHODS | {"metric", "plots", "config", "files", "runtime", "evaluation"}
 MAY_IMPORT = {
     "arguments": set(),
     "registry": set(),
@@ -104,10 +104,11 @@ MAY_IMPORT = {
     "samplers": CORE,
     "models": {"arguments", "registry"},
     "files": {"runtime"},
+    "metric": set(),
     "data": {"files", "registry", "runtime"},
-    "evaluation": {"data", "files", "registry", "runtime"},
+    "evaluation": {"data", "files", "metric", "registry", "runtime"},
     "distributed": {"registry", "schedules", "models"},
-    "methods": FUNCTIONS | {"models", "data", "distributed"},
+    "methods": FUNCTIONS | {"models", "data", "distributed", "metric"},
     "plots": FUNCTIONS | {"data"},
     "config": METHODS | {"evaluation"},
     "runtime": set(),

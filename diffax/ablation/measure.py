@@ -27,8 +27,9 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, evaluation, training
 from diffax.ablation import store
-from diffax.evaluation import Metric
 from diffax.files import jsonable, read_json, write_json, write_text
+from diffax.methods import diffusion_measures
+from diffax.metric import Metric
 from diffax.training.progress import doing
 from diffax.training.workdir import data_changes
 
@@ -45,71 +46,17 @@ GAINING = {"mlp": 2**17}  # name in config.model -> numbers
 # isn't finite in one of them, a disk or a memory that is full.
 _FAILURES = (ValueError, FloatingPointError, OSError, jax.errors.JaxRuntimeError)
 
-# Of a training; those of samples are chosen by config.evaluation.metrics.
-METRICS = (
-    Metric(
-        "bpd",
-        "Bits per dimension",
-        "bits/dim",
-        digits=3,
-        meaning="The variational bound (VLB) on held-out examples, in bits for each of an example’s"
-        " values (pixels times channels): at most so many bits does the model take to code it. Of"
-        " real-valued data it bounds a density, and may be below zero. In continuous time it"
-        " depends on the ends of the schedule, not on its shape between them.",
-    ),
-    Metric(
-        "vlb_variance",
-        "Var(VLB)",
-        "(bits/dim)²",
-        scale="log",
-        meaning="The variance of the bound’s estimate by one example at one random time, along the"
-        " arm’s own schedule: how noisy the bound is as what one trains on. A learned schedule"
-        " makes it small.",
-    ),
-    Metric(
-        "prior",
-        "Prior term",
-        "bits/dim",
-        digits=5,
-        main=False,
-        meaning="Of the bound: how far the noisiest state is from pure noise.",
-    ),
-    Metric(
-        "diffusion",
-        "Diffusion term",
-        "bits/dim",
-        digits=3,
-        main=False,
-        meaning="Of the bound: the errors of denoising, over all noise levels.",
-    ),
-    Metric(
-        "reconstruction",
-        "Reconstruction term",
-        "bits/dim",
-        digits=3,
-        main=False,
-        meaning="Of the bound: what the cleanest state leaves open about the example.",
-    ),
-    Metric(
-        "grad_variance",
-        "Var(gradient)",
-        lower_is_better=None,
-        scale="log",
-        main=False,
-        meaning="The variance of a training batch’s gradient by the network’s parameters. It is of"
-        " the loss as trained: another weighting or prediction has another scale.",
-    ),
-    Metric(
-        "bpd_own",
-        "By its own schedule",
-        "bits/dim",
-        digits=3,
-        main=False,
-        meaning="Bits per dimension once more, estimated along the arm’s own schedule; the main"
-        " number is estimated along the log-SNR-linear schedule for all arms. They differ by the"
-        " noise of the estimate.",
-    ),
+GRADIENT_VARIANCE = Metric(
+    "grad_variance",
+    "Var(gradient)",
+    lower_is_better=None,
+    scale="log",
+    main=False,
+    meaning="The variance of a training batch’s gradient by the network’s parameters. It is of"
+    " the loss as trained: another weighting or prediction has another scale.",
 )
+# Of a diffusion model's training; metrics of samples are chosen by config.evaluation.metrics.
+METRICS = (*diffusion_measures.METRICS, GRADIENT_VARIANCE)
 PARTS = ("prior", "diffusion", "reconstruction")
 # Samples kept for the report, from the same starting noise in every arm; points are small.
 _SHOWN, _POINTS_SHOWN = 32, 2000
@@ -135,6 +82,8 @@ LOGGED = (
 
 def score_names(config: ConfigDict, dataset: data.Dataset) -> list[str]:
     """The scores of samples that runs of a config have, keys of `evaluation.scores()`."""
+    if config_lib.method_before_data(config).sample is None:
+        return []
     default = "frechet" if evaluation.is_classifiable(dataset) else "swd"
     return list(dict.fromkeys(config.evaluation.metrics or (default,)))
 
@@ -161,12 +110,7 @@ def measured_metrics(
     """
     named = dict.fromkeys(name for config in configs for name in config.evaluation.metrics)
     names = dict.fromkeys(name for config in configs for name in score_names(config, dataset))
-    bounded = list(filter(has_bound, configs))
-    measured = {
-        "bpd_own": any(map(_bound_is_free, bounded)),
-        "grad_variance": any(config.evaluation.gradient_batches for config in configs),
-    }
-    own = [m for m in METRICS if measured.get(m.key, bool(bounded))]
+    own = {m.key: m for config in configs for m in _metrics_of(config)}.values()
     found = [*score_metrics(named, configs), *own, *score_metrics(names, configs)]
     known = {m.key: m for m in found}
     for metric in given:
@@ -179,18 +123,24 @@ def measured_metrics(
     return sorted((first | known | first).values(), key=lambda m: not m.main)
 
 
-def has_bound(config: ConfigDict) -> bool:
-    """Whether the bound of a config's runs is finite: both ends of the log-SNR must be."""
-    # That does not depend on the data, which need not be there yet.
-    return not config_lib.infinite_ends(config, "")
+def _metrics_of(config: ConfigDict) -> list[Metric]:
+    """The metrics of a training with a config, but for those of samples."""
+    method = config_lib.method_before_data(config)
+    compared = [m for m in method.compared.values() if not m.impossible()]
+    own = [metric for measure in compared for metric in measure.metrics]
+    if config.evaluation.gradient_batches and method.gradient is not None:
+        own.append(GRADIENT_VARIANCE)
+    return own
 
 
-def require_bound(config: ConfigDict) -> None:
-    """Raises ValueError, naming the keys to set, if the bound of a config's runs is infinite."""
-    purpose = (
-        "the bound, in bits/dim, by which runs are measured where no score of samples is named,"
-    )
-    config_lib.require_finite_ends(config, purpose)
+def require_measure(config: ConfigDict) -> None:
+    """Raises ValueError, with the reason, if nothing of a training can be measured without samples:
+    such as the bound in bits/dim, where the schedule's ends are infinite."""
+    reasons = [m.impossible() for m in config_lib.method_before_data(config).compared.values()]
+    if reasons and all(reasons):
+        raise ValueError(
+            f"{reasons[0]}; or name a score of samples, by evaluation.metrics, to judge by"
+        )
 
 
 def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
@@ -258,18 +208,25 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> tuple[training.Ru
     write_text(directory / "config.json", config_lib.to_json(config))
     run = training.load(directory).under(config)
     dataset = data.load_cached(config.data)
-    evaluated, values = _bound(run, dataset) if has_bound(config) else ({}, {})
-    if config.evaluation.gradient_batches:
+    # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
+    # from their spread.
+    evaluated = evaluation.compare(run, dataset, config.seed)
+    values = {
+        metric.key: evaluated[name][metric.entry or metric.key]
+        for name in evaluated
+        for metric in run.method.compared[name].metrics
+    }
+    if config.evaluation.gradient_batches and run.method.gradient is not None:
         evaluated["grad_variance"] = evaluation.gradient_variance(run, dataset, config.seed)
-        values |= evaluated["grad_variance"]
-    with doing("measuring the loss at each noise level"):
-        losses = evaluation.loss_by_log_snr(run, dataset.eval)
+        values["grad_variance"] = evaluated["grad_variance"]["grad_variance"]
+    with doing("measuring profiles"):
+        profiles = evaluation.profiles(run, dataset.eval)
     measured = {
-        "metrics": {m.key: values[m.key] for m in METRICS if m.key in values},
+        "metrics": values,
         "evaluation": evaluated,
         "curves": {
-            "schedule": _schedule_curve(directory),
-            "loss_by_log_snr": losses,
+            **{name: _curve(directory / name) for name in run.method.curves(run.state)},
+            **profiles,
             **_logged_curves(directory),
         },
         "seconds": time.monotonic() - start,
@@ -279,34 +236,22 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> tuple[training.Ru
     return run, measured
 
 
-def _bound(run: training.Run, dataset: data.Dataset) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The bound of a run, and what it depends on: (evaluation, values)."""
-    # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
-    # from their spread.
-    seed = run.config.seed
-    own = evaluation.evaluate(run, dataset, ("bpd",), seed)["bpd"]
-    evaluated = {"bpd": own}
-    if _bound_is_free(run.config):
-        along = {"estimated_along": "linear_logsnr"}
-        along |= evaluation.bound_along_line(run, dataset, seed)
-        evaluated = {"bpd": own | along, "bpd_own": own}
-    own_values = {"bpd_own": own["bpd"], "vlb_variance": own["vlb_variance"]}
-    return evaluated, evaluated["bpd"] | own_values
-
-
 def training_config(config: ConfigDict) -> ConfigDict:
     """The config of a run's training: the run's own, changed so that its curves have points.
 
-    An eval_every between 0 and num_steps is kept. With any other, the bound and the variance of the
-    gradient are measured after each third of the training, the bound on the first `ALONG_TRAINING`
-    examples; if the run has no bound, neither is measured. log_every is at most a third of the
-    training. A sample_every of num_steps or more becomes 0, since samples are drawn afterwards.
+    An eval_every between 0 and num_steps is kept. With any other, what the method logs and the
+    variance of the gradient are measured after each third of the training, the former on the first
+    `ALONG_TRAINING` examples; if the method logs nothing, neither is measured. log_every is at most
+    a third of the training. A sample_every of num_steps or more becomes 0, since samples are drawn
+    afterwards.
     """
     config = config_lib.from_json(config_lib.to_json(config))
     settings, evaluated = config.training, config.evaluation
     third = -(-settings.num_steps // 3)
     settings.log_every = min(settings.log_every, third)
-    if has_bound(config) and not 0 < settings.eval_every < settings.num_steps:
+    measures = config_lib.method_before_data(config).measures.values()
+    logs = any(m.logged and not m.impossible() for m in measures)
+    if logs and not 0 < settings.eval_every < settings.num_steps:
         settings.eval_every = third
         evaluated.num_examples = min(evaluated.num_examples or ALONG_TRAINING, ALONG_TRAINING)
     if settings.sample_every >= settings.num_steps:
@@ -319,21 +264,24 @@ def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
 
     Returns:
       "metrics", "evaluation": as `train_and_evaluate`; "samples": the name of a file in
-      `directory`; "parameters": how many the network has.
+      `directory`, None of a method that draws none; "parameters": how many the network has.
     """
     config = run.config
     dataset = data.load_cached(config.data)
+    found: dict[str, Any] = {
+        "metrics": {},
+        "evaluation": {},
+        "samples": None,
+        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
+    }
+    if run.method.sample is None:
+        return found
     names = score_names(config, dataset)
     samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
     values = {n.key: evaluated[name][n.entry] for name in names for n in evaluation.numbers(name)}
     np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])
-    return {
-        "metrics": values,
-        "evaluation": evaluated,
-        "samples": "samples.npz",
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
-    }
+    return found | {"metrics": values, "evaluation": evaluated, "samples": "samples.npz"}
 
 
 def num_shown(dataset: data.Dataset) -> int:
@@ -341,18 +289,14 @@ def num_shown(dataset: data.Dataset) -> int:
     return _SHOWN if len(dataset.shape) > 1 else _POINTS_SHOWN
 
 
-def _bound_is_free(config: ConfigDict) -> bool:
-    """Whether the bound depends on the schedule's ends alone, so that any shape may estimate it."""
-    discrete = config.schedule.num_steps or config.evaluation.vlb_num_steps
-    return config_lib.conditioning(config) == "log_snr" and not discrete
-
-
-def _schedule_curve(directory: Path) -> dict[str, list]:
-    files = sorted((directory / "schedule").glob("*.json"))
+def _curve(folder: Path) -> dict[str, list]:
+    """A method's curve at the end of training, as a run's folder holds it; where it changed, its
+    last column also as it was at first, as "<column>_before"."""
+    files = sorted(folder.glob("*.json"))
     before, after = (json.loads(path.read_text(encoding="utf-8")) for path in (files[0], files[-1]))
-    curve = {"t": after["t"], "log_snr": after["log_snr"]}
-    learned = before["log_snr"] != after["log_snr"]
-    return curve | ({"log_snr_before": before["log_snr"]} if learned else {})
+    *_, column = after
+    changed = before[column] != after[column]
+    return after | ({f"{column}_before": before[column]} if changed else {})
 
 
 def _logged_curves(directory: Path) -> dict[str, dict[str, list]]:

@@ -93,7 +93,7 @@ def run_ablation(
         config_lib.validate(each)
         evaluation.check_names(each.evaluation.metrics)
         if not each.evaluation.metrics:
-            measure.require_bound(each)
+            measure.require_measure(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.
     with ProgressDisplay(), doing(f"reading {config.data.name}"):
         dataset = data.load_cached(config.data)

@@ -5,14 +5,17 @@ from __future__ import annotations
 import argparse
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from diffax.cli import results, shared
 from diffax.cli.flags import of_key, words
 
-DEFAULTS = {"run": "bpd,frechet", "data": "frechet,kid,prdc", "moments": "fid"}
+if TYPE_CHECKING:
+    from diffax.metric import Metric
+
+DEFAULTS = {"data": "frechet,kid,prdc", "moments": "fid"}
 
 # flag -> help; each is the field of diffax.data.DataConfig with that name
 DATA_FLAGS: dict[str, str] = {
@@ -47,7 +50,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="comma-separated: bpd, bpd_ode (of a run); frechet, frechet_infinity, kid, prdc (over"
         " the features of a classifier of the data); swd; lpips_diversity (within classes); fid,"
         " fid_infinity, kid_inception, prdc_inception, is; fd_lite0, kid_lite0, fd_mobilenet, ..."
-        " (default for a run bpd and its config.evaluation.metrics or frechet, frechet,kid,prdc for"
+        " (default for a run its method's own, such as bpd, and its config.evaluation.metrics or"
+        " frechet; frechet,kid,prdc for"
         " --data, fid for --reference)",
     )
     parser.add_argument(
@@ -100,11 +104,18 @@ def run(args: argparse.Namespace, _: None) -> None:
     if args.out or out.parent.is_dir():  # or else there is no run or no sample, which is said
         shared.check_output(out)
     results.read(out)
-    _measure(prepare(args), out, args.json)
+    _measure(*prepare(args), out, args.json)
 
 
-def _measure(by_name: dict[str, Callable[[], results.Entry]], out: Path, as_json: bool) -> None:
+def _measure(
+    by_name: dict[str, Callable[[], results.Entry]],
+    numbers: Mapping[str, Sequence[Metric]],
+    out: Path,
+    as_json: bool,
+) -> None:
     """Measures, writes each result as it comes, and shows them.
+
+    `numbers`: what each measure of a method gives, for the table.
 
     Raises:
       runtime.Failed: a measure or the writing failed; the others are kept.
@@ -131,12 +142,15 @@ def _measure(by_name: dict[str, Callable[[], results.Entry]], out: Path, as_json
     if found and (as_json or unwritten):
         print(json.dumps(found, indent=1, allow_nan=False))
     elif found:
-        print(f"{results.table(found)}\n{out}")
+        print(f"{results.table(found, numbers)}\n{out}")
     if unwritten or failed:
         raise runtime.Failed("; ".join([*failed, *([unwritten] if unwritten else [])]))
 
 
-def _of_run(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
+Prepared = tuple[dict[str, Callable[[], results.Entry]], dict[str, "Sequence[Metric]"]]
+
+
+def _of_run(args: argparse.Namespace) -> Prepared:
     import jax
 
     from diffax import config, data, evaluation, files
@@ -150,14 +164,17 @@ def _of_run(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
         trained.config.evaluation.num_samples = args.num_samples
         config.validate(trained.config)
     dataset = data.load(trained.config.data)
-    chosen = trained.config.evaluation.metrics
-    names = ["bpd", *chosen] if chosen and not args.metrics else _names(args, "run")
+    method, chosen = trained.method, trained.config.evaluation.metrics
+    scores = [*(chosen or ["frechet"])] if method.sample is not None else []
+    own = [name for name in method.compared if name in method.measures]
+    names = args.metrics or [*own, *scores]
     by_name = evaluation.measurements(trained, dataset, names, args.seed)
     weights = jax.tree.leaves(jax.device_get(trained.state.ema_params))
-    return _saying(by_name, {"weights_hash": files.content_hash(*weights)})
+    numbers = {name: measure.metrics for name, measure in method.measures.items()}
+    return _saying(by_name, {"weights_hash": files.content_hash(*weights)}), numbers
 
 
-def _of_samples(args: argparse.Namespace) -> dict[str, Callable[[], results.Entry]]:
+def _of_samples(args: argparse.Namespace) -> Prepared:
     from diffax import data, evaluation
 
     if args.data:
@@ -172,7 +189,7 @@ def _of_samples(args: argparse.Namespace) -> dict[str, Callable[[], results.Entr
     x, label, about = evaluation.read_samples(args.samples, reference.dataset, args.array or "")
     planned = evaluation.plan(names, reference, x.shape[1:], len(x), label)
     by_name = evaluation.pending(planned, lambda: x, reference, args.seed, label)
-    return _saying(by_name, about)
+    return _saying(by_name, about), {}
 
 
 def _saying(

@@ -3,20 +3,17 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from diffax.metric import Metric
 
 Entry = dict[str, Any]
 
 EARLIER = "earlier"
 _SUBJECT = ("step", "weights_hash", "samples_hash")  # what was measured
-# What a table calls the numbers of a likelihood; those of scores are in `evaluation.numbers`.
-_OF_LIKELIHOODS = {
-    "bpd": "Bits/dim, variational bound",
-    "bpd_vlb": "Bits/dim, variational bound",
-    "bpd_ode": "Bits/dim, probability-flow ODE",
-}
 
 
 def read(path: Path) -> dict[str, Any]:
@@ -65,22 +62,25 @@ def _conditions(entry: Entry) -> Entry:
     return {k: v for k, v in entry.items() if isinstance(v, (str, int, dict))}
 
 
-def table(found: Mapping[str, Entry]) -> str:
-    """Lines of text: each number of each metric, its interval, and of what it is."""
+def table(found: Mapping[str, Entry], measures: Mapping[str, Sequence[Metric]] = {}) -> str:
+    """Lines of text: each number of each metric, its interval, and of what it is.
+
+    `measures`: of a method's measures the numbers; those of scores are known.
+    """
     rows = [("metric", "value", "interval", "of", "what it is")]
-    rows += [row for name, entry in found.items() for row in _rows(name, entry)]
+    rows += [row for name, entry in found.items() for row in _rows(name, entry, measures)]
     widths = [max(map(len, column)) for column in zip(*rows)]
     lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
     return "\n".join(lines)
 
 
-def _rows(name: str, entry: Entry) -> list[tuple[str, ...]]:
+def _rows(
+    name: str, entry: Entry, measures: Mapping[str, Sequence[Metric]]
+) -> list[tuple[str, ...]]:
     from diffax import evaluation
 
-    if name in _OF_LIKELIHOODS:
-        numbers = [(name, "bpd", _OF_LIKELIHOODS[name])]
-    else:
-        numbers = [(n.key, n.entry, n.label) for n in evaluation.numbers(name)]
+    known = measures[name] if name in measures else evaluation.numbers(name)
+    numbers = [(n.key, n.entry or n.key, n.label) for n in known]
     spread = "-"
     if entry.get("low") is not None:
         spread = f"{_number(entry['low'])} to {_number(entry['high'])}"

@@ -23,7 +23,7 @@ from diffax.config.build import (
 )
 from diffax.config.checks import remarks, require_finite_ends, validate
 from diffax.config.defaults import default_config
-from diffax.config.methods import build_method
+from diffax.config.methods import build_method, method_before_data
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
 from diffax.config.storage import (
@@ -58,6 +58,7 @@ __all__ = [
     "infinite_ends",
     "load_plugins",
     "learning_rate_at",
+    "method_before_data",
     "register_optimizer",
     "relevant",
     "remarks",

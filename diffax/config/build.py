@@ -114,6 +114,8 @@ def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
     if config.objective.learned_variance:
         told["learned_variance"] = True
     name = config.model.name
+    if "data_channels" in models.fields(name):
+        told["data_channels"] = dataset.shape[-1]
     fields = {field: config.model[name][field] for field in model_fields(name)}
     return models.get(name, **fields, **told)
 

@@ -26,6 +26,7 @@ from diffax import (
 )
 from diffax.config import build, defaults, optimizers
 from diffax.config.kinds import Kind
+from diffax.config.methods import STAND_IN, method_before_data
 from diffax.config.reading import check_kind, unknown
 from diffax.config.storage import flat, load_plugins
 from diffax.process import AnySchedule
@@ -194,7 +195,7 @@ def validate(config: ConfigDict) -> None:
         except ValueError as error:
             raise ValueError(f"config.{key} is {given[key]!r}; it {error}") from None
     with _naming("schedule"):
-        schedule = _checked(lambda: build.build_schedule(config, shape=_StandIn().shape))
+        schedule = _checked(lambda: build.build_schedule(config, shape=STAND_IN.shape))
     for section, check in _TOGETHER:
         with _naming(section):
             check(config, schedule)
@@ -281,16 +282,8 @@ def _checked(make: Callable[[], AnySchedule]) -> AnySchedule:
 # --- what must fit together ---------------------------------------------------------------------
 
 
-class _StandIn(NamedTuple):
-    """Data of which only this is known before it is loaded: enough to build a network's module."""
-
-    name: str = "not loaded yet"
-    shape: tuple[int, ...] = (1, 1)
-    num_classes: int = 1
-
-
 def _model(config: ConfigDict, schedule: AnySchedule) -> None:
-    network = build.build_model(config, _StandIn())
+    network = build.build_model(config, STAND_IN)
     least = getattr(network, "least_parameters", lambda: 0)()
     if least > _PARAMETERS:
         raise ValueError(
@@ -318,13 +311,19 @@ def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
                 " measured apart, by training.eval_every and diffax evaluate --metrics"
             )
     evaluation.check_names(config.evaluation.metrics)
-    every = config.training.eval_every
+    method, every = method_before_data(config), config.training.eval_every
+    if config.evaluation.metrics and method.sample is None:
+        raise ValueError(
+            f"metrics={config.evaluation.metrics!r}: metrics are scores of samples, and method"
+            f" {config.method.name!r} draws none; leave it empty"
+        )
     if every > 0 and config.schedule.num_steps == 1:
         raise ValueError(
             f"training.eval_every={every}: the bound needs two steps, and schedule.num_steps is 1"
         )
-    if every > 0:
-        require_finite_ends(config, f"the bound (training.eval_every={every})")
+    reasons = [m.impossible() for m in method.measures.values() if m.logged and every > 0]
+    for reason in filter(None, reasons):
+        raise ValueError(f"training.eval_every={every}: {reason}")
 
 
 def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
@@ -438,12 +437,16 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
             f"{field}: a network told the {build.conditioning(config)} knows the schedule that it"
             f" was trained with alone; model.{config.model.name}.conditioning must be 'log_snr'"
         )
-    other = build.build_sampling_schedule(config, _StandIn().shape)
+    other = build.build_sampling_schedule(config, STAND_IN.shape)
     _checked(lambda: other)
     if schedules.is_learned(other):
         raise ValueError(f"{field} has parameters, which would be untrained ones: name a fixed one")
     process.refuse_eps_at_zero_snr(other, config.objective.prediction)
     return other
+
+
+def _method(config: ConfigDict, schedule: AnySchedule) -> None:
+    method_before_data(config)
 
 
 _TOGETHER: tuple[tuple[str, Callable[[ConfigDict, AnySchedule], None]], ...] = (
@@ -452,6 +455,7 @@ _TOGETHER: tuple[tuple[str, Callable[[ConfigDict, AnySchedule], None]], ...] = (
     ("schedule_learning", _schedule_learning),
     ("model", _model),
     ("optimizer", _optimizer),
-    ("evaluation", _evaluation),
     ("sampling", _sampling),
+    ("method", _method),
+    ("evaluation", _evaluation),
 )

@@ -34,9 +34,8 @@ def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
     return Key(default, meaning, kind_of(annotation, default))
 
 
-# Fields of a network that are told by other keys: model.class_conditional together with the data,
-# and objective.learned_variance.
-_TOLD_BY_OTHERS = ("num_classes", "learned_variance")
+# Fields of a network that are set by other keys, or by the data.
+_TOLD_BY_OTHERS = ("num_classes", "learned_variance", "data_channels")
 
 _SECTIONS = (
     *("seed", "data", "method", "model", "schedule", "schedule_learning", "objective"),

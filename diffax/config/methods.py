@@ -35,6 +35,15 @@ def build_method(config: ConfigDict, data: DatasetInfo) -> methods.Method:
     return methods.get(name, **parts, **options)
 
 
+# Data of which only this is known before they are read: enough to build a method.
+STAND_IN = DatasetInfo("not loaded yet", (1, 1), 1, None, ())
+
+
+def method_before_data(config: ConfigDict) -> methods.Method:
+    """The method of a config, for checks and questions that come before its data are read."""
+    return build_method(config, STAND_IN)
+
+
 def _conditions(config: ConfigDict, data: DatasetInfo) -> dict[str, Condition]:
     if not config.model.class_conditional:
         return {}
@@ -70,6 +79,8 @@ def _settings(config: ConfigDict, data: DatasetInfo) -> Settings:
         vlb_num_steps=section.vlb_num_steps,
         ode_num_steps=section.ode_num_steps,
         schedule_steps=config.schedule.num_steps,
+        shape_is_free=build.conditioning(config) == "log_snr"
+        and not (config.schedule.num_steps or section.vlb_num_steps),
         impossible=functools.partial(build.infinite_ends, config, "the likelihood (bpd)"),
     )
 

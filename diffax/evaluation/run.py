@@ -70,11 +70,7 @@ def measurements(
     scoring.check_names(names, *run.method.measures)
     seed = arguments.check_seed(seed)
     of_samples = [name for name in names if name not in run.method.measures]
-    about = {
-        "step": int(run.state.step),
-        "weights": f"moving average, decay {run.config.ema.decay:g}",
-        "seed": seed,
-    }
+    about = _about(run, seed)
     by_name = {
         name: measure_of(run, name, dataset.eval, seed) for name in names if name not in of_samples
     }
@@ -116,6 +112,34 @@ def measure_of(run: Run, name: str, split: Split, seed: int = 0) -> Callable[[],
     """
     arrays = measuring.measure_on(run.method, name, run.config, split, distributed.make_mesh(1))
     return lambda: run.method.measures[name].summary(arrays(run.state, seed))
+
+
+def compare(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, dict[str, Any]]:
+    """The measures by which an ablation compares runs, on the evaluation split, as `evaluate`.
+
+    Those that are impossible of this run are left out.
+    """
+    found, section = {}, run.config.evaluation
+    for name, measure in run.method.compared.items():
+        if not measure.impossible():
+            with progress.doing(f"measuring {name}"):
+                arrays = measuring.over_split(
+                    measure,
+                    dataset.eval,
+                    distributed.make_mesh(1),
+                    section.batch_size,
+                    section.num_examples,
+                )
+                found[name] = measure.summary(arrays(run.state, seed)) | _about(run, seed)
+    return found
+
+
+def _about(run: Run, seed: int) -> dict[str, Any]:
+    return {
+        "step": int(run.state.step),
+        "weights": f"moving average, decay {run.config.ema.decay:g}",
+        "seed": seed,
+    }
 
 
 def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Methods: what is trained. `diffusion` is one; a plugin may register others.
+"""Methods: what is trained. `diffusion` and `autoencoder` are two; a plugin may register others.
 
 A method is a function that returns a `Method` and takes, by name, what a config builds for it
 ("data", "network", "optimizer", ...: `PARTS` lists them) and its own options. The
@@ -8,6 +8,7 @@ options are numbers, words or tuples, and become keys of `config.method`.
 import inspect
 from collections.abc import Callable
 
+from diffax.methods.autoencoder import autoencoder as _autoencoder
 from diffax.methods.base import (
     GRAD_NORM,
     LARGEST_UPDATE,
@@ -25,7 +26,9 @@ from diffax.methods.diffusion import TrainState, predictor
 from diffax.methods.diffusion import diffusion as _diffusion
 from diffax.registry import Registry, check_arguments, require, shared_arguments
 
-METHODS: Registry[Callable[..., Method]] = Registry("method", {"diffusion": _diffusion})
+METHODS: Registry[Callable[..., Method]] = Registry(
+    "method", {"diffusion": _diffusion, "autoencoder": _autoencoder}
+)
 # What a config builds for a method that has a parameter of that name; these are no options.
 PARTS = {
     "data": "what is known of the data, a `diffax.data.DatasetInfo`",
@@ -71,7 +74,8 @@ def get(name: str, **arguments: object) -> Method:
     """
     make = METHODS.lookup(name)
     check_arguments(f"method {name!r}", make, arguments)
-    return require(f"method {name!r}", make(**arguments), "Method", *Method._fields)
+    made = require(f"method {name!r}", make(**arguments), "Method", *Method._fields)
+    return made if made.compared else made._replace(compared=made.measures)
 
 
 def arguments_of(name: str) -> tuple[str, ...]:

@@ -16,6 +16,7 @@ import numpy as np
 import optax
 
 from diffax.distributed.batch import BatchSharding
+from diffax.metric import Metric
 
 # A pytree with the fields `step`, int32 (), and `params`, what the main optimiser trains, and with
 # a method `replace`: a `flax.struct.PyTreeNode`, for instance.
@@ -67,6 +68,8 @@ class Measure(NamedTuple):
       logged: the same arrays -> {name: number}, what the loop logs at `training.eval_every` as
         "eval_<name>"; None if it logs nothing.
       impossible: () -> a sentence that says why it can't be measured of this run; empty if it can.
+      metrics: what an ablation takes of the summary, by their `entry` or `key`.
+      of_state: state -> the state that is measured.
     """
 
     per_example: Callable[[State, jax.Array, Batch], dict[str, jax.Array]]
@@ -74,6 +77,8 @@ class Measure(NamedTuple):
     repeats: int = 1
     logged: Callable[[Arrays], dict[str, float]] | None = None
     impossible: Callable[[], str] = str
+    metrics: tuple[Metric, ...] = ()
+    of_state: Callable[[State], State] = lambda state: state
 
 
 def no_curves(state: State) -> dict[str, dict[str, list]]:
@@ -96,6 +101,7 @@ class Method(NamedTuple):
         but changes nothing else.
       required_finite: metric -> what it must be.
       measures: name -> what can be measured of a state on a split.
+      compared: the measures by which an ablation compares runs; {} for all of `measures`.
       gradient: (state, batch, key, sharding) -> the loss's gradient by `state.params`, whose
         variance between batches is then a measure; None if there is none.
       sample: (state, keys, cond, **options) -> (n, ..., C): samples by the averaged parameters, one
@@ -121,6 +127,7 @@ class Method(NamedTuple):
     sample: Callable[..., jax.Array] | None
     measures: Mapping[str, Measure]
     required_finite: Mapping[str, Bounded]
+    compared: Mapping[str, Measure] = {}
     gradient: Callable[[State, Batch, jax.Array, BatchSharding], Any] | None = None
     preview: Callable[[State, jax.Array, Batch], jax.Array] | None = None
     edit: Callable[..., Any] | None = None
@@ -169,3 +176,10 @@ def advance(
     before = {name: getattr(state, name) for name in updated}
     kept = jax.tree.map(lambda new, old: jnp.where(good, new, old), updated, before)
     return state.replace(step=state.step + 1, **kept)
+
+
+def standard_error(values: np.ndarray) -> dict[str, float]:
+    """That of their mean, as "standard_error"; {} for a single value, which tells none."""
+    if len(values) < 2:
+        return {}
+    return {"standard_error": float(values.std(ddof=1) / math.sqrt(len(values)))}

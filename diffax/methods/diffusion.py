@@ -174,6 +174,11 @@ def diffusion(
       grad_accumulation: micro-batches per step.
       sampling: default options of `samplers.sample` and of the denoiser.
     """
+    if hasattr(network, "encode"):
+        raise ValueError(
+            f"method 'diffusion' trains a network that denoises, and {type(network).__name__} does"
+            " not: set model.name to another network, or method.name='autoencoder'"
+        )
     times = objective.times
     first = jax.eval_shape(schedule, jax.random.key(0))
     is_learned = schedules.is_learned(first)
@@ -442,6 +447,7 @@ def diffusion(
         step=step,
         sample=sample,
         measures=measures.measures,
+        compared=measures.compared,
         required_finite=required,
         preview=preview,
         gradient=gradient,

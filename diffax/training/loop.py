@@ -159,7 +159,7 @@ def _train_in(
             shard_count=jax.process_count(),
         )
         evaluate = make_evaluation(config, method, dataset, mesh)
-        draw = pictures.make_drawing(config, method, dataset, root, mesh)
+        draw = method.preview and pictures.make_drawing(config, method, dataset, root, mesh)
         return RunLogger(config, root, method, info, batches, evaluate, draw, layout)
 
     with ExitStack() as stack:

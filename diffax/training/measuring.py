@@ -49,6 +49,7 @@ def over_split(
 
     def run(state: State, seed: int) -> Arrays:
         # Arrays lie as in training, so that a program in the compilation cache is found there.
+        state = measure.of_state(state)
         state = jax.device_put(state, distributed.state_sharding(state, mesh))
         whole_key = arguments.seeded(seed)
         keys = [jax.random.fold_in(whole_key, repeat) for repeat in range(measure.repeats)]

@@ -43,7 +43,7 @@ class RunLogger:
       dataset: what is known of its data.
       batches: of `diffax.data.batches`.
       evaluate: state -> what is logged of the measures.
-      draw_samples: state -> a picture.
+      draw_samples: state -> a picture; None of a method that has none.
       layout: of the runs of the program; beside others its log lines name its seed, and until the
         end it keeps one more checkpoint than the config says.
     """
@@ -56,7 +56,7 @@ class RunLogger:
         dataset: DatasetInfo,
         batches: Any,
         evaluate: Callable[[State], dict[str, float]],
-        draw_samples: Callable[[State], np.ndarray],
+        draw_samples: Callable[[State], np.ndarray] | None,
         layout: RunLayout = SINGLE,
     ):
         self.config, self.root, self.method = config, root, method
@@ -128,8 +128,9 @@ class RunLogger:
             self._writer.write_scalars(step, scalars)
             self.latest.update(scalars)
         if sample:
-            with progress.doing("drawing samples"):
-                self._writer.write_images(step, {"samples": self._draw_samples(state)})
+            if self._draw_samples is not None:
+                with progress.doing("drawing samples"):
+                    self._writer.write_images(step, {"samples": self._draw_samples(state)})
             pictures.write_curves(self.root, self.method, state)
 
     def check_finite(self, last: bool) -> None:

@@ -79,7 +79,7 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
         label = evaluation.classes_told(config, dataset, num)
         evaluation.plan([name], reference, dataset.shape, num, label)
         return
-    measure.require_bound(config)
+    measure.require_measure(config)
     continuous = not (config.schedule.num_steps or config.evaluation.vlb_num_steps)
     if not (continuous and config_lib.conditioning(config) == "log_snr"):
         raise ValueError(

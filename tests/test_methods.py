@@ -1,0 +1,344 @@
+"""Every method can be trained, resumed, laid out, measured and ablated alike: those of diffax, and
+one that a plugin registers."""
+
+import json
+import math
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import (
+    LEARNED,
+    MIXTURE,
+    PowerCut,
+    assert_close,
+    assert_equal,
+    batch_of,
+    cut_after,
+    first_state,
+    small_config,
+    step_of,
+)
+
+import diffax
+from diffax import ablation, data, evaluation, methods, plugins, registry, training
+from diffax import config as config_lib
+from diffax.ablation import runner
+from diffax.config import methods as built
+from diffax.methods import autoencoder
+
+TOY = Path(__file__).parent / "toy_method.py"
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _toy():
+    plugin = plugins.load(str(TOY))
+    yield
+    registry.forget(plugin.registers)
+    plugins._LOADED.pop(plugin.name, None)
+
+
+def signals(num=64):
+    """Eight numbers of two channels, smooth."""
+    rng = np.random.default_rng(0)
+    phase = rng.uniform(0, 2 * np.pi, (num, 1, 2))
+    return np.sin(np.linspace(0, 3, 8)[None, :, None] + phase).astype(np.float32)
+
+
+@pytest.fixture(scope="module")
+def signal_file(tmp_path_factory):
+    path = tmp_path_factory.mktemp("signals") / "signals.npz"
+    np.savez(path, x=signals(160))
+    return path
+
+
+def config_of(name, signal_file, **changes):
+    """A small config of a method."""
+    own = {
+        "diffusion": dict(LEARNED),
+        "autoencoder": dict(
+            data__name="npz",
+            data__path=str(signal_file),
+            data__range=(-1.0, 1.0),
+            model__name="autoencoder",
+            model__autoencoder__channels=8,
+            model__autoencoder__latent_channels=3,
+        ),
+        "line": dict(method__noise=0.1, plugins=(str(TOY),)),
+    }[name]
+    return small_config(**{"method__name": name, **own, **changes})
+
+
+def info_of(config):
+    return training.DatasetInfo.of(data.load_cached(config.data))
+
+
+NAMES = sorted({*methods.METHODS, "line"})
+
+
+def test_what_a_method_may_ask_for_is_what_a_config_builds():
+    assert built.PARTS.keys() == methods.PARTS.keys()
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_run_is_measured_and_resumes_exactly(name, signal_file, tmp_path, monkeypatch):
+    """Cut off between two steps, it becomes the uninterrupted one, bit by bit."""
+    every = dict(training__checkpoint_every=4, training__eval_every=6)
+    config = config_of(name, signal_file, **every, evaluation__gradient_batches=2)
+    config_lib.validate(config)
+    whole, metrics = training.train(config, tmp_path / "whole")
+    assert metrics["eval_grad_variance"] > 0
+    with monkeypatch.context() as patch, pytest.raises(PowerCut):
+        cut_after(patch, 7)
+        training.train(config, tmp_path / "cut")
+    resumed, found = training.train(config, tmp_path / "cut")
+    assert_equal(training_arrays(resumed), training_arrays(whole))
+    assert found == metrics
+    lines = [(tmp_path / run / "metrics.jsonl").read_text() for run in ("whole", "cut")]
+    assert lines[0] == lines[1]
+
+    run, dataset = training.load(tmp_path / "whole"), data.load_cached(config.data)
+    names = list(run.method.measures)
+    measured = evaluation.evaluate(run, dataset, names)
+    assert measured.keys() == set(names) and json.dumps(measured, allow_nan=False)
+    logs = {n: m.logged for n, m in run.method.measures.items() if m.logged}
+    assert logs and all(math.isfinite(v) for v in metrics.values())
+
+
+def training_arrays(state):
+    return jax.device_get(state.replace(key=jax.random.key_data(state.key)))
+
+
+NO_CASE = ("line", "micro-batches")  # it has none
+LAYOUTS = {
+    "two devices": dict(parallel__num_devices=2),
+    "two devices, fsdp": dict(parallel__num_devices=2, parallel__fsdp=2),
+    "pmap": dict(parallel__num_devices=2, parallel__mode="pmap"),
+    "micro-batches": dict(training__grad_accumulation=2),
+    "several steps in a call": dict(training__steps_per_call=3),
+}
+
+
+CASES = [(n, how) for n in ("autoencoder", "line") for how in LAYOUTS if (n, how) != NO_CASE]
+
+
+@pytest.mark.parametrize(("name", "layout"), CASES)
+def test_layouts_change_nothing_but_rounding(name, layout, signal_file, tmp_path):
+    """Those of diffusion are in test_parallel."""
+    config = config_of(name, signal_file, training__num_steps=6)
+    alone, _ = training.train(config, tmp_path / "alone")
+    config.update_from_flattened_dict(
+        {key.replace("__", "."): value for key, value in LAYOUTS[layout].items()}
+    )
+    state, _ = training.train(config, tmp_path / "laid out")
+    assert_close(state.params, alone.params, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "line"])
+def test_seeds_in_one_program(name, signal_file, tmp_path):
+    configs = [config_of(name, signal_file, seed=seed, training__num_steps=4) for seed in (0, 1)]
+    together = training.train_together(configs, [tmp_path / "0", tmp_path / "1"])
+    alone, _ = training.train(configs[1], tmp_path / "alone")
+    assert_close(together[1][0].params, alone.params, rtol=2e-3, atol=2e-5)
+
+
+@pytest.mark.parametrize("name", ["autoencoder", "line"])
+def test_a_step_that_is_not_finite_changes_nothing_but_the_count(name, signal_file):
+    config = config_of(name, signal_file)
+    method = config_lib.build_method(config, info_of(config))
+    state, step = first_state(config, method), jax.jit(step_of(method))
+    x = np.full((32, *info_of(config).shape), np.nan, np.float32)
+    after, metrics = step(state, {"x": x})
+    assert np.isnan(metrics["loss"]) and int(after.step) == 1
+    assert_equal(after.params, state.params)
+    assert_equal(after.opt_state, state.opt_state)
+
+
+def test_the_toy_finds_the_line(signal_file, tmp_path):
+    """By least squares, as NumPy does."""
+    config = config_of(
+        "line",
+        signal_file,
+        method__noise=0.0,
+        optimizer__learning_rate=0.05,
+        ema__decay=0.9,
+        training__num_steps=400,
+        training__steps_per_call=50,
+        training__batch_size=256,
+    )
+    state, _ = training.train(config, tmp_path)
+    x = data.load_cached(config.data).train.array()
+    design = np.stack([x[:, 0], np.ones(len(x))], axis=1)
+    slope, offset = np.linalg.lstsq(design, x[:, 1], rcond=None)[0]
+    np.testing.assert_allclose(state.ema_params["w"][0], slope, atol=0.03)
+    np.testing.assert_allclose(state.ema_params["b"], offset, atol=0.03)
+
+
+def test_the_toy_is_ablated_with_two_seeds_on_two_devices(signal_file, tmp_path):
+    """In worker processes, which know the plugin by the config."""
+    config = config_of("line", signal_file, parallel__num_devices=2, training__num_steps=6)
+    arms = ablation.grid({"method.ridge": [0.0, 10.0]})
+    spec = ablation.Spec("Ridge", "What does ridge do?", arms[0].name, ())
+    report = runner.run_ablation(spec, config, arms, [0, 1], tmp_path, workers=2)
+    results = json.loads((tmp_path / "results.json").read_text())
+    assert '"mse"' in json.dumps(results) and report.html.exists()
+    again = runner.run_ablation(spec, config, arms, [0, 1], tmp_path, workers=2)
+    assert again.markdown.read_text() == report.markdown.read_text()
+
+
+def test_the_command_line_knows_the_toy(signal_file, tmp_path):
+    """It trains and evaluates by --plugin, is killed, and resumes."""
+    workdir = tmp_path / "run"
+    flags = [
+        f"--workdir={workdir}", f"--plugin={TOY}", "--config.method.name=line",
+        "--config.data.name=mixture2d", "--config.training.num_steps=4",
+        "--config.training.batch_size=32", "--config.parallel.num_devices=1",
+    ]  # fmt: skip
+    default = Path(__file__).parents[1] / "configs" / "mixture2d.py"
+    command = [sys.executable, "-m", "diffax", "train", f"--config={default}", *flags]
+    made = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    command = [sys.executable, "-m", "diffax", "evaluate", f"--workdir={workdir}"]
+    made = subprocess.run([*command, "--metrics=mse"], capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
+    assert "mse" in made.stdout
+
+
+# --- what can't be is refused before work ---------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("changes", "said"),
+    [
+        (dict(method__name="difusion"), "method.name is 'difusion'; it must be one of .*diffusion"),
+        (dict(method__kl_weight=0.1), "method 'diffusion' has no argument 'kl_weight'"),
+        (dict(method__name="autoencoder"), "MLP does not: set model.name='autoencoder'"),
+        (dict(model__name="autoencoder"), "Autoencoder does not: set model.name to another"),
+        (
+            dict(method__name="autoencoder", model__name="autoencoder", method__kl_weight=-1.0),
+            "kl_weight is -1.0; it must be a number of at least 0",
+        ),
+        (
+            dict(
+                method__name="autoencoder",
+                model__name="autoencoder",
+                evaluation__metrics=("swd",),
+            ),
+            "metrics are scores of samples, and method 'autoencoder' draws none",
+        ),
+    ],
+)
+def test_what_does_not_fit_is_refused(changes, said):
+    with pytest.raises(ValueError, match=said):
+        config_lib.validate(small_config(**changes))
+
+
+def test_what_a_method_has_not_is_refused(signal_file, tmp_path):
+    config = config_of("line", signal_file, training__num_steps=1)
+    training.train(config, tmp_path)
+    run, dataset = training.load(tmp_path), data.load_cached(config.data)
+    with pytest.raises(ValueError, match="bpd.*allowed are .*mse"):
+        evaluation.evaluate(run, dataset, ["bpd"])
+    with pytest.raises(ValueError, match="'swd' is a score of samples, and method 'line' draws"):
+        evaluation.evaluate(run, dataset, ["swd"])
+    with pytest.raises(ValueError, match="method 'line' draws no samples"):
+        diffax.Generator(tmp_path)
+
+
+def test_options_of_one_name_have_one_type():
+    with pytest.raises(ValueError, match="its argument 'ridge' is of type str, that of 'line' of"):
+        methods.register("other", lambda *, ridge="much": None)
+
+
+# --- the autoencoder ------------------------------------------------------------------------------
+
+
+def test_kl_divergence_is_that_of_normal_distributions():
+    """Against the integral, in float64."""
+    mean, log_variance = np.array([[0.3, -1.2]]), np.array([[0.5, -2.0]])
+    expected = 0.0
+    for m, v in zip(mean[0], np.exp(log_variance[0])):
+        z = np.linspace(m - 12 * np.sqrt(v), m + 12 * np.sqrt(v), 200_001)
+        log_q = -0.5 * ((z - m) ** 2 / v + np.log(2 * np.pi * v))
+        log_p = -0.5 * (z**2 + np.log(2 * np.pi))
+        expected += np.trapezoid(np.exp(log_q) * (log_q - log_p), z)
+    found = autoencoder.kl_divergence(jnp.asarray(mean), jnp.asarray(log_variance))
+    np.testing.assert_allclose(found, [expected], rtol=1e-6)
+
+
+def test_psnr_and_rate_of_known_errors():
+    errors = np.array([[0.04, 0.0]])
+    found = autoencoder.psnr_summary({"squared_error": errors})
+    assert found["psnr"] == pytest.approx(10 * math.log10(4 / 0.02))
+    rate = autoencoder.rate_summary({"rate": np.array([[1.0, 3.0]])})
+    assert rate["rate"] == 2.0 and rate["standard_error"] == pytest.approx(1.0)
+
+
+def test_the_autoencoder_learns_and_keeps_its_latents_moments(signal_file, tmp_path):
+    """PSNR rises well above that of the mean; the kept moments are those of the training set."""
+    config = config_of(
+        "autoencoder",
+        signal_file,
+        optimizer__learning_rate=3e-3,
+        training__num_steps=400,
+        training__steps_per_call=50,
+        training__batch_size=64,
+        ema__decay=0.98,
+    )
+    state, _ = training.train(config, tmp_path)
+    run, dataset = training.load(tmp_path), data.load_cached(config.data)
+    psnr = evaluation.evaluate(run, dataset, ["psnr"])["psnr"]["psnr"]
+    of_mean = 10 * math.log10(4 / np.var(dataset.eval.array()))
+    assert psnr > of_mean + 8
+    x, network = dataset.train.array(), run.model
+    mean, log_variance = network.apply({"params": state.ema_params}, x, method="encode")
+    np.testing.assert_allclose(state.latent_mean, np.mean(mean, (0, 1)), atol=0.1)
+    second = np.mean(mean**2 + np.exp(log_variance), (0, 1))
+    deviation = np.sqrt(second - np.mean(mean, (0, 1)) ** 2)
+    np.testing.assert_allclose(autoencoder.latent_deviation(state), deviation, rtol=0.1)
+
+
+@pytest.mark.parametrize("shape", [(8, 8, 1), (8, 3), (4, 8, 4, 2)])
+def test_latents_have_the_shape_that_is_said(shape):
+    network = diffax.models.get(
+        "autoencoder", channels=8, latent_channels=3, data_channels=shape[-1]
+    )
+    x = jnp.zeros((2, *shape))
+    params = network.init(jax.random.key(0), x)
+    mean, log_variance = network.apply(params, x, method="encode")
+    assert mean.shape == log_variance.shape == (2, *network.latent_shape(shape))
+    assert network.apply(params, mean, method="decode").shape == x.shape
+    with pytest.raises(ValueError, match="channels; data_channels is"):
+        network.apply(params, jnp.zeros((2, *shape[:-1], 5)), method="encode")
+
+
+def test_the_kl_weight_lowers_the_rate(signal_file, tmp_path):
+    rates = []
+    for weight in (1e-6, 1.0):
+        config = config_of(
+            "autoencoder", signal_file, method__kl_weight=weight, training__num_steps=60
+        )
+        _, metrics = training.train(config, tmp_path / str(weight))
+        rates.append(metrics["rate"])
+    assert rates[1] < 0.5 * rates[0]
+
+
+def test_the_state_keeps_its_types(signal_file):
+    """So that a step is compiled once."""
+    for name in NAMES:
+        config = config_of(name, signal_file)
+        info = MIXTURE if name != "autoencoder" else info_of(config)
+        method = config_lib.build_method(config, info)
+        like = jax.eval_shape(method.init, jax.random.key(0))
+        batch = {"x": batch_of(32, info.shape)["x"], "label": None}
+        after, _ = jax.eval_shape(step_of(method), like, batch)
+        found, expected = (
+            [(leaf.shape, leaf.dtype, leaf.weak_type) for leaf in jax.tree.leaves(tree)]
+            for tree in (after, like)
+        )
+        assert found == expected
