@@ -9,6 +9,7 @@ import pytest
 from small_runs import small_config, write_tiny_config
 
 from diffax import cli, data, evaluation
+from diffax import config as config_lib
 from diffax.ablation import Arm, Metric, Spec, measure, runner
 from diffax.cli import ablate
 
@@ -123,6 +124,21 @@ def test_the_commands_of_the_readme_can_be_planned(line, tmp_path, monkeypatch):
     words = shlex.split(line.replace("--config=configs/", f"--config={ROOT}/configs/"))
     with pytest.raises(Planned):
         cli.main(words[1:])
+
+
+def test_the_config_of_an_arm_is_validated_once(tmp_path, monkeypatch):
+    validated, validate = [], config_lib.validate
+
+    def noted(config):
+        validated.append(config.schedule.name)
+        validate(config)
+
+    monkeypatch.setattr(data, "load_cached", stop_at_the_data)
+    monkeypatch.setattr(config_lib, "validate", noted)
+    config = [f"--config={ROOT}/configs/mixture2d.py", f"--workdir={tmp_path / 'work'}"]
+    with pytest.raises(Planned):
+        cli.main(["ablate", *config, "--axis=schedule.name=linear,sigmoid"])
+    assert validated == ["cosine", "linear", "sigmoid"]  # the common config, and each arm's
 
 
 def test_the_readme_names_what_its_commands_judge_by():

@@ -22,7 +22,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, plugins, runtime, training
+from diffax import data, plugins, runtime, training
 from diffax.ablation import measure, store
 from diffax.ablation.grid import Arm, GridError, Sharing, grid, name_of, print_progress, run_grid
 from diffax.ablation.measure import METRICS, PARTS
@@ -50,6 +50,7 @@ def run_ablation(
     workers: int | None = None,
     shard: tuple[int, int] = (1, 1),
     vectorise: bool | None = None,
+    validated: bool = False,
 ) -> Report | None:
     """Trains and evaluates every arm with every seed, and writes the report.
 
@@ -57,27 +58,27 @@ def run_ablation(
     so the comparison is paired. It resumes if interrupted and called again.
 
     Args:
-      spec: the question; its config, arms, seeds and real_samples are filled in, and the metrics
-        that the runs have behind those it names, of which there may be none: see
-        `measure.measured_metrics`. Runs whose schedule has an infinite end have no bound, and are
-        judged by samples alone. It is kept in the workdir, so that `report_on` needs
-        nothing else.
-      config: the config common to all arms; an arm's overrides are dotted keys of it. What is
-        logged and evaluated along training: see `measure.training_config`.
+      spec: the question. Its config, arms, seeds and real_samples are filled in. The metrics that
+        the runs have are added to those it names, if any; see `measure.measured_metrics`. Runs
+        whose schedule has an infinite end have no bound, and are judged by samples alone. The
+        question is saved in the workdir, so that `report_on` needs nothing else.
+      config: the config common to all arms; an arm's overrides are dotted keys of it. For what is
+        logged and evaluated along training see `measure.training_config`.
       arms, seeds: the grid.
       workdir: of trainings, runs, report, results.json and copies of the plugins.
       workers: processes, each with a thread or a device of its own; None for as many as there are
-        (see `workers`). Others than this one don't know what it registers itself, not by a plugin:
-        then all runs are made in it.
+        (see `workers`). Other processes don't know what this one registers without a plugin. In
+        that case all runs are made in this one.
       shard: (i, n) for the i-th of n parts of the trainings, from 1, with all that is sampled
         from them.
-      vectorise: whether seeds of an arm are trained in one program, several at once, instead of
-        each by itself: None where that is faster (see `measure`), True always, False never. The
-        numbers of the two agree to rounding, not bit by bit.
+      vectorise: whether several seeds of an arm are trained in one program: None where that is
+        faster (see `measure`), True always, False never. The numbers agree to rounding, not bit by
+        bit.
+      validated: whether the configs of the arms were validated before, as by `possible_arms`.
 
     Returns:
-      The report, a partial one where a value is not finite; None if this is one of several shards,
-      of which `report_on` makes one.
+      The report, a partial one if a value is not finite; None if this is one of several shards,
+      from which `report_on` makes one report.
 
     Raises:
       ValueError: a config that can't be run, a metric that can't be measured, a training of another
@@ -90,8 +91,8 @@ def run_ablation(
     config_lib.load_plugins(config)
     configs = [arm_config(config, arm, 0) for arm in arms]
     for each in configs:
-        config_lib.validate(each)
-        evaluation.check_names(each.evaluation.metrics)
+        if not validated:
+            config_lib.validate(each)
         if not each.evaluation.metrics:
             measure.require_measure(each)
     # Here first: what is missing is told at once, and the workers find all of it prepared.

@@ -102,7 +102,15 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     seeds = range(args.seeds)
     vectorise = _VECTORISE[args.seeds_together]
     report = runner.run_ablation(
-        spec, config, arms, seeds, args.workdir, args.workers, args.shard, vectorise
+        spec,
+        config,
+        arms,
+        seeds,
+        args.workdir,
+        args.workers,
+        args.shard,
+        vectorise,
+        validated=True,
     )
     if report is None:
         part, parts = args.shard
