@@ -24,7 +24,7 @@ from diffax import config as config_lib
 from diffax.config.defaults import keys, sampler_keywords
 from diffax.registry import suggestion
 from diffax.samplers import interpolate
-from diffax.training import Run
+from diffax.training import Run, codecs
 from diffax.training.progress import doing
 
 KEPT_PROGRAMS = 16  # of a few megabytes each
@@ -274,7 +274,7 @@ class Generator:
         if key in self._compiled:
             self._compiled.move_to_end(key)
         else:
-            method = config_lib.build_method(known, self.run.dataset)
+            method = codecs.build_method(known, self.run.dataset)
             sample = method.sample
             if name != "sample":
                 if method.edit is None:

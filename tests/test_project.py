@@ -117,6 +117,7 @@ MAY_IMPORT = {
     "evaluation.run": PARTS | {"training", "generator"},
     "scoring": {"evaluation"},
     "metrics": {"evaluation"},
+    "codecs": {"methods", "training"},
     "edits": PARTS | {"generator"},
     "report": {"evaluation", "files", "runtime"},
     "ablation": PARTS | {"training", "report"},

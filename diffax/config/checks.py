@@ -87,6 +87,7 @@ _OPTIMIZER = _one_of(lambda: optimizers.OPTIMIZERS)
 
 RULES: dict[str, Rule] = {
     "seed": _rule(lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
+    "codec.name": _one_of(lambda: ("identity", "run")),
     "method.name": _one_of(lambda: methods.METHODS),
     "model.name": _one_of(models.names),
     "model.label_dropout": _SHARE,
@@ -445,6 +446,14 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
     return other
 
 
+def _codec(config: ConfigDict, schedule: AnySchedule) -> None:
+    if (config.codec.name == "run") != bool(config.codec.path):
+        raise ValueError(
+            f"name={config.codec.name!r} and path={config.codec.path!r}: path is the workdir of a"
+            " trained autoencoder with name='run', and empty with name='identity'"
+        )
+
+
 def _method(config: ConfigDict, schedule: AnySchedule) -> None:
     method_before_data(config)
 
@@ -456,6 +465,7 @@ _TOGETHER: tuple[tuple[str, Callable[[ConfigDict, AnySchedule], None]], ...] = (
     ("model", _model),
     ("optimizer", _optimizer),
     ("sampling", _sampling),
+    ("codec", _codec),
     ("method", _method),
     ("evaluation", _evaluation),
 )

@@ -38,7 +38,7 @@ def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
 _TOLD_BY_OTHERS = ("num_classes", "learned_variance", "data_channels")
 
 _SECTIONS = (
-    *("seed", "data", "method", "model", "schedule", "schedule_learning", "objective"),
+    *("seed", "data", "codec", "method", "model", "schedule", "schedule_learning", "objective"),
     *("optimizer", "ema", "training", "sampling", "evaluation", "parallel", "plugins"),
 )
 
@@ -46,6 +46,10 @@ _SECTIONS = (
 _KEYS: dict[str, Key] = {
     "seed": _key(0, "of the initialisation, the order of the data, the noise and the samples"),
     "method.name": _key("diffusion", "what is trained"),
+    "codec.name": _key(
+        "identity", "the space where the method works: identity, or run: that of an autoencoder"
+    ),
+    "codec.path": _key("", "of codec.name=run: the autoencoder's workdir"),
     "model.name": _key("unet", "the network"),
     "model.class_conditional": _key(False, "tell the network the class label"),
     "model.label_dropout": _key(0.1, "share of labels that are replaced by the null class"),

@@ -17,6 +17,7 @@ class DatasetInfo:
     Attributes:
       name, shape, num_classes, levels, label_names: the data set's own.
       num_train, num_eval, fingerprint: of the examples a run was trained on; 0 and "" if not known.
+      codec: the fingerprint of the codec that a run's method works through; "" for none.
     """
 
     name: str
@@ -27,6 +28,7 @@ class DatasetInfo:
     num_train: int = 0
     num_eval: int = 0
     fingerprint: str = ""
+    codec: str = ""
 
     @classmethod
     def of(cls, dataset: Dataset) -> DatasetInfo:
@@ -78,7 +80,8 @@ class DatasetInfo:
             (name.replace("_", " "), getattr(self, name), getattr(new, name))
             for name in (names if both_known else names[: names.index("num_train")])
         ]
-        differing = [pair for pair in pairs if pair[1] != pair[2]]
+        # What isn't told of a codec is no change: measures and reports look at the data alone.
+        differing = [pair for pair in pairs if pair[1] != pair[2] and pair[::2] != ("codec", "")]
         if [name for name, _, _ in differing] == ["fingerprint"]:
             return ["as many examples have another content"]
         return [
@@ -106,4 +109,5 @@ _IS_FIELD: dict[str, Callable[[Any], bool]] = {
     "num_train": _is_count,
     "num_eval": _is_count,
     "fingerprint": lambda value: isinstance(value, str),
+    "codec": lambda value: isinstance(value, str),
 }

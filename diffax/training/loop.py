@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 import logging
 import os
@@ -22,7 +23,7 @@ from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
 from diffax.runtime import Interrupted, local_path, the_same
-from diffax.training import memory, pictures, prefetch, writers
+from diffax.training import codecs, memory, pictures, prefetch, writers
 from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.interrupt import Interruption
 from diffax.training.lock import held
@@ -146,7 +147,8 @@ def _train_in(
         dataset = data.load_cached(config.data)
     progress.detail(_described(dataset))
     info = DatasetInfo.of(dataset)
-    method = config_lib.build_method(config, info)
+    info = dataclasses.replace(info, codec=codecs.codec_of(config, info).fingerprint)
+    method = codecs.build_method(config, info)
     like, init, compiled = compile_run(config, method, mesh, layout)
 
     def logger_of(config: ConfigDict, root: Path) -> RunLogger:

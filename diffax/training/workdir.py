@@ -42,6 +42,7 @@ CHECKPOINTS, PLUGINS = "checkpoints", "plugins"
 # A resumed run may have other values for these: they change how long it goes on, what is looked at
 # meanwhile, and where it runs.
 MAY_CHANGE = (
+    "codec.path",
     "data.data_dir",
     "evaluation.",
     "parallel.",
@@ -252,6 +253,12 @@ def _check_files(workdir: Path, dataset: DatasetInfo, loop: Mapping) -> None:
         )
 
 
+def _build_method(config: ConfigDict, dataset: DatasetInfo) -> Method:
+    from diffax.training import codecs  # which loads runs itself
+
+    return codecs.build_method(config, dataset)
+
+
 class Run(NamedTuple):
     """A run, as far as it has got."""
 
@@ -267,7 +274,7 @@ class Run(NamedTuple):
 
     def under(self, config: ConfigDict) -> Run:
         """The same training under another config, of another sampling or evaluation."""
-        return self._replace(config=config, method=config_lib.build_method(config, self.dataset))
+        return self._replace(config=config, method=_build_method(config, self.dataset))
 
 
 def steps_done(workdir: str | os.PathLike) -> int:
@@ -306,7 +313,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
     try:
         _check_files(workdir, dataset, checkpoints.remembered(step))
-        method = config_lib.build_method(config, dataset)
+        method = _build_method(config, dataset)
         like = jax.eval_shape(method.init, jax.random.key(config.seed))
         device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
         state, _ = checkpoints.restore(like, device, step)

@@ -1,0 +1,112 @@
+"""Codecs: between the space of the data and the space where a method works.
+
+A method knows nothing of a codec: `through` gives it batches that are encoded, and decodes what it
+draws.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple
+
+import flax.linen as nn
+import jax
+
+from diffax.data import DatasetInfo
+from diffax.methods.autoencoder import AutoencoderState, latent_deviation
+from diffax.methods.base import Batch, Measure, Method
+
+
+def _same(x: jax.Array) -> jax.Array:
+    return x
+
+
+class Codec(NamedTuple):
+    """A map from data to the space where a method works, and back.
+
+    Attributes:
+      shape: of one example there, (..., Z).
+      encode: x, (batch, ..., C) float32 -> z, (batch, *shape) float32; traceable.
+      decode: z -> x; traceable.
+      fingerprint: tells this codec from others; "" for the identity.
+    """
+
+    shape: tuple[int, ...]
+    encode: Callable[[jax.Array], jax.Array] = _same
+    decode: Callable[[jax.Array], jax.Array] = _same
+    fingerprint: str = ""
+
+
+def of_autoencoder(
+    network: nn.Module, state: AutoencoderState, shape: tuple[int, ...], fingerprint: str
+) -> Codec:
+    """The codec of a trained autoencoder for data of a shape, by its averaged parameters.
+
+    z = (mean of q(z | x) - m) / s, with m and s the mean and deviation per channel of the training
+    set's latents, so that z has about unit variance.
+    """
+    variables = {"params": state.ema_params}
+    mean, deviation = state.latent_mean, latent_deviation(state)
+
+    def encode(x: jax.Array) -> jax.Array:
+        return (network.apply(variables, x, method="encode")[0] - mean) / deviation
+
+    def decode(z: jax.Array) -> jax.Array:
+        return network.apply(variables, z * deviation + mean, method="decode")
+
+    return Codec(network.latent_shape(shape), encode, decode, fingerprint)
+
+
+def seen_through(codec: Codec, data: DatasetInfo) -> DatasetInfo:
+    """What a method knows of data that a codec encodes: real numbers of the codec's shape."""
+    return dataclasses.replace(data, shape=codec.shape, levels=None) if codec.fingerprint else data
+
+
+def through(method: Method, codec: Codec) -> Method:
+    """The method on data in data space, working in the codec's.
+
+    Its measures are of the codec's space, and say so. Data can't be edited through a codec.
+    """
+    if not codec.fingerprint:
+        return method
+
+    def encoded(batch: Batch) -> Batch:
+        return {**batch, "x": codec.encode(batch["x"])}
+
+    def of_latents(measure: Measure) -> Measure:
+        def per_example(state: Any, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
+            return measure.per_example(state, key, encoded(batch))
+
+        def summary(found: Any) -> dict[str, Any]:
+            return {**measure.summary(found), "space": f"latents of shape {codec.shape}"}
+
+        return measure._replace(per_example=per_example, summary=summary)
+
+    def with_encoded(function: Callable) -> Callable | None:
+        """The function whose second argument is a batch."""
+        if function is None:
+            return None
+        return lambda state, batch, *others, **named: function(
+            state, encoded(batch), *others, **named
+        )
+
+    def all_of_latents(measures: Mapping[str, Measure]) -> dict[str, Measure]:
+        return {name: of_latents(measure) for name, measure in measures.items()}
+
+    def sample(state: Any, keys: jax.Array, cond: Any, **options: Any) -> jax.Array:
+        return codec.decode(method.sample(state, keys, cond, **options))
+
+    def preview(state: Any, keys: jax.Array, batch: Batch) -> jax.Array:
+        return codec.decode(method.preview(state, keys, encoded(batch)))
+
+    return method._replace(
+        step=with_encoded(method.step),
+        gradient=with_encoded(method.gradient),
+        sample=method.sample and sample,
+        preview=method.preview and preview,
+        edit=None,
+        measures=all_of_latents(method.measures),
+        compared=all_of_latents(method.compared),
+        profiles={name: with_encoded(profile) for name, profile in method.profiles.items()},
+    )

@@ -1,0 +1,83 @@
+"""The codec that a config names, and the method that works through it."""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable
+
+import jax
+from ml_collections import ConfigDict
+
+from diffax import config as config_lib
+from diffax.data import DatasetInfo
+from diffax.files import content_hash
+from diffax.methods import Method
+from diffax.methods.codec import Codec, of_autoencoder, seen_through, through
+from diffax.training import workdir
+
+
+@functools.lru_cache(maxsize=4)
+def _load(path: str, step: int) -> Codec:
+    run = workdir.load(path, step)
+    if not hasattr(run.model, "encode"):
+        raise ValueError(
+            f"codec.path is {path}, which holds a run of method {run.config.method.name!r}; it must"
+            " hold one of method 'autoencoder'"
+        )
+    used = (run.state.ema_params, run.state.latent_mean, run.state.latent_square)
+    fingerprint = content_hash(*jax.tree.leaves(jax.device_get(used)))
+    return of_autoencoder(run.model, run.state, run.dataset.shape, fingerprint)
+
+
+def load(path: str | os.PathLike) -> Codec:
+    """The codec of the autoencoder that was trained in a workdir, at its latest checkpoint.
+
+    Raises:
+      FileNotFoundError: the workdir holds no run or no checkpoint.
+      ValueError: it holds a run of another method.
+    """
+    return _load(os.path.abspath(path), workdir.steps_done(path))
+
+
+def _of_run(config: ConfigDict, data: DatasetInfo) -> Codec:
+    codec = load(config.codec.path)
+    try:
+        made = jax.eval_shape(codec.encode, jax.ShapeDtypeStruct((1, *data.shape), "float32"))
+    except ValueError as error:
+        raise ValueError(
+            f"codec.path is {config.codec.path}, whose autoencoder can't take these data: {error}"
+        ) from None
+    return codec._replace(shape=made.shape[1:])
+
+
+# name in config.codec -> the codec for some data
+CODECS: dict[str, Callable[[ConfigDict, DatasetInfo], Codec]] = {
+    "identity": lambda config, data: Codec(data.shape),
+    "run": _of_run,
+}
+
+
+def codec_of(config: ConfigDict, data: DatasetInfo) -> Codec:
+    """The codec of `config.codec` for data.
+
+    Raises:
+      FileNotFoundError, ValueError: as `load`; or the data don't fit it.
+    """
+    return CODECS[config.codec.name](config, data)
+
+
+def build_method(config: ConfigDict, data: DatasetInfo) -> Method:
+    """The method of a config for data, through the codec of the config.
+
+    Raises:
+      ValueError: what `config.build_method` refuses; or the codec is another one than that which
+        the run was trained with, `data.codec`.
+    """
+    codec = codec_of(config, data)
+    if data.codec and data.codec != codec.fingerprint:
+        raise ValueError(
+            f"the autoencoder in codec.path={config.codec.path} has changed since this run was"
+            " trained with it: put it back as it was, or name a copy of it"
+        )
+    return through(config_lib.build_method(config, seen_through(codec, data)), codec)

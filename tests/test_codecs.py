@@ -1,0 +1,145 @@
+"""Methods that work in the latents of an autoencoder: trained, resumed, sampled and measured."""
+
+import dataclasses
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from small_runs import assert_equal, small_config
+
+import diffax
+from diffax import codecs, data, evaluation, training
+from diffax import config as config_lib
+from diffax.methods.codec import through
+
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
+
+def config_of(path, **changes):
+    of_data = dict(data__name="npz", data__path=str(path), data__range=(-1.0, 1.0))
+    return small_config(**of_data, **changes)
+
+
+@pytest.fixture(scope="module")
+def signals(tmp_path_factory):
+    """A file of 160 signals, 8 numbers of 2 channels."""
+    path = tmp_path_factory.mktemp("signals") / "signals.npz"
+    phase = np.random.default_rng(0).uniform(0, 2 * np.pi, (160, 1, 2))
+    np.savez(path, x=np.sin(np.linspace(0, 3, 8)[None, :, None] + phase).astype(np.float32))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(signals, tmp_path_factory):
+    """The workdir of an autoencoder of them, with latents of 4 numbers of 3 channels."""
+    workdir = tmp_path_factory.mktemp("autoencoder")
+    config = config_of(
+        signals,
+        method__name="autoencoder",
+        model__name="autoencoder",
+        model__autoencoder__channels=8,
+        model__autoencoder__latent_channels=3,
+        training__num_steps=150,
+        training__steps_per_call=50,
+        ema__decay=0.9,
+    )
+    training.train(config, workdir)
+    return workdir
+
+
+def latent_config(signals, trained, **changes):
+    return config_of(
+        signals,
+        codec__name="run",
+        codec__path=str(trained),
+        model__name="unet",
+        model__unet__channels=8,
+        model__unet__channel_mults=(1,),
+        model__unet__num_blocks=1,
+        model__unet__attention_resolutions=(),
+        model__unet__head_width=8,
+        **changes,
+    )
+
+
+def test_latents_have_unit_variance_and_come_back(signals, trained):
+    codec, x = codecs.load(trained), np.load(signals)["x"]
+    z = codec.encode(x)
+    assert codec.shape == (4, 3) and z.shape == (160, 4, 3)
+    np.testing.assert_allclose(np.std(z, (0, 1)), 1, atol=0.2)
+    np.testing.assert_allclose(np.mean(z, (0, 1)), 0, atol=0.2)
+    run = training.load(trained)
+    made = run.model.apply({"params": run.state.ema_params}, x)
+    np.testing.assert_allclose(codec.decode(z), made, rtol=1e-4, atol=1e-5)
+    assert codec.fingerprint == codecs.load(str(trained)).fingerprint != ""
+
+
+def test_a_run_works_in_latents(signals, trained, tmp_path):
+    """The network sees latents, samples are data, and it resumes exactly."""
+    config = latent_config(signals, trained, training__eval_every=6, training__checkpoint_every=6)
+    whole, metrics = training.train(config, tmp_path / "whole")
+    training.train(config, tmp_path / "cut", stop=lambda step, run: step == 6)
+    resumed, _ = training.train(config, tmp_path / "cut")
+    assert_equal(resumed.params, whole.params)
+    assert whole.params["last"]["kernel"].shape[-1] == 3
+    run, dataset = training.load(tmp_path / "whole"), data.load_cached(config.data)
+    assert run.dataset.shape == (8, 2) and run.dataset.codec == codecs.load(trained).fingerprint
+    samples = diffax.Generator(run, num_devices=1)(5, seed=1)
+    assert samples.shape == (5, 8, 2) and np.all(np.isfinite(samples))
+    found = evaluation.evaluate(run, dataset, ["bpd"])["bpd"]
+    assert found["space"] == "latents of shape (4, 3)" and found["levels"] is None
+    assert np.isfinite(metrics["eval_vlb"])
+    with pytest.raises(ValueError, match="inpaint: method 'diffusion' edits no data"):
+        diffax.Generator(run).inpaint(samples, np.ones_like(samples))
+
+
+def test_the_bound_is_that_of_the_latents(signals, trained):
+    """As of a run on the latents as data."""
+    codec, dataset = codecs.load(trained), data.load_cached(config_of(signals).data)
+    info = training.DatasetInfo.of(dataset)
+    config = latent_config(signals, trained)
+    inner = config_lib.build_method(
+        config, dataclasses.replace(info, shape=codec.shape, levels=None)
+    )
+    outer, state = through(inner, codec), inner.init(jax.random.key(0))
+    x, number = dataset.eval.array()[:8], np.arange(8)
+    key = jax.random.key(3)
+    found = outer.measures["bpd"].per_example(state, key, {"x": x, "number": number})
+    z = codec.encode(x)
+    expected = inner.measures["bpd"].per_example(state, key, {"x": z, "number": number})
+    for name, values in expected.items():
+        np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
+
+
+def test_another_autoencoder_under_the_same_path_is_refused(signals, trained, tmp_path):
+    moved = shutil.copytree(trained, tmp_path / "autoencoder")
+    config = latent_config(signals, moved, training__num_steps=2)
+    training.train(config, tmp_path / "run")
+    elsewhere = shutil.copytree(trained, tmp_path / "elsewhere")
+    config.codec.path = str(elsewhere)
+    training.train(config, tmp_path / "run")  # a copy of it is the same
+    again = config_lib.from_json((elsewhere / "config.json").read_text())
+    again.training.num_steps = 152
+    training.train(again, elsewhere)
+    with pytest.raises(ValueError, match="has changed since this run was trained"):
+        training.load(tmp_path / "run")
+    config.training.num_steps = 3
+    with pytest.raises(ValueError, match="codec was '.*' and is '.*'"):
+        training.train(config, tmp_path / "run")
+
+
+def test_what_is_no_autoencoder_is_refused_before_work(signals, trained, tmp_path):
+    with pytest.raises(ValueError, match="path is the workdir of a trained autoencoder"):
+        config_lib.validate(config_of(signals, codec__name="run"))
+    with pytest.raises(FileNotFoundError, match="holds no run"):
+        training.train(latent_config(signals, tmp_path / "nothing"), tmp_path / "run")
+    config = latent_config(signals, "", training__num_steps=1)
+    config.codec.update(name="identity", path="")
+    training.train(config, tmp_path / "diffusion")
+    with pytest.raises(ValueError, match="holds a run of method 'diffusion'; it must hold one of"):
+        training.train(latent_config(signals, tmp_path / "diffusion"), tmp_path / "run")
+    images = tmp_path / "images.npz"
+    np.savez(images, x=np.zeros((20, 8, 8, 1), np.float32))
+    with pytest.raises(ValueError, match="whose autoencoder can't take these data: x has 1 chan"):
+        training.train(latent_config(images, trained), tmp_path / "run")
