@@ -194,6 +194,7 @@ def available_memory() -> int:
 # back, no allocation is a mapping of its own, and all threads share what is free.
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _KEEP_FREED = ((_M_TRIM_THRESHOLD, -1), (_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1))
+_COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name of that event
 # With one of these a user has told glibc himself.
 _MALLOC_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_")
 
@@ -206,14 +207,26 @@ def reuse_memory() -> None:
     time of a small U-Net's training step. The process then holds on to the most that it has used,
     and a forward pass, whose memory is little, takes a tenth longer.
 
+    What the compiler has freed is given back after each program that takes a second to compile: in
+    pieces as it is, XLA's memory, one block, would not fit in.
+
     Only on Linux with glibc, and if the environment doesn't set $GLIBC_TUNABLES, $MALLOC_ARENA_MAX
     or $MALLOC_MMAP_MAX_. Before JAX starts its threads, which keep what they have of their own.
     """
     if sys.platform != "linux" or any(name in os.environ for name in _MALLOC_VARIABLES):
         return
-    mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    for parameter, value in _KEEP_FREED if mallopt else ():
-        mallopt(parameter, value)
+    library = ctypes.CDLL(None)
+    if not hasattr(library, "mallopt"):
+        return
+    for parameter, value in _KEEP_FREED:
+        library.mallopt(parameter, value)
+    from jax import monitoring
+
+    def give_back(event: str, seconds: float, **_: Any) -> None:
+        if event == _COMPILED and seconds > 1:
+            library.malloc_trim(0)
+
+    monitoring.register_event_duration_secs_listener(give_back)
 
 
 def start(label: str = "", trains: bool = False) -> None:

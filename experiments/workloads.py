@@ -84,12 +84,14 @@ def planned_memory_mb(compiled: jax.stages.Compiled) -> float:
 class Program:
     """A map from a state to the next, compiled, and the times it took; the state is donated.
 
-    `images`: how many it works on.
+    `images`: how many it works on; `options`: of the compiler.
     """
 
-    def __init__(self, step: Callable, state, images: int, steps_per_call: int = 1) -> None:
+    def __init__(
+        self, step: Callable, state, images: int, steps_per_call: int = 1, options=None
+    ) -> None:
         begin = time.perf_counter()
-        self._compiled = jax.jit(step, donate_argnums=0).lower(state).compile()
+        self._compiled = jax.jit(step, donate_argnums=0).lower(state).compile(options)
         self.compile_seconds = time.perf_counter() - begin
         self._state = jax.block_until_ready(self._compiled(state))
         self._peak_memory_mb = peak_memory_mb()
@@ -181,7 +183,8 @@ def train(*task) -> Program:
         updates, opt_state = optimizer.update(jax.grad(loss)(variables), opt_state)
         return optax.apply_updates(variables, updates), opt_state
 
-    return Program(step, (variables, jax.jit(optimizer.init)(variables)), len(x))
+    state, options = (variables, jax.jit(optimizer.init)(variables)), platform.train_step_options()
+    return Program(step, state, len(x), options=options)
 
 
 def ddim(*task) -> Program:

@@ -50,6 +50,46 @@ def faults(reuse, **variables):
 
 
 @pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library isn't glibc")
+def test_what_the_compiler_freed_is_given_back():
+    """Many small blocks are freed below one that stays; a long compilation's end is what counts."""
+    program = """
+import ctypes, resource
+from pathlib import Path
+from diffax import runtime
+
+runtime.reuse_memory()
+import jax
+from jax import monitoring
+
+events = []
+monitoring.register_event_duration_secs_listener(lambda event, *_, **__: events.append(event))
+jax.jit(lambda x: x + 1)(1.0)
+print(events.count(runtime._COMPILED))
+
+def held():
+    return int(Path("/proc/self/statm").read_text().split()[1]) * resource.getpagesize() / 2**20
+
+libc = ctypes.CDLL(None)
+libc.malloc.restype, libc.free.argtypes = ctypes.c_void_p, [ctypes.c_void_p]
+libc.memset.argtypes = [ctypes.c_void_p, ctypes.c_int, ctypes.c_size_t]
+blocks = [libc.malloc(1 << 20) for _ in range(101)]
+for block in blocks:
+    libc.memset(block, 1, 1 << 20)
+for block in blocks[:-1]:
+    libc.free(block)
+before = held()
+for seconds in (0.5, 2.0):
+    monitoring.record_event_duration_secs(runtime._COMPILED, seconds)
+    print(round(before - held()))
+"""
+    ran = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, text=True, check=True
+    )
+    compiled, kept, given_back = map(int, ran.stdout.split())
+    assert compiled == 1 and kept < 10 and given_back > 90
+
+
+@pytest.mark.skipif(platform.libc_ver()[0] != "glibc", reason="the C library isn't glibc")
 def test_memory_that_was_freed_is_used_again():
     """64 MB are 16,384 pages of 4 kB, or 32 of 2 MB; fewer where the pages are larger still."""
     new = faults(False)

@@ -129,6 +129,7 @@ def _mesh_mode(make_step: Callable[[BatchSharding], Callable], mesh: Mesh, state
         in_shardings=(by_shape, rows),
         out_shardings=(by_shape, whole),
         donate_argnums=0,
+        compiler_options=platform.train_step_options(),
     )
 
     def place(batches: Any) -> Any:

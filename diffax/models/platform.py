@@ -30,6 +30,16 @@ def run_once() -> dict[str, int] | None:
     return {"xla_backend_optimization_level": 0} if on_cpu() else None
 
 
+def train_step_options() -> dict[str, str] | None:
+    """The `compiler_options` with which to `jax.jit` a training step.
+
+    XLA's CPU compiler orders operations so that many can run at once, by default, which keeps much
+    in memory; asked to spare memory, it needs a quarter less for a U-Net's step, in the same time.
+    """
+    order = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
+    return order if on_cpu() else None
+
+
 def by_platform(cpu: Callable, plain: Callable) -> Callable:
     """The function that calls `cpu` on the CPU backend and `plain` on any other."""
 
