@@ -1,5 +1,7 @@
 """A training step is compiled once: what it gives back has the types of what it took."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -66,9 +68,10 @@ def _registered(monkeypatch):
     monkeypatch.setitem(registry.SCHEDULES, "weak", lambda: Weak(jnp.full((), 6.0)))
 
 
-def compiled(changes):
+@functools.cache  # both tests of a case trace its step once
+def compiled(case):
     """A run's first state, as it is made and as shapes, its steps and a batch."""
-    config = small_config(**changes)
+    config = small_config(**CASES[case])
     mesh = distributed.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
     method = config_lib.build_method(config, MIXTURE)
     like, init, steps = loop.compile_run(config, method, mesh)
@@ -85,7 +88,7 @@ def types(tree):
 
 @pytest.mark.parametrize("case", CASES)
 def test_the_state_keeps_its_types(case):
-    like, _, step, batch = compiled(CASES[case])
+    like, _, step, batch = compiled(case)
     after, _ = jax.eval_shape(step, like, batch)
     assert types(after) == types(like)
     assert not any(weak for *_, weak in types(like).values())
@@ -104,7 +107,7 @@ def test_an_optimiser_s_state_keeps_its_types(name):
 
 @pytest.mark.parametrize("case", ["monotone", "pmap"])
 def test_the_second_and_the_third_step_compile_nothing(case, caplog):
-    _, init, step, batch = compiled(CASES[case])
+    _, init, step, batch = compiled(case)
     state, _ = step(init(jax.random.key(0)), batch)
     with jax.log_compiles():
         for _ in range(2):

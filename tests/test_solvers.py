@@ -1,7 +1,7 @@
 """The solvers of the probability-flow ODE and the stochastic one: order, cost, ends, identities."""
 
 import math
-from functools import partial
+from functools import cache, partial
 from pathlib import Path
 
 import diffusers_cases
@@ -39,6 +39,10 @@ STOCHASTIC = {
     "dpmpp_2m_sde": ("dpmpp_2m_sde", {}, None, lambda n: n),
 }
 ALL = {**SOLVERS, **STOCHASTIC}
+SCHEDULES = schedule_cases.CONTINUOUS | {
+    f"{name} from 6 to -6": partial(schedules.with_endpoints, schedules.get(name), 6.0, -6.0)
+    for name in ("linear_logsnr", "cosine")
+}
 BETWEEN = ("dpm_solver-2", "dpm_solver-3", "dpmpp_2s")  # need the log-SNR in discrete time
 MEAN, VARIANCE = 1.0, 0.25
 
@@ -47,6 +51,40 @@ def flow(log_snr, z):
     """Where the exact probability flow of N(MEAN, VARIANCE) takes the path of this z."""
     alpha, sigma = alpha_of(log_snr), sigma_of(log_snr)
     return alpha * MEAN + jnp.sqrt(alpha**2 * VARIANCE + sigma**2) * z
+
+
+def visited(name, steps, grid="uniform", prediction="eps", most=1000):
+    """The levels of a schedule, the last one repeated up to `most` of them.
+
+    No step is made between equal levels, so that all have one compiled program.
+    """
+    return _visited(name, steps, grid, prediction, most, double=jax.config.jax_enable_x64)
+
+
+@cache
+def _visited(name, steps, grid, prediction, most, double):
+    schedule = SCHEDULES[name]()
+    levels = samplers.visited_levels(schedule, steps, grid, prediction)
+    missing = most - len(levels.t)
+    return jax.tree.map(lambda a: jnp.append(a, jnp.repeat(a[-1:], missing)), levels)
+
+
+@cache
+def along(solver, prediction="eps", return_trajectory=False):
+    """(levels, z) -> what a solver makes of the exact flow's start of z, with the exact denoiser of
+    N(MEAN, VARIANCE); compiled once for all levels."""
+    sampler, options, *_ = ALL[solver]
+
+    @jax.jit
+    def run(levels, z):
+        mixture = exact.gaussian([MEAN], [[VARIANCE]], np.dtype(z.dtype))
+        return diffax.sample(
+            KEY, exact.predictor(mixture, prediction), schedules.linear_logsnr(), z.shape, sampler,
+            prediction=prediction, grid=levels, x_init=flow(levels.log_snr[0], z),
+            return_trajectory=return_trajectory, **options,
+        )  # fmt: skip
+
+    return run
 
 
 def test_every_sampler_is_tested_here():
@@ -58,21 +96,15 @@ def test_every_sampler_is_tested_here():
 @exact.in_float64
 def test_order_of_convergence_to_the_exact_flow(name, solver):
     """At the clean end, before the step to x0: the error's slope against the number of steps."""
-    sampler, options, order, _ = SOLVERS[solver]
-    schedule = schedules.with_endpoints(schedules.get(name), 6.0, -6.0)
-    predict = exact.predictor(exact.gaussian([MEAN], [[VARIANCE]], np.float64))
+    _, _, order, _ = SOLVERS[solver]
     z = jnp.array([[-2.0], [0.0], [0.5], [3.0]])
 
     def error(steps):
-        levels = samplers.visited_levels(schedule, steps, "linspace").log_snr
-        _, states = diffax.sample(
-            KEY, predict, schedule, z.shape, sampler, steps, grid="linspace",
-            x_init=flow(levels[0], z), return_trajectory=True, **options,
-        )  # fmt: skip
-        return jnp.max(jnp.abs(states[-2] - flow(levels[-1], z)))
+        levels = visited(f"{name} from 6 to -6", steps, "linspace", most=320)
+        _, states = along(solver, return_trajectory=True)(levels, z)
+        return jnp.max(jnp.abs(states[-2] - flow(levels.log_snr[-1], z)))
 
-    counts = (80, 160, 320)
-    errors = np.array([jax.jit(error, static_argnums=0)(n) for n in counts])
+    errors = np.array([error(n) for n in (80, 160, 320)])
     slopes = np.log2(errors[:-1] / errors[1:])
     print(f"{solver} on {name}: errors {errors}, slopes {slopes}")
     np.testing.assert_allclose(slopes[-1], order, atol=0.15)
@@ -86,14 +118,15 @@ def test_without_a_low_order_finish_the_last_step_has_the_order_too(solver):
     predict = exact.predictor(exact.gaussian([MEAN], [[VARIANCE]], np.float64))
     z = jnp.array([[-2.0], [0.0], [0.5], [3.0]])
 
-    def error(steps):
+    @jax.jit
+    def error(levels):
         x = diffax.sample(
-            KEY, predict, schedule, z.shape, sampler, steps, x_init=flow(-6.0, z),
+            KEY, predict, schedule, z.shape, sampler, grid=levels, x_init=flow(-6.0, z),
             low_order_finish=False, **options,
         )  # fmt: skip
         return jnp.max(jnp.abs(x - flow(6.0, z)))
 
-    errors = np.array([jax.jit(error, static_argnums=0)(n) for n in (160, 320)])
+    errors = [error(visited("cosine from 6 to -6", steps, most=320)) for steps in (160, 320)]
     np.testing.assert_allclose(np.log2(errors[0] / errors[1]), order, atol=0.2)
 
 
@@ -146,32 +179,16 @@ ENDS = ["linear", "cosine", "learned", "zero_terminal_snr linear", "zero_termina
 @pytest.mark.parametrize("double", [False, True])
 @pytest.mark.parametrize("solver", ALL)
 def test_finite_at_2_and_at_1000_steps_under_every_kind_of_end(solver, double):
-    """And with the exact denoiser of N(MEAN, VARIANCE), near what it has to give.
-
-    On tables of the visited levels, so that the schedules share compiled programs.
-    """
-    sampler, options, *_ = ALL[solver]
+    """And with the exact denoiser of N(MEAN, VARIANCE), near what it has to give."""
     with jax.enable_x64(double):
         dtype = np.float64 if double else np.float32
-        mixture = exact.gaussian([MEAN], [[VARIANCE]], dtype)
         z = jnp.asarray(white(400), dtype)
-
-        @partial(jax.jit, static_argnums=1)
-        def run(table, prediction):
-            predict = exact.predictor(mixture, prediction)
-            arguments = (table, z.shape, sampler, table.num_steps, prediction)
-            start = flow(table.log_snrs[-1], z)
-            return diffax.sample(KEY, predict, *arguments, x_init=start, **options)
-
         for name in ENDS[3:] if double else ENDS:
-            schedule = schedule_cases.CONTINUOUS[name]()
-            prediction = "v" if schedule.zero_terminal else "eps"
-            two, thousand = (
-                schedule_cases.table_of(samplers.visited_levels(schedule, n, prediction=prediction))
-                for n in (2, 1000)
-            )
-            assert np.all(np.isfinite(run(two, prediction))), name
-            x = run(thousand, prediction)
+            prediction = "v" if "zero_terminal" in name else "eps"
+            two, thousand = (visited(name, n, prediction=prediction) for n in (2, 1000))
+            run = along(solver, prediction)
+            assert np.all(np.isfinite(run(two, z))), name
+            x = run(thousand, z)
             assert x.dtype == dtype
             assert np.all(np.isfinite(x)), name
             # 400 draws: four standard errors of the noise that a stochastic sampler adds
