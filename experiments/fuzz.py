@@ -151,7 +151,7 @@ def try_all(
         done.append(record)
         if not OUTCOMES[record["outcome"]]:
             print(_line(record), file=sys.stderr, flush=True)
-        if len(done) % 100 == 0:
+        if len(done) % 20 == 0:
             left = (time.monotonic() - begin) / len(done) * (len(inputs) - len(done))
             said = f"{len(done)} of {len(inputs)}, {left / 60:.0f} min left"
             print(said, file=sys.stderr, flush=True)
