@@ -12,6 +12,7 @@ from small_runs import compiled_quickly, small_config
 
 from diffax import cli, data, runtime, training
 from diffax.ablation import Arm, Spec, measure, report_on, runner
+from diffax.data import sources
 
 ROOT = Path(__file__).parents[1]
 CONFIG = """
@@ -54,6 +55,7 @@ def files(workdir):
 def quick(tmp_path_factory):
     """Where compiled programs are kept; the command line leaves the settings alone."""
     folder = tmp_path_factory.mktemp("compiled")
+    sources._cached.cache_clear()  # data that another file made, and its compiler rounded otherwise
     with pytest.MonkeyPatch.context() as patch, compiled_quickly(folder):
         patch.setattr(runtime, "start", lambda *_, **__: None)
         yield folder
