@@ -1,0 +1,48 @@
+"""The examples of docs/extending.md are run as they stand."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import pytest
+from small_runs import small_config
+
+import diffax
+from diffax import config as config_lib
+from diffax import plugins, registry, training
+
+TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
+CHANGES = {
+    "midpoint": dict(sampling__sampler="midpoint", sampling__fraction=0.4),
+    "power": dict(
+        schedule__name="power", schedule__p=3.0,
+        schedule__log_snr_max=None, schedule__log_snr_min=None,
+    ),
+    "tower": dict(model__name="tower", model__tower__width=8),
+    "line": dict(method__name="line", method__ridge=0.1),
+}  # fmt: skip
+
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
+
+def test_each_example_is_tried():
+    assert EXAMPLES.keys() == CHANGES.keys()
+
+
+@pytest.mark.parametrize("name", CHANGES)
+def test_an_example_trains_and_draws(name, tmp_path):
+    path = tmp_path / f"{name}.py"
+    path.write_text(EXAMPLES[name])
+    plugin = plugins.load(str(path))
+    try:
+        config = small_config(plugins=(str(path),), training__num_steps=3, **CHANGES[name])
+        config_lib.validate(config)
+        _, metrics = training.train(config, tmp_path / "run")
+        assert np.isfinite(metrics["loss"])
+        run = training.load(tmp_path / "run")
+        if run.method.sample is not None:
+            assert np.isfinite(diffax.Generator(run, num_devices=1)(4)).all()
+    finally:
+        registry.forget(plugin.registers)
+        plugins._LOADED.pop(plugin.name, None)
