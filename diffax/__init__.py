@@ -18,6 +18,7 @@ __all__ = [
     "by_log_snr",
     "convert",
     "data",
+    "evaluation",
     "likelihood",
     "methods",
     "metrics",

@@ -1,4 +1,4 @@
-"""The grid: arms, resume, refusal, failure; in this process (workers: test_ablation_processes)."""
+"""The grid: arms, resume, refusal, failure; in this process (workers: test_ablation_workers)."""
 
 import json
 from dataclasses import replace
