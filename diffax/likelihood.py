@@ -147,7 +147,7 @@ def eps_error(
     own space.
     """
     x_t = process.q_sample_at(x0, log_snr, noise)
-    out = process.told(predict, x_t, t, log_snr)
+    out = process.call_predictor(predict, x_t, t, log_snr)
     target = process.target_of(prediction, x0, noise, log_snr)
     squares = jnp.sum((out - target).astype(x0.dtype) ** 2, axis=tuple(range(1, x0.ndim)))
     return squares * process.eps_scale(prediction, log_snr)
@@ -227,10 +227,12 @@ def ode_log_likelihood(
         dx/dl = sigma^2 x - sigma eps(x),    d log p(x) / dl = -(D sigma^2 - sigma tr d eps / dx)
 
     and at the noisy end log p is the standard normal's (Song 2021, eqs. 13 and 39, there in t). The
-    schedule matters by its ends alone, since the network is told the noise level.
+    schedule matters by its ends alone, since the network is conditioned on the noise
+    level.
 
     Args:
-      predict: as in `sample`. In a discrete schedule it must be told the log-SNR (`by_log_snr`).
+      predict: as in `sample`. In a discrete schedule it must be conditioned on the log-SNR
+        (`by_log_snr`).
       schedule: finite log-SNR at both ends.
       x0: (batch, ..., C), real-valued; for quantised data see `ode_bits_per_dim`.
       key: for the probes of "hutchinson", which needs one; or one for each example, (batch,), whose
@@ -260,18 +262,17 @@ def ode_log_likelihood(
         num_steps = arguments.whole("num_steps", num_steps, 1, arguments.MOST_STEPS)
     if schedule.num_steps is not None and not process.takes_log_snr(predict):
         raise ValueError(
-            "the ODE passes between the indices of a discrete schedule: give a predictor told the"
-            " log-SNR (by_log_snr)"
+            "the ODE passes between the indices of a discrete schedule: give a predictor"
+            " conditioned on the log-SNR (by_log_snr)"
         )
     size = math.prod(x0.shape[1:])
     probes = _DIVERGENCES[divergence](key, x0, num_probes)
 
     def eps_at(x: jax.Array, level: jax.Array) -> jax.Array:
         log_snr = jnp.full(x.shape[:1], 2 * level, x.dtype)
-        told_t = not process.takes_log_snr(predict)
-        t = schedule.inverse_log_snr(log_snr) if told_t else log_snr
-        out = process.told(predict, x, t, log_snr).astype(x.dtype)
-        return process.convert(out, x, alpha_of(log_snr), sigma_of(log_snr), prediction, "eps")
+        by_time = not process.takes_log_snr(predict)
+        t = schedule.inverse_log_snr(log_snr) if by_time else log_snr
+        return process.denoise(predict, x, t, log_snr, prediction)[1]
 
     def velocity(state: tuple[jax.Array, jax.Array], level: jax.Array):
         x, _ = state

@@ -16,37 +16,41 @@ from diffax.schedules import DiscreteSchedule, Schedule, alpha_of
 
 # --- weightings ---------------------------------------------------------------------------------
 #
-# Each is w(log_snr, fall, scale), the factor of the mean squared error in the network's own space.
-# `fall` is -d log_snr / dt, `scale` the factor from that error to the error in eps. Those with
-# `fall` weigh noise levels the same under every schedule; those without leave that to the
-# schedule's shape.
+# Each is w(log_snr, minus_dlogsnr_dt, scale), the factor of the mean squared error in the network's
+# own space. `minus_dlogsnr_dt` is -d log_snr / dt, `scale` the factor from that error to the error
+# in eps. Those with `minus_dlogsnr_dt` weigh noise levels the same under every schedule; those
+# without leave that to the schedule's shape.
 
 Weighting = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
 
 
-def simple(log_snr: jax.Array, fall: jax.Array, scale: jax.Array) -> jax.Array:
+def simple(log_snr: jax.Array, minus_dlogsnr_dt: jax.Array, scale: jax.Array) -> jax.Array:
     """1: the plain mean squared error of the prediction (Ho 2020, eq. 14)."""
     return jnp.ones_like(log_snr)
 
 
-def elbo(log_snr: jax.Array, fall: jax.Array, scale: jax.Array) -> jax.Array:
+def elbo(log_snr: jax.Array, minus_dlogsnr_dt: jax.Array, scale: jax.Array) -> jax.Array:
     """-log_snr'(t) / 2 on the error in eps: the bound's diffusion term (Kingma 2021, eq. 17)."""
-    return 0.5 * fall * scale
+    return 0.5 * minus_dlogsnr_dt * scale
 
 
-def min_snr(log_snr: jax.Array, fall: jax.Array, scale: jax.Array, gamma: float = 5.0) -> jax.Array:
+def min_snr(
+    log_snr: jax.Array, minus_dlogsnr_dt: jax.Array, scale: jax.Array, gamma: float = 5.0
+) -> jax.Array:
     """min(SNR, gamma) / SNR on the error in eps (Hang 2023, section 3.4)."""
     return jnp.exp(jnp.minimum(0.0, math.log(gamma) - log_snr)) * scale
 
 
-def sigmoid(log_snr: jax.Array, fall: jax.Array, scale: jax.Array, bias: float = 2.0) -> jax.Array:
+def sigmoid(
+    log_snr: jax.Array, minus_dlogsnr_dt: jax.Array, scale: jax.Array, bias: float = 2.0
+) -> jax.Array:
     """-log_snr'(t) / 2 sigmoid(bias - log_snr) on the error in eps (Kingma & Gao 2023)."""
-    return jax.nn.sigmoid(bias - log_snr) * elbo(log_snr, fall, scale)
+    return jax.nn.sigmoid(bias - log_snr) * elbo(log_snr, minus_dlogsnr_dt, scale)
 
 
 def edm(
     log_snr: jax.Array,
-    fall: jax.Array,
+    minus_dlogsnr_dt: jax.Array,
     scale: jax.Array,
     mean: float = 1.01,
     std: float = 2.4,
@@ -57,11 +61,15 @@ def edm(
     mean of 2.4 is for a deviation of 0.5, which lowers log-SNR by 2 log 2.
     """
     density = jnp.exp(-0.5 * ((log_snr - mean) / std) ** 2) / (std * math.sqrt(2 * math.pi))
-    return density * (1 + jnp.exp(-log_snr)) * elbo(log_snr, fall, scale)
+    return density * (1 + jnp.exp(-log_snr)) * elbo(log_snr, minus_dlogsnr_dt, scale)
 
 
 def p2(
-    log_snr: jax.Array, fall: jax.Array, scale: jax.Array, k: float = 1.0, gamma: float = 1.0
+    log_snr: jax.Array,
+    minus_dlogsnr_dt: jax.Array,
+    scale: jax.Array,
+    k: float = 1.0,
+    gamma: float = 1.0,
 ) -> jax.Array:
     """1 / (k + SNR)^gamma on the error in eps (Choi 2022, eq. 8)."""
     return jnp.exp(-gamma * jnp.logaddexp(math.log(k), log_snr)) * scale
@@ -81,7 +89,8 @@ WEIGHTINGS: Registry[Weighting] = Registry(
 
 
 def register_weighting(name: str, weighting: Weighting) -> None:
-    """Makes a weighting, w(log_snr, fall, scale), reachable as config.objective.weighting.
+    """Makes a weighting reachable as config.objective.weighting: w(log_snr, minus_dlogsnr_dt,
+    scale), like those above.
 
     Raises:
       ValueError: the name is taken.
@@ -147,7 +156,7 @@ def training_loss(
         noise = jax.random.normal(key, x0.shape, x0.dtype)
     noise = arguments.data("noise", noise, x0.shape)
     x_t = process.q_sample_at(x0, log_snr, noise)
-    out = process.told(predict, x_t, t, log_snr, halves=2 if learned_variance else 1)
+    out = process.call_predictor(predict, x_t, t, log_snr, halves=2 if learned_variance else 1)
     out, fraction = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
     target = process.target_of(prediction, x0, noise, log_snr)
     mse = _mean_over_data((out - target) ** 2)
@@ -284,9 +293,8 @@ def schedule_gradient(
 
     Args:
       key: PRNG key.
-      predict: predict(x_t, log_snr), x_t (batch, ..., C), log_snr (batch,). It is told the noise
-        level: the gradient flows through x_t and through what it is told, both of which the
-        objective needs.
+      predict: predict(x_t, log_snr), x_t (batch, ..., C), log_snr (batch,). The
+        gradient flows through both.
       schedule: continuous, with finite ends. A fixed one has no leaves and gets none back.
       x0: (batch, ..., C).
       prediction: "eps", "x0", "v" or "score". num_steps, levels: see `likelihood.vlb`.

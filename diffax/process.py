@@ -302,7 +302,7 @@ def refuse_eps_at_zero_snr(schedule: AnySchedule, prediction: str) -> None:
         )
 
 
-# --- what the network is told -------------------------------------------------------------------
+# --- asking the network -------------------------------------------------------------------------
 
 
 @dataclasses.dataclass(frozen=True)
@@ -315,7 +315,7 @@ class _ByLogSnr:
 
 
 def by_log_snr(function: Predict) -> Predict:
-    """Marks `function`(x_t, log_snr) as a predictor that is told the noise level instead of t.
+    """Marks `function`(x_t, log_snr) as a predictor conditioned on the log-SNR instead of t.
 
     x_t: (batch, ..., C); log_snr: (batch,). Networks of `diffax.models` are such predictors; with
     one, any schedule and any number of steps can be sampled.
@@ -328,10 +328,38 @@ def takes_log_snr(predict: Predict) -> bool:
     return getattr(predict, "takes_log_snr", False)
 
 
-def told(
+def denoise(
+    predict: Predict,
+    x_t: jax.Array,
+    t: jax.Array,
+    log_snr: jax.Array,
+    prediction: str,
+    learned_variance: bool = False,
+) -> tuple[jax.Array, jax.Array, jax.Array | None]:
+    """One call of the network: its estimates of x0 and eps, of x_t's shape and dtype.
+
+    Args:
+      x_t: (batch, ..., C); t, log_snr: (batch,) or ().
+      prediction: what `predict` gives.
+      learned_variance: whether it has 2 C channels.
+
+    Returns:
+      x0, eps, and the second half of the channels (None without `learned_variance`).
+    """
+    t, log_snr = (jnp.broadcast_to(value, x_t.shape[:1]) for value in (t, log_snr))
+    halves = 2 if learned_variance else 1
+    out = call_predictor(predict, x_t, t, log_snr, halves).astype(x_t.dtype)
+    out, variance = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
+    scales = alpha_of(log_snr), sigma_of(log_snr)
+    x0, eps = (convert(out, x_t, *scales, prediction, target) for target in ("x0", "eps"))
+    return x0, eps, variance
+
+
+def call_predictor(
     predict: Predict, x_t: jax.Array, t: jax.Array, log_snr: jax.Array, halves: int = 1
 ) -> jax.Array:
-    """predict(x_t, log_snr) if it is told the noise level, else predict(x_t, t); both (batch,).
+    """predict(x_t, log_snr) if it is conditioned on the log-SNR, else predict(x_t, t); both
+    (batch,).
 
     Raises:
       ValueError: the prediction is no array of real numbers, or has not x_t's shape with `halves`

@@ -54,7 +54,9 @@ models.register("tower", Tower)
 data.register("spiral", spiral)
 samplers.register("halfway", halfway)
 samplers.register_grid("even", lambda over, n: over.between(np.arange(n) / n))
-objectives.register_weighting("flat", lambda log_snr, fall, scale: jnp.ones_like(log_snr))
+objectives.register_weighting(
+    "flat", lambda log_snr, minus_dlogsnr_dt, scale: jnp.ones_like(log_snr)
+)
 time_sampling.register("plain", time_sampling.uniform)
 config.register_optimizer("gentle", lambda learning_rate: optax.sgd(learning_rate))
 scoring.register(

@@ -132,14 +132,14 @@ def test_with_a_key_of_its_own_an_example_does_not_depend_on_the_others(edit):
 
 def test_the_moves_of_repaint():
     """Down to x0, each stretch gone through as often as asked for; one move at a time."""
-    moves = samplers.inpainting._moves(6, 2, 3)
+    moves = samplers.editing._moves(6, 2, 3)
     assert moves[0, 0] == 0 and moves[-1, 1] == 6
     np.testing.assert_array_equal(moves[1:, 0], moves[:-1, 1])
     assert set(np.diff(moves, axis=1).ravel()) == {1, -1}
     down = moves[moves[:, 1] > moves[:, 0]]
     counts = {tuple(move): int((down == move).all(1).sum()) for move in down}
     assert counts == {(0, 1): 3, (1, 2): 3, (2, 3): 3, (3, 4): 3, (4, 5): 1, (5, 6): 1}
-    np.testing.assert_array_equal(samplers.inpainting._moves(3, 2, 1), [(0, 1), (1, 2), (2, 3)])
+    np.testing.assert_array_equal(samplers.editing._moves(3, 2, 1), [(0, 1), (1, 2), (2, 3)])
 
 
 @pytest.mark.parametrize("wrong", [dict(jump_length=0), dict(num_resamples=1.5)])

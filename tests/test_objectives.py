@@ -130,7 +130,7 @@ def test_one_may_give_ones_own_weighting():
         schedules.linear_logsnr(),
         x0,
         t,
-        weighting=lambda log_snr, fall, scale: 2 + 0 * log_snr,
+        weighting=lambda log_snr, minus_dlogsnr_dt, scale: 2 + 0 * log_snr,
     )
     np.testing.assert_allclose(losses, 2 * aux["mse"], rtol=1e-6)
 

@@ -343,8 +343,10 @@ def test_a_marked_predictor_is_told_the_noise_level():
     x_t = jnp.zeros(2)
     assert not process.takes_log_snr(echo)
     assert process.takes_log_snr(diffax.by_log_snr(echo))
-    np.testing.assert_array_equal(process.told(echo, x_t, jnp.array([3, 4]), 7.0), [3, 4])
-    np.testing.assert_array_equal(process.told(diffax.by_log_snr(echo), x_t, 3.0, 7.0), [7, 7])
+    np.testing.assert_array_equal(process.call_predictor(echo, x_t, jnp.array([3, 4]), 7.0), [3, 4])
+    np.testing.assert_array_equal(
+        process.call_predictor(diffax.by_log_snr(echo), x_t, 3.0, 7.0), [7, 7]
+    )
     np.testing.assert_array_equal(diffax.by_log_snr(echo)(x_t, 2.0), [2, 2])
 
 

@@ -28,7 +28,7 @@ TABLES = {
     "weighting": (
         objectives.register_weighting,
         objectives.WEIGHTINGS,
-        lambda log_snr, fall, scale: scale,
+        lambda log_snr, minus_dlogsnr_dt, scale: scale,
         objectives.get_weighting,
     ),
     "time_sampling": (

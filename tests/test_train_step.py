@@ -310,11 +310,13 @@ def test_predictor_tells_log_snr_or_step():
     x, t = jnp.zeros((3, 2)), jnp.array([0.0, 0.5, 1.0])
     predict = training.predictor(Echo("log_snr"), {}, mean_only=True)
     assert process.takes_log_snr(predict)
-    np.testing.assert_array_equal(process.told(predict, x, t, -t)[:, 0], -t)
+    np.testing.assert_array_equal(process.call_predictor(predict, x, t, -t)[:, 0], -t)
     predict = training.predictor(Echo("step"), {}, mean_only=True)
-    np.testing.assert_array_equal(process.told(predict, x, t, -t)[:, 0], [0.0, 500.0, 1000.0])
+    np.testing.assert_array_equal(
+        process.call_predictor(predict, x, t, -t)[:, 0], [0.0, 500.0, 1000.0]
+    )
     steps = jnp.array([0, 5, 999])
-    np.testing.assert_array_equal(process.told(predict, x, steps, -t)[:, 0], [0, 5, 999])
+    np.testing.assert_array_equal(process.call_predictor(predict, x, steps, -t)[:, 0], [0, 5, 999])
     assert training.predictor(Echo("step"), {})(x, t).shape == (3, 4)
 
 

@@ -2,10 +2,9 @@
 
 from diffax.samplers import guidance
 from diffax.samplers.base import Denoised, Level, Sampler, Step
-from diffax.samplers.editing import interpolate, invert, kept_levels, reconstruct, sdedit
+from diffax.samplers.editing import inpaint, interpolate, invert, kept_levels, reconstruct, sdedit
 from diffax.samplers.grids import GRIDS
 from diffax.samplers.grids import register as register_grid
-from diffax.samplers.inpainting import inpaint
 from diffax.samplers.loop import (
     SAMPLERS,
     TRACED,

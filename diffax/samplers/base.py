@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
-from diffax.process import drawn
+from diffax.process import drawn, q_sample_at
 from diffax.schedules import alpha_of, sigma_of
 
 
@@ -36,7 +36,7 @@ class Level(NamedTuple):
     def of(self, x0: jax.Array, eps: jax.Array) -> jax.Array:
         """alpha x0 + sigma eps: the state that has these parts here. From another level it is the
         first-order step that every solver improves upon."""
-        return self.alpha * x0 + self.sigma * eps
+        return q_sample_at(x0, self.log_snr, eps)
 
 
 class Denoised(NamedTuple):

@@ -1,4 +1,5 @@
-"""Editing: start from a noised image, find the noise of an image, pass between two of them."""
+"""Editing: noise data and sample anew (SDEdit), fill in a part of them (RePaint), find their noise
+(DDIM backwards), pass between two of them."""
 
 from __future__ import annotations
 
@@ -6,11 +7,13 @@ from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffax import arguments, process
 from diffax.process import AnySchedule, Predict, split_key
-from diffax.samplers.base import Level, standard_normal
-from diffax.samplers.loop import sample, visited_levels
+from diffax.samplers.base import Level, Step, fold_in, standard_normal
+from diffax.samplers.ddpm import ddpm
+from diffax.samplers.loop import make_denoiser, sample, visited_levels
 
 
 def sdedit(
@@ -49,7 +52,7 @@ def sdedit(
     noise = standard_normal(noise_key, x.shape, wide.dtype)
     drawn = sample(
         sample_key, predict, schedule, x.shape, num_steps=kept, prediction=prediction,
-        grid=levels, x_init=process.q_sample_at(wide, levels.log_snr[0], noise),
+        grid=levels, x_init=Level(levels.t[0], levels.log_snr[0]).of(wide, noise),
         log_snr_max=log_snr_max, log_snr_min=log_snr_min, **options,
     )  # fmt: skip
     return jax.tree.map(lambda a: a.astype(x.dtype), drawn)
@@ -60,6 +63,102 @@ def kept_levels(strength: float, num: int) -> int:
     words = "must be above 0 and at most 1"
     share = arguments.number("strength", strength, lambda share: 0 < share <= 1, words)
     return max(1, round(share * num))
+
+
+def inpaint(
+    key: jax.Array,
+    predict: Predict,
+    schedule: AnySchedule,
+    known: jax.Array,
+    mask: jax.Array,
+    num_steps: int = 50,
+    jump_length: int | None = None,
+    num_resamples: int = 10,
+    prediction: str = "eps",
+    grid: str | Sequence[float] | jax.Array = "uniform",
+    clip_x0: float | None = None,
+    dynamic_threshold: float | None = None,
+) -> jax.Array:
+    """RePaint (Lugmayr 2022, algorithm 1): ancestral sampling whose known part is put in anew.
+
+    After each step what is known, noised to its level, replaces what was sampled there. Every
+    `jump_length` steps the chain goes back as many levels by adding noise, `num_resamples` - 1
+    times, so that the two parts come to agree. One call per step down: about num_steps *
+    num_resamples in all; stochastic.
+
+    Args:
+      key: PRNG key, or one for each example, as in `sample`.
+      known: (batch, ..., C).
+      mask: broadcasts to it; True or 1 where it is known, False or 0 where it is sampled, whatever
+        `known` holds there. A share between mixes the two.
+      jump_length: below the number of levels; None for 10, or one level less than there are.
+      num_resamples: how often each stretch is gone through; 1: no jumps.
+      The others are as in `sample`.
+
+    Raises:
+      ValueError: a mask outside [0, 1] or of another shape, a jump or a count below 1, a jump over
+        all levels, or what `sample` refuses.
+    """
+    arguments.check_order("inpaint", key=key, predict=predict, schedule=schedule, known=known)
+    known = arguments.data("known", known)
+    dtype, known = known.dtype, process.widened(known)
+    mask = arguments.mask(mask, known.shape).astype(known.dtype)
+    known = jnp.where(mask > 0, known, 0)
+    levels = visited_levels(schedule, num_steps, grid, prediction)
+    num = levels.t.shape[0]
+    num_resamples = arguments.whole("num_resamples", num_resamples, 1, arguments.MOST_STEPS)
+    if jump_length is None:
+        jump_length = max(1, min(10, num - 1))
+    most = num - 1 if min(num, num_resamples) > 1 else arguments.MOST_STEPS
+    jump_length = arguments.whole("jump_length", jump_length, 1, most)
+    count = num + (num_resamples - 1) * 2 * jump_length * ((num - 1) // jump_length)
+    if count > arguments.MOST_STEPS:
+        raise ValueError(
+            f"num_resamples={num_resamples} and num_steps={num_steps} make {count:,} steps: at most"
+            f" {arguments.MOST_STEPS:,} are allowed"
+        )
+    whole = Level(
+        jnp.append(levels.t, jnp.zeros((), levels.t.dtype)), jnp.append(levels.log_snr, jnp.inf)
+    ).astype(known.dtype)
+    denoise = make_denoiser(predict, prediction, clip_x0, dynamic_threshold)
+    down = ddpm().step
+    start_key, step_key = split_key(key)
+    x = standard_normal(start_key, known.shape, known.dtype)
+
+    def body(x: jax.Array, move: tuple[jax.Array, jax.Array, jax.Array]):
+        i, source, target = move
+        own_key, known_key = split_key(fold_in(step_key, i))
+        now, after = (jax.tree.map(lambda a, k=k: a[k], whole) for k in (source, target))
+
+        def denoised() -> jax.Array:
+            given = after.of(known, standard_normal(known_key, x.shape, x.dtype))
+            sampled, _ = down(x, (), Step(own_key, now, after, denoise, None))
+            return mask * given + (1 - mask) * sampled
+
+        def noised() -> jax.Array:
+            beta = process.transition_variance(after.log_snr, now.log_snr)
+            noise = standard_normal(own_key, x.shape, x.dtype)
+            return jnp.sqrt(1 - beta) * x + jnp.sqrt(beta) * noise
+
+        return jax.lax.cond(target > source, denoised, noised), None
+
+    moves = _moves(num, jump_length, num_resamples)
+    inputs = (jnp.arange(len(moves)), moves[:, 0], moves[:, 1])
+    return jax.lax.scan(body, x, inputs)[0].astype(dtype)
+
+
+def _moves(num: int, jump_length: int, num_resamples: int) -> np.ndarray:
+    """(from, to) for every move between levels 0, the noisiest, to `num`, x0: (moves, 2)."""
+    moves, at = [], 0
+    left = dict.fromkeys(range(jump_length, num, jump_length), num_resamples - 1)
+    while at < num:
+        moves.append((at, at + 1))
+        at += 1
+        if left.get(at, 0) > 0:
+            left[at] -= 1
+            moves += [(i, i - 1) for i in range(at, at - jump_length, -1)]
+            at -= jump_length
+    return np.array(moves)
 
 
 def invert(
@@ -90,21 +189,15 @@ def invert(
     dtype, x0 = x0.dtype, process.widened(x0)
     levels = Level(levels.t[::-1], levels.log_snr[::-1]).astype(x0.dtype)
 
-    def parts(x: jax.Array, level: Level) -> tuple[jax.Array, jax.Array]:
-        t, log_snr = (jnp.broadcast_to(value, x.shape[:1]) for value in level)
-        out = process.told(predict, x, t, log_snr).astype(x.dtype)
-        x0, eps = (
-            process.convert(out, x, level.alpha, level.sigma, prediction, target)
-            for target in ("x0", "eps")
-        )
-        return x0, eps
+    denoise = make_denoiser(predict, prediction)
 
     def body(x: jax.Array, pair: tuple[Level, Level]) -> tuple[jax.Array, None]:
         now, noisier = pair
-        return noisier.of(*parts(x, now)), None
+        out = denoise(x, now)
+        return noisier.of(out.x0, out.eps), None
 
     first = Level(levels.t[0], levels.log_snr[0])
-    start = first.of(x0, parts(x0, first)[1])
+    start = first.of(x0, denoise(x0, first).eps)
     pairs = (jax.tree.map(lambda a: a[:-1], levels), jax.tree.map(lambda a: a[1:], levels))
     return jax.lax.scan(body, start, pairs)[0].astype(dtype)
 

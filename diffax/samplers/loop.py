@@ -116,7 +116,7 @@ def sample(
         then what is drawn for an example does not depend on the others.
       predict: predict(x_t, t) -> prediction of x_t's shape and any floating dtype, x_t of float32
         or wider, t of shape (batch,), float in [0, 1] or the integer index; or `by_log_snr(f)`,
-        which is told the log-SNR instead.
+        which is conditioned on the log-SNR instead.
       schedule: any schedule, continuous or discrete, fixed or learned.
       shape: (batch, ..., C) of what is drawn.
       sampler: a name in `SAMPLERS`; its docstring tells the calls per step. `options` go to it.
@@ -173,8 +173,8 @@ def sample(
     if solver.visits_between and schedule.num_steps and not process.takes_log_snr(predict):
         raise ValueError(
             f"sampler={sampler!r} visits levels between the indices of a discrete schedule, which a"
-            " predictor told the index does not know: give one told the log-SNR (by_log_snr), or"
-            " take a multistep sampler such as 'dpmpp_2m'"
+            " predictor conditioned on the index does not know: give one conditioned on the log-SNR"
+            " (by_log_snr), or take a multistep sampler such as 'dpmpp_2m'"
         )
 
     def level_at(log_snr):
@@ -290,14 +290,10 @@ def make_denoiser(
     limit = _limiter(clip_x0, dynamic_threshold)
 
     def denoise(x: jax.Array, level: Level) -> Denoised:
-        batch = x.shape[:1]
-        t, log_snr = (jnp.broadcast_to(value, batch) for value in level)
-        out = process.told(predict, x, t, log_snr, halves=2 if learned_variance else 1)
-        out = out.astype(x.dtype)
-        out, variance = jnp.split(out, 2, axis=-1) if learned_variance else (out, None)
-        x0 = process.convert(out, x, level.alpha, level.sigma, prediction, "x0")
+        x0, eps, variance = process.denoise(
+            predict, x, level.t, level.log_snr, prediction, learned_variance
+        )
         if limit is None:
-            eps = process.convert(out, x, level.alpha, level.sigma, prediction, "eps")
             return Denoised(x0, eps, variance)
         x0 = limit(x0)
         # eps that belongs to the limited x0, so that x_t = alpha x0 + sigma eps still holds

@@ -36,21 +36,23 @@ def sigma_of(log_snr: jax.Array) -> jax.Array:
 
 
 @jax.custom_jvp
-def hold(free: jax.Array, held: jax.Array) -> jax.Array:
-    """`held` in value, `free` in derivative: a bound without clip's half slope at it."""
+def straight_through_clamp(free: jax.Array, held: jax.Array) -> jax.Array:
+    """Straight-through: the value of `held`, the gradient of `free`, which `clip` halves at a
+    bound."""
     del free
     return held
 
 
-@hold.defjvp
-def _hold_jvp(primals, tangents):
-    return hold(*primals), tangents[0]
+@straight_through_clamp.defjvp
+def _clamp_jvp(primals, tangents):
+    return straight_through_clamp(*primals), tangents[0]
 
 
 def hold_ends(log_snr: jax.Array, t: jax.Array, first: Any, last: Any) -> jax.Array:
-    """`log_snr` held to `first` at t = 0 and `last` at t = 1 exactly; its slope untouched."""
+    """`log_snr` set to `first` at t = 0 and `last` at t = 1 exactly; its slope untouched."""
     within = jnp.clip(jax.lax.stop_gradient(log_snr), last, first)
-    return hold(log_snr, jnp.where(t <= 0, first, jnp.where(t >= 1, last, within)))
+    held = jnp.where(t <= 0, first, jnp.where(t >= 1, last, within))
+    return straight_through_clamp(log_snr, held)
 
 
 def as_float(x: Any) -> jax.Array:

@@ -45,7 +45,7 @@ def bits_per_dim(trained, variance, seed):
         times = jnp.full(x0.shape[:1], t)
         log_snr = schedule.log_snr(times)
         x_t = process.q_sample_at(x0, log_snr, noise)
-        out = process.told(predict, x_t, times, log_snr, halves=2 if learned else 1)
+        out = process.call_predictor(predict, x_t, times, log_snr, halves=2 if learned else 1)
         if learned:
             eps, fraction = jnp.split(out, 2, axis=-1)
         else:
