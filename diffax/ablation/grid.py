@@ -211,7 +211,7 @@ def run_grid(
         environments = list(environments)[:workers]
         events = worker_processes.in_parallel(execute, pending, environments)
     failures: dict[str, list[str]] = {}  # of each reason the runs
-    # closing: an interruption while an event is told must stop the workers too.
+    # closing: an interruption while an event is reported must stop the workers too.
     with closing(events):
         for run, status, seconds, message in events:
             tell(run, status, seconds, message)

@@ -95,7 +95,7 @@ def run_ablation(
             config_lib.validate(each)
         if not each.evaluation.metrics:
             measure.require_measure(each)
-    # Here first: what is missing is told at once, and the workers find all of it prepared.
+    # Read here first, so that an error comes at once and the workers find everything prepared.
     with ProgressDisplay(), doing(f"reading {config.data.name}"):
         dataset = data.load_cached(config.data)
     for arm, seed in itertools.product(arms, seeds):

@@ -151,7 +151,7 @@ def execute(
         record |= {"result": jsonable(result, "the result of run_one")}
         write_json(run.directory / "result.json", record)
         return "finished", seconds, ""
-    except Exception as error:  # told and raised by run_grid when the others are through
+    except Exception as error:  # reported and raised by run_grid when the others are done
         failed.write_text(traceback.format_exc(), encoding="utf-8")
         return "failed", time.monotonic() - start, f"{type(error).__name__}: {error}".split("\n")[0]
 

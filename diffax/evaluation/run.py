@@ -155,17 +155,19 @@ def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any
 def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0) -> dict[str, Any]:
     """`bits_per_dim` of a run's network under another schedule than its own.
 
-    In continuous time the bound of a network told the log-SNR depends on the schedule's ends alone:
-    with the same ends the mean agrees with the run's own, and the variance is this schedule's.
+    In continuous time the bound of a network conditioned on the log-SNR depends on the schedule's
+    ends alone. With the same ends the mean agrees with the run's own, and the variance is this
+    schedule's.
 
     Raises:
-      ValueError: a network told the step number, which means nothing under another schedule.
+      ValueError: a network conditioned on the step number, which has no meaning under another
+        schedule.
     """
-    told = config_lib.conditioning(run.config)
-    if told != "log_snr":
+    conditioning = config_lib.conditioning(run.config)
+    if conditioning != "log_snr":
         raise ValueError(
-            f"config.model.{run.config.model.name}.conditioning is {told!r}; only a network told"
-            " the 'log_snr' has a bound along another schedule"
+            f"config.model.{run.config.model.name}.conditioning is {conditioning!r}; only a network"
+            " conditioned on the 'log_snr' has a bound along another schedule"
         )
     return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)
 
@@ -211,7 +213,7 @@ def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np
 
 
 def classes_told(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:
-    """The classes that the network is told of what `draw` gives, (num_samples,); None for none."""
+    """The classes that condition the samples of `draw`, (num_samples,); None if there are none."""
     if not config.model.class_conditional:
         return None
     return in_turn(num_samples, dataset.num_classes)

@@ -20,7 +20,7 @@ from diffax.report.analysis import Analysis, analyse, shortened
 from diffax.report.findings import POWERS, Finding
 from diffax.report.formatting import legible, p_text, seeds_text, span
 from diffax.report.spec import SCALES, Metric, Spec, effect_text, value_text
-from diffax.report.verdict import effect_name, sentences, told
+from diffax.report.verdict import effect_name, sentences, shown_effects
 from diffax.runtime import local_path
 
 FOLDER = "report_files"
@@ -84,8 +84,8 @@ def build_report(
 
 def _machines(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
     """Where the runs were made, as far as they tell: what differs is listed side by side."""
-    told = [r["environment"] for r in results if r.get("environment")] or [environment()]
-    found = {name: [e[name] for e in told if name in e] for e in told for name in e}
+    known = [r["environment"] for r in results if r.get("environment")] or [environment()]
+    found = {name: [e[name] for e in known if name in e] for e in known for name in e}
     return {
         name: values[0] if len(set(values)) == 1 else ", ".join(dict.fromkeys(map(str, values)))
         for name, values in found.items()
@@ -154,7 +154,7 @@ def format_table(analysis: Analysis) -> str:
     measured = [m for m in spec.metrics if analysis.measured(m)]
     blocks += [_metric_table(analysis, metric) for metric in measured]
     if analysis.design is not None:
-        blocks += [_effects_table(analysis, m) for m in measured if told(analysis, m)]
+        blocks += [_effects_table(analysis, m) for m in measured if shown_effects(analysis, m)]
     if any(c.p_holm is not None for c in analysis.comparisons):
         blocks.append(
             "p: paired t test, Holm's correction over the comparisons of one metric"
@@ -196,7 +196,7 @@ def _metric_table(analysis: Analysis, metric: Metric) -> str:
 
 def _effects_table(analysis: Analysis, metric: Metric) -> str:
     head = ["", "effect", f"{analysis.spec.percent} interval", "p", "signs", "seeds", ""]
-    found = told(analysis, metric)
+    found = shown_effects(analysis, metric)
     lines = [head, *([effect_name(e), *_numbers(e), e.outcome] for e in found)]
     return "\n".join([f"Effects on {_about(metric)}", *_aligned(lines)])
 

@@ -22,7 +22,7 @@ from diffax.report.statistics import Difference
 Combination = tuple[str, ...]  # a level of every axis of a design
 Values = Mapping[Combination, Mapping[int, float]]  # of one metric: cell -> seed -> value
 DECIDED = ("lower", "higher")
-POWERS = (0.8, 0.9)  # for which the seeds that are needed are told
+POWERS = (0.8, 0.9)  # for which the number of seeds needed is given
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -113,7 +113,7 @@ def judged(
         m.values: m.difference.p_value if m.difference else 1.0 for m in family if not m.nothing
     }
     corrected = dict(zip(tests, statistics.holm(list(tests.values()))))
-    found, told = [], set()
+    found, seen = [], set()
     for m in family:
         p_holm = float(corrected.get(m.values, 1.0)) if m.difference else None
         found.append(
@@ -126,11 +126,11 @@ def judged(
                 family=len(tests),
                 outcome=_outcome(metric, m.difference, p_holm, 1 - confidence),
                 seeds_needed=_seeds_needed(m.difference, max(len(tests), 1)),
-                repeats=m.nothing or m.values in told,
+                repeats=m.nothing or m.values in seen,
                 **m.about,
             )
         )
-        told.add(m.values)
+        seen.add(m.values)
     return found
 
 

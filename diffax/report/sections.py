@@ -40,7 +40,7 @@ from diffax.report.verdict import (
     effect_name,
     nothing_decided,
     remark,
-    told,
+    shown_effects,
     verdict,
 )
 
@@ -403,11 +403,11 @@ def _effects(analysis: Analysis) -> Section:
     """Forest plots of the effects, pictures of the interactions and the table of them all."""
     if analysis.design is None:
         return Section("Effects", "", [])
-    main = [m for m in analysis.spec.metrics if m.main and told(analysis, m)]
+    main = [m for m in analysis.spec.metrics if m.main and shown_effects(analysis, m)]
     forests = [
         Panel(
             f"effects-{i}",
-            figures.effects(analysis, m, told(analysis, m)),
+            figures.effects(analysis, m, shown_effects(analysis, m)),
             m.label,
             captioned(m, {"linear": "", "log": "Ratios, on a log axis."}[m.scale]),
         )
@@ -415,7 +415,7 @@ def _effects(analysis: Analysis) -> Section:
     ]
     rows = []
     for metric in analysis.spec.metrics:
-        found = told(analysis, metric)
+        found = shown_effects(analysis, metric)
         if found:
             rows.append(Row([heading(analysis, metric, against=False)], "group"))
         for e in found:
@@ -430,7 +430,7 @@ def _effects(analysis: Analysis) -> Section:
 def _interactions(analysis: Analysis, metrics: Sequence[Metric]) -> list[Panel]:
     asked = []
     for metric in metrics:
-        found = told(analysis, metric)
+        found = shown_effects(analysis, metric)
         own = [axis for axis in analysis.design.axes if any(axis in e.axes for e in found)]
         for axes in itertools.combinations(own, 2):
             decided = any(e.decided and e.axes == axes for e in found)
@@ -483,8 +483,8 @@ OUTCOMES = {"suggested": "undecided after correction", "same": "the same", "unkn
 
 def _differences(analysis: Analysis) -> Section:
     """Forest plots, the table of all comparisons and that of the rankings by several networks."""
-    told = {c.metric.key for c in analysis.comparisons if not c.repeats}
-    main = [m for m in analysis.spec.metrics if m.main and m.key in told]
+    compared = {c.metric.key for c in analysis.comparisons if not c.repeats}
+    main = [m for m in analysis.spec.metrics if m.main and m.key in compared]
     panels = [
         Panel(
             f"forest-{i}",

@@ -71,8 +71,8 @@ def effect_name(effect: Effect) -> str:
     return " × ".join(one_line(f"{axis}: {level} {sign} {other}") for axis, level, other in rows)
 
 
-def told(analysis: Analysis, metric: Metric) -> list[Effect]:
-    """The effects on a metric, but for those that are none because trainings are shared."""
+def shown_effects(analysis: Analysis, metric: Metric) -> list[Effect]:
+    """The effects on a metric, without those that are none because trainings are shared."""
     return [e for e in analysis.effects_of(metric.key) if not e.repeats]
 
 

@@ -65,7 +65,7 @@ class Trial:
 
 @dataclass(frozen=True)
 class TrialProgress:
-    """What is told at each rung and at the end of each trial.
+    """What is reported at each rung and at the end of each trial.
 
     Attributes:
       trial: as far as it has got; its status is "measured" at a rung.

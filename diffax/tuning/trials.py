@@ -83,9 +83,9 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
     continuous = not (config.schedule.num_steps or config.evaluation.vlb_num_steps)
     if not (continuous and config_lib.conditioning(config) == "log_snr"):
         raise ValueError(
-            "metric='bpd' compares schedules in continuous time and by networks told the log-SNR,"
-            " where the bound doesn't depend on the schedule's shape: schedule.num_steps and"
-            f" evaluation.vlb_num_steps must be 0 and model.{config.model.name}.conditioning"
+            "metric='bpd' compares schedules in continuous time and by networks conditioned on the"
+            " log-SNR, where the bound doesn't depend on the schedule's shape: schedule.num_steps"
+            f" and evaluation.vlb_num_steps must be 0 and model.{config.model.name}.conditioning"
             " 'log_snr'"
         )
 

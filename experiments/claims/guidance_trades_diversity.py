@@ -1,8 +1,8 @@
 """A higher guidance scale follows the condition more closely and loses diversity.
 
-Networks told the class, of which a tenth is left out in training, cosine schedule with T = 1000 as
-published; classifier-free guidance (Ho & Salimans 2022), DDIM in 50 steps, the classes in turn.
-Measured at each scale: the share of samples that the classifier takes for their class, and
+Class-conditional networks, with a tenth of the classes dropped in training, cosine schedule with
+T = 1000 as published; classifier-free guidance (Ho & Salimans 2022), DDIM in 50 steps, the classes
+in turn. Measured at each scale: the share of samples that the classifier takes for their class, and
 precision and recall over its features (Kynkäänniemi 2019, 5 neighbours). Supported: from scale 1 to
 scale 4 the share and precision rise and recall falls. Contradicted: one goes the other way.
 """
