@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import collections
 import functools
-import inspect
 import json
 import os
 import warnings
@@ -24,6 +23,7 @@ from diffax import config as config_lib
 from diffax.config.defaults import keys, sampler_keywords
 from diffax.registry import suggestion
 from diffax.samplers import interpolate
+from diffax.samplers.editing import OPERATIONS
 from diffax.training import Run, codecs
 from diffax.training.progress import doing
 
@@ -242,11 +242,10 @@ class Generator:
     def _config(self, name: str, options: dict[str, Any]) -> Any:
         config = config_lib.from_json(config_lib.to_json(self.run.config))
         solver_options = ("sampler", *sampler_keywords())
-        unread = solver_options if name in _OWN_SOLVER else ()
-        unread += ("low_order_finish",) if name in _OWN_SOLVER else ()
-        unread += ("clip_x0", "dynamic_threshold") if name in _UNCLIPPED else ()
+        of_loop = ("low_order_finish", "clip_x0", "dynamic_threshold")
+        unread = OPERATIONS[name].unread((*solver_options, *of_loop)) if name in OPERATIONS else ()
         known = [option for option in config.sampling if option != "num_samples"]
-        if name in _OWN_SOLVER:
+        if "sampler" in unread:
             config.sampling.update(dict.fromkeys(solver_options) | {"sampler": "ddim"})
         for option, value in options.items():
             if option not in known:
@@ -279,7 +278,7 @@ class Generator:
             if name != "sample":
                 if method.edit is None:
                     raise ValueError(f"{name}: method {config.method.name!r} edits no data")
-                operation = functools.partial(_OPERATIONS[name], **settings)
+                operation = functools.partial(OPERATIONS[name], **settings)
                 sample = functools.partial(method.edit, operation=operation)
 
             def draw(state, key, batch, scale, traced):
@@ -351,47 +350,3 @@ def check_range(name: str, x: np.ndarray, levels: int | None) -> None:
         raise ValueError(
             f"{name} has values from {x.min():g} to {x.max():g}: this run's data are in [-1, 1]"
         )
-
-
-# --- operations: (keys, predict, schedule, shape, *given, **settings and sampling's options) ------
-
-
-def _taken(function: Callable, options: dict[str, Any]) -> dict[str, Any]:
-    """The options that a function has a keyword for."""
-    return {k: v for k, v in options.items() if k in inspect.signature(function).parameters}
-
-
-def _from_start(keys, predict, schedule, shape, start, **options):
-    return samplers.sample(keys, predict, schedule, shape, x_init=start, **options)
-
-
-def _from_inversion(keys, predict, schedule, shape, start, **options):
-    options = _taken(samplers.invert, options)
-    return samplers.sample(keys, predict, schedule, shape, "ddim", x_init=start, **options)
-
-
-def _sdedit(keys, predict, schedule, shape, x, strength, **options):
-    return samplers.sdedit(keys, predict, schedule, x, strength, **options)
-
-
-def _inpaint(keys, predict, schedule, shape, x, mask, **options):
-    options = _taken(samplers.inpaint, options)
-    return samplers.inpaint(keys, predict, schedule, x, mask, **options)
-
-
-def _invert(keys, predict, schedule, shape, x, **options):
-    options = _taken(samplers.invert, options)
-    start = samplers.invert(predict, schedule, x, **options)
-    return start, *samplers.reconstruct(predict, schedule, start, x, **options)
-
-
-_OPERATIONS: dict[str, Callable] = {
-    "from_start": _from_start,
-    "from_inversion": _from_inversion,
-    "sdedit": _sdedit,
-    "inpaint": _inpaint,
-    "invert": _invert,
-}
-# What reads neither the choice of a sampler nor its options; and those that clip nothing.
-_OWN_SOLVER = ("from_inversion", "inpaint", "invert")
-_UNCLIPPED = ("from_inversion", "invert")

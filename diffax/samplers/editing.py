@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import inspect
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -258,3 +260,60 @@ def interpolate(a: jax.Array, b: jax.Array, shares: Sequence[float] | jax.Array)
     shares = process.expand_to(jnp.asarray(shares, a.dtype), a[None])
     between = (jnp.sin((1 - shares) * angle) * a + jnp.sin(shares * angle) * b) / jnp.sin(angle)
     return between.astype(dtype)
+
+
+# --- the edits as one program each, which `Generator` compiles -----------------------------------
+
+
+class Operation(NamedTuple):
+    """(keys, predict, schedule, shape, *given, **options of `sample` or of the edit) -> a result.
+
+    Attributes:
+      run: does it.
+      reads: the function whose keywords are the options that count; the others are left out.
+    """
+
+    run: Callable
+    reads: Callable
+
+    def unread(self, options: Iterable[str]) -> tuple[str, ...]:
+        """Those of some options that it does not read."""
+        parameters = inspect.signature(self.reads).parameters
+        if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
+            return ()
+        return tuple(option for option in options if option not in parameters)
+
+    def __call__(self, *args: Any, **options: Any) -> Any:
+        for option in self.unread(options):
+            del options[option]
+        return self.run(*args, **options)
+
+
+def _from_start(keys, predict, schedule, shape, start, **options):
+    return sample(keys, predict, schedule, shape, x_init=start, **options)
+
+
+def _from_inversion(keys, predict, schedule, shape, start, **options):
+    return sample(keys, predict, schedule, shape, "ddim", x_init=start, **options)
+
+
+def _sdedit(keys, predict, schedule, shape, x, **options):
+    return sdedit(keys, predict, schedule, x, **options)
+
+
+def _inpaint(keys, predict, schedule, shape, x, mask, **options):
+    return inpaint(keys, predict, schedule, x, mask, **options)
+
+
+def _invert(keys, predict, schedule, shape, x, **options):
+    start = invert(predict, schedule, x, **options)
+    return start, *reconstruct(predict, schedule, start, x, **options)
+
+
+OPERATIONS: dict[str, Operation] = {
+    "from_start": Operation(_from_start, sample),
+    "from_inversion": Operation(_from_inversion, invert),
+    "sdedit": Operation(_sdedit, sdedit),
+    "inpaint": Operation(_inpaint, inpaint),
+    "invert": Operation(_invert, invert),
+}
