@@ -4,7 +4,9 @@
     diffax ablate --config=configs/autoencoder_digits.py --workdir=runs/kl \\
         --axis=method.kl_weight=1e-6,1e-2 --seeds=3
 
-2,000 steps take about 3 minutes on two cores and reach a PSNR of about 26 dB on held-out digits.
+2,000 steps take about a minute on two cores and reach a PSNR of about 29.5 dB on held-out
+digits. A diffusion run in its latents has config.codec.name="run" and its workdir as
+config.codec.path.
 """
 
 from diffax.config import default_config

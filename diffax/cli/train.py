@@ -20,6 +20,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, config: ConfigDict) -> None:
+    from diffax import config as config_lib
     from diffax import training
     from diffax.training.writers import called
 
@@ -31,5 +32,6 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
             print(f"{called(name) + ':':<30}{value:.4g}")
         for what, path in training.outcome(args.workdir).items():
             print(f"{what + ':':<12}{path}", file=sys.stderr)
-        command = ["diffax", "sample", f"--workdir={args.workdir}"]
+        draws = config_lib.method_before_data(config).sample is not None
+        command = ["diffax", "sample" if draws else "evaluate", f"--workdir={args.workdir}"]
         print(f"{'next:':<12}{shlex.join(command)}", file=sys.stderr)
