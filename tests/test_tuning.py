@@ -88,7 +88,7 @@ def test_a_metric_that_cannot_compare_schedules_is_refused(mixture):
         ("frechet", {}, "need labelled data with a spatial axis"),
         ("fd_lite0", {}, "lite0 takes images"),
         ("bpd", {"schedule__num_steps": 100}, "compares schedules in continuous time"),
-        ("bpd", {"model__mlp__conditioning": "step"}, "told the log-SNR"),
+        ("bpd", {"model__mlp__conditioning": "step"}, "conditioned on the log-SNR"),
         ("bpd", {"schedule__log_snr_max": None, "schedule__log_snr_min": None}, "finite log-SNR"),
     ]
     for metric, changes, words in cases:
