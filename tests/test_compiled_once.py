@@ -11,6 +11,7 @@ from small_runs import MIXTURE, batch_of, small_config
 from diffax import config as config_lib
 from diffax import distributed, schedules
 from diffax.config import optimizers
+from diffax.models import platform
 from diffax.schedules import registry
 from diffax.schedules.fields import pytree
 from diffax.training import loop
@@ -66,6 +67,8 @@ class Weak(schedules.Schedule):
 @pytest.fixture(autouse=True)
 def _registered(monkeypatch):
     monkeypatch.setitem(registry.SCHEDULES, "weak", lambda: Weak(jnp.full((), 6.0)))
+    # What is compiled with options of the compiler can't be traced by another transformation.
+    monkeypatch.setattr(platform, "train_step_options", lambda: None)
 
 
 @functools.cache  # both tests of a case trace its step once
