@@ -68,11 +68,12 @@ def test_bpd_is_of_the_network_and_not_of_the_schedule(trained, mixture):
     higher for a worse network."""
     other = schedules.get("linear_logsnr", log_snr_max=6.0, log_snr_min=-6.0)
     as_other = trained._replace(state=trained.state.replace(schedule=other))
-    value = trials.metrics()["bpd"](trained, mixture, 0)
-    np.testing.assert_allclose(trials.metrics()["bpd"](as_other, mixture, 0), value, rtol=1e-5)
+    bpd = trials.metrics(trained.config)["bpd"]
+    value = bpd(trained, mixture, 0)
+    np.testing.assert_allclose(bpd(as_other, mixture, 0), value, rtol=1e-5)
     for spread in (0.3, 1.0):
         worse = trained._replace(state=trained.state.replace(ema_params=spoiled(trained, spread)))
-        higher = trials.metrics()["bpd"](worse, mixture, 0)
+        higher = bpd(worse, mixture, 0)
         assert higher > value
         value = higher
 
@@ -136,7 +137,7 @@ def test_tune_from_the_command_line(tuned, mixture, capsys, monkeypatch):
     config = cli.read_config(str(out / "best.py"), [])
     assert config.schedule.s == float(winner["schedule.s"])
     training.train(config, tuned / "again")
-    measured = trials.metrics()["bpd"](training.load(tuned / "again"), mixture, config.seed)
+    measured = trials.metrics(config)["bpd"](training.load(tuned / "again"), mixture, config.seed)
     np.testing.assert_allclose(measured, float(winner["bpd"]), rtol=1e-6)
 
     # The verdict is that of fresh seeds.
@@ -151,7 +152,7 @@ def test_tune_from_the_command_line(tuned, mixture, capsys, monkeypatch):
 def test_a_score_of_samples_is_searched_and_confirmed(trained, mixture, tmp_path, monkeypatch):
     """By the number that `evaluate` gives; the confirmation measures it, and it is the headline."""
     found = evaluation.evaluate(trained, mixture, ["swd"], 3)["swd"]["swd"]
-    assert trials.metrics()["swd"](trained, mixture, 3) == found
+    assert trials.metrics(trained.config)["swd"](trained, mixture, 3) == found
     made = [Trial(1, {"schedule.s": 0.05}, "complete", {12: 1.0}, 1.0)]
     monkeypatch.setattr(run, "search", lambda *args: made)
     asked, nan = [], []
@@ -234,3 +235,14 @@ def test_without_a_comparison_nothing_is_claimed(values, words, tmp_path, monkey
     monkeypatch.setattr(run, "search", lambda *args: made)
     found = run.tune(small_config(), ["schedule.s=0.001:0.1:log"], tmp_path, 1, confirm=0)
     assert (found.verdict, found.report, found.best) == (words, None, made[0])
+
+
+def test_a_search_goes_by_what_the_method_compares_runs_by():
+    """Of a method that draws no samples none of their scores; and what misleads stays refused."""
+    config = small_config(method__name="autoencoder", model__name="autoencoder")
+    assert list(trials.metrics(config)) == ["squared_error"]
+    with pytest.raises(ValueError, match="metric='bpd'.*allowed are squared_error"):
+        trials.check_metric("bpd", config)
+    trials.check_metric("squared_error", config)
+    of_diffusion = trials.metrics(small_config())
+    assert "bpd" in of_diffusion and "swd" in of_diffusion and "vlb_variance" not in of_diffusion

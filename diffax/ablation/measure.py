@@ -110,7 +110,7 @@ def measured_metrics(
     """
     named = dict.fromkeys(name for config in configs for name in config.evaluation.metrics)
     names = dict.fromkeys(name for config in configs for name in score_names(config, dataset))
-    own = {m.key: m for config in configs for m in _metrics_of(config)}.values()
+    own = {m.key: m for config in configs for m in metrics_of(config)}.values()
     found = [*score_metrics(named, configs), *own, *score_metrics(names, configs)]
     known = {m.key: m for m in found}
     for metric in given:
@@ -123,7 +123,7 @@ def measured_metrics(
     return sorted((first | known | first).values(), key=lambda m: not m.main)
 
 
-def _metrics_of(config: ConfigDict) -> list[Metric]:
+def metrics_of(config: ConfigDict) -> list[Metric]:
     """The metrics of a training with a config, but for those of samples."""
     method = config_lib.method_before_data(config)
     compared = [m for m in method.compared.values() if not m.impossible()]

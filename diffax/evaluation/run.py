@@ -114,13 +114,16 @@ def measure_of(run: Run, name: str, split: Split, seed: int = 0) -> Callable[[],
     return lambda: run.method.measures[name].summary(arrays(run.state, seed))
 
 
-def compare(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, dict[str, Any]]:
+def compare(
+    run: Run, dataset: Dataset, seed: int = 0, names: Sequence[str] | None = None
+) -> dict[str, dict[str, Any]]:
     """The measures by which an ablation compares runs, on the evaluation split, as `evaluate`.
 
-    Those that are impossible of this run are left out.
+    Those that are impossible of this run are left out. `names`: of some of them.
     """
     found, section = {}, run.config.evaluation
-    for name, measure in run.method.compared.items():
+    for name in run.method.compared if names is None else names:
+        measure = run.method.compared[name]
         if not measure.impossible():
             with progress.doing(f"measuring {name}"):
                 arrays = measuring.over_split(

@@ -200,7 +200,9 @@ def autoencoder(
         step=step,
         sample=None,
         measures={
-            "psnr": Measure(squared_error, psnr_summary, logged=_psnr_logged, metrics=(PSNR,)),
+            "psnr": Measure(
+                squared_error, psnr_summary, logged=_psnr_logged, metrics=(PSNR, ERROR)
+            ),
             "rate": Measure(rate, rate_summary, logged=_rate_logged, metrics=(RATE,)),
         },
         required_finite=required,
@@ -219,6 +221,13 @@ PSNR = Metric(
     digits=2,
     meaning="The peak signal-to-noise ratio of reconstructions of held-out examples, from the mean"
     " of their latents: 10 log10(4 / mean squared error) for values in [-1, 1].",
+)
+ERROR = Metric(
+    "squared_error",
+    "Squared error",
+    digits=4,
+    main=False,
+    meaning="The mean squared error of those reconstructions.",
 )
 RATE = Metric(
     "rate",

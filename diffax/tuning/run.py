@@ -15,7 +15,7 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, evaluation, plugins
 from diffax.ablation import Arm, Metric, Report, Spec, runner
-from diffax.ablation.measure import score_metrics
+from diffax.ablation.measure import metrics_of, score_metrics
 from diffax.config.storage import flat
 from diffax.report.analysis import shortened
 from diffax.report.formatting import format_seconds
@@ -74,7 +74,7 @@ def tune(
       searched: see `space.read`.
       workdir: of everything that is written.
       num_trials, budget (in seconds), pruner: see `search.search`.
-      metric: one of `trials.metrics()`.
+      metric: one of `trials.metrics(config)`.
       num_rungs: how often a trial is measured, see `search.rungs`.
       confirm: seeds of the comparison; 0: none is made.
       workers: its processes; None for one per core.
@@ -128,7 +128,8 @@ def tune(
             overrides = space.overrides(winner.values)
             seeds = [config.seed + 1 + i for i in range(confirm)]
             folder = root / "confirm" / f"trial_{winner.number:03d}"
-            own, measured = [m for m in runner.METRICS if m.key == metric], config
+            measured = config
+            own = [m for m in metrics_of(config) if m.key == metric]
             if metric in evaluation.scores():
                 names = dict.fromkeys([metric, *config.evaluation.metrics])
                 measured = config_lib.changed(config, {"evaluation.metrics": tuple(names)})

@@ -13,29 +13,39 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, evaluation, runtime, training
 from diffax.ablation import measure
+from diffax.ablation.measure import PARTS
 from diffax.registry import suggestion
 from diffax.training import Interrupted, NonFiniteError, Run
 from diffax.tuning.search import Objective, Unfit
 from diffax.tuning.space import Space
 
 
-def _bits_per_dim(run: Run, dataset: data.Dataset, seed: int) -> float:
-    """In continuous time the bound doesn't depend on the schedule between the ends; along the same
-    one its estimate has the same small variance for every trial."""
-    return evaluation.bound_along_line(run, dataset, seed)["bpd"]
+def _compared(name: str, key: str, run: Run, dataset: data.Dataset, seed: int) -> float:
+    """A number of a measure by which an ablation compares runs. The bound is thereby estimated
+    along one schedule for all trials, with the same small variance."""
+    return evaluation.compare(run, dataset, seed, [name])[name][key]
 
 
 def _score(name: str, run: Run, dataset: data.Dataset, seed: int) -> float:
     return evaluation.evaluate(run, dataset, [name], seed)[name][name]
 
 
-def metrics() -> dict[str, Callable[[Run, data.Dataset, int], float]]:
-    """name -> (run, dataset, seed) -> a number, lower is better, to compare networks trained under
-    different schedules by: the bound, and each score of samples that is one such number.
+def metrics(config: ConfigDict) -> dict[str, Callable[[Run, data.Dataset, int], float]]:
+    """name -> (run, dataset, seed) -> a number, lower is better, to compare trials by.
 
-    Each is also measured by `ablation.runner`, which confirms what is found."""
-    able = [name for name in evaluation.scores() if _objection(name) is None]
-    return {"bpd": _bits_per_dim} | {name: functools.partial(_score, name) for name in able}
+    Those that the method of the config compares runs by, such as the bound; and each score of
+    samples that is one such number. Each is also measured by `ablation.runner`, which confirms what
+    is found."""
+    method = config_lib.method_before_data(config)
+    own = {
+        metric.key: functools.partial(_compared, name, metric.entry or metric.key)
+        for name, measure in method.compared.items()
+        for metric in measure.metrics
+        if metric.lower_is_better and metric.key not in (*_REFUSED, *PARTS, "bpd_own")
+    }
+    draws = method.sample is not None
+    able = [name for name in evaluation.scores() if draws and _objection(name) is None]
+    return own | {name: functools.partial(_score, name) for name in able}
 
 
 def _objection(name: str) -> str | None:
@@ -66,7 +76,7 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
 
     Without a data set: as far as that can be said before it is loaded.
     """
-    allowed = metrics()
+    allowed = metrics(config)
     if name not in allowed:
         reason = _objection(name) if name in evaluation.scores() else _REFUSED.get(name)
         words = f" ({reason})" if reason else suggestion(name, allowed)
@@ -80,6 +90,8 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
         evaluation.plan([name], reference, dataset.shape, num, label)
         return
     measure.require_measure(config)
+    if name != "bpd":
+        return
     continuous = not (config.schedule.num_steps or config.evaluation.vlb_num_steps)
     if not (continuous and config_lib.conditioning(config) == "log_snr"):
         raise ValueError(
@@ -119,7 +131,7 @@ def make_objective(
                 return False
             while left and left[0] <= step:
                 left.pop(0)
-            return report(step, metrics()[metric](run, dataset, config.seed))
+            return report(step, metrics(config)[metric](run, dataset, config.seed))
 
         try:
             with runtime.brief():
