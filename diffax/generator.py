@@ -93,7 +93,7 @@ class Generator:
         return self._draw("sample", {}, (), num, seed, label, options)
 
     def labels(self, num: int, label: int | str | Sequence[int | str] | None = None) -> np.ndarray:
-        """The numbers of the classes that `num` samples are told, (num,); `label` as in a call."""
+        """The numbers of the classes of `num` samples, (num,); `label` as in a call."""
         if label is None:
             return in_turn(num, self.run.dataset.num_classes)
         if not self.run.config.model.class_conditional:
@@ -164,7 +164,7 @@ class Generator:
 
         Both are inverted, the starts lie on the great circle between theirs
         (`samplers.interpolate`), and DDIM samples from them without clipping. `label`: the class of
-        both, or that of a and that of b, of which each frame is told the nearer one's.
+        both, or that of a and that of b, of which each frame has the nearer one's.
         """
         arguments.check_within("shares", shares, 1, "each lies between 0 and 1")
         if np.ndim(shares) != 1 or len(shares) == 0:

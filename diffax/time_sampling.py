@@ -21,7 +21,8 @@ from diffax.registry import Registry, require
 class TimeSampler(NamedTuple):
     """init: () -> state. sample: (state, key, batch) -> (u, weight), each (batch,).
 
-    update: (state, u, losses) -> state, told the unweighted losses, (batch,), at the u it drew.
+    update: (state, u, losses) -> state; the unweighted losses, (batch,), are those at the u it
+      drew.
     """
 
     init: Callable[[], Any]

@@ -104,24 +104,24 @@ def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
     Raises:
       ValueError: a field's value is not allowed, or classes are asked for and the data has none.
     """
-    told = {}
+    from_others = {}
     if config.model.class_conditional:
         if dataset.num_classes == 0:
             raise ValueError(
                 f"model.class_conditional=True, but the data set {dataset.name!r} has no labels"
             )
-        told["num_classes"] = dataset.num_classes
+        from_others["num_classes"] = dataset.num_classes
     if config.objective.learned_variance:
-        told["learned_variance"] = True
+        from_others["learned_variance"] = True
     name = config.model.name
     if "data_channels" in models.fields(name):
-        told["data_channels"] = dataset.shape[-1]
+        from_others["data_channels"] = dataset.shape[-1]
     fields = {field: config.model[name][field] for field in model_fields(name)}
-    return models.get(name, **fields, **told)
+    return models.get(name, **fields, **from_others)
 
 
 def conditioning(config: ConfigDict) -> str:
-    """What the network of a config is told of the noise level: "log_snr" or "step"."""
+    """What the network of a config is conditioned on: "log_snr" or "step"."""
     name = config.model.name
     has_choice = "conditioning" in model_fields(name)
     return config.model[name].conditioning if has_choice else "log_snr"

@@ -37,8 +37,8 @@ def _by_jax() -> bool:
 
 def _by_slurm() -> bool:
     # A script of `sbatch` sees the job's variables too, but the step's only `srun` sets.
-    told = "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ
-    return told and (_of_environment("SLURM_NTASKS") or 1) > 1
+    of_step = "SLURM_PROCID" in os.environ and "SLURM_STEP_NODELIST" in os.environ
+    return of_step and (_of_environment("SLURM_NTASKS") or 1) > 1
 
 
 def _by_tpu() -> bool:

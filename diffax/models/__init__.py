@@ -1,7 +1,7 @@
 """Networks: `get("unet", channels=64)` gives a flax module.
 
 All are called alike, `module.apply(variables, x, noise_level, label=None, train=False)`, and know
-nothing of schedules: they are told the noise level, by default as the log-SNR.
+nothing of schedules: they are conditioned on the noise level, by default as the log-SNR.
 """
 
 import inspect

@@ -1,4 +1,4 @@
-"""What a network is told beside x: the noise level as sines and cosines, and a class label."""
+"""What a network is conditioned on: the noise level as sines and cosines, and a class label."""
 
 import flax.linen as nn
 import jax

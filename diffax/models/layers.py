@@ -50,7 +50,7 @@ def check_shared_fields(module: nn.Module, width_field: str) -> None:
     check_name("conditioning", module.conditioning, embeddings.CONDITIONINGS)
 
 
-def check_told(
+def check_conditions(
     x: jax.Array, noise_level: jax.Array, label: jax.Array | None, num_classes: int
 ) -> None:
     """Refuses a noise level or label that is not one number per example, or a label for nothing."""

@@ -10,7 +10,7 @@ from diffax.models.layers import check, is_whole
 
 
 class MLP(nn.Module):
-    """A residual multi-layer perceptron told the noise level by scale and shift in every block.
+    """A residual multi-layer perceptron, conditioned by a scale and a shift in every block.
 
     Each block is h + dense(silu(h (1 + s) + b)) with (s, b) linear in the embedding. The last layer
     starts at zero: the output is exactly zero at initialisation.
@@ -64,7 +64,7 @@ class MLP(nn.Module):
         """
         if x.ndim != 2:
             raise ValueError(f"x has shape {x.shape}; an MLP takes points, (B, D)")
-        layers.check_told(x, noise_level, label, self.num_classes)
+        layers.check_conditions(x, noise_level, label, self.num_classes)
         dtype = layers.DTYPES[self.dtype]
         emb = Conditioning(
             self.width,

@@ -31,7 +31,7 @@ class UNet(nn.Module):
       dropout: rate of dropout in each residual block, in [0, 1); it acts if `train` is true.
       num_classes: K > 0 makes the network take labels 0 .. K - 1 and the null class, K.
       conditioning: what the noise level is: "log_snr" or "step" (of order 0 .. 1000).
-      embedding: how a block is told of it: "add", or "scale_shift" of its second normalisation.
+      embedding: how a block is conditioned: "add", or "scale_shift" of its second normalisation.
       dtype: "float32" or "bfloat16", of the computation; parameters, norm statistics, softmax and
         output are float32.
       remat: recompute each block in the backward pass, which saves memory for time.
@@ -128,7 +128,7 @@ class UNet(nn.Module):
           float32 of x's shape, or (B, ..., 2 C) if `learned_variance`.
         """
         self.check_sizes(x.shape)
-        layers.check_told(x, noise_level, label, self.num_classes)
+        layers.check_conditions(x, noise_level, label, self.num_classes)
         entries = math.prod(x.shape[1:-1]) * self.channels
         network = layers.in_chunks(UNet._network, entries)
         return network(self, x, noise_level, label, train=train)

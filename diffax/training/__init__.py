@@ -1,9 +1,9 @@
-"""Training: one loop, a pure step, checkpoints that resume exactly.
+"""Training: one loop for any method, checkpoints that resume exactly.
 
 For instance:
 
     state, metrics = diffax.training.train(config, "runs/digits")
-    run = diffax.training.load("runs/digits")           # config, model, state, dataset
+    run = diffax.training.load("runs/digits")           # config, method, model, state, dataset
     predict = diffax.training.predictor(run.model, run.state.ema_params)
 """
 
