@@ -277,7 +277,10 @@ class Generator:
             sample = method.sample
             if name != "sample":
                 if method.edit is None:
-                    raise ValueError(f"{name}: method {config.method.name!r} edits no data")
+                    through = "" if config.codec.name == "identity" else " through a codec"
+                    raise ValueError(
+                        f"{name}: method {config.method.name!r} edits no data{through}"
+                    )
                 operation = functools.partial(OPERATIONS[name], **settings)
                 sample = functools.partial(method.edit, operation=operation)
 

@@ -9,7 +9,7 @@ from small_runs import small_config
 
 import diffax
 from diffax import config as config_lib
-from diffax import plugins, registry, training
+from diffax import plugins, training
 
 TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
@@ -23,7 +23,7 @@ CHANGES = {
     "line": dict(method__name="line", method__ridge=0.1),
 }  # fmt: skip
 
-pytestmark = pytest.mark.usefixtures("hasty_compiler")
+pytestmark = pytest.mark.usefixtures("hasty_compiler", "registering")
 
 
 def test_each_example_is_tried():
@@ -34,15 +34,11 @@ def test_each_example_is_tried():
 def test_an_example_trains_and_draws(name, tmp_path):
     path = tmp_path / f"{name}.py"
     path.write_text(EXAMPLES[name])
-    plugin = plugins.load(str(path))
-    try:
-        config = small_config(plugins=(str(path),), training__num_steps=3, **CHANGES[name])
-        config_lib.validate(config)
-        _, metrics = training.train(config, tmp_path / "run")
-        assert np.isfinite(metrics["loss"])
-        run = training.load(tmp_path / "run")
-        if run.method.sample is not None:
-            assert np.isfinite(diffax.Generator(run, num_devices=1)(4)).all()
-    finally:
-        registry.forget(plugin.registers)
-        plugins._LOADED.pop(plugin.name, None)
+    plugins.load(str(path))
+    config = small_config(plugins=(str(path),), training__num_steps=3, **CHANGES[name])
+    config_lib.validate(config)
+    _, metrics = training.train(config, tmp_path / "run")
+    assert np.isfinite(metrics["loss"])
+    run = training.load(tmp_path / "run")
+    if run.method.sample is not None:
+        assert np.isfinite(diffax.Generator(run, num_devices=1)(4)).all()

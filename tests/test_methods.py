@@ -37,10 +37,12 @@ pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
 @pytest.fixture(scope="module", autouse=True)
 def _toy():
+    loaded = dict(plugins._LOADED)
     plugin = plugins.load(str(TOY))
     yield
     registry.forget(plugin.registers)
-    plugins._LOADED.pop(plugin.name, None)
+    plugins._LOADED.clear()
+    plugins._LOADED.update(loaded)
 
 
 def signals(num=64):
@@ -216,7 +218,7 @@ def test_the_command_line_knows_the_toy(signal_file, tmp_path):
     ("changes", "said"),
     [
         (dict(method__name="difusion"), "method.name is 'difusion'; it must be one of .*diffusion"),
-        (dict(method__kl_weight=0.1), "method 'diffusion' has no argument 'kl_weight'"),
+        (dict(method__kl_weight=0.1), "method 'diffusion' has no option 'kl_weight'; it has none"),
         (dict(method__name="autoencoder"), "MLP does not: set model.name='autoencoder'"),
         (dict(model__name="autoencoder"), "Autoencoder does not: set model.name to another"),
         (
@@ -248,6 +250,42 @@ def test_what_a_method_has_not_is_refused(signal_file, tmp_path):
         evaluation.evaluate(run, dataset, ["swd"])
     with pytest.raises(ValueError, match="method 'line' draws no samples"):
         diffax.Generator(tmp_path)
+
+
+def test_what_has_no_effect_is_refused_or_said():
+    config = small_config(method__name="line", plugins=(str(TOY),), schedule__name="linear")
+    assert any("schedule.name" in remark for remark in config_lib.remarks(config))
+    config.training.grad_accumulation = 2
+    with pytest.raises(ValueError, match="grad_accumulation=2: method 'line' has no micro-batches"):
+        config_lib.validate(config)
+    arm = ablation.Arm("a", {"schedule.name": "sigmoid"})
+    with pytest.raises(ValueError, match="schedule.name has no effect, since method.name is 'line"):
+        runner.arm_config(config, arm, 0)
+
+
+def broken(**changes):
+    """The toy with something changed, as a method of its own."""
+    return lambda data, optimizer, ema_decay: methods.get(
+        "line", data=data, optimizer=optimizer, ema_decay=ema_decay
+    )._replace(**changes)
+
+
+def test_what_a_method_of_ones_own_gets_wrong_is_said(tmp_path, monkeypatch):
+    def step_without_loss(state, batch, sharding):
+        return state.replace(step=state.step + 1), {"error": jnp.zeros(())}
+
+    scalar = methods.Measure(lambda s, k, b: {"e": jnp.zeros(())}, lambda found: {}, metrics=())
+    wrong = {
+        "no_loss": (dict(step=step_without_loss), "gives no metric 'loss'; it gives error"),
+        "scalar": (dict(measures={"e": scalar}), r"gave 'e' of shape \(\); one number for each"),
+    }
+    for name, (changes, said) in wrong.items():
+        monkeypatch.setitem(methods.METHODS, name, broken(**changes))
+        config = small_config(method__name=name, training__num_steps=2, plugins=(str(TOY),))
+        with pytest.raises(ValueError, match=said):
+            training.train(config, tmp_path / name)
+            run = training.load(tmp_path / name)
+            evaluation.evaluate(run, data.load_cached(config.data), ["e"])
 
 
 def test_options_of_one_name_have_one_type():

@@ -73,7 +73,7 @@ def test_two_trials_read_once_and_compile_one_step(programs, tmp_path, monkeypat
     """With other values of every number; another family is another program."""
     read, load = [], sources.load
     monkeypatch.setattr(sources, "load", lambda config: read.append(config) or load(config))
-    sources._kept.cache_clear()
+    sources._cached.cache_clear()
     training.train(changed(schedule__s=0.01), tmp_path / "a")
     assert steps_compiled(programs) == 1
     ends = {"schedule__log_snr_max": 5.0, "schedule__log_snr_min": -7.0}

@@ -212,7 +212,7 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> tuple[training.Ru
     # from their spread.
     evaluated = evaluation.compare(run, dataset, config.seed)
     values = {
-        metric.key: evaluated[name][metric.entry or metric.key]
+        metric.key: _number(evaluated[name], name, metric)
         for name in evaluated
         for metric in run.method.compared[name].metrics
     }
@@ -234,6 +234,13 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> tuple[training.Ru
     measured = jsonable(measured, "what was measured")
     write_json(path, measured)
     return run, measured
+
+
+def _number(entry: dict[str, Any], name: str, metric: Metric) -> Any:
+    key = metric.entry or metric.key
+    if key not in entry:
+        raise ValueError(f"measure {name!r} gives {', '.join(entry)}, and not {key!r}")
+    return entry[key]
 
 
 def training_config(config: ConfigDict) -> ConfigDict:

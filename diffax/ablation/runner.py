@@ -192,6 +192,12 @@ def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
             raise ValueError(
                 f"arm {arm.name!r}: {key} has no effect, since model.name is {config.model.name!r}"
             )
+    for key in arm.overrides:
+        if config_lib.unread_by_method(config, key):
+            raise ValueError(
+                f"arm {arm.name!r}: {key} has no effect, since method.name is"
+                f" {config.method.name!r}"
+            )
     config.seed = seed
     return config
 

@@ -169,7 +169,9 @@ def _of_run(args: argparse.Namespace) -> Prepared:
     own = [name for name in method.compared if name in method.measures]
     names = args.metrics or [*own, *scores]
     by_name = evaluation.measurements(trained, dataset, names, args.seed)
-    weights = jax.tree.leaves(jax.device_get(trained.state.ema_params))
+    weights = jax.tree.leaves(
+        jax.device_get(getattr(trained.state, "ema_params", trained.state.params))
+    )
     numbers = {name: measure.metrics for name, measure in method.measures.items()}
     return _saying(by_name, {"weights_hash": files.content_hash(*weights)}), numbers
 

@@ -23,7 +23,7 @@ from diffax.config.build import (
 )
 from diffax.config.checks import remarks, require_finite_ends, validate
 from diffax.config.defaults import default_config
-from diffax.config.methods import build_method, method_before_data
+from diffax.config.methods import build_method, method_before_data, unread_by_method
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
 from diffax.config.storage import (
@@ -68,6 +68,7 @@ __all__ = [
     "schedule_decay_at",
     "to_json",
     "unknown_keys",
+    "unread_by_method",
     "upgraded",
     "validate",
 ]

@@ -6,6 +6,7 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -26,7 +27,7 @@ from diffax import (
 )
 from diffax.config import build, defaults, optimizers
 from diffax.config.kinds import Kind
-from diffax.config.methods import STAND_IN, method_before_data
+from diffax.config.methods import STAND_IN, method_before_data, unread_by_method
 from diffax.config.reading import check_kind, unknown
 from diffax.config.storage import flat, load_plugins
 from diffax.process import AnySchedule
@@ -98,6 +99,11 @@ RULES: dict[str, Rule] = {
     "model.unet.head_width": _whole(1, 65_536),
     "model.unet.remat_levels": _wholes(16, 16),
     "model.mlp.width": _whole(1, 65_536),
+    "model.autoencoder.channels": _whole(1, 16_384),
+    "model.autoencoder.channel_mults": _wholes(64, 16),
+    "model.autoencoder.num_blocks": _whole(1, 32),
+    "model.autoencoder.latent_channels": _whole(1, 4_096),
+    "method.kl_weight": _NOT_NEGATIVE,
     "model.mlp.depth": _whole(1, 1_000),
     "schedule.name": _one_of(schedules.names),
     "schedule.input_scale": _rule(
@@ -347,6 +353,16 @@ def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
     ]
     if unused:
         found.append(f"model.name is {name!r}, so that {', '.join(unused)} have no effect")
+    unread = [
+        key
+        for key, known in defaults.keys().items()
+        if defaults.is_relevant(key, name)
+        and unread_by_method(config, key)
+        and given.get(key, known.default) != known.default
+    ]
+    if unread:
+        method = config.method.name
+        found.append(f"method.name is {method!r}, so that {', '.join(unread)} have no effect")
     if dataset is not None:
         network = build.build_model(config, dataset)
         of_network = getattr(network, "remarks", lambda shape: [])(dataset.shape)
@@ -447,6 +463,9 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
 
 
 def _codec(config: ConfigDict, schedule: AnySchedule) -> None:
+    path = config.codec.path
+    if path and not (Path(path).expanduser() / "config.json").exists():
+        raise ValueError(f"path is {path!r}, which holds no run: there is no config.json")
     if (config.codec.name == "run") != bool(config.codec.path):
         raise ValueError(
             f"name={config.codec.name!r} and path={config.codec.path!r}: path is the workdir of a"
@@ -456,6 +475,12 @@ def _codec(config: ConfigDict, schedule: AnySchedule) -> None:
 
 def _method(config: ConfigDict, schedule: AnySchedule) -> None:
     method_before_data(config)
+    parts = config.training.grad_accumulation
+    if parts > 1 and unread_by_method(config, "training.grad_accumulation"):
+        raise ValueError(
+            f"training.grad_accumulation={parts}: method {config.method.name!r} has no"
+            " micro-batches; set it to 1"
+        )
 
 
 _TOGETHER: tuple[tuple[str, Callable[[ConfigDict, AnySchedule], None]], ...] = (

@@ -27,12 +27,31 @@ def build_method(config: ConfigDict, data: DatasetInfo) -> methods.Method:
       ValueError: an option that the method doesn't take, or parts that can't be built.
     """
     name = config.method.name
-    parts = {
-        part: PARTS[part](config, data) for part in methods.arguments_of(name) if part in PARTS
-    }
+    taken = methods.arguments_of(name)
     given = {key: config.method[key] for key in method_keywords()}
     options = {key: value for key, value in given.items() if value is not None}
+    for key in options:
+        if key not in taken:
+            own = ", ".join(argument for argument in taken if argument not in PARTS)
+            raise ValueError(f"method {name!r} has no option {key!r}; it has {own or 'none'}")
+    parts = {part: PARTS[part](config, data) for part in taken if part in PARTS}
     return methods.get(name, **parts, **options)
+
+
+# Keys, or sections of keys, that have an effect by a part alone.
+_READ_BY = {
+    "schedule.": "schedule",
+    "schedule_learning.": "schedule_learning",
+    "objective.": "objective",
+    "training.grad_accumulation": "grad_accumulation",
+    "model.": "network",
+}
+
+
+def unread_by_method(config: ConfigDict, key: str) -> bool:
+    """Whether a key has no effect, since the method of a config does not take the part."""
+    taken = methods.arguments_of(config.method.name)
+    return any(key.startswith(keys) and part not in taken for keys, part in _READ_BY.items())
 
 
 # Data of which only this is known before they are read: enough to build a method.

@@ -196,6 +196,7 @@ def _train_in(
             else:
                 state, metrics = compiled.step(state, several)
             for run, own in zip(runs, layout.each_metrics(metrics)):
+                _check_has_loss(config, own)
                 run.metrics.add(done + 1, own)
             done += count
             last = done == settings.num_steps
@@ -258,6 +259,14 @@ def _first_call(
     for run in runs:
         run.pace.begin(done)
     return made
+
+
+def _check_has_loss(config: ConfigDict, metrics: Any) -> None:
+    if "loss" not in metrics:
+        raise ValueError(
+            f"the step of method {config.method.name!r} gives no metric 'loss'; it gives"
+            f" {', '.join(metrics)}"
+        )
 
 
 @contextmanager

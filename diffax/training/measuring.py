@@ -61,6 +61,12 @@ def over_split(
             batch = distributed.place_batch(batch, mesh)
             # One ends before the next begins, since the CPUs of several hosts keep no order.
             repeated = [jax.device_get(compiled(state, key, batch)) for key in keys]
+            for name, values in repeated[0].items():
+                if values.shape != (size,):
+                    raise ValueError(
+                        f"a measure gave {name!r} of shape {values.shape}; one number for each"
+                        f" example is needed, shape {(size,)}"
+                    )
             parts.append(jax.tree.map(lambda *arrays: np.stack(arrays), *repeated))
         whole = jax.tree.map(lambda *arrays: np.concatenate(arrays, axis=-1)[:, :num], *parts)
         return jax.tree.map(lambda array: array.astype(np.float64), whole)
