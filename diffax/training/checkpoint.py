@@ -161,7 +161,8 @@ class Checkpoints:
         latest, error = next(iter(damaged.items()))
         others = ", nor is there another that can" if step is None else ""
         raise DamagedError(
-            f"the checkpoint of step {latest} in {self.directory} can't be read{others}: {error}"
+            f"the checkpoint of step {latest} in {self.directory} can't be read{others}:"
+            f" {_first_line(error)}"
         ) from error
 
     def put_aside(self, steps: Iterable[int], word: str) -> None:
@@ -299,7 +300,9 @@ def _writing() -> Iterator[None]:
 
 
 def _first_line(error: Exception) -> str:
-    return str(error).partition("\n")[0][:200]
+    """What an error says, without the details that a library adds to it."""
+    line = str(error).partition("\n")[0]
+    return line.partition(" See full TensorStore details")[0][:200]
 
 
 def _sums(arrays: Mapping[str, jax.Array], loop: dict[str, Any]) -> dict[str, Any]:
