@@ -63,6 +63,13 @@ def latent_config(signals, trained, **changes):
     )
 
 
+def test_a_config_allows_the_codecs_that_there_are():
+    """The rule is written apart from the table, which needs what a config builds."""
+    allowed = f"it must be one of {', '.join(codecs.CODECS)}$"
+    with pytest.raises(ValueError, match=allowed):
+        config_lib.validate(small_config(codec__name="none_of_these"))
+
+
 def test_latents_have_unit_variance_and_come_back(signals, trained):
     codec, x = codecs.load(trained), np.load(signals)["x"]
     z = codec.encode(x)

@@ -187,8 +187,10 @@ def test_the_toy_is_ablated_with_two_seeds_on_two_devices(signal_file, tmp_path)
     arms = ablation.grid({"method.ridge": [0.0, 10.0]})
     spec = ablation.Spec("Ridge", "What does ridge do?", arms[0].name, ())
     report = runner.run_ablation(spec, config, arms, [0, 1], tmp_path, workers=2)
-    results = json.loads((tmp_path / "results.json").read_text())
-    assert '"mse"' in json.dumps(results) and report.html.exists()
+    files = tmp_path.glob("runs/*/*/result.json")
+    found = [json.loads(path.read_text())["result"] for path in files]
+    assert len(found) == 4 and report.html.exists()
+    assert len({run["metrics"]["mse"] for run in found}) == 4
     again = runner.run_ablation(spec, config, arms, [0, 1], tmp_path, workers=2)
     assert again.markdown.read_text() == report.markdown.read_text()
 

@@ -16,12 +16,11 @@ from diffax.config.build import (
     build_schedule,
     build_schedule_optimizer,
     conditioning,
-    infinite_ends,
     learning_rate_at,
     sampling_options,
     schedule_decay_at,
 )
-from diffax.config.checks import remarks, require_finite_ends, validate
+from diffax.config.checks import remarks, validate
 from diffax.config.defaults import default_config
 from diffax.config.methods import build_method, method_before_data, unread_by_method
 from diffax.config.optimizers import DECAYS, OPTIMIZERS
@@ -55,14 +54,12 @@ __all__ = [
     "default_config",
     "differences",
     "from_json",
-    "infinite_ends",
     "load_plugins",
     "learning_rate_at",
     "method_before_data",
     "register_optimizer",
     "relevant",
     "remarks",
-    "require_finite_ends",
     "sampling_options",
     "saved",
     "schedule_decay_at",

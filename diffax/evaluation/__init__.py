@@ -116,7 +116,6 @@ __all__ = [
     "Seen",
     "bits_per_dim",
     "bound_along",
-    "bound_along_line",
     "cached",
     "check_names",
     "classes_told",
@@ -175,7 +174,6 @@ __all__ = [
 _OF_RUNS = (
     "bits_per_dim",
     "bound_along",
-    "bound_along_line",
     "classes_told",
     "compare",
     "draw",

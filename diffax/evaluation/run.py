@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 from ml_collections import ConfigDict
 
-from diffax import arguments, distributed, schedules, training
+from diffax import arguments, distributed, training
 from diffax import config as config_lib
 from diffax.data import Dataset, Split
 from diffax.evaluation import scoring
@@ -121,18 +121,12 @@ def compare(
 
     Those that are impossible of this run are left out. `names`: of some of them.
     """
-    found, section = {}, run.config.evaluation
+    found, mesh = {}, distributed.make_mesh(1)
     for name in run.method.compared if names is None else names:
         measure = run.method.compared[name]
         if not measure.impossible():
             with progress.doing(f"measuring {name}"):
-                arrays = measuring.over_split(
-                    measure,
-                    dataset.eval,
-                    distributed.make_mesh(1),
-                    section.batch_size,
-                    section.num_examples,
-                )
+                arrays = measuring.in_sizes_of(run.config, measure, dataset.eval, mesh)
                 found[name] = measure.summary(arrays(run.state, seed)) | _about(run, seed)
     return found
 
@@ -173,17 +167,6 @@ def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0
             " conditioned on the 'log_snr' has a bound along another schedule"
         )
     return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)
-
-
-def bound_along_line(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
-    """`bound_along` the log-SNR-linear schedule with the ends of the run's own.
-
-    One and the same small variance for all runs compares networks more sharply than each one's own
-    schedule does.
-    """
-    first, last = schedules.concrete_ends(run.state.schedule)
-    line = schedules.linear_logsnr(log_snr_max=first, log_snr_min=last)
-    return bound_along(run, dataset, line, seed)
 
 
 def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:

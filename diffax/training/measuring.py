@@ -152,9 +152,16 @@ def measure_on(
         raise ValueError(
             f"{name!r} can't be measured: method {config.method.name!r} has {known or 'nothing'}"
         )
-    measure, section = method.measures[name], config.evaluation
-    if sentence := measure.impossible():
+    if sentence := method.measures[name].impossible():
         raise ValueError(sentence)
+    return in_sizes_of(config, method.measures[name], split, mesh)
+
+
+def in_sizes_of(
+    config: ConfigDict, measure: Measure, split: Split, mesh: Mesh
+) -> Callable[[State, int], Arrays]:
+    """`over_split` in the sizes of config.evaluation; raises as that."""
+    section = config.evaluation
     return over_split(measure, split, mesh, section.batch_size, section.num_examples)
 
 
