@@ -105,7 +105,7 @@ def vlb(
       x0: (batch, ..., C). Quantised data is k / ((levels - 1) / 2) - 1 for k = 0 .. levels - 1.
       num_steps: T for a continuous schedule, None for continuous time. A discrete schedule has its
         own.
-      prediction: "eps", "x0", "v" or "score".
+      prediction: "eps", "x0", "v", "score" or "flow".
       levels: 256 for 8-bit data, None for real-valued data (the bound is then on a density).
       draws: take these random numbers and need no key.
 
@@ -239,7 +239,7 @@ def ode_log_likelihood(
         numbers then don't depend on the others.
       num_steps: of the classical Runge-Kutta method of order 4, in equal steps of l, four calls
         each; None for adaptive steps (Dormand-Prince) to `tolerance`, relative and absolute.
-      prediction: "eps", "x0", "v" or "score".
+      prediction: "eps", "x0", "v", "score" or "flow".
       divergence: "exact", one derivative for every number of an example, or "hutchinson", an
         unbiased estimate of the trace by `num_probes` random signs, the same along the flow.
 

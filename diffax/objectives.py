@@ -126,7 +126,7 @@ def training_loss(
       schedule: continuous or discrete; discrete for `learned_variance`.
       x0: (batch, ..., C).
       t: (batch,), the schedule's times.
-      prediction: "eps", "x0", "v" or "score".
+      prediction: "eps", "x0", "v", "score" or "flow".
       weighting: a name in `WEIGHTINGS` or a function like those.
       noise: take this as eps, like x0, and need no key.
 
@@ -297,7 +297,7 @@ def schedule_gradient(
         gradient flows through both.
       schedule: continuous, with finite ends. A fixed one has no leaves and gets none back.
       x0: (batch, ..., C).
-      prediction: "eps", "x0", "v" or "score". num_steps, levels: see `likelihood.vlb`.
+      prediction: "eps", "x0", "v", "score" or "flow". num_steps, levels: see `likelihood.vlb`.
       has_aux: also return the bound's terms, `likelihood.VLB`, whose `diffusion` is L.
       draws: take these random numbers, of `likelihood.draw`, and need no key.
 

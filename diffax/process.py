@@ -1,4 +1,4 @@
-"""The forward process, and the only place where eps, x0, v and score convert into each other.
+"""The forward process, and the only place where eps, x0, v, score and flow convert into each other.
 
 Everything is variance preserving: x_t = alpha x0 + sigma eps with alpha^2 + sigma^2 = 1.
 Per-example quantities (t, log-SNR, alpha, sigma) have shape (batch,), or () for all examples
@@ -211,6 +211,10 @@ _READ: dict[str, Callable] = {
     "x0": lambda p, x_t, alpha, sigma: (p, (x_t - alpha * p) / sigma),
     "v": lambda p, x_t, alpha, sigma: (alpha * x_t - sigma * p, sigma * x_t + alpha * p),
     "score": lambda p, x_t, alpha, sigma: ((x_t + sigma**2 * p) / alpha, -sigma * p),
+    "flow": lambda p, x_t, alpha, sigma: (
+        (x_t - sigma * p) / (alpha + sigma),
+        (x_t + alpha * p) / (alpha + sigma),
+    ),
 }
 # target -> (x0, eps, alpha, sigma) -> prediction
 _WRITE: dict[str, Callable] = {
@@ -218,6 +222,7 @@ _WRITE: dict[str, Callable] = {
     "x0": lambda x0, eps, alpha, sigma: x0,
     "v": lambda x0, eps, alpha, sigma: alpha * eps - sigma * x0,
     "score": lambda x0, eps, alpha, sigma: -eps / sigma,
+    "flow": lambda x0, eps, alpha, sigma: eps - x0,
 }
 # prediction -> log_snr -> |eps - eps_hat|^2 / |target - pred|^2, for a network's own prediction
 _EPS_SCALE: dict[str, Callable] = {
@@ -225,10 +230,9 @@ _EPS_SCALE: dict[str, Callable] = {
     "x0": jnp.exp,
     "v": jax.nn.sigmoid,
     "score": lambda log_snr: jax.nn.sigmoid(-log_snr),
+    "flow": lambda log_snr: jax.nn.sigmoid(0.5 * log_snr) ** 2,
 }
-# What a network is trained to predict by a config. The score grows without bound towards the clean
-# end, and no network's output is made for that; of one trained elsewhere it is understood.
-PREDICTIONS = ("eps", "x0", "v")
+PREDICTIONS = tuple(_READ)
 BLIND_AT_ZERO_SNR = ("eps", "score")  # say nothing of x0 there
 
 
@@ -242,7 +246,8 @@ def target_of(prediction: str, x0: jax.Array, eps: jax.Array, log_snr: jax.Array
 def eps_scale(prediction: str, log_snr: jax.Array) -> jax.Array:
     """The factor from a squared error of the prediction to that of eps.
 
-    1 for eps, the SNR for x0, alpha^2 for v, sigma^2 for the score.
+    1 for eps, the SNR for x0, alpha^2 for v, sigma^2 for the score, (alpha / (alpha + sigma))^2 for
+    flow.
     """
     check_prediction(prediction)
     return _EPS_SCALE[prediction](jnp.asarray(log_snr))
@@ -259,16 +264,16 @@ def convert(
     """Turns a prediction of one kind into another, given x_t = alpha x0 + sigma eps.
 
     Kinds: "eps"; "x0"; "v" = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4); "score" = -eps /
-      sigma.
+      sigma; "flow" = eps - x0, flow matching's velocity (Liu 2022; see `schedules.rectified_flow`).
 
     At zero SNR (alpha = 0) x_t holds nothing of x0, so eps and score do not determine x0 or v: the
-    result is not finite (NaN where x_t = sigma eps, else infinite), never a plausible number. v
-    and x0 convert to everything there. At sigma = 0 the same holds for eps and score from x0.
+    result is not finite (NaN where x_t = sigma eps, else infinite), never a plausible number. v,
+    x0 and flow convert to everything there. At sigma = 0 the same holds for eps and score from x0.
 
     Args:
       pred, x_t: (batch, ..., C).
       alpha, sigma: (batch,), () or any shape that broadcasts once trailing axes are appended.
-      source, target: "eps", "x0", "v" or "score".
+      source, target: "eps", "x0", "v", "score" or "flow".
 
     Raises:
       ValueError: an unknown source or target, bytes for numbers, or shapes that don't fit.
@@ -286,7 +291,7 @@ def convert(
 
 
 def check_prediction(prediction: str, name: str = "prediction") -> None:
-    """Raises ValueError unless `prediction` is "eps", "x0", "v" or "score"."""
+    """Raises ValueError unless `prediction` is one of `PREDICTIONS`."""
     if not isinstance(prediction, str) or prediction not in _READ:
         raise ValueError(unknown(name, prediction, _READ))
 
@@ -298,7 +303,8 @@ def refuse_eps_at_zero_snr(schedule: AnySchedule, prediction: str) -> None:
     if prediction in BLIND_AT_ZERO_SNR and schedule.zero_terminal:
         raise ValueError(
             f"prediction={prediction!r} can't give x0 at zero SNR, where this schedule ends: use"
-            " prediction='v' or prediction='x0', or a finite end, by with_endpoints"
+            " prediction='v' or prediction='x0' or prediction='flow', or a finite end, by"
+            " with_endpoints"
         )
 
 

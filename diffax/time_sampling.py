@@ -1,12 +1,14 @@
-"""The density from which training times are drawn: uniform, stratified or by importance.
+"""The density from which training times are drawn: uniform, stratified, or by importance.
 
 A time sampler is three pure functions. It draws u in [0, 1) with weights such that the mean of
 weight * f(u) is an unbiased estimate of f's integral over u; `times_of` turns u into the
-schedule's t.
+schedule's t. A config with `objective.importance_weights=False` leaves the weights out: the density
+then weighs the loss.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -15,7 +17,7 @@ import jax.numpy as jnp
 
 from diffax import arguments
 from diffax.process import AnySchedule
-from diffax.registry import Registry, require
+from diffax.registry import Registry, check_arguments, require, shared_arguments
 
 
 class TimeSampler(NamedTuple):
@@ -74,6 +76,10 @@ def stratified() -> TimeSampler:
     return TimeSampler(lambda: (), sample, _keep)
 
 
+def _check_share(name: str, value: float) -> None:
+    arguments.number(name, value, lambda v: 0 < v <= 1, "must be above 0 and at most 1")
+
+
 class _History(NamedTuple):
     losses: jax.Array  # (bins, kept): the latest losses of each bin, a ring
     count: jax.Array  # (bins,): how many each bin has seen
@@ -83,8 +89,15 @@ def importance(bins: int = 100, kept: int = 10, floor: float = 0.001) -> TimeSam
     """Loss-aware: p(u) proportional to sqrt(E[loss^2 | bin of u]) (Nichol & Dhariwal 2021, eq. 18).
 
     The mean is over the latest `kept` losses of each of `bins` equal bins; drawn uniformly until
-    every bin has as many. A share `floor` of the draws stays uniform. Weight 1 / p(u).
+    every bin has as many. Weight 1 / p(u).
+
+    Args:
+      bins: of u.
+      kept: losses of each bin that are remembered.
+      floor: the share of the draws that stays uniform, above 0.
     """
+    bins, kept = (arguments.whole(*given, 1, 65_536) for given in (("bins", bins), ("kept", kept)))
+    _check_share("floor", floor)
 
     def init():
         return _History(jnp.zeros((bins, kept)), jnp.zeros((bins,), jnp.int32))
@@ -116,21 +129,73 @@ def importance(bins: int = 100, kept: int = 10, floor: float = 0.001) -> TimeSam
     return TimeSampler(init, sample, update)
 
 
-TIME_SAMPLERS: Registry[Callable[[], TimeSampler]] = Registry(
-    "time_sampling", {"uniform": uniform, "stratified": stratified, "importance": importance}
+def logit_normal(location: float = 0.0, scale: float = 1.0, floor: float = 0.01) -> TimeSampler:
+    """logit(u) ~ N(location, scale^2), of a share 1 - floor of the draws; the others are uniform.
+
+    Flow matching's training times (Esser 2024, eq. 19, who have no uniform share and no importance
+    weights: their density weighs the loss). Weight 1 / p(u), at most 1 / floor. Under
+    `rectified_flow` the log-SNR is then N(-2 location, (2 scale)^2).
+
+    Args:
+      location: above 0 for more noise.
+      scale: of the normal density, above 0.
+      floor: the share of uniform draws, which bounds the weights.
+    """
+    arguments.number("location", location, math.isfinite, "must be finite")
+    arguments.number("scale", scale, lambda value: 0 < value < math.inf, "must be positive")
+    _check_share("floor", floor)
+
+    def sample(state, key, batch):
+        keys = jax.random.split(key, 3)
+        drawn = jax.nn.sigmoid(location + scale * jax.random.normal(keys[0], (batch,)))
+        is_uniform = jax.random.bernoulli(keys[1], floor, (batch,))
+        u = jnp.where(is_uniform, jax.random.uniform(keys[2], (batch,)), drawn)
+        u = jnp.clip(u, 1e-7, 1 - 1e-7)  # beyond, the density is 0 in float32
+        z = (jax.scipy.special.logit(u) - location) / scale
+        density = jax.scipy.stats.norm.pdf(z) / (scale * u * (1 - u))
+        return u, 1 / ((1 - floor) * density + floor)
+
+    return TimeSampler(lambda: (), sample, _keep)
+
+
+TIME_SAMPLERS: Registry[Callable[..., TimeSampler]] = Registry(
+    "time_sampling",
+    {
+        "uniform": uniform,
+        "stratified": stratified,
+        "importance": importance,
+        "logit_normal": logit_normal,
+    },
 )
 
 
-def register(name: str, constructor: Callable[[], TimeSampler]) -> None:
-    """Makes a time sampler reachable as config.objective.time_sampling; `constructor()` makes it.
+def register(name: str, constructor: Callable[..., TimeSampler]) -> None:
+    """Makes a time sampler reachable as config.objective.time_sampling.
+
+    Args:
+      constructor: constructor(**options) -> `TimeSampler`; its options, numbers, words or tuples,
+        become keys of config.objective.
 
     Raises:
-      ValueError: the name is taken.
+      ValueError: the name is taken, or the type of an option isn't known or is another one than
+        that of another time sampler's option of the same name.
     """
+    shared_arguments("time_sampling", {**TIME_SAMPLERS, name: constructor})
     TIME_SAMPLERS.register(name, constructor)
 
 
-def get(name: str) -> TimeSampler:
-    """The time sampler of that name; ValueError, with the allowed names, for another."""
-    made = TIME_SAMPLERS.lookup(name)()
+def key_types() -> dict[str, type]:
+    """The options of all time samplers that are keys of a config, with their types."""
+    return shared_arguments("time_sampling", TIME_SAMPLERS)
+
+
+def get(name: str, **options: Any) -> TimeSampler:
+    """The time sampler of that name, built with its options.
+
+    Raises:
+      ValueError: an unknown name, or an option that it does not take; lists the allowed ones.
+    """
+    constructor = TIME_SAMPLERS.lookup(name)
+    check_arguments(f"time_sampling={name!r}", constructor, options)
+    made = constructor(**options)
     return require(f"time_sampling={name!r}", made, "TimeSampler", "init", "sample", "update")

@@ -6,7 +6,8 @@
 
 What diffusers gives is written to a file, against which the tests compare without it. The predictor
 is no denoiser of any data, so that nothing cancels: eps = sin(2 x + 0.3 l) + 0.2 x sigmoid(l) at
-log-SNR l. In float64, but for what diffusers rounds to float32 itself (1e-7).
+log-SNR l, and of flow matching u = sin(2 z + 0.3 t) + 0.2 z (1 - t). In float64, but for what
+diffusers rounds to float32 itself (1e-7).
 """
 
 from __future__ import annotations
@@ -66,6 +67,22 @@ def by_sigmas(scheduler, num_steps, start, noise, scaled=False, **options):
     return np.array(log_snrs), np.array(states)
 
 
+def flow_matching(num_steps, start, noise, **options):
+    """Of the scheduler that counts in t, whose state is z = (1 - t) x0 + t eps."""
+    scheduler = diffusers.FlowMatchEulerDiscreteScheduler(T, **options)
+    scheduler.set_timesteps(num_steps)
+    scheduler.sigmas = scheduler.sigmas.double()
+    times = scheduler.sigmas.numpy()
+    with np.errstate(divide="ignore"):
+        log_snrs = 2 * np.log((1 - times) / times)
+    z, states = torch.tensor(start), []
+    for i, t in enumerate(scheduler.timesteps):
+        u = torch.tensor(np.asarray(cases.velocity(z.numpy(), times[i])))
+        z = scheduler.step(u, t, z).prev_sample.double()
+        states.append(z.numpy() / np.hypot(1 - times[i + 1], times[i + 1]))
+    return log_snrs[:-1], np.array(states)
+
+
 def nth_noise(noise, i):
     return torch.tensor(noise[i])
 
@@ -117,6 +134,8 @@ RUNS = {
     "unipc": lambda *a: by_sigmas(
         diffusers.UniPCMultistepScheduler(**VP, **LAST, solver_order=2, solver_type="bh2"), *a
     ),
+    "flow matching": flow_matching,
+    "flow matching, shift 3": lambda *a: flow_matching(*a, shift=3.0),
 }
 
 

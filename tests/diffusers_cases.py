@@ -13,7 +13,7 @@ from exact import in_float64, wrong
 
 import diffax
 from diffax import schedules
-from diffax.process import by_log_snr
+from diffax.process import by_log_snr, expand_to
 
 NUM_STEPS = 8
 SHAPE = (4, 3)
@@ -31,11 +31,27 @@ CASES = {
     "dpmpp_2m": ("dpmpp_2m", {}, 1, 0),
     "dpmpp_2m_sde": ("dpmpp_2m_sde", {}, 1, 0),
     "unipc": ("unipc", {}, 1, 0),
+    "flow matching": ("ddim", dict(prediction="flow"), 1, 0),
+    "flow matching, shift 3": ("ddim", dict(prediction="flow"), 1, 0),
 }
 # Those that diffusers computes in float32, or with float32 levels in between.
-IN_FLOAT32 = ("euler", "dpm_solver, order 2", "dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde")
+IN_FLOAT32 = (
+    *("euler", "dpm_solver, order 2", "dpmpp_2s", "dpmpp_2m", "dpmpp_2m_sde"),
+    *("flow matching", "flow matching, shift 3"),
+)
 # diffusers' single-step solvers take two first-order steps at the end, ours takes one.
 LAST_STEPS_APART = ("dpm_solver, order 2", "dpmpp_2s")
+
+
+def velocity(z, t):
+    """A predictor of flow matching, as `exact.wrong` is one of eps: z = (1 - t) x0 + t eps."""
+    return jnp.sin(2 * z + 0.3 * t) + 0.2 * z * (1 - t)
+
+
+def as_flow(x_t: jax.Array, log_snr: jax.Array) -> jax.Array:
+    """`velocity` of a variance-preserving x_t at a log-SNR."""
+    t = jax.nn.sigmoid(-0.5 * expand_to(log_snr, x_t))
+    return velocity(x_t * jnp.hypot(1 - t, t), t)
 
 
 @in_float64
@@ -51,10 +67,11 @@ def start_and_noise() -> tuple[np.ndarray, np.ndarray]:
 def ours(name: str, log_snrs: np.ndarray) -> np.ndarray:
     """The states after each step of the case at these levels: (steps, *SHAPE), float64."""
     sampler, options, *_ = CASES[name]
-    table = schedules.from_log_snr_table(jnp.asarray(log_snrs[::-1], jnp.float64))
+    levels = jnp.asarray(log_snrs[::-1], jnp.float64)
+    table = schedules.from_log_snr_table(levels, zero_terminal=bool(np.isneginf(log_snrs[0])))
     _, states = diffax.sample(
         KEY,
-        by_log_snr(wrong),
+        by_log_snr(as_flow if "prediction" in options else wrong),
         table,
         SHAPE,
         sampler,

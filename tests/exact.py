@@ -10,7 +10,7 @@ from diffax import process
 from diffax.data.mixture import GaussianMixture
 from diffax.schedules import alpha_of, sigma_of
 
-PREDICTIONS = ("eps", "x0", "v")
+PREDICTIONS = process.PREDICTIONS
 
 MEAN = np.array([0.8, -0.5])
 COVARIANCE = np.array([[0.5, 0.2], [0.2, 0.3]])
@@ -30,14 +30,13 @@ def three_modes(dtype=np.float32) -> GaussianMixture:
 
 
 def predicts(mixture: GaussianMixture, prediction: str = "eps") -> Callable:
-    """f(x_t, log_snr): the conditional mean of eps, x0 or v, which no predictor can better."""
+    """f(x_t, log_snr): the conditional mean of the prediction, which no predictor can better."""
 
-    def v(x_t, log_snr):
-        alpha = process.expand_to(alpha_of(log_snr), x_t)
-        sigma = process.expand_to(sigma_of(log_snr), x_t)
-        return alpha * mixture.eps(x_t, log_snr) - sigma * mixture.denoise(x_t, log_snr)
+    def mean(x_t, log_snr):
+        estimates = mixture.denoise(x_t, log_snr), mixture.eps(x_t, log_snr)
+        return process.target_of(prediction, *estimates, log_snr)
 
-    return {"eps": mixture.eps, "x0": mixture.denoise, "v": v}[prediction]
+    return {"eps": mixture.eps, "x0": mixture.denoise}.get(prediction, mean)
 
 
 def predictor(mixture: GaussianMixture, prediction: str = "eps") -> Callable:

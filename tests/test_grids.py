@@ -109,7 +109,9 @@ def test_time_formulas(n):
 
 
 @pytest.mark.parametrize("grid", OF_LEVELS)
-@pytest.mark.parametrize("name", ["alpha_bar_linear", "sigmoid", "cosine", "laplace"])
+@pytest.mark.parametrize(
+    "name", ["alpha_bar_linear", "rectified_flow", "sigmoid", "cosine", "laplace"]
+)
 def test_level_grids_are_exact_where_float32_times_cannot_tell_levels_apart(name, grid):
     """Near t = 1, alpha_bar_linear's times are 6e-8 apart, and its log-SNR then 1 and more."""
     t, log_snr = visited(schedules.get(name), 1000, grid)

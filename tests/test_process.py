@@ -16,7 +16,7 @@ from diffax import process, schedules
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
 discrete = pytest.mark.parametrize("name", DISCRETE)
-KINDS = ("eps", "x0", "v", "score")
+KINDS = process.PREDICTIONS
 
 
 def normal(seed, *shape):
@@ -217,8 +217,9 @@ def test_a_continuous_schedule_needs_the_earlier_time():
 
 
 def kinds_of(x0, eps, alpha, sigma):
-    """The four predictions that all say the same, by their definitions."""
-    return {"eps": eps, "x0": x0, "v": alpha * eps - sigma * x0, "score": -eps / sigma}
+    """The predictions that all say the same, by their definitions."""
+    by_levels = {"v": alpha * eps - sigma * x0, "score": -eps / sigma}
+    return {"eps": eps, "x0": x0, **by_levels, "flow": eps - x0}
 
 
 PAIRS = list(itertools.product(KINDS, KINDS))
@@ -262,14 +263,14 @@ def test_conversions_in_float32_lose_what_the_noise_level_costs(source, target):
     assert np.max(error * np.minimum(a, s)) < 2e-6
 
 
-def test_v_and_x0_convert_to_everything_at_zero_snr_and_eps_to_nothing_plausible():
+def test_v_x0_and_flow_convert_to_everything_at_zero_snr_and_eps_to_nothing_plausible():
     x0, eps = jnp.asarray(normal(0, 2, 3)), jnp.asarray(normal(1, 2, 3))
     alpha, sigma = jnp.zeros(2), jnp.ones(2)
     kinds = kinds_of(x0, eps, 0.0, 1.0)
-    for source, target in itertools.product(("v", "x0"), KINDS):
+    for source, target in itertools.product(("v", "x0", "flow"), KINDS):
         found = diffax.convert(kinds[source], eps, alpha, sigma, source, target)
-        np.testing.assert_array_equal(found, kinds[target])
-    for source, target in itertools.product(("eps", "score"), ("x0", "v")):
+        np.testing.assert_allclose(found, kinds[target], rtol=0, atol=5e-7)  # eps - (eps - x0)
+    for source, target in itertools.product(("eps", "score"), ("x0", "v", "flow")):
         # x_t = sigma eps exactly gives 0 / 0, any other x_t an infinity
         for x_t in (eps, eps + 0.1):
             found = diffax.convert(kinds[source], x_t, alpha, sigma, source, target)
@@ -329,6 +330,7 @@ def test_eps_prediction_is_refused_where_the_schedule_ends_at_zero_snr():
             assert word in str(caught.value)
         process.refuse_eps_at_zero_snr(schedule, "v")
         process.refuse_eps_at_zero_snr(schedule, "x0")
+        process.refuse_eps_at_zero_snr(schedule, "flow")
     process.refuse_eps_at_zero_snr(schedules.linear().discretize(50), "eps")
     with pytest.raises(ValueError, match="prediction='score' can't give x0 at zero SNR"):
         process.refuse_eps_at_zero_snr(rescaled, "score")

@@ -2,6 +2,7 @@
 
 import math
 
+import exact
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -10,6 +11,7 @@ import scipy.integrate
 import scipy.stats
 from schedule_cases import REGISTERED
 
+import diffax
 from diffax import schedules
 
 # Where the written-out forms have ten digits.
@@ -61,6 +63,7 @@ DEFINITIONS = {
     ),
     "sigmoid": lambda t: _from_alpha_bar(_sigmoid_alpha_bar(t)),
     "alpha_bar_linear": lambda t: _from_alpha_bar(1 - t),
+    "rectified_flow": lambda t: _from_alpha_bar((1 - t) ** 2 / ((1 - t) ** 2 + t**2)),
     "linear_logsnr": lambda t: 10 - 20 * t,
     "cosine_logsnr": lambda t: _tan_line(t, 10, -10),
     "sigmoid_logsnr": lambda t: _truncated(scipy.stats.logistic(), t),
@@ -91,6 +94,31 @@ def test_defaults_that_sources_leave_open():
         edm = schedules.get("edm")
         assert edm.mean == pytest.approx(2 * (math.log(0.5) + 1.2), abs=0.005)
         assert edm.std == pytest.approx(2 * 1.2)
+
+
+@exact.in_float64
+def test_rectified_flow_is_the_straight_path_but_for_its_scale():
+    schedule, t = schedules.rectified_flow(), TIMES[:, None]
+    x0, eps = np.random.default_rng(0).standard_normal((2, len(TIMES), 3))
+    x_t, z_t = diffax.q_sample(schedule, x0, TIMES, eps), (1 - t) * x0 + t * eps
+    np.testing.assert_allclose(x_t * np.hypot(1 - t, t), z_t, rtol=1e-12, atol=1e-14)
+    # the velocity of z gives z's own ends: x0 = z - t u, eps = z + (1 - t) u
+    scales = schedule.alpha(TIMES), schedule.sigma(TIMES)
+    for target, value in {"x0": z_t - t * (eps - x0), "eps": z_t + (1 - t) * (eps - x0)}.items():
+        found = diffax.convert(eps - x0, x_t, *scales, "flow", target)
+        np.testing.assert_allclose(found, value, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("s", [0.5, 3.0])
+@exact.in_float64
+def test_the_shift_of_flow_matching_is_the_one_by_resolution(s):
+    """t' = s t / (1 + (s - 1) t)."""
+    flow, moved = schedules.rectified_flow(), s * TIMES / (1 + (s - 1) * TIMES)
+    shifted = schedules.shifted(flow, s, 1)
+    np.testing.assert_allclose(shifted.log_snr(TIMES), flow.log_snr(moved), rtol=0, atol=1e-11)
+    np.testing.assert_allclose(
+        shifted.log_snr(TIMES), flow.log_snr(TIMES) - 2 * np.log(s), rtol=0, atol=1e-12
+    )
 
 
 @pytest.mark.parametrize("num_steps", (25, 100, 1000))

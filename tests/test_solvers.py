@@ -203,6 +203,7 @@ ENDLESS = {
     "sigmoid": schedules.sigmoid,
     "sharp sigmoid": lambda: schedules.sigmoid(tau=0.3),
     "alpha_bar_linear": schedules.alpha_bar_linear,
+    "rectified_flow": schedules.rectified_flow,
     "shifted cosine": lambda: schedules.shifted(schedules.cosine(), 256, 64),
     "discrete cosine": lambda: schedules.cosine().discretize(1000),
 }

@@ -13,6 +13,8 @@ from scipy import stats
 from diffax import schedules, time_sampling
 from diffax.time_sampling import TIME_SAMPLERS
 
+KEY = jax.random.key(9)
+
 
 def loss_at(u):
     """A loss that varies much with the time; its integral over u is 1/3 + 1/10."""
@@ -103,6 +105,25 @@ def test_importance_keeps_the_latest_losses_of_a_bin():
     # more in one batch than a bin holds: as many as it holds, each once
     state = sampler.update(sampler.init(), jnp.full((5,), 0.75), jnp.arange(1.0, 6.0))
     np.testing.assert_array_equal(np.sort(state.losses[1]), [1.0, 2.0, 3.0])
+
+
+def test_logit_normal_times_are_normal_in_the_log_snr_of_rectified_flow():
+    """All but the uniform share; N(-2 location, (2 scale)^2)."""
+    sampler = time_sampling.get("logit_normal", location=0.5, scale=1.2, floor=1e-6)
+    u, weight = sampler.sample((), jax.random.key(9), 4000)
+    log_snr = np.asarray(schedules.rectified_flow().log_snr(u))
+    assert stats.kstest(log_snr, stats.norm(-1.0, 2.4).cdf).pvalue > 1e-3
+    density = stats.norm(0.5, 1.2).pdf(-log_snr / 2) / np.asarray(u * (1 - u))
+    np.testing.assert_allclose(weight, 1 / density, rtol=0.05)
+    assert time_sampling.get("logit_normal", floor=0.1).sample((), KEY, 4000)[1].max() <= 10
+
+
+@pytest.mark.parametrize("name", ["importance", "logit_normal"])
+def test_shares_are_shares(name):
+    with pytest.raises(ValueError, match="floor=0: must be above 0 and at most 1"):
+        time_sampling.get(name, floor=0)
+    with pytest.raises(ValueError, match="has no argument 'flor' .did you mean floor"):
+        time_sampling.get(name, flor=0)
 
 
 @settings(max_examples=8)

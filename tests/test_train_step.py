@@ -95,6 +95,26 @@ def test_time_sampler_state_is_carried():
     assert int(jnp.sum(state.time_sampler_state.count)) == 3 * 32
 
 
+def test_importance_weights_weigh_the_loss_unless_they_are_left_out(monkeypatch):
+    plain = time_sampling.uniform()
+
+    def doubled(state, key, batch):
+        u, weight = plain.sample(state, key, batch)
+        return u, 2 * weight
+
+    monkeypatch.setitem(
+        time_sampling.TIME_SAMPLERS, "doubled", lambda: plain._replace(sample=doubled)
+    )
+    losses = []
+    for weighed in (True, False):
+        config = small_config(
+            objective__time_sampling="doubled", objective__importance_weights=weighed
+        )
+        step, state = prepare(config)
+        losses.append(step(state, batch_of())[1]["loss"])
+    np.testing.assert_allclose(losses[0], 2 * losses[1], rtol=1e-6)
+
+
 @pytest.mark.parametrize("optimizer", ["adamw", "sgd"])
 def test_optimizer_of_the_config_is_used(optimizer):
     """With a zero gradient the weights decay under adamw and stay under sgd."""

@@ -14,7 +14,7 @@ from schedule_cases import REGISTERED, bounded, randomised
 
 from diffax import schedules
 
-INFINITE = ("cosine", "sigmoid", "alpha_bar_linear")  # at both ends
+INFINITE = ("cosine", "sigmoid", "alpha_bar_linear", "rectified_flow")  # at both ends
 
 
 # --- endpoints ----------------------------------------------------------------------------------
@@ -152,7 +152,7 @@ def test_which_schedules_end_at_zero_snr():
     for name in REGISTERED:
         assert not schedules.get(name).zero_terminal
         assert schedules.get(name).discretize(30).zero_terminal == (
-            name in ("sigmoid", "alpha_bar_linear")
+            name in ("sigmoid", "alpha_bar_linear", "rectified_flow")
         )
         rescaled = schedules.zero_terminal_snr(schedules.get(name))
         assert rescaled.zero_terminal

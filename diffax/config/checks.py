@@ -345,6 +345,12 @@ def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
             f"optimizer.warmup_steps={warmup:,} is more than training.num_steps={num_steps:,}: the"
             f" learning rate rises to {num_steps / warmup:.2g} of optimizer.learning_rate at most"
         )
+    objective = config.objective
+    if objective.prediction == "score" and objective.weighting == "simple":
+        found.append(
+            "objective.prediction='score' with objective.weighting='simple': the score's error"
+            " grows as 1 / sigma^2 towards the clean end; the other weightings weigh that of eps"
+        )
     given, name = flat(config), config.model.name
     unused = [
         key

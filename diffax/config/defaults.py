@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from diffax import data, methods, models, samplers, schedules
+from diffax import data, methods, models, samplers, schedules, time_sampling
 from diffax.config.kinds import Kind, kind_of
 from diffax.registry import annotation_of
 
@@ -79,6 +79,9 @@ _KEYS: dict[str, Key] = {
     "objective.prediction": _key("eps", "what the network predicts"),
     "objective.weighting": _key("simple", "of the loss, by log-SNR"),
     "objective.time_sampling": _key("stratified", "how training times are drawn"),
+    "objective.importance_weights": _key(
+        True, "weigh each time by 1 / its density, so that the density changes no expectation"
+    ),
     "objective.learned_variance": _key(False, "the network also learns the reverse variance"),
     "objective.hybrid_weight": _key(1e-3, "of the VLB in the loss, if the variance is learned"),
     "optimizer.name": _key("adam", "of the network"),
@@ -165,8 +168,8 @@ def keys() -> dict[str, Key]:
     """Every dotted key, those of a section together; one that is not here does not exist.
 
     To the table are added the fields of `DataConfig`, those of each network as
-    `model.<network>.<field>`, and the arguments of the schedules and the samplers, with what their
-    docstrings say of them. What is registered later counts.
+    `model.<network>.<field>`, and the arguments of the schedules, the time samplers and the
+    samplers, with what their docstrings say of them. What is registered later counts.
     """
     found = dict(_KEYS)
     for network in models.names():
@@ -179,6 +182,7 @@ def keys() -> dict[str, Key]:
         ("data", "data source", _of_sources()),
         ("method", "method", method_keywords()),
         ("schedule", "schedule", schedule_keywords()),
+        ("objective", "time sampler", time_sampler_keywords()),
         ("sampling", "sampler", sampler_keywords()),
     ):
         for name, key in members.items():
@@ -228,6 +232,11 @@ def schedule_keywords() -> dict[str, Key]:
 def method_keywords() -> dict[str, Key]:
     """Each option of a method; None: the method's own default."""
     return _optional(methods.METHODS, methods.key_types())
+
+
+def time_sampler_keywords() -> dict[str, Key]:
+    """Each option of a time sampler; None: the time sampler's own default."""
+    return _optional(time_sampling.TIME_SAMPLERS, time_sampling.key_types())
 
 
 def sampler_keywords() -> dict[str, Key]:

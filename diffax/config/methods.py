@@ -10,7 +10,7 @@ from ml_collections import ConfigDict
 
 from diffax import methods, time_sampling
 from diffax.config import build
-from diffax.config.defaults import method_keywords
+from diffax.config.defaults import method_keywords, time_sampler_keywords
 from diffax.data import DatasetInfo
 from diffax.methods.diffusion import Objective, ScheduleLearning
 from diffax.methods.diffusion_measures import Settings
@@ -71,10 +71,12 @@ def _conditions(config: ConfigDict, data: DatasetInfo) -> dict[str, Condition]:
 
 def _objective(config: ConfigDict, data: DatasetInfo) -> Objective:
     section = config.objective
+    options = {key: section[key] for key in time_sampler_keywords() if section[key] is not None}
     return Objective(
         prediction=section.prediction,
         weighting=section.weighting,
-        times=time_sampling.get(section.time_sampling),
+        times=time_sampling.get(section.time_sampling, **options),
+        importance_weights=section.importance_weights,
         learned_variance=section.learned_variance,
         hybrid_weight=section.hybrid_weight,
     )

@@ -41,13 +41,15 @@ class TrainState(flax.struct.PyTreeNode):
 
 
 class Objective(NamedTuple):
-    """The network's objective; see `objectives.training_loss`."""
+    """The network's objective; see `objectives.training_loss`. Without `importance_weights` the
+    density of `times` weighs the loss."""
 
     prediction: str
     weighting: str
     times: TimeSampler
     learned_variance: bool
     hybrid_weight: float
+    importance_weights: bool = True
 
 
 class ScheduleLearning(NamedTuple):
@@ -223,6 +225,7 @@ def diffusion(
         "u", at which the time was drawn, "loss", "weighted" and "log_snr"."""
         num = len(x0) * sharding.size
         u, weight = times.sample(state.time_sampler_state, keys["times"], num)
+        weight = weight if objective.importance_weights else jnp.ones_like(weight)
         noise = jax.random.normal(keys["noise"], (num, *x0.shape[1:]), x0.dtype)
         local = sharding.local({"u": u, "weight": weight, "noise": noise})
         acting = effective(state.schedule)

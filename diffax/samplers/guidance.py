@@ -97,7 +97,7 @@ def by_classifier(
       predict: predict(x_t, log_snr), the unguided network.
       log_probability: (x_t, log_snr) -> log p(y | x_t), (batch,), by a classifier of noisy data.
       scale: a number, or a function of log-SNR; 1 samples p(x | y) if both networks are exact.
-      prediction: what `predict` gives: "eps", "x0", "v" or "score".
+      prediction: what `predict` gives: "eps", "x0", "v", "score" or "flow".
 
     Raises:
       ValueError: an unknown prediction.

@@ -122,8 +122,8 @@ def sample(
       sampler: a name in `SAMPLERS`; its docstring tells the calls per step. `options` go to it.
       num_steps: levels visited, at least 1, which is one call from the noisy end to x0; in a
         discrete schedule at most T.
-      prediction: "eps", "x0", "v" or "score". At the noisy end eps and score say little of x0,
-        whose error is theirs over alpha: one call is for v and x0.
+      prediction: "eps", "x0", "v", "score" or "flow". At the noisy end eps and score say little of
+        x0, whose error is theirs over alpha: one call is for v, x0 and flow.
       grid: a name in `grids.GRIDS`, or the times themselves, strictly decreasing, or the levels, as
         `visited_levels` gives them.
       x_init: the start, at the first level; standard normal if left out. Of any floating dtype,
@@ -136,7 +136,7 @@ def sample(
         (Saharia 2022, section 2.3).
       log_snr_max, log_snr_min: the range visited. Beyond it levels are clipped, so that schedules
         with infinite ends start and end at finite ones. A zero-terminal-SNR schedule is started at
-        zero SNR exactly, by v and x0 prediction.
+        zero SNR exactly, by v, x0 and flow prediction.
       low_order_finish: the last step goes to x0, which every solver does with order 1, as is
         advised at few steps (Lu 2022b). If False it goes to the clean end of the range with the
         solver's own order, and the noise of that level stays in.
@@ -234,8 +234,7 @@ def _range(
     if prediction in process.BLIND_AT_ZERO_SNR and endless:
         raise ValueError(
             f"log_snr_min=-inf with prediction={prediction!r}: {prediction} can't give x0 at zero"
-            " SNR; use a finite"
-            " log_snr_min, or v or x0 prediction"
+            " SNR; use a finite log_snr_min, or v, x0 or flow prediction"
         )
     lowest = -jnp.inf if schedule.zero_terminal else log_snr_min
     first, last = (jnp.asarray(end, jnp.result_type(float)) for end in ends_of(schedule))

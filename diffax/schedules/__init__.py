@@ -27,6 +27,7 @@ from diffax.schedules.families import (
     cosine,
     linear,
     quadratic,
+    rectified_flow,
     sigmoid,
     sigmoid_beta,
 )
@@ -84,6 +85,7 @@ __all__ = [
     "linear_logsnr",
     "names",
     "quadratic",
+    "rectified_flow",
     "register",
     "require_finite_ends",
     "shifted",

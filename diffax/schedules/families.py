@@ -267,6 +267,32 @@ def alpha_bar_linear() -> Schedule:
     return AlphaBarLinear()
 
 
+@pytree
+class RectifiedFlow(Schedule):
+    """log-SNR 2 log((1 - t) / t) (Liu 2022; Lipman 2022)."""
+
+    def log_snr(self, t):
+        """2 (log(1 - t) - log t)."""
+        t = as_float(t)
+        return 2 * (jnp.log1p(-t) - jnp.log(t))
+
+    def inverse_log_snr(self, log_snr):
+        """sigmoid(-log_snr / 2)."""
+        return jax.nn.sigmoid(-0.5 * as_float(log_snr))
+
+
+def rectified_flow() -> Schedule:
+    """log-SNR 2 log((1 - t) / t): that of flow matching's straight path, z_t = (1 - t) x0 + t eps.
+
+    z_t = x_t sqrt((1 - t)^2 + t^2) is diffax's x_t but for its scale: rescaling changes no SNR. A
+    network of flow matching is one of `prediction="flow"`, eps - x0 = dz/dt; Euler's steps along z
+    are those of the sampler `ddim`. Flow matching's shift by resolution (Esser 2024, eq. 23),
+    t' = s t / (1 + (s - 1) t), lowers the log-SNR by 2 log s: it is `shifted(schedule, s, 1)`.
+    Infinite log-SNR at both ends.
+    """
+    return RectifiedFlow()
+
+
 def _log_sinh(x: jax.Array) -> jax.Array:
     """log sinh(x) for x >= 0, minus infinity at 0."""
     return x + jnp.log(-jnp.expm1(-2 * x)) - math.log(2)

@@ -22,6 +22,7 @@ SCHEDULES: Registry[Callable[..., Schedule]] = Registry(
             families.sigmoid,
             families.sigmoid_beta,
             families.alpha_bar_linear,
+            families.rectified_flow,
             log_snr_families.linear_logsnr,
             log_snr_families.cosine_logsnr,
             log_snr_families.sigmoid_logsnr,
