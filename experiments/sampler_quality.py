@@ -1,6 +1,6 @@
 """How good are samples for the network calls that they cost? Every sampler, on trained networks.
 
-    python experiments/sampler_quality.py --steps 1000         # digits, 4 networks, one CPU core
+    python experiments/sampler_quality.py --steps 1000 --grid uniform    # digits, one CPU core
     python experiments/sampler_quality.py --steps 4000 --seeds 5 --num-samples 1000
     python experiments/sampler_quality.py --config configs/fashion_mnist.py     # on a GPU
     python experiments/sampler_quality.py --steps 1000 --grid karras --counts 10,20
@@ -259,7 +259,9 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batches", type=int, default=1, help="distances for each network (default 1)")
     add("--samplers", type=comma_list(str), default=names, help="(default: %(default)s)")
     add("--counts", type=comma_list(int), default="5,10,20,50", help="(default: %(default)s)")
-    add("--grid", choices=sorted(samplers.GRIDS), help="of the times (default: the config's)")
+    add(
+        "--grid", choices=sorted(samplers.GRIDS), help="(default: the config's or the solver's own)"
+    )
     add("--margin", type=float, default=1.1, help="a ratio that is as good (default 1.1)")
     args = parser.parse_args(argv)
     if unknown := set(args.samplers) - set(CURVES):
@@ -271,7 +273,8 @@ def parse(argv: Sequence[str] | None) -> argparse.Namespace:
 
 def about(args: argparse.Namespace, config: ConfigDict, held_out: int, floor: float) -> str:
     """What was measured, and what the intervals are over."""
-    num, grid = config.evaluation.num_samples, args.grid or config.sampling.grid
+    num = config.evaluation.num_samples
+    grid = args.grid or config.sampling.grid or "each solver's own"
     covers = (
         f"{args.seeds} networks, each with noise of its own: training and sampling are covered"
         if args.seeds > 1

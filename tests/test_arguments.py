@@ -304,7 +304,6 @@ NOISY = dict(prediction="x0", num_steps=2)
             lambda: samplers.inpaint(KEY, predict, LINE, X, X, num_steps=20, num_resamples=10**5),
             "num_resamples=100000 and num_steps=20 make 2,000,000 steps: at most 1,000,000",
         ),
-        (lambda: draw(grid=None), "grid is None, of type NoneType: must be real numbers"),
         (lambda: draw(grid=["a"]), r"grid is \['a'\], of type list: must be real numbers"),
         (lambda: draw(grid=[True, False]), r"grid is \[True, False\], of type list: must be real"),
     ],

@@ -11,7 +11,7 @@ from diffax.samplers import GRIDS
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
-OF_LEVELS = ("logsnr", "karras")
+OF_LEVELS = ("logsnr", "karras", "angle")
 OF_TIMES = tuple(name for name in GRIDS if name not in OF_LEVELS)
 
 
@@ -69,17 +69,24 @@ def test_quadratic_indices_are_squares_moved_apart_near_the_end():
     assert t[0] == 19 and np.all(np.diff(t) < 0) and t[-1] >= 0
 
 
+def of_levels(grid, first, last, n):
+    """The log-SNRs of a level grid from `last`, the noisy end, to `first`, in float64."""
+    shares = np.linspace(0, 1, n)
+    noisy, clean = (np.arctan(np.exp(-end / 2)) for end in (last, first))
+    angles = clean + (noisy - clean) * (1 - np.arange(n) / n) ** 1.25
+    return {
+        "logsnr": last * (1 - shares) + first * shares,
+        "karras": -14 * np.log(np.exp(-last / 14) * (1 - shares) + np.exp(-first / 14) * shares),
+        "angle": -2 * np.log(np.tan(angles)),
+    }[grid]
+
+
 @pytest.mark.parametrize("grid", OF_LEVELS)
 def test_indices_of_a_level_grid_are_the_nearest(grid):
     """Where the steps lie close enough for all of them to differ."""
     schedule = schedules.linear_logsnr(10.0, -10.0).discretize(1000)
     _, log_snr = visited(schedule, 9, grid)
-    first, last = np.asarray(schedule.log_snrs)[[0, -1]]
-    shares = np.linspace(0, 1, 9)
-    wanted = {
-        "logsnr": last * (1 - shares) + first * shares,
-        "karras": -14 * np.log(np.exp(-last / 14) * (1 - shares) + np.exp(-first / 14) * shares),
-    }[grid]
+    wanted = of_levels(grid, *np.asarray(schedule.log_snrs)[[0, -1]], 9)
     np.testing.assert_allclose(log_snr, wanted, rtol=0, atol=0.011)  # half of a step of 0.02
 
 
@@ -100,6 +107,7 @@ def test_time_formulas(n):
         "karras": 0.5
         + 0.7 * np.log(np.exp(5 / 7) + i / (n - 1) * (np.exp(-5 / 7) - np.exp(5 / 7))),
     }
+    expected["angle"] = 0.5 - of_levels("angle", 10.0, -10.0, n) / 20
     assert set(expected) == set(GRIDS)
     for grid, times in expected.items():
         t, log_snr = visited(schedules.linear_logsnr(10.0, -10.0), n, grid)
@@ -115,13 +123,8 @@ def test_time_formulas(n):
 def test_level_grids_are_exact_where_float32_times_cannot_tell_levels_apart(name, grid):
     """Near t = 1, alpha_bar_linear's times are 6e-8 apart, and its log-SNR then 1 and more."""
     t, log_snr = visited(schedules.get(name), 1000, grid)
-    first, last = log_snr[[-1, 0]].astype(np.float64)
-    shares = np.linspace(0, 1, 1000)
-    wanted = {
-        "logsnr": last * (1 - shares) + first * shares,
-        "karras": -14 * np.log(np.exp(-last / 14) * (1 - shares) + np.exp(-first / 14) * shares),
-    }[grid]
-    np.testing.assert_allclose(log_snr, wanted, rtol=0, atol=0.02)
+    first, last = visited(schedules.get(name), 2, "linspace")[1][::-1].astype(np.float64)
+    np.testing.assert_allclose(log_snr, of_levels(grid, first, last, 1000), rtol=0, atol=0.02)
     assert np.all(np.diff(log_snr) > 0)
     assert np.all(np.diff(t) <= 0)
 

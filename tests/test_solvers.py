@@ -229,21 +229,33 @@ def test_from_a_clipped_end_no_solver_is_further_off_than_ddim(solver):
         np.testing.assert_allclose(found.mean(), MEAN, atol=0.01)
 
 
-@pytest.mark.parametrize("solver", ["heun", "plms"])
-def test_cosine_in_twenty_steps(solver):
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_default_grid_gives_the_mean_and_the_deviation_in_twenty_calls(solver):
+    """Under schedules with infinite ends: to 15% with order 1, else to 8%."""
+    sampler, options, order, calls_in = SOLVERS[solver]
+    steps = max(n for n in range(21) if calls_in(n) <= 20)
     z = jnp.asarray(white(400), jnp.float32)
-    x = jax.jit(
-        lambda z: diffax.sample(
-            KEY,
-            exact.independent(MEAN, VARIANCE),
-            schedules.cosine(),
-            z.shape,
-            solver,
-            20,
-            x_init=z,
+    for name in ("cosine", "sigmoid", "linear"):
+        x = along(solver)(visited(name, steps, samplers.get(sampler, **options).grid), z)
+        np.testing.assert_allclose(x.mean(), MEAN, atol=0.01)
+        np.testing.assert_allclose(x.std(), 0.5, rtol=0.15 if order == 1 else 0.08)
+
+
+@pytest.mark.parametrize("sampler", ["ddim", "heun"])
+def test_without_a_word_of_a_grid_it_is_the_solver_s_own(sampler):
+    def run(x, grid):
+        predict = exact.independent(MEAN, VARIANCE)
+        return diffax.sample(
+            KEY, predict, schedules.cosine(), x.shape, sampler, 5, x_init=x, grid=grid
         )
-    )(z)
-    np.testing.assert_allclose(x.std(), math.sqrt(VARIANCE), rtol=0.02)
+
+    x, own = jnp.asarray(white(8), jnp.float32), samplers.get(sampler).grid
+    drawn = {grid: jax.jit(run, static_argnums=1)(x, grid) for grid in (None, "uniform", "angle")}
+    np.testing.assert_array_equal(drawn[None], drawn[own])
+    assert not np.allclose(drawn["uniform"], drawn["angle"], atol=1e-3)
+    want = samplers.visited_levels(schedules.cosine(), 5, own)
+    levels = samplers.visited_levels(schedules.cosine(), 5, sampler=sampler)
+    np.testing.assert_array_equal(levels.log_snr, want.log_snr)
 
 
 # --- dtypes -------------------------------------------------------------------------------------
@@ -363,10 +375,9 @@ def test_a_predictor_of_continuous_time_is_told_the_time_in_between(solver):
 def test_first_order_solvers_are_ddim(same):
     sampler, options, *_ = SOLVERS[same]
     arguments = (KEY, by_log_snr(exact.wrong), schedules.cosine(), (4, 2))
+    options = {"num_steps": 9, "grid": "uniform", **options}
     ddim = diffax.sample(*arguments, num_steps=9)
-    np.testing.assert_array_equal(
-        diffax.sample(*arguments, sampler=sampler, num_steps=9, **options), ddim
-    )
+    np.testing.assert_array_equal(diffax.sample(*arguments, sampler=sampler, **options), ddim)
 
 
 @exact.in_float64

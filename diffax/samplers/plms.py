@@ -45,6 +45,8 @@ def plms() -> Sampler:
     From zero SNR, and where noise prevails and sigma / alpha falls to less than about a quarter
     (`Step.is_leap`), as from the clipped end of a schedule that has none, the step is `ddim`'s, and
     the history begins after it.
+
+    Default grid: `angle`, with 0.25 of uniform's distance to the exact flow at 20 calls.
     """
 
     def step(x: jax.Array, past: History, at: Step) -> tuple[jax.Array, History]:
@@ -64,4 +66,4 @@ def plms() -> Sampler:
         history = jnp.concatenate([out.eps[None], past.eps[:-1]])
         return simple + change, History(history, jnp.where(far, 0, jnp.minimum(past.count + 1, 3)))
 
-    return Sampler(_start, step)
+    return Sampler(_start, step, grid="angle")

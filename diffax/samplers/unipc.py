@@ -41,6 +41,8 @@ def unipc() -> Sampler:
     r a + b = 2 (g / (-h) - 1/2) / f; without x0_, a = 0 and b = 1/2. The call at x' serves its
     corrector and the next predictor: one call per step. Order 2 of the predictor, 3 with the
     corrector; deterministic. From zero SNR and to zero noise the step is of order 1, uncorrected.
+
+    Default grid: `angle`, with 0.59 of uniform's distance to the exact flow at 20 calls.
     """
 
     def step(x: jax.Array, past: History, at: Step) -> tuple[jax.Array, History]:
@@ -56,7 +58,7 @@ def unipc() -> Sampler:
         predicted = at.next.of(out.x0, eps) - at.next.alpha * jnp.expm1(-at.h) * slope
         return predicted, History(x, l_now.astype(x.dtype), out.x0, eps, past.log_snr, past.x0)
 
-    return Sampler(_start, step)
+    return Sampler(_start, step, grid="angle")
 
 
 def _corrected(x: jax.Array, x0: jax.Array, past: History, now: Level) -> jax.Array:
