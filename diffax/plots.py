@@ -13,6 +13,7 @@ import numpy as np
 from diffax import process
 from diffax.data.dataset import to_8_bits
 from diffax.process import AnySchedule
+from diffax.rates import Rate
 
 MIN_WIDTH = 512  # pixels; smaller grids are enlarged, each value to a square of pixels
 
@@ -169,6 +170,30 @@ def _curves(schedule: AnySchedule, num_steps: int) -> dict[str, tuple[np.ndarray
         (step_t, steps.betas),
     )
     return {name: tuple(map(np.asarray, xy)) for name, xy in zip(_QUANTITIES, values)}
+
+
+def draw_rates(chosen: Mapping[str, Rate]) -> Any:
+    """A matplotlib Figure: the density of each rate by log-SNR, with its standard error where it is
+    known, and the log-SNR of its schedule against t."""
+    figure = _figure(8.0, 3.0)
+    density, times = figure.subplots(1, 2)
+    t = np.linspace(0.0, 1.0, _POINTS)
+    for name, rate in chosen.items():
+        levels, values = np.asarray(rate.log_snrs), rate.density(rate.log_snrs)
+        (line,) = density.plot(levels, values, lw=1.5, label=name)
+        if rate.errors is not None:
+            error = rate.errors / rate.total
+            faint = dict(color=line.get_color(), alpha=0.2, lw=0)
+            density.fill_between(levels, values - error, values + error, **faint)
+        times.plot(t, rate.quantile(1 - t), lw=1.5, color=line.get_color())
+    density.set(xlabel="log-SNR", ylabel="density", ylim=(0, None))
+    times.set(xlabel="t", ylabel="log-SNR", xlim=(0, 1))
+    for text in density.legend(fontsize=8, frameon=False).get_texts():
+        text.set_parse_math(False)
+    for axes in (density, times):
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.tick_params(labelsize=7)
+    return figure
 
 
 def draw_noised(

@@ -1,4 +1,4 @@
-"""The density from which training times are drawn: uniform, stratified, or by importance.
+"""The density of training times: uniform, stratified, by importance, or by a rate of log-SNR.
 
 A time sampler is three pure functions. It draws u in [0, 1) with weights such that the mean of
 weight * f(u) is an unbiased estimate of f's integral over u; `times_of` turns u into the
@@ -14,10 +14,12 @@ from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from diffax import arguments
 from diffax.process import AnySchedule
 from diffax.registry import Registry, check_arguments, require, shared_arguments
+from diffax.schedules.from_rate import read_rate
 
 
 class TimeSampler(NamedTuple):
@@ -25,11 +27,18 @@ class TimeSampler(NamedTuple):
 
     update: (state, u, losses) -> state; the unweighted losses, (batch,), are those at the u it
       drew.
+    along: (state, schedule) -> state, told the schedule of the times that are drawn next.
+    by_level: whether `update` takes, in place of u and the loss, the log-SNR and the mean squared
+      error of eps there.
+    curve: state -> {"log_snr": list, "density": list}, of the times that it draws; {} for none.
     """
 
     init: Callable[[], Any]
     sample: Callable[[Any, jax.Array, int], tuple[jax.Array, jax.Array]]
     update: Callable[[Any, jax.Array, jax.Array], Any]
+    along: Callable[[Any, AnySchedule], Any] = lambda state, schedule: state
+    by_level: bool = False
+    curve: Callable[[Any], dict[str, list[float]]] = lambda state: {}
 
 
 def times_of(schedule: AnySchedule, u: jax.Array) -> jax.Array:
@@ -69,11 +78,15 @@ def stratified() -> TimeSampler:
     """
 
     def sample(state, key, batch):
-        offset_key, order_key = jax.random.split(key)
-        u = jnp.mod(jax.random.uniform(offset_key) + jnp.arange(batch) / batch, 1.0)
-        return jax.random.permutation(order_key, u), jnp.ones((batch,))
+        return _evenly(key, batch), jnp.ones((batch,))
 
     return TimeSampler(lambda: (), sample, _keep)
+
+
+def _evenly(key: jax.Array, batch: int) -> jax.Array:
+    offset_key, order_key = jax.random.split(key)
+    u = jnp.mod(jax.random.uniform(offset_key) + jnp.arange(batch) / batch, 1.0)
+    return jax.random.permutation(order_key, u)
 
 
 def _check_share(name: str, value: float) -> None:
@@ -158,6 +171,118 @@ def logit_normal(location: float = 0.0, scale: float = 1.0, floor: float = 0.01)
     return TimeSampler(lambda: (), sample, _keep)
 
 
+# --- by a rate of log-SNR -----------------------------------------------------------------------
+
+# The edges of the cells of u in each of which the density is constant: narrow at both ends, where
+# the log-SNR of most schedules is steep.
+_EDGES = ((1 - np.cos(np.linspace(0, np.pi, 257))) / 2).astype(np.float32)
+_REACH = 15.0  # the bins of log-SNR lie between -15 and 15; beyond is the uniform share alone
+_BINS = 60
+
+
+class OnlineRate(NamedTuple):
+    """A decayed histogram of the error of eps over log-SNR, and where the schedule lies on it."""
+
+    levels: jax.Array  # (cells + 1,): the log-SNR at _EDGES
+    total: jax.Array  # (_BINS,): decayed sum of the errors
+    count: jax.Array  # (_BINS,): decayed number of them
+
+
+def rate(
+    decay: float = 0.995, floor: float = 0.05, gate: float = 0.0, path: str = ""
+) -> TimeSampler:
+    """Equal rate per draw: the density of log-SNR is proportional to e(l), the mean squared error
+    of eps, as the training's own losses have it so far.
+
+    e(l) is the entropy rate (`rates.entropy`) once the network is good. It is a histogram of 60
+    bins from -15 to 15, in which older errors count less; a bin that has seen nothing has the error
+    sigmoid(l) of standard normal data, and none has more than 1, which predicting 0 comes to. The
+    density is constant in each of 256 cells of u, whose masses are the rate's between their levels;
+    the draws are stratified. Weight 1 / p(u), at most 1 / floor: the objective stays what the
+    weighting says.
+
+    InfoNoise (Raya 2026, 2602.18647) has no importance weights: it draws at p(l) proportional to
+    e(l) g(l) / w(l), w the loss's weight on |x0 - x0_hat|^2, so that p w is the gated rate. With
+    prediction="x0", weighting="simple" and importance_weights=False, where w is 1, that is what
+    this does. Its gate g = sigma^3 / (sigma^3 + c^3), sigma in units of alpha, takes the draws from
+    the low noise where e stays high though little is to be learned. (Seen in another's
+    implementation, not in the paper. Stancevic 2025 has the rate as a sampling grid alone.)
+
+    Args:
+      decay: of the histogram, by training step.
+      floor: the share of uniform draws, above 0.
+      gate: c, 0.2 in InfoNoise's experiments off images; 0: no gate.
+      path: of a file with a rate's JSON (`Rate.to_json`), which stands in place of the histogram.
+    """
+    arguments.number("decay", decay, lambda value: 0 < value < 1, "must be above 0 and below 1")
+    arguments.number("gate", gate, lambda value: 0 <= value < math.inf, "must be at least 0")
+    _check_share("floor", floor)
+    fixed = read_rate(path) if path else None
+    width = np.diff(_EDGES)
+    edges = np.linspace(-_REACH, _REACH, _BINS + 1, dtype=np.float32)
+
+    def init():
+        return OnlineRate(jnp.asarray(10 - 20 * _EDGES), jnp.zeros(_BINS), jnp.zeros(_BINS))
+
+    def along(state, schedule):
+        return state._replace(levels=jnp.clip(_levels_of(schedule), -_REACH, _REACH))
+
+    def values(state):
+        """The rate in each bin."""
+        middle = 0.5 * (edges[1:] + edges[:-1])
+        error = (state.total + jax.nn.sigmoid(middle)) / (state.count + 1)
+        error = jnp.minimum(error, 1.0)
+        return error * jax.nn.sigmoid(-3 * (0.5 * middle + math.log(gate))) if gate else error
+
+    def masses(state):
+        """The probability of each cell of u."""
+        if fixed is not None:
+            below = fixed.cumulative(state.levels)
+        else:
+            area = jnp.cumsum(values(state)) * (edges[1] - edges[0])
+            below = jnp.interp(state.levels, edges, jnp.concatenate([jnp.zeros(1), area]))
+        mass = jnp.maximum(below[:-1] - below[1:], 0)
+        return (1 - floor) * mass / jnp.maximum(jnp.sum(mass), 1e-30) + floor * width
+
+    def sample(state, key, batch):
+        p = masses(state)
+        upper = jnp.cumsum(p)
+        v = _evenly(key, batch) * upper[-1]
+        cell = jnp.minimum(jnp.searchsorted(upper, v, side="right"), len(width) - 1)
+        within = jnp.clip(1 - (upper[cell] - v) / p[cell], 0, 1)
+        weight = jnp.asarray(width)[cell] / p[cell]
+        return jnp.asarray(_EDGES)[cell] + within * jnp.asarray(width)[cell], upper[-1] * weight
+
+    def update(state, log_snr, errors):
+        place = (log_snr + _REACH) * (_BINS / (2 * _REACH))
+        inside = (place >= 0) & (place < _BINS)
+        bin = jnp.where(inside, place, _BINS).astype(jnp.int32)
+        total = (decay * state.total).at[bin].add(errors, mode="drop")
+        count = (decay * state.count).at[bin].add(1.0, mode="drop")
+        return OnlineRate(state.levels, total, count)
+
+    def curve(state):
+        p, falls = masses(state), state.levels[:-1] - state.levels[1:]
+        middle = 0.5 * (state.levels[:-1] + state.levels[1:])
+        seen = falls > 1e-6
+        return {
+            "log_snr": middle[seen].tolist(),
+            "density": (p[seen] / falls[seen]).tolist(),
+        }
+
+    keep = _keep if fixed is not None else update
+    return TimeSampler(init, sample, keep, along, by_level=True, curve=curve)
+
+
+def _levels_of(schedule: AnySchedule) -> jax.Array:
+    """The log-SNR at the edges of the cells of u."""
+    u = jnp.asarray(_EDGES)
+    if schedule.num_steps is None:
+        return schedule.log_snr(times_of(schedule, u))
+    index = jnp.arange(schedule.num_steps) + 0.5
+    return jnp.interp(u * schedule.num_steps, index, jnp.clip(schedule.log_snrs, -_REACH, _REACH))
+
+
 TIME_SAMPLERS: Registry[Callable[..., TimeSampler]] = Registry(
     "time_sampling",
     {
@@ -165,6 +290,7 @@ TIME_SAMPLERS: Registry[Callable[..., TimeSampler]] = Registry(
         "stratified": stratified,
         "importance": importance,
         "logit_normal": logit_normal,
+        "rate": rate,
     },
 )
 

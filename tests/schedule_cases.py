@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from diffax import schedules
+from diffax import rates, schedules
 
 Factory = Callable[[], schedules.Schedule | schedules.DiscreteSchedule]
 
@@ -69,6 +69,12 @@ def _with_arguments() -> dict[str, Factory]:
         "cosine_logsnr(20, -20)": lambda: schedules.cosine_logsnr(20.0, -20.0),
         "sigmoid_logsnr(off centre)": lambda: schedules.sigmoid_logsnr(location=-2.0, scale=2.0),
         "laplace(off centre)": lambda: schedules.laplace(12.0, -7.0, mu=1.0, b=1.5),
+        "from_rate(uneven)": lambda: schedules.from_rate(
+            rates.make_rate([-12.0, -3.0, -2.5, 4.0, 9.0], [0.02, 1.0, 0.1, 0.5, 0.3]), 8.0, -9.0
+        ),
+        "from_rate(spectral)": lambda: schedules.from_rate(
+            rates.spectral([0.01, 0.3, 2.0], 15, -14), 12.0, -11.0
+        ),
         "edm(off centre)": lambda: schedules.edm(9.0, -11.0, mean=-1.0, std=3.0),
     }
 

@@ -47,6 +47,7 @@ def trees():
     """Every kind of state that the trainer makes."""
     yield "discrete", small_config(schedule__num_steps=7)
     yield "importance", small_config(objective__time_sampling="importance")
+    yield "rate", small_config(objective__time_sampling="rate")
     for kind in ("monotone", "piecewise_linear", "polynomial"):
         yield kind, small_config(**LEARNED, schedule__kind=kind)
     yield "ends", small_config(**LEARNED, schedule__learn_endpoints=True)

@@ -89,7 +89,7 @@ def test_every_public_module_is_an_attribute():
 # schedules <- process <- objectives, samplers, likelihood <- methods (with models, distributed)
 # <- config <- training <- evaluation <- ablation <- cli.
 CORE = {"arguments", "registry", "plugins", "schedules", "process"}
-FUNCTIONS = CORE | {"objectives", "time_sampling", "samplers", "likelihood"}
+FUNCTIONS = CORE | {"objectives", "time_sampling", "samplers", "likelihood", "rates"}
 METHODS = FUNCTIONS | {"models", "data", "distributed", "methods"}
 PARTS = METHODS | {"metric", "plots", "config", "files", "runtime", "evaluation"}
 MAY_IMPORT = {
@@ -102,6 +102,7 @@ MAY_IMPORT = {
     "likelihood": CORE | {"time_sampling"},
     "objectives": CORE | {"time_sampling", "likelihood"},
     "samplers": CORE,
+    "rates": CORE,
     "models": {"arguments", "registry"},
     "files": {"runtime"},
     "metric": set(),

@@ -69,6 +69,7 @@ DEFINITIONS = {
     "sigmoid_logsnr": lambda t: _truncated(scipy.stats.logistic(), t),
     "laplace": lambda t: _truncated(scipy.stats.laplace(0, 0.5), t),
     "edm": lambda t: _truncated(scipy.stats.norm(1.01, 2.4), t),
+    "from_rate": None,  # nor this; see test_rates.py
     "learned": None,  # has no published values; see test_learned_schedule.py
 }
 

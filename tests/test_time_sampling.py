@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from diffax import schedules, time_sampling
+from diffax import rates, schedules, time_sampling
 from diffax.time_sampling import TIME_SAMPLERS
 
 KEY = jax.random.key(9)
@@ -116,6 +116,62 @@ def test_logit_normal_times_are_normal_in_the_log_snr_of_rectified_flow():
     density = stats.norm(0.5, 1.2).pdf(-log_snr / 2) / np.asarray(u * (1 - u))
     np.testing.assert_allclose(weight, 1 / density, rtol=0.05)
     assert time_sampling.get("logit_normal", floor=0.1).sample((), KEY, 4000)[1].max() <= 10
+
+
+SCHEDULES = {
+    "cosine": schedules.cosine,
+    "edm": schedules.edm,
+    "discrete": lambda: schedules.linear().discretize(37),
+}
+
+
+def error_at(log_snr):
+    """An error of eps with a hump."""
+    return 0.02 + 0.9 * np.exp(-(((np.asarray(log_snr) - 1) / 2) ** 2))
+
+
+@pytest.mark.parametrize("name", SCHEDULES)
+def test_the_online_rate_draws_in_proportion_to_the_error_by_log_snr(name):
+    """And its weights keep the mean over time of a function of the level."""
+    schedule, sampler = SCHEDULES[name](), time_sampling.get("rate", floor=0.02)
+    state = sampler.along(sampler.init(), schedule)
+    draw = jax.jit(sampler.sample, static_argnums=2)
+    for i in range(60):
+        u, _ = draw(state, jax.random.key(i), 512)
+        log_snr = schedule.log_snr(time_sampling.times_of(schedule, u))
+        state = sampler.along(sampler.update(state, log_snr, error_at(log_snr)), schedule)
+    u, weight = draw(state, KEY, 200_000)
+    log_snr = np.asarray(schedule.log_snr(time_sampling.times_of(schedule, u)))
+    values = np.asarray(weight, np.float64) * np.cos(log_snr)
+    times = np.arange(37) if name == "discrete" else (np.arange(4_000_000) + 0.5) / 4_000_000
+    exact = np.cos(np.asarray(schedule.log_snr(times), np.float64)).mean()
+    assert abs(values.mean() - exact) < 5 * values.std() / math.sqrt(len(values))
+    if name == "discrete":
+        return
+    counts, edges = np.histogram(log_snr, bins=24, range=(-6, 6), density=True)
+    middle = 0.5 * (edges[1:] + edges[:-1])
+    np.testing.assert_allclose(
+        counts / counts.sum(), error_at(middle) / error_at(middle).sum(), rtol=0.15, atol=0.002
+    )
+    drawn = sampler.curve(state)
+    density = np.interp(middle, drawn["log_snr"][::-1], drawn["density"][::-1])
+    np.testing.assert_allclose(density / density.sum(), counts / counts.sum(), rtol=0.1, atol=0.002)
+
+
+def test_a_rate_of_a_file_stays_and_a_gate_takes_low_noise_away(tmp_path):
+    known = rates.spectral([0.5])
+    (tmp_path / "rate.json").write_text(known.to_json())
+    fixed = time_sampling.get("rate", path=str(tmp_path / "rate.json"), floor=1e-3)
+    line = schedules.linear_logsnr()
+    state = fixed.along(fixed.init(), line)
+    u, _ = fixed.sample(fixed.update(state, jnp.zeros(9), jnp.ones(9)), KEY, 2000)
+    assert stats.kstest(np.asarray(known.cumulative(line.log_snr(u))), "uniform").pvalue > 1e-3
+    plain, gated = (time_sampling.get("rate", gate=gate) for gate in (0.0, 0.2))
+    high = [
+        float((sampler.sample(sampler.init(), KEY, 2000)[0] < 0.25).mean())
+        for sampler in (plain, gated)
+    ]  # log-SNR above 5, where sigma / alpha is below 0.08
+    assert high[0] > 0.45 and high[1] < 0.2
 
 
 @pytest.mark.parametrize("name", ["importance", "logit_normal"])

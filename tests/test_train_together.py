@@ -95,7 +95,7 @@ def test_runs_are_those_by_themselves_to_rounding(undisturbed, tmp_path):
 def test_with_a_learned_schedule_and_several_steps_to_a_call(tmp_path):
     changes = dict(
         LEARNED, schedule__kind="polynomial", schedule_learning__update_every=2,
-        objective__time_sampling="importance", training__steps_per_call=4,
+        objective__time_sampling="rate", training__steps_per_call=4,
         training__sample_every=12, training__eval_every=12, evaluation__repeats=1,
     )  # fmt: skip
     made = training.train_together(configs(**changes), homes(tmp_path / "together"))

@@ -222,13 +222,14 @@ def diffusion(
         sharding: BatchSharding,
     ) -> tuple[jax.Array, Any, dict[str, jax.Array]]:
         """The mean of weight * loss over the global batch, its gradient, and rows, (batch,) each:
-        "u", at which the time was drawn, "loss", "weighted" and "log_snr"."""
+        "u", at which the time was drawn, "loss", "weighted", "log_snr" and "eps_error"."""
         num = len(x0) * sharding.size
-        u, weight = times.sample(state.time_sampler_state, keys["times"], num)
+        acting = effective(state.schedule)
+        timing = times.along(state.time_sampler_state, acting)
+        u, weight = times.sample(timing, keys["times"], num)
         weight = weight if objective.importance_weights else jnp.ones_like(weight)
         noise = jax.random.normal(keys["noise"], (num, *x0.shape[1:]), x0.dtype)
         local = sharding.local({"u": u, "weight": weight, "noise": noise})
-        acting = effective(state.schedule)
 
         def loss_of(params: Any, rows: Batch, dropout: jax.Array) -> tuple[jax.Array, Batch]:
             losses, aux = objectives.training_loss(
@@ -243,7 +244,13 @@ def diffusion(
                 hybrid_weight=objective.hybrid_weight,
                 noise=rows["noise"],
             )
-            each = {"loss": losses, "weighted": rows["weight"] * losses, "log_snr": aux["log_snr"]}
+            scale = process.eps_scale(objective.prediction, aux["log_snr"])
+            each = {
+                "loss": losses,
+                "weighted": rows["weight"] * losses,
+                "log_snr": aux["log_snr"],
+                "eps_error": scale * aux["mse"],
+            }
             return jnp.mean(each["weighted"]), each
 
         def of_rows(rows: Batch, number: jax.Array | int) -> tuple[Any, Batch]:
@@ -343,6 +350,7 @@ def diffusion(
     # --- the training step ---
 
     required = REQUIRED | (REQUIRED_OF_SCHEDULE if learns else {})
+    seen_by_times = ("log_snr", "eps_error") if times.by_level else ("u", "loss")
 
     def step(
         state: TrainState, batch: Batch, sharding: BatchSharding
@@ -355,6 +363,7 @@ def diffusion(
         own, schedule_opt_state, schedule_metrics = maybe_update_schedule(
             state, batch["x"], cond, keys["schedule"], sharding
         )
+        timing = times.along(state.time_sampler_state, effective(state.schedule))
         worst = jnp.argmax(jnp.nan_to_num(each["loss"], nan=jnp.inf))
         metrics = {
             "loss": loss,
@@ -374,7 +383,7 @@ def diffusion(
             opt_state=opt_state,
             schedule=own,
             schedule_opt_state=schedule_opt_state,
-            time_sampler_state=times.update(state.time_sampler_state, each["u"], each["loss"]),
+            time_sampler_state=times.update(timing, *(each[name] for name in seen_by_times)),
         )
         return state, metrics
 
@@ -436,6 +445,12 @@ def diffusion(
     def preview(state: TrainState, keys: jax.Array, batch: Batch) -> jax.Array:
         return sample(state, keys, conditioning.conditions_of(conditions, batch))
 
+    def curves(state: TrainState) -> dict[str, dict[str, list]]:
+        density = times.curve(state.time_sampler_state)
+        return diffusion_measures.schedule_curve(state) | (
+            {"training_times": density} if density else {}
+        )
+
     def averaged(state: TrainState, batch: Batch) -> Predict:
         cond = conditioning.conditions_of(conditions, batch)
         mean_only = objective.learned_variance
@@ -455,7 +470,7 @@ def diffusion(
         preview=preview,
         gradient=gradient,
         edit=edit,
-        curves=diffusion_measures.schedule_curve,
+        curves=curves,
         profiles={"loss_by_log_snr": measures.loss_by_log_snr},
         diagnose=diagnose,
         diagnostics=("worst_log_snr", "update_size", "schedule_updated", "schedule_update_size"),

@@ -46,6 +46,10 @@ from diffax.report.verdict import (
 
 # name of a curve -> its title and what to look at; others are titled by their name.
 CURVES = {
+    "training_times": (
+        "Training times",
+        "The density of log-SNR that training draws from at its end, where it is learned.",
+    ),
     "loss_by_log_snr": (
         "Loss by noise level",
         "Where along the noise levels each network errs; arms compare at the same log-SNR.",

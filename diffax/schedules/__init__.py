@@ -4,7 +4,7 @@
     d = s.discretize(1000)                  # betas, alphas_cumprod, integer t
 
 Families are in `families` and `log_snr_families`, transforms in `transforms`, the learned schedule
-in `learned`. One's own:
+in `learned`, one of equal rate in `from_rate`. One's own:
 
     def power_log_snr(t, p):
         return 10.0 - 20.0 * t**p
@@ -31,6 +31,7 @@ from diffax.schedules.families import (
     sigmoid,
     sigmoid_beta,
 )
+from diffax.schedules.from_rate import from_rate
 from diffax.schedules.learned import learned
 from diffax.schedules.log_snr_families import (
     cosine_logsnr,
@@ -73,6 +74,7 @@ __all__ = [
     "from_json",
     "from_log_snr",
     "from_log_snr_table",
+    "from_rate",
     "frozen",
     "get",
     "input_scaled",

@@ -9,6 +9,7 @@ from typing import Any
 from diffax.registry import Registry, check_arguments, require, shared_arguments
 from diffax.schedules import families, log_snr_families
 from diffax.schedules.base import Schedule
+from diffax.schedules.from_rate import from_rate
 from diffax.schedules.learned import learned
 
 SCHEDULES: Registry[Callable[..., Schedule]] = Registry(
@@ -28,6 +29,7 @@ SCHEDULES: Registry[Callable[..., Schedule]] = Registry(
             log_snr_families.sigmoid_logsnr,
             log_snr_families.laplace,
             log_snr_families.edm,
+            from_rate,
             learned,
         )
     },
