@@ -1,9 +1,9 @@
 """Rates: how much happens at each log-SNR, from data, from a network, or from a schedule.
 
 A `Rate` is a schedule (`schedules.from_rate`), a density of training times
-(`objective.time_sampling="rate"`) and a sampling grid (`grid`). Closed forms are of Gaussian data:
-for the eigenvalues s_i of the covariance and log-SNR l, w_i = s_i e^l / (1 + s_i e^l) is the share
-of direction i's variance that x_t tells.
+(`objective.time_sampling="rate"`) and a sampling grid (`sample(grid=rate)`). Closed forms are of
+Gaussian data: for the eigenvalues s_i of the covariance and log-SNR l,
+w_i = s_i e^l / (1 + s_i e^l) is the share of direction i's variance that x_t tells.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from diffax.schedules.from_rate import rate_from_json as from_json
 
 __all__ = [
     "CLOSED_FORMS", "Rate", "constant_change", "covariance", "entropy", "from_json", "gaussian",
-    "grid", "make_rate", "of_schedule", "second_moment", "spectral", "transport",
+    "make_rate", "of_schedule", "second_moment", "spectral", "transport",
 ]  # fmt: skip
 
 _REACH = 20.0  # how far the range goes where a schedule's ends are infinite, as in `sample`
@@ -331,20 +331,3 @@ def _estimate(
         mean = jnp.sqrt(mean)
         error = error / (2 * mean)
     return make_rate(levels, mean, error)
-
-
-# --- as a sampling grid -------------------------------------------------------------------------
-
-
-def grid(rate: Rate) -> Callable:
-    """A sampling grid: levels with equal rate between neighbours, both ends included.
-
-    It is laid over the part of the visited range where the rate is known. Registered, it has a name
-    in `sample` and in configs: `samplers.register_grid("mine", rates.grid(rate))`.
-    """
-
-    def levels(over: Any, n: int) -> Any:
-        ends = rate.cumulative(jnp.stack([over.log_snr_noisy, over.log_snr_clean]))
-        return over.at_log_snr(rate.quantile(jnp.linspace(*ends, n)))
-
-    return levels

@@ -174,21 +174,17 @@ def test_a_file_of_a_rate_is_its_schedule(tmp_path):
     assert schedules.get("from_rate") == schedules.from_rate()
 
 
-def test_a_grid_has_equal_rate_per_step():
-    rate = rates.spectral([0.1, 1.0], 12.0, -12.0)
-    samplers.GRIDS["equal"] = rates.grid(rate)
-    try:
-        levels = samplers.visited_levels(LINE, 9, "equal")
-        mixture = exact.gaussian()
-        x = diffax.sample(
-            KEY, exact.predictor(mixture), LINE, (400, 2), "dpmpp_2m", 9, grid="equal"
-        )
-    finally:
-        del samplers.GRIDS["equal"]
+def test_a_grid_has_equal_rate_per_step(tmp_path):
+    rate, mixture = rates.spectral([0.1, 1.0], 12.0, -12.0), exact.gaussian()
+    levels = samplers.visited_levels(LINE, 9, rate)
     shares = rate.cumulative(levels.log_snr)
     np.testing.assert_allclose(np.diff(shares), (shares[-1] - shares[0]) / 8, rtol=1e-4)
     np.testing.assert_allclose(levels.log_snr[jnp.array([0, -1])], [-10, 10], atol=1e-5)
-    assert np.all(np.isfinite(x))
+    (tmp_path / "rate.json").write_text(rate.to_json())
+    arguments = (KEY, exact.predictor(mixture), LINE, (40, 2), "dpmpp_2m", 9)
+    of_file = diffax.sample(*arguments, grid=str(tmp_path / "rate.json"))
+    np.testing.assert_array_equal(of_file, diffax.sample(*arguments, grid=rate))
+    assert samplers.visited_levels(LINE, 1, rate).log_snr == -10
 
 
 def test_rates_are_drawn(tmp_path):

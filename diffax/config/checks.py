@@ -149,7 +149,11 @@ RULES: dict[str, Rule] = {
     "sampling.sampler": _one_of(lambda: samplers.SAMPLERS),
     "sampling.num_steps": _whole(1, _LEVELS),
     "sampling.schedule": _one_of(schedules.names),
-    "sampling.grid": _one_of(lambda: samplers.GRIDS),
+    "sampling.grid": Rule(
+        lambda value: value in samplers.GRIDS or value.endswith(".json"),
+        lambda: f"one of {', '.join(samplers.GRIDS)}",
+        lambda: samplers.GRIDS,
+    ),
     "sampling.clip_x0": _rule(
         lambda value: arguments.CLIP[0] <= value <= arguments.CLIP[1],
         f"from {arguments.CLIP[0]:g} to {arguments.CLIP[1]:g}",

@@ -118,7 +118,12 @@ _KEYS: dict[str, Key] = {
     "sampling.sampler": _key("ddim", "the solver"),
     "sampling.num_steps": _key(50, "noise levels visited"),
     "sampling.schedule": _key(None, "a name; None: the one trained with", str),
-    "sampling.grid": _key(None, "which levels are visited; None: those that suit the sampler", str),
+    "sampling.grid": _key(
+        None,
+        "which levels are visited; FILE.json: of equal rate, of that file; None: those that suit"
+        " the sampler",
+        str,
+    ),
     "sampling.clip_x0": _key(None, "bound on |x0| in every step; None: off", float),
     "sampling.dynamic_threshold": _key(
         None, "the quantile of |x0| to clip to, as 0.995; None: off", float

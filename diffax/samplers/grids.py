@@ -19,6 +19,7 @@ from diffax import arguments
 from diffax.registry import Registry, unknown
 from diffax.samplers.base import Level
 from diffax.schedules import DiscreteSchedule, Schedule, alpha_of, sigma_of
+from diffax.schedules.from_rate import Rate, read_rate
 
 _RHO = 7.0  # Karras 2022
 _BEND = 1.25  # of `angle`
@@ -169,15 +170,33 @@ def register(name: str, grid: Callable[[Range, int], Level]) -> None:
     GRIDS.register(name, grid)
 
 
-def levels(over: Range, grid: str | Sequence[float] | jax.Array | Level, num_steps: int) -> Level:
-    """The levels of a named grid, or at the given times, checked; fields of shape (steps,).
+def equal_rate(over: Range, rate: Rate, n: int) -> Level:
+    """n levels with equal rate between neighbours, both ends included.
+
+    The rate is taken within the visited range; the part of that beyond the rate's own belongs to
+    the first and the last step. "Entropic time" (Stancevic 2025) by `rates.entropy`.
+    """
+    ends = rate.cumulative(jnp.stack([over.log_snr_noisy, over.log_snr_clean]))
+    return over.at_log_snr(rate.quantile(jnp.linspace(*ends, n)))
+
+
+def levels(
+    over: Range, grid: str | Rate | Sequence[float] | jax.Array | Level, num_steps: int
+) -> Level:
+    """The levels of a named grid, of equal rate (of a `Rate` or a file of one, FILE.json), or at
+    the given times, checked; fields of shape (steps,).
 
     Raises:
       ValueError: fewer than 1 step, more than a discrete schedule has, an unknown name, or given
         times that don't decrease strictly or lie outside the schedule; in continuous time
         levels of which two are one in their dtype, unless they are traced.
     """
-    if isinstance(grid, Level):
+    if isinstance(grid, str) and grid.endswith(".json"):
+        grid = read_rate(grid)
+    if isinstance(grid, Rate):
+        num_steps = _count(over, num_steps)
+        found = equal_rate(over, grid, num_steps) if num_steps > 1 else trailing(over, 1)
+    elif isinstance(grid, Level):
         found = grid
     elif not isinstance(grid, str):
         found = over.at(_explicit(over, grid))

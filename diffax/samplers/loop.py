@@ -30,6 +30,7 @@ from diffax.samplers.heun import heun
 from diffax.samplers.plms import plms
 from diffax.samplers.unipc import unipc
 from diffax.schedules import concrete_ends, ends_of
+from diffax.schedules.from_rate import Rate
 
 SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
     "sampler",
@@ -97,7 +98,7 @@ def sample(
     sampler: str = "ddim",
     num_steps: int = 50,
     prediction: str = "eps",
-    grid: str | Sequence[float] | jax.Array | None = None,
+    grid: str | Rate | Sequence[float] | jax.Array | None = None,
     x_init: jax.Array | None = None,
     clip_x0: float | None = None,
     return_trajectory: bool = False,
@@ -124,7 +125,8 @@ def sample(
         discrete schedule at most T.
       prediction: "eps", "x0", "v", "score" or "flow". At the noisy end eps and score say little of
         x0, whose error is theirs over alpha: one call is for v, x0 and flow.
-      grid: a name in `grids.GRIDS`, or the times themselves, strictly decreasing, or the levels, as
+      grid: a name in `grids.GRIDS`; or a `Rate`, or a file of one, FILE.json, of which equal parts
+        lie between the levels; or the times themselves, strictly decreasing, or the levels, as
         `visited_levels` gives them; None for the grid that suits the solver, which its docstring
         names.
       x_init: the start, at the first level; standard normal if left out. Of any floating dtype,
@@ -209,7 +211,7 @@ def sample(
 def visited_levels(
     schedule: AnySchedule,
     num_steps: int,
-    grid: str | Sequence[float] | jax.Array | None = None,
+    grid: str | Rate | Sequence[float] | jax.Array | None = None,
     prediction: str = "eps",
     log_snr_max: float = 20.0,
     log_snr_min: float = -20.0,

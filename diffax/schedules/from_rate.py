@@ -93,7 +93,7 @@ class Rate:
     """A positive function of log-SNR on a range, linear between its knots; a pytree.
 
     How much happens at a noise level. Its normalised integral is a schedule
-    (`schedules.from_rate`), a density of training times and a sampling grid (`rates.grid`).
+    (`schedules.from_rate`), a density of training times and a sampling grid.
 
     Attributes:
       log_snrs: (K,), increasing, the knots; K of 2 or more.
