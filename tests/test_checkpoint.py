@@ -166,9 +166,9 @@ def train_until_cut(monkeypatch, steps, config, workdir):
     "changes",
     [
         {"training__eval_every": 10, "training__sample_every": 9},
-        {"objective__time_sampling": "importance", "optimizer__decay": "cosine"},
+        {"objective__time_sampling": "rate", "optimizer__decay": "cosine"},
     ],
-    ids=["fixed", "importance"],  # a learned one is in test_survival.py
+    ids=["fixed", "rate"],  # a learned one is in test_survival.py
 )
 def test_a_resumed_run_is_exactly_the_uninterrupted_one(tmp_path, monkeypatch, changes):
     """Cut off twice, between checkpoints and between log steps: every bit and every line agrees."""

@@ -95,6 +95,23 @@ def test_time_sampler_state_is_carried():
     assert int(jnp.sum(state.time_sampler_state.count)) == 3 * 32
 
 
+def test_the_online_rate_learns_from_the_error_of_eps_and_is_a_curve():
+    """Whatever the prediction; the curve is the density of log-SNR that is drawn from."""
+    config = small_config(objective__time_sampling="rate", objective__prediction="v")
+    method = config_lib.build_method(config, MIXTURE)
+    step, state = prepare(config)
+    assert float(jnp.sum(state.time_sampler_state.count)) == 0
+    new, _ = step(state, batch_of())
+    seen = new.time_sampler_state
+    assert float(jnp.sum(seen.count)) == 32
+    mean = float(jnp.sum(seen.total)) / 32  # v's error is about 1, that of eps alpha^2 of it
+    assert 0.1 < mean < 1.5
+    curve = method.curves(new)["training_times"]
+    mass = -np.trapezoid(curve["density"], curve["log_snr"])
+    assert 0.95 < mass < 1.02
+    assert "training_times" not in config_lib.build_method(small_config(), MIXTURE).curves(new)
+
+
 def test_importance_weights_weigh_the_loss_unless_they_are_left_out(monkeypatch):
     plain = time_sampling.uniform()
 
