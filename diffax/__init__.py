@@ -5,7 +5,7 @@ import pkgutil
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from diffax import likelihood, objectives, samplers, schedules, time_sampling
+    from diffax import likelihood, objectives, rates, samplers, schedules, time_sampling
     from diffax.likelihood import vlb
     from diffax.process import by_log_snr, convert, q_posterior, q_sample, q_step
     from diffax.samplers import sample
@@ -27,6 +27,7 @@ __all__ = [
     "q_posterior",
     "q_sample",
     "q_step",
+    "rates",
     "sample",
     "samplers",
     "schedules",
@@ -66,7 +67,7 @@ def __getattr__(name: str) -> Any:
         return value
     if name in _modules():
         return importlib.import_module(f"diffax.{name}")
-    if name.startswith("__"):
+    if name.startswith("_"):
         raise AttributeError(f"module 'diffax' has no attribute {name!r}")
     from diffax.registry import suggestion
 
