@@ -32,6 +32,7 @@ SOLVERS = {
     "dpmpp_2s": ("dpmpp_2s", {}, 2, lambda n: 2 * n - 1),
     "dpmpp_2m": ("dpmpp_2m", {}, 2, lambda n: n),
     "unipc": ("unipc", {}, 3, lambda n: n),
+    "learned": ("learned", {}, 1, lambda n: n),
 }
 STOCHASTIC = {
     "ddpm": ("ddpm", {}, None, lambda n: n),
@@ -370,7 +371,7 @@ def test_a_predictor_of_continuous_time_is_told_the_time_in_between(solver):
     np.testing.assert_allclose(by_time, by_level, rtol=1e-6, atol=1e-6)
 
 
-@pytest.mark.parametrize("same", ["euler", "dpm_solver-1"])
+@pytest.mark.parametrize("same", ["euler", "dpm_solver-1", "learned"])
 @exact.in_float64
 def test_first_order_solvers_are_ddim(same):
     sampler, options, *_ = SOLVERS[same]

@@ -1,6 +1,7 @@
-"""Samplers: one file per solver, the grids in `grids`, guidance, the one loop in `loop`."""
+"""Samplers: one file per solver, the fixed grids in `grids` and those found for a network in
+`grid_search`, guidance, the one loop in `loop`."""
 
-from diffax.samplers import guidance
+from diffax.samplers import grid_search, grids, guidance
 from diffax.samplers.base import Denoised, Level, Sampler, Step
 from diffax.samplers.editing import inpaint, interpolate, invert, kept_levels, reconstruct, sdedit
 from diffax.samplers.grids import GRIDS
@@ -25,6 +26,8 @@ __all__ = [
     "Sampler",
     "Step",
     "get",
+    "grid_search",
+    "grids",
     "guidance",
     "inpaint",
     "interpolate",

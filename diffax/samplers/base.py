@@ -98,6 +98,9 @@ class Sampler(NamedTuple):
     learned_variance: whether predictions have 2 C channels, the second half for the variance.
     visits_between: whether it evaluates the network between the levels of the grid.
     grid: the name of the grid that suits it, where none is asked for.
+    corrects: whether a step first corrects the state that the one before gave, as UniPC's.
+    stochastic: whether it draws noise.
+    num_steps: how many steps it is made for; None for any number.
     """
 
     init: Callable[[jax.Array], Any]
@@ -105,6 +108,9 @@ class Sampler(NamedTuple):
     learned_variance: bool = False
     visits_between: bool = False
     grid: str = "uniform"
+    corrects: bool = False
+    stochastic: bool = False
+    num_steps: int | None = None
 
 
 def standard_normal(

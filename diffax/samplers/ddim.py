@@ -39,4 +39,4 @@ def ddim(eta: float = 0.0) -> Sampler:
         kept, fresh = jnp.sqrt(1 - eta**2 * c), eta * jnp.sqrt(c)
         return at.next.alpha * x0 + at.next.sigma * (kept * eps + fresh * z), carry
 
-    return Sampler(no_carry, step)
+    return Sampler(no_carry, step, stochastic=not deterministic)

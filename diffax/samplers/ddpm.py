@@ -56,4 +56,4 @@ def ddpm(variance: str = "fixed_small") -> Sampler:
         spread = jnp.where(jnp.isposinf(at.next.log_snr), 0.0, spread)
         return mean + jnp.sqrt(spread) * standard_normal(at.key, x.shape, x.dtype), carry
 
-    return Sampler(no_carry, step, learned_variance=variance == "learned")
+    return Sampler(no_carry, step, learned_variance=variance == "learned", stochastic=True)

@@ -72,4 +72,4 @@ def dpmpp_2m_sde() -> Sampler:
         z = standard_normal(at.key, x.shape, x.dtype)
         return mean + at.next.sigma * jnp.sqrt(-jnp.expm1(-2 * at.h)) * z, past
 
-    return Sampler(_start, step)
+    return Sampler(_start, step, stochastic=True)

@@ -9,13 +9,14 @@ log-SNR keep it exact, though float32 times near an end may not tell two of its 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from diffax import arguments
+from diffax.process import AnySchedule, Predict
 from diffax.registry import Registry, unknown
 from diffax.samplers.base import Level
 from diffax.schedules import DiscreteSchedule, Schedule, alpha_of, sigma_of
@@ -49,9 +50,14 @@ class Range(NamedTuple):
         """The levels at these shares of the way in t from the noisy to the clean end."""
         return self.at((1 - share) * self.noisy + share * self.clean)  # keeps a tiny end exact
 
+    def nearest(self, log_snrs: jax.Array) -> Level:
+        """The levels of these log-SNRs; in discrete time the nearest indices, moved apart."""
+        t = self.schedule.inverse_log_snr(log_snrs)
+        return Level(t, log_snrs) if self.num_steps is None else self.at(_distinct(t))
+
     def at_log_snr(self, log_snrs: jax.Array, to_clean: bool = True) -> Level:
-        """The levels of these log-SNRs, or the nearest indices; the first is the noisy end exactly,
-        and the last the clean end where `to_clean`."""
+        """The same, but that the first is the noisy end exactly and, where `to_clean`, the last the
+        clean end."""
         t = self.schedule.inverse_log_snr(log_snrs)
         if self.num_steps is not None:
             return self.at(_distinct(t.at[0].set(self.num_steps - 1)))
@@ -178,6 +184,35 @@ def equal_rate(over: Range, rate: Rate, n: int) -> Level:
     """
     ends = rate.cumulative(jnp.stack([over.log_snr_noisy, over.log_snr_clean]))
     return over.at_log_snr(rate.quantile(jnp.linspace(*ends, n)))
+
+
+def optimize(
+    predict: Predict,
+    schedule: AnySchedule,
+    x_init: jax.Array,
+    num_steps: int,
+    sampler: str = "ddim",
+    method: str = "dp",
+    **options: Any,
+) -> Level:
+    """Levels for one network, solver and number of steps, as `sample(grid=...)` takes them.
+
+    They bring the solver's samples from `x_init`, (batch, ..., C), near those of many steps from
+    the same starts. The noisiest level may lie below the noisy end, where the state hardly changes
+    on the way. `grid_search.search` has the other arguments, and gives errors and costs too.
+
+    Args:
+      sampler: a deterministic one.
+      method: "dp" (dynamic programming, then single levels are moved), "gradient" (through the
+        solver) or "ays" (a bound on the KL divergence that knows no solver).
+
+    Raises:
+      ValueError: as `grid_search.search`.
+    """
+    from diffax.samplers import grid_search  # which uses the loop, and that this module
+
+    found = grid_search.search(predict, schedule, x_init, [num_steps], sampler, method, **options)
+    return found.found[num_steps].levels
 
 
 def levels(

@@ -27,6 +27,7 @@ from diffax.samplers.dpmpp_2m import dpmpp_2m, dpmpp_2m_sde
 from diffax.samplers.dpmpp_2s import dpmpp_2s
 from diffax.samplers.euler import euler
 from diffax.samplers.heun import heun
+from diffax.samplers.learned import learned
 from diffax.samplers.plms import plms
 from diffax.samplers.unipc import unipc
 from diffax.schedules import concrete_ends, ends_of
@@ -47,6 +48,7 @@ SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
             dpmpp_2m,
             dpmpp_2m_sde,
             unipc,
+            learned,
         )
     },
 )
@@ -154,8 +156,13 @@ def sample(
     arguments.check_order("sample", key=key, predict=predict, schedule=schedule)
     shape = arguments.sizes("shape", shape)
     solver = get(sampler, **options)
-    over = _range(schedule, prediction, log_snr_max, log_snr_min)
+    over = range_of(schedule, prediction, log_snr_max, log_snr_min)
     levels = grids.levels(over, solver.grid if grid is None else grid, num_steps)
+    if solver.num_steps not in (None, len(levels.t)):
+        raise ValueError(
+            f"sampler={sampler!r} has coefficients for {solver.num_steps} steps, not for"
+            f" the {len(levels.t)} that are visited"
+        )
     end = Level(jnp.zeros_like(levels.t[:1]), jnp.full_like(levels.log_snr[:1], jnp.inf))
     if not low_order_finish:
         end = over.at(jnp.reshape(over.clean, (1,)).astype(levels.t.dtype))
@@ -218,11 +225,11 @@ def visited_levels(
     sampler: str = "ddim",
 ) -> Level:
     """The levels that `sample` visits, noisiest first; fields of shape (steps,). See `sample`."""
-    over = _range(schedule, prediction, log_snr_max, log_snr_min)
+    over = range_of(schedule, prediction, log_snr_max, log_snr_min)
     return grids.levels(over, get(sampler).grid if grid is None else grid, num_steps)
 
 
-def _range(
+def range_of(
     schedule: AnySchedule, prediction: str, log_snr_max: float, log_snr_min: float
 ) -> grids.Range:
     """What a grid is laid over; refuses what can't be sampled."""

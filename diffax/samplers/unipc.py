@@ -58,7 +58,7 @@ def unipc() -> Sampler:
         predicted = at.next.of(out.x0, eps) - at.next.alpha * jnp.expm1(-at.h) * slope
         return predicted, History(x, l_now.astype(x.dtype), out.x0, eps, past.log_snr, past.x0)
 
-    return Sampler(_start, step, grid="angle")
+    return Sampler(_start, step, grid="angle", corrects=True)
 
 
 def _corrected(x: jax.Array, x0: jax.Array, past: History, now: Level) -> jax.Array:
