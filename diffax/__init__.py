@@ -21,7 +21,6 @@ __all__ = [
     "evaluation",
     "likelihood",
     "methods",
-    "metrics",
     "models",
     "objectives",
     "q_posterior",

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from typing import Any
 
 import jax
@@ -22,68 +22,54 @@ def image_grid(x: np.ndarray, columns: int | None = None, gap: int = 1) -> np.nd
     """Images side by side, row by row, on a grey ground.
 
     Args:
-      x: (N, H, W, C) in [-1, 1] (what lies beyond is clipped), C = 1 or 3.
-      columns: images in a row; by default about the square root of N.
+      x: (N, H, W, C) uint8, or in [-1, 1] (what lies beyond is clipped), C = 1 or 3.
+      columns: images in a row; by default about the square root of N, with few places left empty.
       gap: pixels between images.
 
     Returns:
       (height, width, C) uint8.
     """
-    x = np.asarray(x, np.float32)
+    x = to_8_bits(np.asarray(x))
     if x.ndim != 4 or x.shape[-1] not in (1, 3):
         raise ValueError(f"x has shape {x.shape}; images are (N, H, W, 1) or (N, H, W, 3)")
     num, height, width, channels = x.shape
-    columns = columns or math.ceil(math.sqrt(num))
+    side = math.ceil(math.sqrt(num))
+    columns = columns or min(range(side, side + side // 2 + 1), key=lambda c: (-num % c, c))
     rows = math.ceil(num / columns)
-    pixels = to_8_bits(x)
-    grid = np.full((rows * (height + gap) + gap, columns * (width + gap) + gap, channels), 128)
-    grid = grid.astype(np.uint8)
-    for i, image in enumerate(pixels):
+    shape = (rows * (height + gap) + gap, columns * (width + gap) + gap, channels)
+    grid = np.full(shape, 128, np.uint8)
+    for i, image in enumerate(x):
         top, left = (k * (size + gap) + gap for k, size in zip(divmod(i, columns), (height, width)))
         grid[top : top + height, left : left + width] = image
     times = math.ceil(MIN_WIDTH / grid.shape[1])
     return grid.repeat(times, axis=0).repeat(times, axis=1)
 
 
-def _signals(x: np.ndarray) -> np.ndarray:
-    """(N, L, C) as curves, at most 16 of them."""
-    return _drawn(lambda axes: [a.plot(s, lw=0.6) for a, s in zip(axes, x)], min(len(x), 16))
+def sample_figure(x: np.ndarray, limits: tuple[float, float] | None = None) -> Any:
+    """A matplotlib Figure of points (N, D), by their first two coordinates (one over its index), or
+    of 16 signals (N, L, C) at most.
 
-
-def _points(x: np.ndarray) -> np.ndarray:
-    """(N, D) as a scatter of the first two coordinates (or of one, over its index)."""
-    first, second = (np.arange(len(x)), x[:, 0]) if x.shape[1] == 1 else (x[:, 0], x[:, 1])
-
-    def draw(axes):
-        axes[0].scatter(first, second, s=4, linewidths=0)
-        if x.shape[1] > 1:
-            axes[0].set_aspect("equal")
-
-    return _drawn(draw, 1)
-
-
-def _drawn(draw: Callable, num_axes: int) -> np.ndarray:
-    """The pixels of a figure whose axes `draw` fills: (height, width, 3) uint8."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    columns = math.ceil(math.sqrt(num_axes))
-    figure = Figure(figsize=(6, 6), dpi=100, layout="constrained")
-    canvas = FigureCanvasAgg(figure)
-    axes = figure.subplots(math.ceil(num_axes / columns), columns, squeeze=False).ravel()
-    draw(axes)
-    for unused in axes[num_axes:]:
-        unused.set_axis_off()
-    canvas.draw()
-    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
-
-
-# Number of axes of a batch -> how it is drawn.
-_DRAWN_AS: dict[int, Callable[[np.ndarray], np.ndarray]] = {
-    2: _points,
-    3: _signals,
-    4: image_grid,
-}
+    `limits`: of all axes, which are then not shown; drawn in a grey for light and dark pages.
+    """
+    num = 1 if x.ndim == 2 else min(len(x), 16)
+    columns = math.ceil(math.sqrt(num))
+    figure = _figure(5, 5)
+    panels = figure.subplots(math.ceil(num / columns), columns, squeeze=False).ravel()
+    style = {} if limits is None else {"color": "#80868e"}
+    if x.ndim == 2:
+        first, second = (np.arange(len(x)), x[:, 0]) if x.shape[1] == 1 else x[:, :2].T
+        panels[0].plot(first, second, ".", ms=4, mew=0, alpha=0.7, **style)
+        panels[0].set_aspect("equal" if x.shape[1] > 1 else "auto")
+    else:
+        for axes, signal in zip(panels, x):
+            axes.plot(signal, lw=0.7, **style)
+    for axes in panels[num:] if limits is None else panels:
+        axes.set_axis_off()
+    if limits is not None:
+        sides = ("xlim", "ylim") if x.ndim == 2 and x.shape[1] > 1 else ("ylim",)
+        for axes in panels:
+            axes.set(**dict.fromkeys(sides, limits))
+    return figure
 
 
 def picture(x: np.ndarray) -> np.ndarray:
@@ -93,16 +79,13 @@ def picture(x: np.ndarray) -> np.ndarray:
       (height, width, 1 or 3) uint8.
     """
     x = np.asarray(x)
-    if x.ndim not in _DRAWN_AS:
+    if x.ndim == 4:
+        return image_grid(x)
+    if x.ndim not in (2, 3):
         raise ValueError(f"x has shape {x.shape}; drawn are (N, D), (N, L, C) and (N, H, W, C)")
-    return _DRAWN_AS[x.ndim](x)
-
-
-def save_png(path, pixels: np.ndarray) -> None:
-    """Writes (height, width, 1 or 3) uint8 as a PNG file."""
-    from PIL import Image
-
-    Image.fromarray(pixels[..., 0] if pixels.shape[-1] == 1 else pixels).save(path, format="PNG")
+    canvas = sample_figure(x).canvas
+    canvas.draw()
+    return np.asarray(canvas.buffer_rgba())[..., :3].copy()
 
 
 def draw_comparison(samples: Mapping[str, np.ndarray]) -> Any:

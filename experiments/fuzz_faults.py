@@ -59,7 +59,7 @@ class Bench:
 
     def start(self, workdir: Path, limit: int | None = None, **environment: str):
         """`diffax train` in a process; `limit`: the largest file that it can write, in bytes."""
-        words = ["-m", "diffax.cli", "train", f"--config={self.config}", f"--workdir={workdir}"]
+        words = ["-m", "diffax", "train", f"--config={self.config}", f"--workdir={workdir}"]
         limited = ["prlimit", f"--fsize={limit}"] if limit else []
         return subprocess.Popen(
             [*limited, sys.executable, *words, "--config.training.keep_checkpoints=50"],

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffax import config, data, models, objectives, samplers, scoring, time_sampling
+from diffax import config, data, evaluation, models, objectives, samplers, time_sampling
 
 
 class Tower(nn.Module):
@@ -45,7 +45,7 @@ def halfway(pull: float = 1.0) -> samplers.Sampler:
     return samplers.Sampler(lambda x: (), step)
 
 
-def reach(seen: scoring.Seen) -> dict:
+def reach(seen: evaluation.Seen) -> dict:
     """How far the samples reach."""
     return {"value": float(np.abs(seen.x).max()), "num_samples": len(seen.x)}
 
@@ -59,7 +59,9 @@ objectives.register_weighting(
 )
 time_sampling.register("plain", time_sampling.uniform)
 config.register_optimizer("gentle", lambda learning_rate: optax.sgd(learning_rate))
-scoring.register(
+evaluation.register_measure(
     "reach",
-    scoring.Measure(reach, lambda width: 1, {"value": scoring.Reading("Reach")}, over="values"),
+    evaluation.Measure(
+        reach, lambda width: 1, {"value": evaluation.Metric("value", "Reach")}, over="values"
+    ),
 )

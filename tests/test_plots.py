@@ -19,12 +19,10 @@ def test_a_grid_holds_every_image_once_in_order():
 
 
 @pytest.mark.parametrize("shape", [(9, 2), (9, 1), (5, 64, 1), (4, 8, 8, 1), (4, 8, 8, 3)])
-def test_points_signals_and_images_are_drawn(shape, tmp_path):
+def test_points_signals_and_images_are_drawn(shape):
     pixels = plots.picture(np.random.default_rng(0).normal(size=shape))
     assert pixels.dtype == np.uint8 and pixels.shape[-1] in (1, 3)
     assert pixels.std() > 5
-    plots.save_png(tmp_path / "x.png", pixels)
-    assert (tmp_path / "x.png").read_bytes().startswith(b"\x89PNG")
 
 
 def test_what_can_not_be_drawn_is_refused():

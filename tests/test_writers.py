@@ -40,11 +40,13 @@ def test_damaged_json_lines_are_named(tmp_path):
         writers.JsonLines(path)
 
 
-def test_log_lines_tell_speed_and_time_left(caplog, monkeypatch):
+def test_log_lines_tell_speed_and_time_left(caplog, monkeypatch, tmp_path):
     clock = iter([0.0, 50.0])
     monkeypatch.setattr(progress.time, "monotonic", lambda: next(clock))
+    writer = writers.Writer(tmp_path, progress.Pace(300))
     with caplog.at_level("INFO", logger="diffax"):
-        writers.LogLines(progress.Pace(300)).write_scalars(100, {"loss": 0.12345, "eval_vlb": 3})
+        writer.write_scalars(100, {"loss": 0.12345, "eval_vlb": 3})
+    writer.close()
     assert caplog.messages == [
         "step 100/300  2 steps/s  0:01:40 left  loss 0.1235  evaluated bound 3"
     ]

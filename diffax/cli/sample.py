@@ -73,6 +73,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     import numpy as np
 
     from diffax import edits, plots, runtime
+    from diffax.data.images import encode_png
     from diffax.files import replacing
     from diffax.generator import Generator, NotFinite
     from diffax.training.progress import ProgressDisplay
@@ -110,7 +111,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     try:
         with replacing(picture) as partial:
             if len(drawn) == 1:
-                plots.save_png(partial, plots.picture(*drawn.values()))
+                partial.write_bytes(encode_png(plots.picture(*drawn.values())))
             else:
                 plots.draw_comparison(drawn).savefig(partial, format="png")
     except (ValueError, OSError) as error:

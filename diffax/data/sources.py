@@ -10,9 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffax.data import folder, mixture2d, npz, tfds_images
+from diffax.data import digits, folder, mixture2d, npz, tfds_images
 from diffax.data.dataset import DataConfig, Dataset, check_flip
-from diffax.data.digits import prepare as digits
 from diffax.registry import Registry, arguments, shared_arguments, suggestion
 
 

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
-import functools
 import logging
 import os
 import re
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterable, Iterator
 from typing import Any
 
 import numpy as np
@@ -27,12 +27,6 @@ def data_dir(config: DataConfig) -> str:
     """The folder of prepared sets: data.data_dir, or TFDS_DATA_DIR, or ~/tensorflow_datasets."""
     folder = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
     return os.path.expanduser(folder)
-
-
-def respect_read_only(root: str) -> None:
-    """Raises PermissionError if nobody's write bit is set on `root`; a superuser could write it."""
-    if os.path.isdir(root) and not os.stat(root).st_mode & 0o222:
-        raise PermissionError("it is marked read-only")
 
 
 def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
@@ -53,36 +47,15 @@ def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
     from tensorflow_datasets.core import read_only_builder, registered
 
     root = data_dir(config)
-    find = functools.partial(read_only_builder.builder_from_files, data_dir=root)
     try:
-        builder = opened(config, find, config.name)
+        builder = read_only_builder.builder_from_files(config.name, data_dir=root)
     except registered.DatasetNotFoundError:
         builder = _download(config.name, root, also_known)
-    return from_builder(config, builder)
-
-
-def opened(config: DataConfig, find: Callable[[str], Any], where: str) -> Any:
-    """find(where), the builder of a prepared set; ValueError in a sentence if its description is
-    damaged."""
-    from tensorflow_datasets.core import registered
-
-    try:
-        return find(where)
-    except registered.DatasetNotFoundError:
-        raise
     except Exception as error:  # TFDS has no one kind for a description that it can't read
         raise ValueError(
-            f"the description of {config.name!r} in {data_dir(config)} can't be read "
+            f"the description of {config.name!r} in {root} can't be read "
             f"({_first_line(error)}): {_AGAIN}."
         ) from error
-
-
-def _first_line(error: Exception) -> str:
-    return (str(error).splitlines() or [type(error).__name__])[0]
-
-
-def from_builder(config: DataConfig, builder) -> Dataset:
-    """Decodes both splits of a prepared TFDS builder into memory; see `load`."""
     image_key, label_key = _feature_keys(config.name, builder.info.features)
     # Both are opened before the first is decoded, so that an error comes at once.
     train, evaluation = [
@@ -94,6 +67,10 @@ def from_builder(config: DataConfig, builder) -> Dataset:
     )
     names = tuple(builder.info.features[label_key].names) if label_key else ()
     return make_dataset(config.name, train, evaluation, names)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).splitlines() or [type(error).__name__])[0]
 
 
 def _feature_keys(name: str, features) -> tuple[str, str | None]:
@@ -120,23 +97,31 @@ def _open(config: DataConfig, builder, field: str, image_key: str):
 
     split = getattr(config, field)
     try:
-        # The PNG or JPEG bytes come as stored: decoding them here takes half of TFDS's own time.
-        source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
-        empty = len(source) == 0
+        with naming_split(config, field, builder.info.splits):
+            # The PNG or JPEG bytes come as stored: decoding them here takes half of TFDS's time.
+            source = builder.as_data_source(split, decoders={image_key: tfds.decode.SkipDecoding()})
+            empty = len(source) == 0
     except NotImplementedError as error:  # a file format without random access
         raise ValueError(
             f"data.name={config.name!r} in {builder.data_dir} is stored as "
             f"{builder.info.file_format.value}, which has no random access: prepare it in another "
             f"data.data_dir by {_recipe(config.name, 'FOLDER')}."
         ) from error
-    except (ValueError, KeyError, AssertionError) as error:
-        raise ValueError(
-            f"data.{field}={split!r} is not a split of {config.name!r}, "
-            f"which has {', '.join(builder.info.splits)} (and slices as in 'train[:90%]')."
-        ) from error
     if empty:
         raise ValueError(f"data.{field}={split!r} of {config.name!r} is empty.")
     return source
+
+
+@contextlib.contextmanager
+def naming_split(config: DataConfig, field: str, splits: Iterable[str]) -> Iterator[None]:
+    """What TFDS raises of a split that there isn't becomes a sentence."""
+    try:
+        yield
+    except (ValueError, KeyError, AssertionError) as error:
+        raise ValueError(
+            f"data.{field}={getattr(config, field)!r} is not a split of {config.name!r}, which has"
+            f" {', '.join(splits)} (and slices as in 'train[:90%]')."
+        ) from error
 
 
 def _decode(
@@ -193,7 +178,8 @@ def _download(name: str, root: str, also_known: tuple[str, ...]):
             f"{root}" + (f"; did you mean {' or '.join(close)}?" if close else ".")
         )
     try:
-        respect_read_only(root)
+        if os.path.isdir(root) and not os.stat(root).st_mode & 0o222:  # a superuser could write
+            raise PermissionError("it is marked read-only")
         builder = tfds.builder(name, data_dir=root)
         for url in list(builder.url_infos)[:1]:
             _probe(url)

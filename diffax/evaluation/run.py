@@ -15,12 +15,10 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import arguments, distributed, training
-from diffax import config as config_lib
 from diffax.data import Dataset, Split
 from diffax.evaluation import scoring
 from diffax.evaluation.measures import Reference
 from diffax.generator import Generator, in_turn
-from diffax.process import AnySchedule
 from diffax.training import Run, measuring, progress
 
 _LOG = logging.getLogger("diffax")
@@ -144,31 +142,6 @@ def bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     return measure_of(run, "bpd", dataset.eval, seed)()
 
 
-def ode_bits_per_dim(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
-    """`measure_of` "bpd_ode", bits/dim by the probability-flow ODE on the evaluation split."""
-    return measure_of(run, "bpd_ode", dataset.eval, seed)()
-
-
-def bound_along(run: Run, dataset: Dataset, schedule: AnySchedule, seed: int = 0) -> dict[str, Any]:
-    """`bits_per_dim` of a run's network under another schedule than its own.
-
-    In continuous time the bound of a network conditioned on the log-SNR depends on the schedule's
-    ends alone. With the same ends the mean agrees with the run's own, and the variance is this
-    schedule's.
-
-    Raises:
-      ValueError: a network conditioned on the step number, which has no meaning under another
-        schedule.
-    """
-    conditioning = config_lib.conditioning(run.config)
-    if conditioning != "log_snr":
-        raise ValueError(
-            f"config.model.{run.config.model.name}.conditioning is {conditioning!r}; only a network"
-            " conditioned on the 'log_snr' has a bound along another schedule"
-        )
-    return bits_per_dim(run._replace(state=run.state.replace(schedule=schedule)), dataset, seed)
-
-
 def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, Any]:
     """The variance of a training batch's gradient by the network's parameters: what noise in the
     data's order, the times and the noise leaves in a step (`training.make_gradient_variance`).
@@ -211,10 +184,3 @@ def profiles(
     """The method's profiles on the first examples of a split: name -> {column: numbers}."""
     batch = measuring.examples(split, np.arange(min(num_examples, len(split))))
     return {name: profile(run.state, batch, seed) for name, profile in run.method.profiles.items()}
-
-
-def loss_by_log_snr(
-    run: Run, split: Split, num_examples: int = 512, seed: int = 0
-) -> dict[str, list[float]]:
-    """The profile of that name: see `methods.diffusion_measures.Measures.loss_by_log_snr`."""
-    return profiles(run, split, num_examples, seed)["loss_by_log_snr"]

@@ -5,27 +5,9 @@ import jax
 import jax.numpy as jnp
 
 from diffax.models import layers
-from diffax.models.layers import GroupNorm, check, conv, is_whole, silu, upsampling_conv
+from diffax.models.layers import GroupNorm, ResBlock, check, conv, is_whole, silu, upsampling_conv
 
 LOG_VARIANCE_LIMITS = (-30.0, 20.0)  # beyond them exp is 0 or infinite in float32
-
-
-class Block(nn.Module):
-    """skip(x) + conv(silu(norm(conv(silu(norm(x)))))); the second convolution starts at zero."""
-
-    channels: int
-    dtype: jnp.dtype
-
-    @nn.compact
-    def __call__(self, x: jax.Array) -> jax.Array:
-        spatial, zeros = x.ndim - 2, nn.initializers.zeros
-        h = silu(GroupNorm(name="norm_0")(x))
-        h = conv(self.channels, spatial, self.dtype, "conv_0")(h)
-        h = silu(GroupNorm(name="norm_1")(h))
-        h = conv(self.channels, spatial, self.dtype, "conv_1", kernel_init=zeros)(h)
-        if x.shape[-1] != self.channels:
-            x = layers.dense(self.channels, self.dtype, "skip")(x)
-        return x + h
 
 
 class Encoder(nn.Module):
@@ -44,7 +26,8 @@ class Encoder(nn.Module):
             if level > 0:
                 h = conv(width, spatial, self.dtype, f"down_{level}", strides=2)(h)
             for i in range(self.num_blocks):
-                h = Block(width, self.dtype, name=f"level_{level}_block_{i}")(h)
+                block = ResBlock(width, 0.0, "", self.dtype, name=f"level_{level}_block_{i}")
+                h = block(h, None, False)
         h = silu(GroupNorm(name="last_norm")(h))
         return conv(self.features, spatial, self.dtype, "last")(h).astype(jnp.float32)
 
@@ -63,7 +46,8 @@ class Decoder(nn.Module):
         h = conv(self.widths[-1], spatial, self.dtype, "first")(z.astype(self.dtype))
         for level, width in reversed(list(enumerate(self.widths))):
             for i in range(self.num_blocks):
-                h = Block(width, self.dtype, name=f"level_{level}_block_{i}")(h)
+                block = ResBlock(width, 0.0, "", self.dtype, name=f"level_{level}_block_{i}")
+                h = block(h, None, False)
             if level > 0:
                 width = self.widths[level - 1]
                 h = upsampling_conv(width, spatial, self.dtype, f"up_{level}")(h)

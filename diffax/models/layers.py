@@ -55,9 +55,8 @@ def check_conditions(
 ) -> None:
     """Refuses a noise level or label that is not one number per example, or a label for nothing."""
     rule = f"{x.shape[:1]}, one number per example of x, whose shape is {x.shape}"
-    told = [("noise_level", noise_level)] + ([] if label is None else [("label", label)])
-    for name, value in told:
-        shape = jnp.shape(value)
+    for name, value in (("noise_level", noise_level), ("label", label)):
+        shape = x.shape[:1] if value is None else jnp.shape(value)
         check(shape == x.shape[:1], f"{name}'s shape", shape, rule)
     if label is not None and num_classes == 0:
         raise ValueError("a label was given, but num_classes is 0: this network knows no classes")
@@ -133,7 +132,8 @@ EMBEDDINGS = {"add": (1, _add), "scale_shift": (2, _scale_shift)}
 
 
 class ResBlock(nn.Module):
-    """skip(x) + conv(dropout(silu(norm(conv(silu(norm(x))))))), with `emb` at the second norm.
+    """skip(x) + conv(dropout(silu(norm(conv(silu(norm(x))))))), with `emb`, if any, at the second
+    norm.
 
     The second convolution starts at zero. The skip is the identity, or linear if channels change.
     """
@@ -144,13 +144,16 @@ class ResBlock(nn.Module):
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, x: jax.Array, emb: jax.Array, train: bool) -> jax.Array:
-        spatial = x.ndim - 2
-        width, tell = EMBEDDINGS[self.embedding]
-        signal = nn.Dense(width * self.channels, dtype=self.dtype, name="embed")(silu(emb))
+    def __call__(self, x: jax.Array, emb: jax.Array | None, train: bool) -> jax.Array:
+        spatial, norm = x.ndim - 2, GroupNorm(name="norm_1")
         h = silu(GroupNorm(name="norm_0")(x))
         h = conv(self.channels, spatial, self.dtype, "conv_0")(h)
-        h = silu(tell(GroupNorm(name="norm_1"), h, signal))
+        if emb is None:
+            h = silu(norm(h))
+        else:
+            width, condition = EMBEDDINGS[self.embedding]
+            signal = nn.Dense(width * self.channels, dtype=self.dtype, name="embed")(silu(emb))
+            h = silu(condition(norm, h, signal))
         h = nn.Dropout(self.dropout, deterministic=not train)(h)
         h = conv(self.channels, spatial, self.dtype, "conv_1", kernel_init=nn.initializers.zeros)(h)
         if x.shape[-1] != self.channels:

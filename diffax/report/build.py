@@ -61,13 +61,12 @@ def build_report(
     """
     # Load matplotlib, which worker processes never need.
     from diffax.report import sections
-    from diffax.report.page import render_html, render_markdown
 
     analysis = analyse(spec, results, partial)
     made = {"created": datetime.now(UTC).isoformat(timespec="seconds"), **_machines(results)}
     made |= jsonable(spec.environment, "environment")
     page, numbers = sections.make(analysis, made), report_numbers(analysis, made)
-    html, (markdown, pictures) = render_html(page), render_markdown(page, FOLDER)
+    html, (markdown, pictures) = page.html(), page.markdown(FOLDER)
     workdir = local_path(workdir)
     workdir.mkdir(parents=True, exist_ok=True)
     paths = [workdir / name for name in ("report.html", "report.md", "results.json")]

@@ -29,9 +29,10 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FixedLocator, FuncFormatter, MaxNLocator, NullFormatter, NullLocator
-from PIL import Image
 from scipy import special
 
+from diffax import plots
+from diffax.data.images import encode_png
 from diffax.files import read_npz
 from diffax.report.analysis import Analysis, Cell
 from diffax.report.findings import Effect, Finding, marginal_means
@@ -442,7 +443,6 @@ def _scale(ax: Axes, axis: str, scale: str) -> None:
 
 
 _MOST_SAMPLES = 36  # images or points × 100 that one drawing shows
-_SAMPLE_GREY = "#80868e"  # reads on a light and on a dark page
 
 
 def sample_pictures(samples: Sequence[tuple[Any, str | Path]]) -> list[bytes]:
@@ -470,14 +470,20 @@ def draw_samples(loaded: Sequence[np.ndarray | bytes]) -> list[bytes]:
     """
     for reason in filter(None, map(samples_objection, loaded)):
         raise ValueError(reason)
-    loaded = [
-        a if isinstance(a, bytes) else np.where(np.isfinite(a), a, a.dtype.type(0)) for a in loaded
-    ]
-    real = [a for a in loaded if not isinstance(a, bytes) and a.ndim < 4 and a.dtype != np.uint8]
+    arrays = [a for a in loaded if not isinstance(a, bytes)]
+    real = [np.nan_to_num(a, posinf=0, neginf=0) for a in arrays if a.ndim < 4]
     limits = (min(a.min() for a in real), max(a.max() for a in real)) if real else (0, 1)
-    return [
-        a if isinstance(a, bytes) else _SAMPLE_DRAWINGS[_sample_form(a)](a, limits) for a in loaded
-    ]
+    return [a if isinstance(a, bytes) else _drawn(a, limits) for a in loaded]
+
+
+def _drawn(array: np.ndarray, limits: tuple[float, float]) -> bytes:
+    array = np.nan_to_num(array, posinf=0, neginf=0)
+    if array.ndim == 4:
+        return encode_png(plots.image_grid(array[:_MOST_SAMPLES]))
+    buffer = io.BytesIO()
+    figure = plots.sample_figure(array[: 100 * _MOST_SAMPLES], limits)
+    figure.savefig(buffer, format="png", transparent=True)
+    return buffer.getvalue()
 
 
 def load_samples(samples: Any, directory: str | Path) -> np.ndarray | bytes:
@@ -503,7 +509,7 @@ def load_samples(samples: Any, directory: str | Path) -> np.ndarray | bytes:
     array = np.asarray(samples)
     if isinstance(samples, list) and array.dtype.kind in "iu":  # JSON does not know uint8
         array = array.astype(np.uint8)
-    return array
+    return array[..., None] if array.dtype == np.uint8 and array.ndim == 3 else array
 
 
 def samples_objection(loaded: np.ndarray | bytes) -> str | None:
@@ -511,76 +517,10 @@ def samples_objection(loaded: np.ndarray | bytes) -> str | None:
     if isinstance(loaded, bytes):
         return None
     shape = loaded.shape
-    if _sample_form(loaded) in _SAMPLE_DRAWINGS and (len(shape) < 4 or shape[-1] in (1, 3)):
+    axes = {"uint8": (4,)}.get(str(loaded.dtype), (2, 3, 4) if loaded.dtype.kind == "f" else ())
+    if len(shape) in axes and (len(shape) < 4 or shape[-1] in (1, 3)):
         return None
     return (
         "samples must be uint8 images (n, H, W[, 1 or 3]), or real images (n, H, W, 1 or 3), "
         f"signals (n, L, C) or points (n, 2), got {loaded.dtype} {shape}"
     )
-
-
-def _sample_form(array: np.ndarray) -> tuple[str, int]:
-    return "uint8" if array.dtype == np.uint8 else array.dtype.kind, array.ndim
-
-
-def _image_samples(images: np.ndarray, limits: tuple[float, float]) -> bytes:
-    if images.ndim == 4 and images.shape[-1] == 1:
-        images = images[..., 0]
-    grid = _tile(images[:_MOST_SAMPLES])
-    # Magnified by whole pixels, so that small images stay sharp and even.
-    scale = max(1, -(-480 // grid.shape[1]))
-    buffer = io.BytesIO()
-    magnified = grid.repeat(scale, axis=0).repeat(scale, axis=1)
-    Image.fromarray(magnified).save(buffer, "png", optimize=True)
-    return buffer.getvalue()
-
-
-def _real_image_samples(images: np.ndarray, limits: tuple[float, float]) -> bytes:
-    return _image_samples(np.clip(np.rint(127.5 * (images + 1)), 0, 255).astype(np.uint8), limits)
-
-
-def _signal_samples(signals: np.ndarray, limits: tuple[float, float]) -> bytes:
-    figure = Figure((4, 4), dpi=120)
-    for i, axes in enumerate(np.ravel(figure.subplots(min(6, len(signals)), 1))):
-        axes.plot(signals[i], color=_SAMPLE_GREY, lw=0.7)
-        axes.set(ylim=limits)
-        axes.axis("off")
-    return _sample_png(figure)
-
-
-def _point_samples(points: np.ndarray, limits: tuple[float, float]) -> bytes:
-    figure = Figure((4, 4), dpi=120)
-    axes = figure.add_axes((0, 0, 1, 1))
-    axes.plot(*points[: 100 * _MOST_SAMPLES].T[:2], ".", color=_SAMPLE_GREY, ms=6, mew=0, alpha=0.7)
-    axes.set(xlim=limits, ylim=limits)
-    axes.axis("off")
-    return _sample_png(figure)
-
-
-_SAMPLE_DRAWINGS = {
-    ("uint8", 3): _image_samples,
-    ("uint8", 4): _image_samples,
-    ("f", 4): _real_image_samples,
-    ("f", 3): _signal_samples,
-    ("f", 2): _point_samples,
-}
-
-
-def _sample_png(figure: Figure) -> bytes:
-    buffer = io.BytesIO()
-    figure.savefig(buffer, format="png", transparent=True)
-    return buffer.getvalue()
-
-
-def _tile(images: np.ndarray, gap: int = 1) -> np.ndarray:
-    n, height, width = images.shape[:3]
-    side = int(np.ceil(np.sqrt(n)))
-    # About square, with as few empty places as can be: 32 images as 8 x 4.
-    columns = min(range(side, side + side // 2 + 1), key=lambda c: (-n % c, c))
-    rows = -(-n // columns)
-    shape = (rows * (height + gap) - gap, columns * (width + gap) - gap, *images.shape[3:])
-    grid = np.full(shape, 127, np.uint8)
-    for i, image in enumerate(images):
-        y, x = i // columns * (height + gap), i % columns * (width + gap)
-        grid[y : y + height, x : x + width] = image
-    return grid

@@ -3,16 +3,17 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 
 from diffax.files import flatten, jsonable
 from diffax.report import figures
 from diffax.report.analysis import Analysis, Comparison, shortened
-from diffax.report.findings import POWERS, Finding, networks
+from diffax.report.findings import POWERS, Effect, Finding, networks
 from diffax.report.formatting import format_seconds, one_line, p_text, seeds_text, span
 from diffax.report.page import (
     Code,
@@ -22,7 +23,6 @@ from diffax.report.page import (
     Page,
     Panel,
     Panels,
-    Picture,
     Pictures,
     Row,
     Section,
@@ -110,16 +110,9 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
         _samples(analysis),
         _making(analysis, made),
     ]
-    return Page(
-        spec.title,
-        spec.question,
-        remarks,
-        _verdict(analysis),
-        _meanings(analysis, main=True),
-        _facts(analysis, made),
-        [section for section in sections if section.blocks],
-        analysis,
-    )
+    filled = [section for section in sections if section.blocks]
+    blocks = [_verdict(analysis), _meanings(analysis, main=True), *filled]
+    return Page(spec.title, spec.question, remarks, _facts(analysis, made), blocks)
 
 
 def _verdict(analysis: Analysis) -> Verdict:
@@ -212,20 +205,12 @@ def _rows(analysis: Analysis, metric: Metric) -> tuple[str, ...]:
 def _results_table(analysis: Analysis, rows: Sequence[str], metrics: Sequence[Metric]) -> Table:
     names = analysis.shown[metrics[0].key]
     head = [TableCell(""), *(TableCell(m.label, _unit(m), direction=direction(m)) for m in metrics)]
-    return Table(
-        "results",
-        head,
-        [
-            Row(
-                [
-                    key(analysis, arm, names.get(arm)),
-                    *(_value(analysis.cells.get((arm, m.key)), m) for m in metrics),
-                ],
-                "focus" if arm == analysis.spec.focus else "",
-            )
-            for arm in rows
-        ],
-    )
+    lines = []
+    for arm in rows:
+        values = (_value(analysis.cells.get((arm, m.key)), m) for m in metrics)
+        kind = "focus" if arm == analysis.spec.focus else ""
+        lines.append(Row([key(analysis, arm, names.get(arm)), *values], kind))
+    return Table("results", head, lines)
 
 
 def _unit(metric: Metric) -> str:
@@ -244,15 +229,8 @@ def _value(cell, metric: Metric) -> TableCell:
 
 def _arms(analysis: Analysis) -> Section:
     main = [m for m in analysis.spec.metrics if m.main and figures.drawn_cells(analysis, m)]
-    panels = [
-        Panel(
-            f"points-{i}",
-            figures.metric_points(analysis, m),
-            m.label,
-            captioned(m, "Log axis: equal steps are equal factors." if m.scale == "log" else ""),
-        )
-        for i, m in enumerate(main)
-    ]
+    on_log = "Log axis: equal steps are equal factors."
+    panels = _panels("points", main, lambda m: figures.metric_points(analysis, m), on_log)
     parts = [m for m in analysis.spec.metrics if m.key in analysis.spec.parts]
     means = [analysis.cells[a, m.key].mean for a, m in itertools.product(analysis.arms, parts)
              if (a, m.key) in analysis.cells]  # fmt: skip
@@ -266,6 +244,16 @@ def _arms(analysis: Analysis) -> Section:
         "single seeds. Look at how far the arms lie apart beside the spread of their seeds."
     )
     return Section("Each arm by itself", note, [Panels(panels)])
+
+
+def _panels(
+    name: str, metrics: Sequence[Metric], draw: Callable[[Metric], Figure], on_log: str
+) -> list[Panel]:
+    """A figure for each metric; `on_log` is said of those on a log axis."""
+    return [
+        Panel(f"{name}-{i}", draw(m), m.label, captioned(m, on_log if m.scale == "log" else ""))
+        for i, m in enumerate(metrics)
+    ]
 
 
 def _curves(analysis: Analysis) -> Section:
@@ -332,12 +320,8 @@ def _samples(analysis: Analysis) -> Section:
             shown.append((title, loaded))
         else:
             left_out.setdefault(reason, []).append(title.text)
-    drawn = [
-        Picture(f"samples-{i}", png, title)
-        for i, ((title, _), png) in enumerate(
-            zip(shown, figures.draw_samples([x for _, x in shown]))
-        )
-    ]
+    pictures = figures.draw_samples([x for _, x in shown])
+    drawn = [(title, png) for (title, _), png in zip(shown, pictures)]
     note = f"The first samples of seed {seed}, not selected: from the same noise in every arm."
     words = [f"Not drawn, of {'; '.join(names)}: {why}." for why, names in left_out.items()]
     blocks = [Pictures(drawn)] * bool(drawn) + [Words(words)] * bool(words)
@@ -382,7 +366,7 @@ def _times(analysis: Analysis) -> dict[str, str]:
 def key(analysis: Analysis, arm: str, name: str | None = None) -> TableCell:
     """An arm with its colour and its name, or the name of the group that it stands for."""
     role = "baseline" if arm == analysis.spec.baseline else ""
-    return TableCell(name or analysis.spec.label(arm), role, arm=arm)
+    return TableCell(name or analysis.spec.label(arm), role, figures.palette_index(analysis)[arm])
 
 
 def wall_seconds(results: Sequence[Mapping[str, Any]]) -> float | None:
@@ -408,27 +392,32 @@ def _effects(analysis: Analysis) -> Section:
     if analysis.design is None:
         return Section("Effects", "", [])
     main = [m for m in analysis.spec.metrics if m.main and shown_effects(analysis, m)]
-    forests = [
-        Panel(
-            f"effects-{i}",
-            figures.effects(analysis, m, shown_effects(analysis, m)),
-            m.label,
-            captioned(m, {"linear": "", "log": "Ratios, on a log axis."}[m.scale]),
-        )
-        for i, m in enumerate(main)
-    ]
+    forests = _panels(
+        "effects", main, lambda m: figures.effects(analysis, m, shown_effects(analysis, m)), _RATIOS
+    )
+
+    def name(e: Effect) -> TableCell:
+        return TableCell(effect_name(e), averaged(e) if e.averaged < e.combinations else "")
+
     rows = []
     for metric in analysis.spec.metrics:
-        found = shown_effects(analysis, metric)
-        if found:
-            rows.append(Row([heading(analysis, metric, against=False)], "group"))
-        for e in found:
-            partly = averaged(e) if e.averaged < e.combinations else ""
-            rows.append(Row([TableCell(effect_name(e), partly), *numbers(e)]))
+        title = heading(analysis, metric, against=False)
+        rows += _group(title, shown_effects(analysis, metric), name)
     pictures = _interactions(analysis, main)
     blocks = [Panels(forests), Table("effects", head(analysis), rows)] if rows else []
     blocks += [Panels(pictures)] if pictures else []
     return Section("Effects of each axis", _effects_note(analysis), blocks)
+
+
+_RATIOS = "Ratios, on a log axis."
+
+
+def _group(
+    title: TableCell, found: Sequence[Finding], name: Callable[[Any], TableCell]
+) -> list[Row]:
+    """A heading and the rows of some findings; nothing for none."""
+    rows = [Row([name(f), *numbers(f)]) for f in found]
+    return [Row([title], "group"), *rows] if rows else []
 
 
 def _interactions(analysis: Analysis, metrics: Sequence[Metric]) -> list[Panel]:
@@ -489,21 +478,11 @@ def _differences(analysis: Analysis) -> Section:
     """Forest plots, the table of all comparisons and that of the rankings by several networks."""
     compared = {c.metric.key for c in analysis.comparisons if not c.repeats}
     main = [m for m in analysis.spec.metrics if m.main and m.key in compared]
-    panels = [
-        Panel(
-            f"forest-{i}",
-            figures.forest(analysis, m),
-            m.label,
-            captioned(m, {"linear": "", "log": "Ratios, on a log axis."}[m.scale]),
-        )
-        for i, m in enumerate(main)
-    ]
+    panels = _panels("forest", main, lambda m: figures.forest(analysis, m), _RATIOS)
     rows = []
     for metric in analysis.spec.metrics:
         found = [c for c in analysis.of_metric(metric.key) if not c.repeats]
-        if found:
-            rows.append(Row([heading(analysis, metric)], "group"))
-        rows += [Row([_pair(analysis, c), *numbers(c)]) for c in found]
+        rows += _group(heading(analysis, metric), found, lambda c: _pair(analysis, c))
     blocks = [Panels(panels), Table("differences", head(analysis), rows)] if rows else []
     title = "Each arm against the baseline" if analysis.design else "Paired differences"
     return Section(title, _differences_note(analysis), blocks + _settled(analysis))
@@ -570,7 +549,8 @@ def _pair(analysis: Analysis, c: Comparison) -> TableCell:
     spec = analysis.spec
     sign = SCALES[c.metric.scale].sign
     against = f" {sign} {c.names[1]}" if spec.focus else ""
-    return TableCell(f"{c.names[0]}{against}", arm=analysis.row(c))
+    colour = figures.palette_index(analysis)[analysis.row(c)]
+    return TableCell(f"{c.names[0]}{against}", colour=colour)
 
 
 def _reading(outcome: str) -> str:

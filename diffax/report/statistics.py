@@ -12,7 +12,7 @@ from __future__ import annotations
 import bisect
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import ArrayLike
@@ -127,21 +127,7 @@ def paired_difference(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> D
     Source: Student 1908 (the sleep data are paired); the interval and the test agree: p < 1 - c
       exactly where the interval leaves out zero.
     """
-    a, b = _pair(_vector(a, "a"), _vector(b, "b"))
-    return _of_differences(a - b, confidence)
-
-
-def _of_differences(d: np.ndarray, confidence: float) -> Difference:
-    interval = mean_interval(d, confidence)
-    error = _standard_error(d)
-    if error > 0:
-        p_value = float(2 * special.stdtr(d.size - 1, -abs(interval.mean) / error))
-    else:
-        p_value = 1.0 if interval.mean == 0 else 0.0
-    sd = error * np.sqrt(d.size)
-    flipped = sign_flip(d) if d.size <= MOST_FLIPPED else None
-    ends = (interval.mean, interval.low, interval.high)
-    return Difference(*ends, p_value, d.size, float(sd), confidence, p_sign_flip=flipped)
+    return _paired(_vector(a, "a"), _vector(b, "b"), confidence, log_scale=False)
 
 
 def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Difference:
@@ -154,9 +140,13 @@ def paired_ratio(a: ArrayLike, b: ArrayLike, confidence: float = 0.95) -> Differ
 
     Source: Bland & Altman 1996, "The use of transformation when comparing two means", BMJ 312:1153.
     """
-    d = paired_difference(np.log(_positive(a, "a")), np.log(_positive(b, "b")), confidence)
-    mean, low, high = (float(np.exp(v)) for v in (d.mean, d.low, d.high))
-    return replace(d, mean=mean, low=low, high=high, log_scale=True)
+    return _paired(_positive(a, "a"), _positive(b, "b"), confidence, log_scale=True)
+
+
+def _paired(a: np.ndarray, b: np.ndarray, confidence: float, log_scale: bool) -> Difference:
+    if a.size != b.size:
+        raise ValueError(f"a and b must be paired by seed, got {a.size} and {b.size} values")
+    return contrast([a, b], [1, -1], confidence, log_scale)
 
 
 def contrast(
@@ -182,11 +172,22 @@ def contrast(
       tests in repeated measures designs: effects of nonsphericity", Psychometrika 46:241, for the
       contrast's own error.
     """
-    d = _of_differences(contrast_values(values, weights, log_scale), confidence)
-    if not log_scale:
-        return d
-    mean, low, high = (float(np.exp(v)) for v in (d.mean, d.low, d.high))
-    return replace(d, mean=mean, low=low, high=high, log_scale=True)
+    d = contrast_values(values, weights, log_scale)
+    interval, error = mean_interval(d, confidence), _standard_error(d)
+    if error > 0:
+        p_value = float(2 * special.stdtr(d.size - 1, -abs(interval.mean) / error))
+    else:
+        p_value = 1.0 if interval.mean == 0 else 0.0
+    ends = (interval.mean, interval.low, interval.high)
+    return Difference(
+        *(np.exp(ends).tolist() if log_scale else ends),
+        p_value,
+        d.size,
+        float(error * np.sqrt(d.size)),
+        confidence,
+        log_scale,
+        sign_flip(d) if d.size <= MOST_FLIPPED else None,
+    )
 
 
 def contrast_values(values: ArrayLike, weights: ArrayLike, log_scale: bool = False) -> np.ndarray:
@@ -359,19 +360,10 @@ def _vector(values: ArrayLike | Sequence[float], name: str) -> np.ndarray:
     values = np.asarray(values, np.float64)
     if values.ndim != 1:
         raise ValueError(f"{name} must be one-dimensional, got shape {values.shape}")
-    return _finite(values, name)
-
-
-def _finite(values: np.ndarray, name: str) -> np.ndarray:
-    count = len(values) if values.ndim else 0
-    if count < 2:
-        raise ValueError(f"{name}: an interval needs at least 2 values, got {count}")
-    bad = np.argwhere(~np.isfinite(values))
-    if len(bad):
-        index = tuple(int(i) for i in bad[0])
-        raise ValueError(
-            f"{name}: every value must be finite, got {values[index]} at index {index[0]}"
-        )
+    if values.size < 2:
+        raise ValueError(f"{name}: an interval needs at least 2 values, got {values.size}")
+    for i in np.flatnonzero(~np.isfinite(values)):
+        raise ValueError(f"{name}: every value must be finite, got {values[i]} at index {i}")
     return values
 
 
@@ -380,9 +372,3 @@ def _positive(values: ArrayLike, name: str) -> np.ndarray:
     if values.min() <= 0:
         raise ValueError(f"{name}: a log scale needs positive values, got {values.min():g}")
     return values
-
-
-def _pair(a: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    if a.size != b.size:
-        raise ValueError(f"a and b must be paired by seed, got {a.size} and {b.size} values")
-    return a, b

@@ -13,6 +13,7 @@ from ml_collections import ConfigDict
 
 from diffax import distributed, plots
 from diffax.data import Dataset
+from diffax.data.images import encode_png
 from diffax.distributed import hosts
 from diffax.files import replacing, write_text
 from diffax.methods import Method
@@ -42,7 +43,7 @@ def make_drawing(
         pixels = plots.picture(np.asarray(draw(state)))
         if hosts.is_first():
             with replacing(root / "samples" / f"step_{int(state.step):06d}.png") as partial:
-                plots.save_png(partial, pixels)
+                partial.write_bytes(encode_png(pixels))
         return pixels[None]
 
     return drawing

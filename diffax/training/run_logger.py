@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
 from pathlib import Path
@@ -64,7 +65,7 @@ class RunLogger:
         self._evaluate, self._draw_samples = evaluate, draw_samples
         self._among_others = layout.count > 1
         self._label = f"seed {config.seed}: " if self._among_others else ""
-        self._writer: writers.MetricWriter = writers.Several(())
+        self._writer: writers.Writer | None = None  # until the run begins
         # When one run has saved a step, another may have only the one before.
         keep = config.training.keep_checkpoints + self._among_others
         self.checkpoints = Checkpoints(root / CHECKPOINTS, keep)
@@ -108,7 +109,7 @@ class RunLogger:
         self._trust = Trust(self.method.required_finite, trusted, doubted)
         self.latest = dict(self._memory["metrics"])
         self.pace = Pace(settings.num_steps, step)
-        self._writer = writers.create(self.root, self.pace, step, settings.tensorboard, self._label)
+        self._writer = writers.Writer(self.root, self.pace, step, settings.tensorboard, self._label)
         if step == 0:
             count = parameter_overview.count_parameters(state.params)
             progress.detail(f"{self._label}{count:,} parameters")
@@ -203,7 +204,6 @@ class RunLogger:
 
     def close(self) -> None:
         """Waits until all is written."""
-        try:
-            self._writer.close()
-        finally:
-            self.checkpoints.close()
+        with contextlib.closing(self.checkpoints):
+            if self._writer is not None:
+                self._writer.close()

@@ -1,8 +1,4 @@
-"""Where metrics go: a JSON Lines file always, log lines, and TensorBoard if asked for.
-
-All have the interface of `clu.metric_writers.MetricWriter`, as far as it is used here. (That class
-itself can't be imported without TensorFlow.)
-"""
+"""Where metrics go: a JSON Lines file always, log lines, and TensorBoard if asked for."""
 
 from __future__ import annotations
 
@@ -11,9 +7,9 @@ import json
 import logging
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Protocol
+from typing import Any
 
 import numpy as np
 
@@ -24,24 +20,8 @@ from diffax.training.progress import Pace
 _LOG = logging.getLogger("diffax")
 
 
-class MetricWriter(Protocol):
-    """What the loop needs of a writer."""
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Writes the numbers of one step."""
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes images, (N, H, W, C) uint8."""
-
-    def flush(self) -> None:
-        """Makes sure that all of it can be read."""
-
-    def close(self) -> None:
-        """Flushes and ends."""
-
-
 class JsonLines:
-    """One line per step in a file: {"step": 100, "loss": 0.0312, ...}; images are not written.
+    """One line per step in a file: {"step": 100, "loss": 0.0312, ...}.
 
     Numbers that are not finite, which JSON doesn't have, are null. An existing file is continued
     after `last_step`: the lines of later steps, and a last line that was cut off, are removed.
@@ -60,9 +40,6 @@ class JsonLines:
         self._file.write(json.dumps({"step": int(step), **values}) + "\n")
         self._file.flush()
         self._last, self._size = int(step), os.fstat(self._file.fileno()).st_size
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        del step, images
 
     def flush(self) -> None:
         """Writes the file again where it was deleted or replaced, and says so, and what is missing
@@ -111,49 +88,6 @@ def called(name: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in name.split("_"))
 
 
-class LogLines:
-    """Log lines: how far it is, steps per second, the time that is left, and the metrics."""
-
-    def __init__(self, pace: Pace, label: str = ""):
-        self._pace, self._label = pace, label
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        values = "  ".join(f"{called(name)} {value:.4g}" for name, value in scalars.items())
-        _LOG.info("%s%s  %s", self._label, self._pace.at(step), values)
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        del step, images
-
-    def flush(self) -> None:
-        pass
-
-    def close(self) -> None:
-        pass
-
-
-class Several:
-    """Hands everything to each of several writers."""
-
-    def __init__(self, writers: Sequence[MetricWriter]):
-        self._writers = tuple(writers)
-
-    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        for writer in self._writers:
-            writer.write_scalars(step, scalars)
-
-    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        for writer in self._writers:
-            writer.write_images(step, images)
-
-    def flush(self) -> None:
-        for writer in self._writers:
-            writer.flush()
-
-    def close(self) -> None:
-        for writer in self._writers:
-            writer.close()
-
-
 def check_tensorboard(wanted: bool) -> None:
     """Raises ValueError if TensorBoard files are wanted, but not TensorFlow, which writes them."""
     if wanted and importlib.util.find_spec("tensorflow") is None:
@@ -163,27 +97,54 @@ def check_tensorboard(wanted: bool) -> None:
         )
 
 
-def create(
-    workdir: str | os.PathLike,
-    pace: Pace,
-    last_step: int = 0,
-    tensorboard: bool = False,
-    label: str = "",
-) -> MetricWriter:
-    """Writers to workdir/metrics.jsonl, to the log, each line behind `label`, and, if asked for, to
-    workdir/tensorboard.
+class Writer:
+    """Writes to workdir/metrics.jsonl, to the log, each line behind `label`, and, if asked for, to
+    workdir/tensorboard. Of several processes only the first writes.
 
-    Of several processes only the first writes.
+    Raises:
+      ValueError: see `check_tensorboard`.
     """
-    check_tensorboard(tensorboard)
-    if not hosts.is_first():
-        return Several(())
-    writers = [
-        JsonLines(Path(workdir) / "metrics.jsonl", last_step),
-        LogLines(pace, label),
-    ]
-    if tensorboard:
-        from clu import metric_writers  # imports TensorFlow
 
-        writers.append(metric_writers.SummaryWriter(os.fspath(Path(workdir) / "tensorboard")))
-    return Several(writers)
+    def __init__(
+        self,
+        workdir: str | os.PathLike,
+        pace: Pace,
+        last_step: int = 0,
+        tensorboard: bool = False,
+        label: str = "",
+    ):
+        check_tensorboard(tensorboard)
+        self._pace, self._label, self._board, self._lines = pace, label, None, None
+        if hosts.is_first():
+            self._lines = JsonLines(Path(workdir) / "metrics.jsonl", last_step)
+            if tensorboard:
+                from clu import metric_writers  # imports TensorFlow
+
+                folder = os.fspath(Path(workdir) / "tensorboard")
+                self._board = metric_writers.SummaryWriter(folder)
+
+    def _open(self) -> list[Any]:
+        return [writer for writer in (self._lines, self._board) if writer is not None]
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        """Writes the numbers of one step; a log line says how far it is, and the time left."""
+        for writer in self._open():
+            writer.write_scalars(step, scalars)
+        if self._lines is not None:
+            values = "  ".join(f"{called(name)} {value:.4g}" for name, value in scalars.items())
+            _LOG.info("%s%s  %s", self._label, self._pace.at(step), values)
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        """Writes images, (N, H, W, C) uint8, to TensorBoard alone."""
+        if self._board is not None:
+            self._board.write_images(step, images)
+
+    def flush(self) -> None:
+        """Makes sure that all of it can be read."""
+        for writer in self._open():
+            writer.flush()
+
+    def close(self) -> None:
+        """Flushes and ends."""
+        for writer in self._open():
+            writer.close()

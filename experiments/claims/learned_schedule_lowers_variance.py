@@ -8,10 +8,10 @@ one image at one time along each's own schedule, at the end; and the bound on he
 variance, and the lowest bound after 600 steps. Contradicted: another is lower in one of these.
 """
 
-from laboratory import ENDS, between_equal_ends
+from laboratory import between_equal_ends
 from verdicts import column, difference_of, judge, ratio_of
 
-from diffax import evaluation, schedules, training
+from diffax import evaluation, training
 
 CLAIM = (
     "A learned schedule lowers the variance of the VLB estimate and converges faster, at equal"
@@ -39,11 +39,11 @@ COLUMNS = {
 
 def measure(lab, trained, seed):
     early = training.load(trained.directory, EARLY)
-    line, images = schedules.linear_logsnr(*ENDS.values()), trained.dataset
+    found = evaluation.compare(trained.run, trained.dataset, seed)
     return {
-        "variance": evaluation.bits_per_dim(trained.run, images, seed)["vlb_variance"],
-        "early": evaluation.bound_along(early, images, line, seed)["bpd"],
-        "bpd": evaluation.bound_along(trained.run, images, line, seed)["bpd"],
+        "variance": found["bpd_own"]["vlb_variance"],
+        "early": evaluation.compare(early, trained.dataset, seed, ["bpd"])["bpd"]["bpd"],
+        "bpd": found["bpd"]["bpd"],
     }
 
 

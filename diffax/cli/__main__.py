@@ -1,8 +1,0 @@
-"""python -m diffax.cli, the same as the console script."""
-
-import sys
-
-from diffax.cli import main
-
-if __name__ == "__main__":
-    sys.exit(main())
