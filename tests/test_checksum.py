@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
-from diffax.training.checksum import checksums
+from diffax.training.checkpoint import checksums
 
 RNG = np.random.default_rng(0)
 ARRAYS = {

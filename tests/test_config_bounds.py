@@ -11,7 +11,7 @@ from small_runs import MIXTURE, small_config
 from diffax import config as config_lib
 from diffax import data, distributed, schedules
 from diffax.config import checks, defaults
-from diffax.training import memory
+from diffax.training import loop
 
 
 def refusal(**changes):
@@ -186,5 +186,5 @@ def test_a_network_beyond_memory_is_refused_before_it_is_made():
         r"a network of [0-9]+,[0-9]{3},[0-9]{3},[0-9]{3} parameters, which take [0-9,.]+ GB on each"
     )
     with pytest.raises(ValueError, match=said):
-        memory.check(shapes(model__mlp__width=65_536, model__mlp__depth=3), mesh)
-    memory.check(shapes(), mesh)
+        loop.check_memory(shapes(model__mlp__width=65_536, model__mlp__depth=3), mesh)
+    loop.check_memory(shapes(), mesh)

@@ -14,7 +14,7 @@ from small_runs import compiled_quickly, small_config
 
 from diffax import training
 from diffax.ablation import Arm, Spec, runner
-from diffax.training import lock, writers
+from diffax.training import lock
 from diffax.training.lock import Lock, held
 from diffax.tuning import tune
 
@@ -192,32 +192,6 @@ def test_two_trainings_in_one_workdir(tmp_path):
     state, _ = train(tmp_path, 10, second)
     assert int(state.step) == 12 and not (tmp_path / lock.NAME).exists()
     assert not list((tmp_path / "other").iterdir())
-
-
-@pytest.mark.parametrize("way", ["deleted", "changed"])
-def test_files_that_a_run_needs_are_written_again(way, tmp_path, caplog):
-    names = ["config.json", "dataset.json", "metrics.jsonl"]
-
-    def disturb():
-        for name in names:
-            path = tmp_path / "run" / name
-            path.unlink()
-            if way == "changed":
-                path.write_text("{}")
-
-    train(tmp_path / "whole", 0, None)
-    train(tmp_path / "run", 6, disturb)
-    for name in names:
-        ours, whole = ((tmp_path / folder / name).read_bytes() for folder in ("run", "whole"))
-        assert ours == whole
-        assert caplog.text.count(f"{tmp_path / 'run' / name} was deleted or") == 1
-
-
-def test_lines_that_were_cut_off_are_named(tmp_path, caplog):
-    path = tmp_path / "metrics.jsonl"
-    train(tmp_path, 6, lambda: os.truncate(path, 0))
-    assert f"{path} was changed while its run goes on: lines up to step 4 may" in caplog.text
-    assert [line["step"] for line in writers.read_json_lines(path)] == [8, 12]
 
 
 @pytest.mark.parametrize("way", ["deleted", "moved", "emptied"])

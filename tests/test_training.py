@@ -24,8 +24,7 @@ from diffax import config as config_lib
 from diffax import data, distributed, process, schedules, training
 from diffax.methods import base, diffusion
 from diffax.training import loop, writers
-from diffax.training.metric_buffer import MetricBuffer, NonFiniteError
-from diffax.training.trust import Trust
+from diffax.training.metric_buffer import MetricBuffer, NonFiniteError, Trust
 
 
 @pytest.fixture(scope="module", autouse=True)

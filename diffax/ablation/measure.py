@@ -31,7 +31,7 @@ from diffax.files import jsonable, read_json, write_json, write_text
 from diffax.methods import diffusion_measures
 from diffax.metric import Metric
 from diffax.training.progress import doing
-from diffax.training.workdir import data_changes
+from diffax.training.workdir import read_dataset
 
 _LOG = logging.getLogger("diffax")
 NOTE = "together.json"
@@ -173,7 +173,7 @@ def refuse_other_data(config: ConfigDict, directory: Path) -> None:
     if not (directory / "dataset.json").exists():
         return
     dataset = training.DatasetInfo.of(data.load_cached(config.data))
-    changes = data_changes(directory, dataset)
+    changes = read_dataset(directory).changes(dataset)
     if changes:
         raise ValueError(
             f"{directory} holds a training on other data: {'; '.join(changes)}; put back what they"

@@ -10,20 +10,15 @@ A file under configs/ starts from `default_config()` in its `get_config()`; on t
 
 from diffax.config.build import (
     build_model,
-    build_optimizer,
-    build_sampler,
-    build_sampling_schedule,
     build_schedule,
     build_schedule_optimizer,
     conditioning,
-    learning_rate_at,
     sampling_options,
-    schedule_decay_at,
 )
 from diffax.config.checks import remarks, validate
 from diffax.config.defaults import default_config
 from diffax.config.methods import build_method, method_before_data, unread_by_method
-from diffax.config.optimizers import DECAYS, OPTIMIZERS
+from diffax.config.optimizers import OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
 from diffax.config.storage import (
     changed,
@@ -39,13 +34,9 @@ from diffax.config.storage import (
 )
 
 __all__ = [
-    "DECAYS",
     "OPTIMIZERS",
     "build_method",
     "build_model",
-    "build_optimizer",
-    "build_sampler",
-    "build_sampling_schedule",
     "build_schedule",
     "build_schedule_optimizer",
     "changed",
@@ -55,14 +46,12 @@ __all__ = [
     "differences",
     "from_json",
     "load_plugins",
-    "learning_rate_at",
     "method_before_data",
     "register_optimizer",
     "relevant",
     "remarks",
     "sampling_options",
     "saved",
-    "schedule_decay_at",
     "to_json",
     "unknown_keys",
     "unread_by_method",

@@ -13,7 +13,6 @@ from diffax.data.mixture import GaussianMixture, default_mixture
 from diffax.data.pipeline import batches
 from diffax.data.sources import (
     SOURCES,
-    Source,
     key_types,
     known_fields,
     load,
@@ -28,7 +27,6 @@ __all__ = [
     "Dataset",
     "DatasetInfo",
     "GaussianMixture",
-    "Source",
     "Split",
     "batches",
     "default_mixture",

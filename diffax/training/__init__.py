@@ -9,10 +9,10 @@ For instance:
 
 from diffax.data import DatasetInfo
 from diffax.distributed import hosts
-from diffax.methods import TrainState, fraction_of_start, predictor
+from diffax.methods import fraction_of_start, predictor
 from diffax.runtime import Interrupted
 from diffax.training.loop import train, train_together
-from diffax.training.measuring import make_gradient_variance, measure_on, over_split
+from diffax.training.measuring import make_gradient_variance, measure_on
 from diffax.training.metric_buffer import NonFiniteError
 from diffax.training.workdir import Run, load, outcome, steps_done
 
@@ -21,13 +21,11 @@ __all__ = [
     "Interrupted",
     "NonFiniteError",
     "Run",
-    "TrainState",
     "hosts",
     "load",
     "make_gradient_variance",
     "measure_on",
     "outcome",
-    "over_split",
     "predictor",
     "fraction_of_start",
     "steps_done",

@@ -28,7 +28,6 @@ from jax.experimental import multihost_utils
 
 from diffax import runtime
 from diffax.training import hosts
-from diffax.training.checksum import checksums
 
 _LOG = logging.getLogger("diffax")
 
@@ -199,22 +198,19 @@ class Checkpoints:
         folder, text = self.directory / str(step), self._text.restore
         with hosts.failing_together():
             saved, loop = self._state.metadata(folder / "state"), text(folder / "loop")
-            # Checkpoints made before there were checksums are taken as they are.
-            checked = (folder / "checksums").exists()
-            sums = text(folder / "checksums") if checked else {}
+            sums = text(folder / "checksums")
             there = {path: tuple(meta.shape) for path, meta in saved.items()}
-            if checked and sums["shapes"] != _text_checksum(there):
+            if sums["shapes"] != _text_checksum(there):
                 raise ValueError("the arrays' names or shapes are not those that were saved")
             self._check_same_arrays(step, there, wanted)
         # Restored as another dtype, they would have other checksums.
         as_saved = {path: leaf.update(dtype=saved[path].dtype) for path, leaf in wanted.items()}
         with hosts.failing_together():
             state = self._state.restore(folder / "state", args=ocp.args.StandardRestore(as_saved))
-        if checked:
-            # All but 64 bits where JAX has only 32.
-            same = {path: leaf for path, leaf in state.items() if leaf.dtype == saved[path].dtype}
-            with hosts.failing_together():
-                _check_sums(_sums(same, loop), sums)
+        # All but 64 bits where JAX has only 32.
+        same = {path: leaf for path, leaf in state.items() if leaf.dtype == saved[path].dtype}
+        with hosts.failing_together():
+            _check_sums(_sums(same, loop), sums)
         return {path: state[path].astype(leaf.dtype) for path, leaf in wanted.items()}, loop
 
     def _check_same_arrays(
@@ -276,15 +272,12 @@ def latest_step(directory: Path) -> int | None:
 def _untold() -> Iterator[None]:
     """Within it orbax doesn't warn, through absl, that what is opened to be read isn't written."""
     logger = logging.getLogger("absl")
-
-    def is_error(record: logging.LogRecord) -> bool:
-        return record.levelno >= logging.ERROR
-
-    logger.addFilter(is_error)
+    before = logger.level
+    logger.setLevel(max(before, logging.ERROR))
     try:
         yield
     finally:
-        logger.removeFilter(is_error)
+        logger.setLevel(before)
 
 
 @contextlib.contextmanager
@@ -347,3 +340,41 @@ def _from_paths(by_path: dict[str, jax.Array], like: Any) -> Any:
         jax.random.wrap_key_data(by_path[path]) if _is_key(leaf) else by_path[path]
         for path, leaf in _paths(like)
     )
+
+
+# --- checksums of arrays, wherever their parts lie ------------------------------------------------
+
+
+@jax.jit
+def _checksum(array: jax.Array) -> jax.Array:
+    if array.dtype == jnp.bool_:
+        array = array.astype(jnp.uint8)
+    # Bits as unsigned integers; values of 8 bytes become two of 4 in a last axis.
+    bits = jnp.dtype(f"uint{8 * min(array.dtype.itemsize, 4)}")
+    words = jax.lax.bitcast_convert_type(array, bits).astype(jnp.uint32)
+    place, stride = jnp.zeros(words.shape, jnp.uint32), 1
+    for axis in reversed(range(words.ndim)):
+        step = jnp.uint32(stride % 2**32)
+        place += jax.lax.broadcasted_iota(jnp.uint32, words.shape, axis) * step
+        stride *= words.shape[axis]
+    mixed = words + place * jnp.uint32(0x9E3779B1)
+    for shift, factor in ((16, 0x85EBCA6B), (13, 0xC2B2AE35), (16, 1)):
+        mixed = (mixed ^ (mixed >> shift)) * jnp.uint32(factor)
+    return jnp.sum(mixed, dtype=jnp.uint32)
+
+
+def checksums(arrays: Mapping[str, jax.Array]) -> dict[str, int]:
+    """The sum mod 2**32 over an array's words of mix(word + place * 0x9E3779B1), for each array.
+
+    A word is an element's bits (of an element of 8 bytes each half), place its index in C order,
+    and mix the final step of MurmurHash3 (Appleby 2011), a bijection of 32-bit integers. So any
+    change within one word changes the sum, a flipped bit for certain; other changes go unnoticed
+    once in 2**32 times.
+
+    The sum is taken on the devices where the array lies, and no order or sharding changes it:
+    nothing is copied to the host, and an array that is spread over several hosts is no special
+    case. All hosts must call it.
+    """
+    # Programs are kept by shape, of which a network has few; one for all compiles for long. Each
+    # ends before the next begins: of two in flight, two hosts' CPUs may each begin another first.
+    return {path: int(_checksum(array)) for path, array in arrays.items()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import logging
+import math
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -23,13 +24,13 @@ from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
 from diffax.runtime import Interrupted, local_path, the_same
-from diffax.training import codecs, memory, pictures, prefetch, writers
+from diffax.training import codecs, prefetch, writers
 from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.interrupt import Interruption
 from diffax.training.lock import held
 from diffax.training.measuring import make_evaluation
 from diffax.training.progress import ProgressDisplay
-from diffax.training.run_logger import RunLogger
+from diffax.training.run_logger import RunLogger, make_drawing
 from diffax.training.workdir import Run, check_writable, saying_what_is_kept
 
 _LOG = logging.getLogger("diffax")
@@ -161,7 +162,7 @@ def _train_in(
             shard_count=jax.process_count(),
         )
         evaluate = make_evaluation(config, method, dataset, mesh)
-        draw = method.preview and pictures.make_drawing(config, method, dataset, root, mesh)
+        draw = method.preview and make_drawing(config, method, dataset, root, mesh)
         return RunLogger(config, root, method, info, batches, evaluate, draw, layout)
 
     with ExitStack() as stack:
@@ -209,7 +210,8 @@ def _train_in(
                 with hosts.failing_together():
                     check_ours()
             if due(settings.log_every):
-                _check_finite(runs, last)
+                for run in runs:
+                    run.check_finite(last)
             wanted = due(settings.log_every), due(settings.eval_every), due(settings.sample_every)
             if any(wanted):
                 with _aside(runs, f"looking at step {done}", progress):
@@ -217,7 +219,8 @@ def _train_in(
                         run.log(done, own, *wanted)
             enough = stop is not None and stop(done, Run(config, method, state, info))
             if last or number or enough or due(settings.checkpoint_every):
-                _check_finite(runs, last)
+                for run in runs:
+                    run.check_finite(last)
                 # The row may be the beginning of the end: what was good before it stays.
                 skipping = any(run.metrics.in_row() for run in runs)
                 if not skipping:
@@ -347,11 +350,6 @@ def _farewell(runs: Sequence[RunLogger], step: int, skipping: bool) -> str:
     return f"stopped after step {step}, {saved}"
 
 
-def _check_finite(runs: Sequence[RunLogger], last: bool) -> None:
-    for run in runs:
-        run.check_finite(last)
-
-
 def _check_alike(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.PathLike]) -> None:
     """Raises ValueError if these are not runs that differ in their seeds alone."""
     if not configs or len(configs) != len(workdirs):
@@ -385,7 +383,7 @@ def compile_run(
       ValueError: the batch can't be split as the config asks for, or an impossible mode.
     """
     like = jax.eval_shape(method.init, jax.random.key(config.seed))
-    memory.check(like, mesh)
+    check_memory(like, mesh)
     size = config.training.batch_size
     distributed.check_divides("training.batch_size", size, mesh, method.batch_factors)
 
@@ -400,3 +398,43 @@ def is_due(before: int, step: int, every: int, last: bool) -> bool:
     """Whether something happens after a call that went from step `before` to `step`: where it
     reached a multiple of `every` (0: never), and at the end."""
     return every > 0 and (last or step // every > before // every)
+
+
+# --- whether what a run holds fits into its devices, before anything is allocated -----------------
+
+
+def check_memory(state: State, mesh: Mesh) -> None:
+    """Raises ValueError if a state, by its shapes, with a gradient is more than a device holds.
+
+    Activations, which depend on the compiler, come on top.
+    """
+    held = _size(state) + _size(state.params)
+    need, have = held / mesh.shape["fsdp"], memory_of_each(mesh)
+    if need > have:
+        count = sum(math.prod(leaf.shape) for leaf in jax.tree.leaves(state.params))
+        raise ValueError(
+            f"config.model makes a network of {count:,} parameters, which take {_gb(need)} on each"
+            f" device with their average, the optimiser's state and the gradient, and a device has"
+            f" {_gb(have)}: make it smaller, or raise config.parallel.fsdp"
+        )
+
+
+def memory_of_each(mesh: Mesh) -> float:
+    """Bytes that a device of this process has, an equal share of the machine's if they are
+    processors; infinity where that can't be known."""
+    own = mesh.local_devices
+    limit = (own[0].memory_stats() or {}).get("bytes_limit")
+    if limit is not None or own[0].platform != "cpu":
+        return limit or math.inf
+    names = {"SC_PAGE_SIZE", "SC_PHYS_PAGES"}
+    if not names <= getattr(os, "sysconf_names", {}).keys():
+        return math.inf
+    return math.prod(map(os.sysconf, names)) / len(own)
+
+
+def _size(tree: Any) -> int:
+    return sum(math.prod(leaf.shape) * leaf.dtype.itemsize for leaf in jax.tree.leaves(tree))
+
+
+def _gb(size: float) -> str:
+    return f"{size / 1e9:,.1f} GB"

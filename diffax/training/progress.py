@@ -130,11 +130,6 @@ def counted(items: Iterable[Any], what: str, unit: str) -> Iterator[Any]:
             done += 1
 
 
-def time_left(seconds: float) -> str:
-    """As "0:12:30"."""
-    return str(datetime.timedelta(seconds=round(seconds)))
-
-
 class Pace:
     """How fast steps are made, from when it is made or `begin` is called."""
 
@@ -174,5 +169,5 @@ class Pace:
             return f"{where}, and none more for {now - time_before:.0f} s"
         self._before = step, now
         seconds = (now - time_before) / (step - step_before)
-        left = time_left(seconds * (self._num_steps - step))
+        left = datetime.timedelta(seconds=round(seconds * (self._num_steps - step)))
         return f"{where}  {1 / max(seconds, 1e-9):.3g} steps/s  {left} left"

@@ -3,27 +3,31 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from clu import parameter_overview
+from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import plugins
-from diffax.data import DatasetInfo
+from diffax import distributed, plots, plugins
+from diffax.data import Dataset, DatasetInfo
+from diffax.data.images import encode_png
 from diffax.distributed import SINGLE, RunLayout, hosts
-from diffax.files import write_text
+from diffax.files import replacing, write_text
 from diffax.methods import Method
 from diffax.methods.base import State
-from diffax.training import pictures, progress, writers
+from diffax.training import progress, writers
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
-from diffax.training.metric_buffer import MetricBuffer, NonFiniteError
+from diffax.training.measuring import examples
+from diffax.training.metric_buffer import MetricBuffer, NonFiniteError, Trust
 from diffax.training.progress import Pace
-from diffax.training.trust import Trust
 from diffax.training.workdir import (
     CHECKPOINTS,
     PLUGINS,
@@ -92,13 +96,8 @@ class RunLogger:
         """Opens the files of the run, which goes on from `state`."""
         if hosts.is_first():
             plugins.keep(self.config.plugins, self.root / PLUGINS)
-        self._texts = {
-            "config.json": config_lib.to_json(self.config),
-            "dataset.json": self.dataset.to_json(),
-        }
-        for name, text in self._texts.items():
-            if hosts.is_first():
-                write_text(self.root / name, text)
+            write_text(self.root / "config.json", config_lib.to_json(self.config))
+            write_text(self.root / "dataset.json", self.dataset.to_json())
         settings, step = self.config.training, int(state.step)
         self._begun = step
         self.metrics = MetricBuffer(self.method, self._memory["window"], settings.max_skipped)
@@ -115,7 +114,7 @@ class RunLogger:
             progress.detail(f"{self._label}{count:,} parameters")
             for remark in config_lib.remarks(self.config, self.dataset):
                 _LOG.warning("%s%s", self._label, remark)
-            pictures.write_curves(self.root, self.method, state)
+            write_curves(self.root, self.method, state)
 
     def log(self, step: int, state: State, train: bool, evaluate: bool, sample: bool) -> None:
         """Writes what is due at a step: training metrics, measures, a picture and curves."""
@@ -132,7 +131,7 @@ class RunLogger:
             if self._draw_samples is not None:
                 with progress.doing("drawing samples"):
                     self._writer.write_images(step, {"samples": self._draw_samples(state)})
-            pictures.write_curves(self.root, self.method, state)
+            write_curves(self.root, self.method, state)
 
     def check_finite(self, last: bool) -> None:
         """Raises NonFiniteError, saying which run it is and what is kept, if too many steps in a
@@ -165,7 +164,6 @@ class RunLogger:
     def save(self, step: int, state: State, data: Any) -> None:
         """Begins to write a checkpoint; `data`: the state of the batches. After `check_finite`."""
         self.checkpoints.trusted = self._trust.step
-        self._restore_files()
         memory = {
             "data": data,
             "window": self.metrics.memory(),
@@ -177,17 +175,6 @@ class RunLogger:
         self._trust.saved(step)
         self._saved = step
 
-    def _restore_files(self) -> None:
-        """Writes again what was deleted or changed while the run goes on, and says so."""
-        self._writer.flush()
-        for name, text in self._texts.items():
-            path = self.root / name
-            if hosts.is_first() and (not path.exists() or path.read_text(encoding="utf-8") != text):
-                _LOG.warning(
-                    "%s was deleted or changed while its run goes on; it is written again", path
-                )
-                write_text(path, text)
-
     def end(self, state: State) -> None:
         """Writes the last curves, and removes the checkpoints that were kept for the others, and
         until the last was made."""
@@ -197,13 +184,51 @@ class RunLogger:
             raise OSError(
                 f"the checkpoint of step {self._saved} in {directory} was deleted after it was made"
             )
-        self._restore_files()
         steps = self.checkpoints.steps()
         self.checkpoints.remove(steps[: -self.config.training.keep_checkpoints])
-        pictures.write_curves(self.root, self.method, state)
+        write_curves(self.root, self.method, state)
 
     def close(self) -> None:
         """Waits until all is written."""
         with contextlib.closing(self.checkpoints):
             if self._writer is not None:
                 self._writer.close()
+
+
+# --- pictures of samples, and a method's curves --------------------------------------------------
+
+
+def make_drawing(
+    config: ConfigDict, method: Method, dataset: Dataset, root: Path, mesh: Mesh
+) -> Callable[[State], np.ndarray]:
+    """state -> the method's preview, (1, height, width, 1 or 3) uint8, also put in root/samples.
+
+    Of `config.sampling.num_samples` keys and as many examples of the evaluation split, whose
+    classes come in turn where there are classes. The noise is the same every time.
+    """
+    num, split = config.sampling.num_samples, dataset.eval
+    batch = examples(split, np.arange(num) % len(split))
+    batch["label"] = np.arange(num) % max(dataset.num_classes, 1)
+
+    def preview(state: State) -> jax.Array:
+        keys = jax.random.split(jax.random.key(config.seed), num)
+        return method.preview(state, keys, batch)
+
+    draw = distributed.jit_over_numbers(preview, out_shardings=distributed.replicated(mesh))
+
+    def drawing(state: State) -> np.ndarray:
+        pixels = plots.picture(np.asarray(draw(state)))
+        if hosts.is_first():
+            with replacing(root / "samples" / f"step_{int(state.step):06d}.png") as partial:
+                partial.write_bytes(encode_png(pixels))
+        return pixels[None]
+
+    return drawing
+
+
+def write_curves(root: Path, method: Method, state: State) -> None:
+    """Writes each of the method's curves to root/<its name>/step_<step>.json."""
+    for name, columns in method.curves(state).items():
+        path = root / name / f"step_{int(state.step):06d}.json"
+        if hosts.is_first():
+            write_text(path, json.dumps(columns))

@@ -152,16 +152,6 @@ def check_same_run(
         )
 
 
-def data_changes(workdir: Path, new: DatasetInfo, old: DatasetInfo | None = None) -> list[str]:
-    """In what data differ from those of the run in a directory, in words; [] if there is none.
-
-    `old`: what it was trained on; None: as its dataset.json says.
-    """
-    if old is None and not (workdir / "dataset.json").exists():
-        return []
-    return (old or read_dataset(workdir)).changes(new)
-
-
 def as_remembered(config: ConfigDict, dataset: DatasetInfo) -> dict[str, Any]:
     """What a checkpoint keeps of a run's config and data, in JSON: the files beside it are held
     against it, and can be written from it again."""

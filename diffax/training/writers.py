@@ -28,38 +28,14 @@ class JsonLines:
     """
 
     def __init__(self, path: str | os.PathLike, last_step: int = 0):
-        self._path, self._last = Path(path), last_step
-        kept = [line for line in read_json_lines(self._path) if line["step"] <= last_step]
-        write_text(self._path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(self._path, "a+", encoding="utf-8")
-        self._size = os.fstat(self._file.fileno()).st_size
+        kept = [line for line in read_json_lines(path) if line["step"] <= last_step]
+        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
+        self._file = open(path, "a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
-        self.flush()
         values = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
         self._file.write(json.dumps({"step": int(step), **values}) + "\n")
         self._file.flush()
-        self._last, self._size = int(step), os.fstat(self._file.fileno()).st_size
-
-    def flush(self) -> None:
-        """Writes the file again where it was deleted or replaced, and says so, and what is missing
-        where it was cut."""
-        held = os.fstat(self._file.fileno())
-        if held.st_size != self._size:
-            self._size = held.st_size
-            _LOG.warning(
-                "%s was changed while its run goes on: lines up to step %d may be missing",
-                *(self._path, self._last),
-            )
-        if self._path.exists() and os.path.samestat(held, os.stat(self._path)):
-            return
-        _LOG.warning(
-            "%s was deleted or replaced while its run goes on; it is written again", self._path
-        )
-        self._file.seek(0)  # what was deleted can still be read where it is open
-        write_text(self._path, self._file.read())
-        self._file.close()
-        self._file = open(self._path, "a+", encoding="utf-8")
 
     def close(self) -> None:
         self._file.close()
@@ -138,11 +114,6 @@ class Writer:
         """Writes images, (N, H, W, C) uint8, to TensorBoard alone."""
         if self._board is not None:
             self._board.write_images(step, images)
-
-    def flush(self) -> None:
-        """Makes sure that all of it can be read."""
-        for writer in self._open():
-            writer.flush()
 
     def close(self) -> None:
         """Flushes and ends."""
