@@ -1,6 +1,5 @@
 """One job at a time in a workdir, and what a run does whose files are taken away."""
 
-import json
 import logging
 import os
 import shutil
@@ -15,7 +14,7 @@ from small_runs import compiled_quickly, small_config
 from diffax import training
 from diffax.ablation import Arm, Spec, runner
 from diffax.training import lock
-from diffax.training.lock import Lock, held
+from diffax.training.lock import held
 from diffax.tuning import tune
 
 
@@ -30,19 +29,23 @@ def _said(monkeypatch):
     monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)  # so that caplog sees it
 
 
+HOLDER = """
+import sys, pathlib
+from diffax.training import lock
+with lock.held([pathlib.Path(sys.argv[1])]):
+    print("held", flush=True)
+    input()
+"""
+
+
 @pytest.fixture
-def quick(monkeypatch):
-    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
-    monkeypatch.setattr(lock, "STALE_SECONDS", 0.5)
-    monkeypatch.setattr(lock, "_LOOK_SECONDS", 0.05)
-
-
-def of_another(folder, **changes):
-    """The lock of a job of these properties, as it lies there."""
-    other = Lock(folder)
-    other._text = json.dumps(other._me | changes)
-    assert other._create()
-    return other
+def holder(tmp_path):
+    """A process that holds the lock of a folder until its input ends."""
+    pipes = dict(stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", HOLDER, tmp_path], **pipes) as child:
+        assert child.stdout.readline() == "held\n"
+        yield child
+        child.kill()
 
 
 # --- the file -----------------------------------------------------------------------------------
@@ -83,62 +86,39 @@ def test_of_many_at_once_one_has_it(tmp_path):
     assert "done" in outcomes and set(most) == {1}
 
 
-def test_the_lock_of_a_process_that_has_ended_is_taken_over(tmp_path, caplog):
-    child = subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE)
-    began = lock._began(child.pid)
-    other = of_another(tmp_path, process=child.pid, began=began)
-    with pytest.raises(ValueError, match=f"process {child.pid} "), held([tmp_path]):
+def test_the_lock_of_a_process_that_was_killed_is_taken_over(tmp_path, holder, caplog):
+    with pytest.raises(ValueError, match=f"process {holder.pid} on host"), held([tmp_path]):
         pass
-    child.kill()  # not waited for: a zombie
-    while lock._began(child.pid):
-        time.sleep(0.01)
+    holder.kill()
+    holder.wait()
+    assert (tmp_path / lock.NAME).exists()
     with held([tmp_path]):
         pass
-    assert f"an earlier job (process {child.pid} on host" in caplog.text
-    child.communicate()
-    other._create()
-    with held([tmp_path]):  # there is no such process
-        pass
-    # Its number may be that of another process today.
-    of_another(tmp_path, process=os.getpid(), began="1")
-    with held([tmp_path]):
-        pass
+    assert f"an earlier job (process {holder.pid} on host" in caplog.text
     assert not list(tmp_path.iterdir())
 
 
-@pytest.mark.parametrize("differs", ["host", "boot", "processes"])
-def test_a_lock_of_elsewhere_is_stale_when_it_is_not_renewed(differs, tmp_path, quick, caplog):
-    """Another host, the same one before it was started anew, another container: its processes
-    can't be looked for."""
-    other = of_another(tmp_path, **{differs: "elsewhere"})
-    end = threading.Event()
-
-    def beat():
-        while not end.wait(0.05):
-            other.renew()
-
-    thread = threading.Thread(target=beat)
-    thread.start()
-    with pytest.raises(ValueError, match="is in use by process"), held([tmp_path]):
-        pass
-    end.set()
-    thread.join()
+def test_a_lock_that_is_deleted_is_made_again_or_lost(tmp_path, caplog):
+    (tmp_path / "config.json").write_text("{}")
     with held([tmp_path]) as check:
-        assert "waiting up to" in caplog.text and "its lock is taken over" in caplog.text
+        (tmp_path / lock.NAME).unlink()
         check()
-        with pytest.raises(lock.Lost, match="taken the directory over"):
-            other.check()
-        other.renew()
-        other.release()  # leaves alone what is another's
-        check()
+        assert "was deleted while it was in use; it is made again" in caplog.text
+        with pytest.raises(ValueError, match="is in use"), held([tmp_path]):
+            pass
+        (tmp_path / lock.NAME).unlink()
+        with held([tmp_path]):
+            with pytest.raises(lock.Lost, match="has taken the directory over"):
+                check()
 
 
-def test_the_holder_renews_it(tmp_path, quick):
+def test_a_file_system_without_locks_is_said_and_used(tmp_path, monkeypatch, caplog):
+    def refuse(file, how):
+        raise OSError("no locks available")
+
+    monkeypatch.setattr(lock.fcntl, "flock", refuse)
     with held([tmp_path]):
-        path = tmp_path / lock.NAME
-        os.utime(path, (0, 0))
-        while path.stat().st_mtime == 0:
-            time.sleep(0.01)
+        assert "can't be locked (no locks available)" in caplog.text
 
 
 def test_an_ablation_and_a_search_are_refused_where_another_is_at_work(tmp_path):

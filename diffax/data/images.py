@@ -46,8 +46,7 @@ def decode(source: bytes | os.PathLike, channels: int, image_size: int = 0) -> n
     from PIL import Image, ImageOps
 
     with _opened(source) as image:
-        turn = _turns()[_orientation(image)]
-        upright = image if turn is None else image.transpose(turn)
+        upright = image if _orientation(image) == 1 else ImageOps.exif_transpose(image)
         mode = MODES[channels]
         if upright.mode != mode:
             if channels < 4 and _has_alpha(upright):
@@ -105,24 +104,7 @@ def _orientation(image) -> int:
         found = image.getexif().get(ExifTags.Base.Orientation)
     except Exception:  # Pillow has no one kind for broken EXIF data; the picture may be sound
         return 1
-    return found if type(found) is int and found in _turns() else 1
-
-
-def _turns() -> dict[int, Any]:
-    """EXIF orientation -> what makes it upright; None for upright already."""
-    from PIL import Image
-
-    turn = Image.Transpose
-    return {
-        1: None,
-        2: turn.FLIP_LEFT_RIGHT,
-        3: turn.ROTATE_180,
-        4: turn.FLIP_TOP_BOTTOM,
-        5: turn.TRANSPOSE,
-        6: turn.ROTATE_270,
-        7: turn.TRANSVERSE,
-        8: turn.ROTATE_90,
-    }
+    return found if type(found) is int and 1 <= found <= 8 else 1
 
 
 def counted(items: Iterable[Any], num: int, name: str) -> Iterator[Any]:

@@ -124,7 +124,7 @@ def compare(
         measure = run.method.compared[name]
         if not measure.impossible():
             with progress.doing(f"measuring {name}"):
-                arrays = measuring.in_sizes_of(run.config, measure, dataset.eval, mesh)
+                arrays = measuring.over_split(run.config, measure, dataset.eval, mesh)
                 found[name] = measure.summary(arrays(run.state, seed)) | _about(run, seed)
     return found
 

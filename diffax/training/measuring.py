@@ -22,7 +22,7 @@ from diffax.training import progress
 
 
 def over_split(
-    measure: Measure, split: Split, mesh: Mesh, batch_size: int, num_examples: int = 0
+    config: ConfigDict, measure: Measure, split: Split, mesh: Mesh
 ) -> Callable[[State, int], Arrays]:
     """(state, seed) -> what a measure gives on a split, each (repeats, examples) float64.
 
@@ -31,18 +31,19 @@ def over_split(
     batches and divided over devices.
 
     Args:
+      config: its evaluation.num_examples are the examples of the split that count, the first so
+        many (0: all), evaluation.batch_size the most in one call, over all devices.
       measure: of a method.
-      split: of whose examples the first `num_examples` count (0: all).
       mesh: the devices.
-      batch_size: examples in one call at most, over all devices.
 
     Raises:
-      ValueError: `batch_size` is no multiple of the number of devices.
+      ValueError: the batch size is no multiple of the number of devices.
     """
-    distributed.check_divides("evaluation.batch_size", batch_size, mesh)
-    num = min(num_examples or len(split), len(split))
+    section = config.evaluation
+    distributed.check_divides("evaluation.batch_size", section.batch_size, mesh)
+    num = min(section.num_examples or len(split), len(split))
     # As many batches as it takes, of equal size: little is left to fill up.
-    size = math.ceil(num / math.ceil(num / batch_size) / mesh.size) * mesh.size
+    size = math.ceil(num / math.ceil(num / section.batch_size) / mesh.size) * mesh.size
     compiled = distributed.jit_over_numbers(
         measure.per_example, out_shardings=distributed.replicated(mesh)
     )
@@ -141,7 +142,7 @@ def make_gradient_variance(
 def measure_on(
     method: Method, name: str, config: ConfigDict, split: Split, mesh: Mesh
 ) -> Callable[[State, int], Arrays]:
-    """`over_split` of the method's measure of that name, in the sizes of config.evaluation.
+    """`over_split` of the method's measure of that name.
 
     Raises:
       ValueError: the method has no such measure, or it is impossible of this run; or as
@@ -154,15 +155,7 @@ def measure_on(
         )
     if sentence := method.measures[name].impossible():
         raise ValueError(sentence)
-    return in_sizes_of(config, method.measures[name], split, mesh)
-
-
-def in_sizes_of(
-    config: ConfigDict, measure: Measure, split: Split, mesh: Mesh
-) -> Callable[[State, int], Arrays]:
-    """`over_split` in the sizes of config.evaluation; raises as that."""
-    section = config.evaluation
-    return over_split(measure, split, mesh, section.batch_size, section.num_examples)
+    return over_split(config, method.measures[name], split, mesh)
 
 
 def make_evaluation(

@@ -5,16 +5,15 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import jax
 import numpy as np
-from ml_collections import ConfigDict
 
 from diffax.methods import Method
 from diffax.methods.base import Bounded
-from diffax.runtime import Failed, the_same
+from diffax.runtime import Failed
 
 
 class NonFiniteError(Failed, FloatingPointError):
@@ -27,37 +26,14 @@ class NonFiniteError(Failed, FloatingPointError):
       detail: what the method says of that step.
     """
 
-    def __init__(
-        self,
-        step: int,
-        quantity: str,
-        value: float,
-        skipped: int,
-        section: str = "optimizer",
-        detail: str = "",
-        kept: str = "",
-    ):
+    def __init__(self, step, quantity, value, skipped, section="optimizer", detail="", advice=""):
         where = f", {detail}" if detail else ""
         super().__init__(
             f"the {quantity} is {value:.3g} in step {step}{where};"
-            f" {skipped} step{'s' * (skipped > 1)} in a row had to be skipped{kept}"
+            f" {skipped} step{'s' * (skipped > 1)} in a row had to be skipped{advice}"
         )
         self.step, self.quantity, self.value = step, quantity, value
         self.skipped, self.section, self.detail = skipped, section, detail
-
-    def of_run(self, where: str, config: ConfigDict) -> NonFiniteError:
-        """The same error, which says where the run is, what of it is kept and what to change."""
-        lower = f"{self.section}.learning_rate={config[self.section].learning_rate:g}"
-        return NonFiniteError(
-            self.step,
-            self.quantity,
-            self.value,
-            self.skipped,
-            self.section,
-            self.detail,
-            f"{where}. A lower {lower} usually helps, or a lower {self.section}.clip_norm; with it"
-            f" and config.training.allow_config_change=True {the_same()} goes on",
-        )
 
 
 class MetricBuffer:
@@ -108,15 +84,18 @@ class MetricBuffer:
         self._calls = []
         return list(self._entries)
 
-    def check(self, last: bool = False) -> None:
+    def check(self, last: bool = False, advise: Callable[[str], str] = lambda section: "") -> None:
         """Raises NonFiniteError if too many steps in a row were not finite; at the `last` step, if
-        there is such a row at all, since nothing can follow that ends it."""
+        there is such a row at all, since nothing can follow that ends it.
+
+        `advise`: the config's section at fault -> what the error says at its end.
+        """
         row: list[Mapping[str, float]] = []
         entries = self.memory()
         for i, entry in enumerate(entries, 1):
             row = [] if self._is_good(entry) else [*row, entry]
             if len(row) > self._most_skipped or (row and last and i == len(entries)):
-                raise _error(self._method, row)
+                raise _error(self._method, row, advise)
 
     def in_row(self) -> bool:
         """Whether the latest step was skipped."""
@@ -154,14 +133,15 @@ def is_good(required: Mapping[str, Bounded], entry: Mapping[str, float]) -> bool
     return all(bound.holds(entry.get(name, 0.0)) for name, bound in required.items())
 
 
-def _error(method: Method, row: Sequence[Mapping[str, float]]) -> NonFiniteError:
+def _error(
+    method: Method, row: Sequence[Mapping[str, float]], advise: Callable[[str], str]
+) -> NonFiniteError:
     first, required = row[0], method.required_finite
     name = next(n for n, bound in required.items() if not bound.holds(first.get(n, 0.0)))
     detail, at_fault = method.diagnose(first)
-    bound = required[name]
-    return NonFiniteError(
-        first["step"], bound.words, first[name], len(row), at_fault or bound.section, detail
-    )
+    section, words = at_fault or required[name].section, required[name].words
+    of_row = (first["step"], words, first[name], len(row))
+    return NonFiniteError(*of_row, section, detail, advise(section))
 
 
 # --- which checkpoints are known to train --------------------------------------------------------

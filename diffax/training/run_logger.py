@@ -23,10 +23,11 @@ from diffax.distributed import SINGLE, RunLayout, hosts
 from diffax.files import replacing, write_text
 from diffax.methods import Method
 from diffax.methods.base import State
+from diffax.runtime import the_same
 from diffax.training import progress, writers
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.measuring import examples
-from diffax.training.metric_buffer import MetricBuffer, NonFiniteError, Trust
+from diffax.training.metric_buffer import MetricBuffer, Trust
 from diffax.training.progress import Pace
 from diffax.training.workdir import (
     CHECKPOINTS,
@@ -137,12 +138,18 @@ class RunLogger:
         """Raises NonFiniteError, saying which run it is and what is kept, if too many steps in a
         row were not finite."""
         self._trust.see(self.metrics.memory())
-        try:
-            self.metrics.check(last)
-        except NonFiniteError as error:
-            self.checkpoints.wait()
-            where = f" in the run in {self.root}" if self._among_others else ""
-            raise error.of_run(f"{where}; {self._keep_good()}", self.config) from None
+        self.metrics.check(last, self._advice)
+
+    def _advice(self, section: str) -> str:
+        """Which run it is, what of it is kept and what to change, for the end of a sentence."""
+        self.checkpoints.wait()
+        where = f" in the run in {self.root}" if self._among_others else ""
+        lower = f"{section}.learning_rate={self.config[section].learning_rate:g}"
+        return (
+            f"{where}; {self._keep_good()}. A lower {lower} usually helps, or a lower"
+            f" {section}.clip_norm; with it and config.training.allow_config_change=True"
+            f" {the_same()} goes on"
+        )
 
     def _keep_good(self) -> str:
         """Puts aside what this process has saved since the run was known to train; words on what is
