@@ -23,7 +23,7 @@ class Metric:
       basis: what it is measured on, in words that stand beside its name: "2,000 samples".
       meaning: what it says, in a sentence or two, for the reader of the number.
       short: of a measure: the label before a network's name in brackets; "" for `label`.
-      entry: of a score: the key under which `scoring.measure` gives the number.
+      entry: of a score: the key under which `scoring.pending` gives the number.
     """
 
     key: str

@@ -23,7 +23,7 @@ from small_runs import compiled_quickly
 
 from diffax import config as config_lib
 from diffax import training
-from diffax.data import mixture2d, pipeline  # noqa: F401 - imported before the fork
+from diffax.data import mixture, pipeline  # noqa: F401 - imported before the fork
 from diffax.distributed import hosts, mesh
 
 

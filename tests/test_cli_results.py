@@ -5,7 +5,7 @@ import json
 import pytest
 from small_runs import a_method
 
-from diffax.cli import results
+from diffax.cli.evaluate import merge, read_results, results_table
 
 
 def entry(value, **about):
@@ -14,35 +14,35 @@ def entry(value, **about):
 
 
 def test_metrics_stand_side_by_side_and_are_replaced_by_the_same_measurement():
-    found = results.merged({}, "kid", entry(1.0))
-    found = results.merged(found, "swd", entry(2.0, seed=3))
+    found = merge({}, "kid", entry(1.0))
+    found = merge(found, "swd", entry(2.0, seed=3))
     assert found == {"kid": entry(1.0), "swd": entry(2.0, seed=3)}
-    assert results.merged(found, "kid", entry(1.5)) == {**found, "kid": entry(1.5)}
+    assert merge(found, "kid", entry(1.5)) == {**found, "kid": entry(1.5)}
 
 
 def test_what_was_measured_of_something_else_is_kept_apart():
-    found = results.merged({}, "kid", entry(1.0))
-    found = results.merged(found, "swd", entry(2.0))
+    found = merge({}, "kid", entry(1.0))
+    found = merge(found, "swd", entry(2.0))
     # the same metric under other conditions
-    found = results.merged(found, "kid", entry(1.5, sampling={"num_steps": 5}))
+    found = merge(found, "kid", entry(1.5, sampling={"num_steps": 5}))
     assert list(found) == ["swd", "kid", "earlier"]
     assert found["earlier"] == [{"metric": "kid", **entry(1.0)}]
     # another checkpoint, with which the file begins anew
     later = entry(3.0, step=20, weights_hash="b")
-    found = results.merged(found, "kid", later)
+    found = merge(found, "kid", later)
     assert found["kid"] == later and [e["metric"] for e in found["earlier"]] == [
         "kid",
         "swd",
         "kid",
     ]
     # and back: each measurement is there once
-    found = results.merged(found, "swd", entry(2.5))
+    found = merge(found, "swd", entry(2.5))
     assert found["swd"] == entry(2.5)
     assert [(e["metric"], e["step"]) for e in found["earlier"]] == [
         ("kid", 10), ("kid", 10), ("kid", 20)
     ]  # fmt: skip
     # other weights after as many steps are another checkpoint
-    assert list(results.merged(found, "prdc", entry(2.0, weights_hash="c"))) == ["prdc", "earlier"]
+    assert list(merge(found, "prdc", entry(2.0, weights_hash="c"))) == ["prdc", "earlier"]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"kid": 1}', "\xff"])
@@ -50,13 +50,13 @@ def test_a_file_of_something_else_is_not_overwritten(text, tmp_path):
     path = tmp_path / "found.json"
     path.write_bytes(text.encode("latin-1"))
     with pytest.raises(ValueError, match="found.json is there and holds no results"):
-        results.read(path)
-    assert results.read(tmp_path / "none.json") == {}
+        read_results(path)
+    assert read_results(tmp_path / "none.json") == {}
 
 
 def test_what_is_written_is_read():
-    found = json.loads(json.dumps(results.merged({}, "kid", entry(1.0))))
-    assert results.merged(found, "kid", entry(1.0)) == found
+    found = json.loads(json.dumps(merge({}, "kid", entry(1.0))))
+    assert merge(found, "kid", entry(1.0)) == found
 
 
 def test_the_table_has_a_line_for_each_number():
@@ -68,7 +68,7 @@ def test_the_table_has_a_line_for_each_number():
         "kid": {"kid": None, "num_samples": 64},
     }
     measures = {name: m.metrics for name, m in a_method().measures.items()}
-    lines = [line.split() for line in results.table(found, measures).splitlines()]
+    lines = [line.split() for line in results_table(found, measures).splitlines()]
     assert [line[:2] for line in lines[1:]] == [
         ["bpd", "3.22"], ["fid", "12.5"], ["precision", "0.5"], ["recall", "0.5"],
         ["density", "0.5"], ["coverage", "0.5"], ["kid", "not"],

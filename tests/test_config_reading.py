@@ -7,7 +7,7 @@ import pytest
 from ml_collections import ConfigDict, FrozenConfigDict
 
 from diffax import config as config_lib
-from diffax.config import defaults, files, kinds, reading
+from diffax.config import defaults, kinds, reading, storage
 
 
 def overridden(*assignments):
@@ -225,7 +225,7 @@ START = "from diffax.config import default_config\n"
 def test_a_config_file_that_is_none_is_one_sentence_with_its_line(text, said, tmp_path):
     path = tmp_path / "mine.py"
     path.write_bytes(text.encode(errors="surrogateescape"))
-    message = refusal(files.read_file, str(path))
+    message = refusal(storage.read_file, str(path))
     assert message.startswith(str(path)) and said in message
 
 
@@ -244,15 +244,15 @@ def test_a_config_file_that_is_none_is_one_sentence_with_its_line(text, said, tm
 def test_a_value_that_a_key_cannot_have_is_named_with_the_line(line, said, tmp_path):
     path = tmp_path / "mine.py"
     path.write_text(START + f"\n\ndef get_config():\n    c = default_config()\n    {line}\n")
-    message = refusal(files.read_file, str(path))
+    message = refusal(storage.read_file, str(path))
     assert message.startswith(f"{path}, line {START.count(chr(10)) + 5}: {said}")
 
 
 def test_what_is_no_file_is_refused(tmp_path):
-    assert "is a directory" in refusal(files.read_file, str(tmp_path))
-    assert "no such file" in refusal(files.read_file, str(tmp_path / "none.py"))
-    assert "no such file" in refusal(files.read_file, "")
-    assert "null" in refusal(files.read_file, "a\0b")
+    assert "is a directory" in refusal(storage.read_file, str(tmp_path))
+    assert "no such file" in refusal(storage.read_file, str(tmp_path / "none.py"))
+    assert "no such file" in refusal(storage.read_file, "")
+    assert "null" in refusal(storage.read_file, "a\0b")
 
 
 def test_an_error_in_another_file_names_the_line_that_leads_there(tmp_path, monkeypatch):
@@ -260,7 +260,7 @@ def test_an_error_in_another_file_names_the_line_that_leads_there(tmp_path, monk
     monkeypatch.syspath_prepend(str(tmp_path))
     path = tmp_path / "mine.py"
     path.write_text("import helper_of_mine\n\nget_config = helper_of_mine.f()\n")
-    message = refusal(files.read_file, str(path))
+    message = refusal(storage.read_file, str(path))
     assert message == f"{path}, line 3: ZeroDivisionError: division by zero"
 
 
@@ -270,7 +270,7 @@ def test_a_frozen_config_can_be_overridden(tmp_path):
     path.write_text(
         START + frozen + "def get_config():\n    return FrozenConfigDict(default_config())\n"
     )
-    config = files.read_file(str(path))
+    config = storage.read_file(str(path))
     reading.override(config, ["seed=3", "schedule.s=0.5", "model.unet.channel_mults=(1,)"])
     assert not isinstance(config, FrozenConfigDict)
     config_lib.validate(config)

@@ -52,7 +52,7 @@ def test_the_standard_error_counts_pairs_that_share_an_image(stand_in):
         np.testing.assert_allclose(errors.mean(), values.std(), rtol=0.2)
         independent = np.sqrt(2 - 4 / np.pi) / np.sqrt(pairs)
         assert ratio[0] < values.std() / independent < ratio[1]
-        assert evaluation.lpips_diversity(x[0], label, pairs, 0) == values[0]
+        assert evaluation.diversity_within_classes(x[0], label, pairs, 0).value == values[0]
 
 
 def test_the_score_says_what_it_depends_on(stand_in, digits):
@@ -89,7 +89,10 @@ def test_a_reference_with_no_class_twice_has_no_value(stand_in, digits):
     found = evaluation.score(samples[0], evaluation.Reference.of(few), [NAME], label=samples[1])[
         NAME
     ]
-    assert found[NAME] == evaluation.lpips_diversity(*samples) and "reference_value" not in found
+    assert (
+        found[NAME] == evaluation.diversity_within_classes(*samples).value
+        and "reference_value" not in found
+    )
 
 
 def test_samples_of_files_bring_their_classes(stand_in, digits, tmp_path, capsys):
@@ -109,7 +112,7 @@ def test_samples_of_files_bring_their_classes(stand_in, digits, tmp_path, capsys
         where = (f"--samples={tmp_path / name}", f"--metrics={NAME}", "--json")
         return cli.main(["evaluate", *where, *(flags or ["--data=digits"])])
 
-    expected = evaluation.lpips_diversity(x, label)
+    expected = evaluation.diversity_within_classes(x, label).value
     for name in ("images", "with.npz"):
         assert evaluate(name) == 0
         assert json.loads(capsys.readouterr().out)[NAME][NAME] == expected

@@ -251,12 +251,12 @@ def test_lpips_is_zero_for_equal_images_and_grows_with_noise():
     np.testing.assert_allclose(evaluation.lpips_distance(wide, wide[::-1]), theirs, rtol=1e-4)
     # Copies within a class have no diversity; of four images, two classes of two have two pairs.
     label = np.array([0, 0, 1, 1])
-    assert evaluation.lpips_diversity(x[[0, 0, 1, 1]], label, pairs=4) < 1e-12
+    assert evaluation.diversity_within_classes(x[[0, 0, 1, 1]], label, pairs=4).value < 1e-12
     pairs = evaluation.lpips_distance(x[[0, 2, 0, 2]], x[[1, 3, 1, 3]])
-    found = evaluation.lpips_diversity(x, label, pairs=100)
+    found = evaluation.diversity_within_classes(x, label, pairs=100).value
     share = (found - pairs[0]) / (pairs[1] - pairs[0])  # of pairs of the second class
     assert 0.3 < share < 0.7 and share * 100 == pytest.approx(round(share * 100), abs=1e-2)
-    assert found == evaluation.lpips_diversity(x, label, pairs=100)
+    assert found == evaluation.diversity_within_classes(x, label, pairs=100).value
 
 
 def test_lpips_refuses_with_a_reason(monkeypatch):
@@ -267,4 +267,4 @@ def test_lpips_refuses_with_a_reason(monkeypatch):
     with pytest.raises(ValueError, match="pair by pair"):
         evaluation.lpips_distance(x, x[:1])
     with pytest.raises(ValueError, match="two images or more"):
-        evaluation.lpips_diversity(x, np.array([0, 1]))
+        evaluation.diversity_within_classes(x, np.array([0, 1]))

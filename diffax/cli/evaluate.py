@@ -9,12 +9,13 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from diffax.cli import results, shared
+from diffax.cli import shared
 from diffax.cli.flags import of_key, words
 
 if TYPE_CHECKING:
     from diffax.metric import Metric
 
+Entry = dict[str, Any]
 DEFAULTS = {"data": "frechet,kid,prdc", "moments": "fid"}
 
 # flag -> help; each is the field of diffax.data.DataConfig with that name
@@ -103,12 +104,12 @@ def run(args: argparse.Namespace, _: None) -> None:
     out = shared.output(args.out, default)
     if args.out or out.parent.is_dir():  # or else there is no run or no sample, which is said
         shared.check_output(out)
-    results.read(out)
+    read_results(out)
     _measure(*prepare(args), out, args.json)
 
 
 def _measure(
-    by_name: dict[str, Callable[[], results.Entry]],
+    by_name: dict[str, Callable[[], Entry]],
     numbers: Mapping[str, Sequence[Metric]],
     out: Path,
     as_json: bool,
@@ -134,7 +135,7 @@ def _measure(
             failed.append(f"{name} failed ({error})")
             continue
         try:
-            merged = results.merged(results.read(out), name, found[name])
+            merged = merge(read_results(out), name, found[name])
             write_text(out, json.dumps(merged, indent=1, allow_nan=False))
             unwritten = ""
         except (ValueError, OSError) as error:
@@ -142,12 +143,12 @@ def _measure(
     if found and (as_json or unwritten):
         print(json.dumps(found, indent=1, allow_nan=False))
     elif found:
-        print(f"{results.table(found, numbers)}\n{out}")
+        print(f"{results_table(found, numbers)}\n{out}")
     if unwritten or failed:
         raise runtime.Failed("; ".join([*failed, *([unwritten] if unwritten else [])]))
 
 
-Prepared = tuple[dict[str, Callable[[], results.Entry]], dict[str, "Sequence[Metric]"]]
+Prepared = tuple[dict[str, Callable[[], Entry]], dict[str, "Sequence[Metric]"]]
 
 
 def _of_run(args: argparse.Namespace) -> Prepared:
@@ -195,11 +196,11 @@ def _of_samples(args: argparse.Namespace) -> Prepared:
 
 
 def _saying(
-    by_name: dict[str, Callable[[], results.Entry]], about: results.Entry
-) -> dict[str, Callable[[], results.Entry]]:
+    by_name: dict[str, Callable[[], Entry]], about: Entry
+) -> dict[str, Callable[[], Entry]]:
     """Measurements whose entries say this too."""
 
-    def said(measure: Callable[[], results.Entry]) -> results.Entry:
+    def said(measure: Callable[[], Entry]) -> Entry:
         return measure() | about
 
     return {name: functools.partial(said, measure) for name, measure in by_name.items()}
@@ -217,3 +218,90 @@ def _given(args: argparse.Namespace, flags: Any) -> dict[str, Any]:
 
 def _shown(given: dict[str, Any]) -> str:
     return " ".join(f"--{field.replace('_', '-')}={value}" for field, value in given.items())
+
+
+# --- the file of results, merged by metric, and the table of them --------------------------------
+
+
+EARLIER = "earlier"
+_SUBJECT = ("step", "weights_hash", "samples_hash")  # what was measured
+
+
+def read_results(path: Path) -> dict[str, Any]:
+    """The results in a file: metric -> entry, and a list of entries under "earlier"; {} for none.
+
+    Raises:
+      ValueError: the file holds something else.
+    """
+    if not path.exists():
+        return {}
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError:  # of JSON or of UTF-8; said below
+        found = None
+    if not isinstance(found, dict) or not all(
+        isinstance(entry, list if name == EARLIER else dict) for name, entry in found.items()
+    ):
+        raise ValueError(
+            f"{path} is there and holds no results of diffax evaluate: move it away, or name"
+            " another file by --out"
+        )
+    return found
+
+
+def merge(found: Mapping[str, Any], name: str, entry: Entry) -> dict[str, Any]:
+    """The results with that of a metric.
+
+    Those of other metrics stay if they are of the same checkpoint, or the same samples; what was
+    measured of others, or of this metric under other conditions, is kept under "earlier".
+    """
+    kept, earlier = {}, list(found.get(EARLIER, []))
+    for other, before in found.items():
+        if other == EARLIER:
+            continue
+        if other != name and all(before.get(key) == entry.get(key) for key in _SUBJECT):
+            kept[other] = before
+        else:
+            earlier.append({"metric": other, **before})
+    own = {"metric": name, **_conditions(entry)}
+    earlier = [before for before in earlier if _conditions(before) != own]
+    return {**kept, name: entry, **({EARLIER: earlier} if earlier else {})}
+
+
+def _conditions(entry: Entry) -> Entry:
+    """What an entry says beside what is measured, which is a float, some, or null."""
+    return {k: v for k, v in entry.items() if isinstance(v, (str, int, dict))}
+
+
+def results_table(found: Mapping[str, Entry], measures: Mapping[str, Sequence[Metric]] = {}) -> str:
+    """Lines of text: each number of each metric, its interval, and of what it is.
+
+    `measures`: of a method's measures the numbers; those of scores are known.
+    """
+    rows = [("metric", "value", "interval", "of", "what it is")]
+    rows += [row for name, entry in found.items() for row in _rows(name, entry, measures)]
+    widths = [max(map(len, column)) for column in zip(*rows)]
+    lines = ("  ".join(map(str.ljust, row, widths)).rstrip() for row in rows)
+    return "\n".join(lines)
+
+
+def _rows(
+    name: str, entry: Entry, measures: Mapping[str, Sequence[Metric]]
+) -> list[tuple[str, ...]]:
+    from diffax import evaluation
+
+    known = measures[name] if name in measures else evaluation.numbers(name)
+    numbers = [(n.key, n.entry or n.key, n.label) for n in known]
+    spread = "-"
+    if entry.get("low") is not None:
+        spread = f"{_number(entry['low'])} to {_number(entry['high'])}"
+    elif entry.get("standard_error") is not None:
+        spread = f"± {_number(entry['standard_error'])}"
+    kind = "samples" if "num_samples" in entry else "examples"
+    of = f"{entry[count]} {kind}" if (count := f"num_{kind}") in entry else ""
+    floor = f" (of held-out data {_number(entry['floor'])})" if "floor" in entry else ""
+    return [(key, _number(entry[at]), spread, of, label + floor) for key, at, label in numbers]
+
+
+def _number(value: float | None) -> str:
+    return "not finite" if value is None else f"{value:.4g}"

@@ -36,11 +36,11 @@ def read_config(
       ValueError: no such file, an error in it or in a plugin, an unknown key or a wrong type.
     """
     from diffax import plugins
-    from diffax.config import files, load_plugins, reading
+    from diffax.config import load_plugins, reading, storage
 
     names = [plugins.load(given).name for given in given_plugins]
     try:
-        config = files.read_file(path)
+        config = storage.read_file(path)
     except ValueError as error:
         raise ValueError(f"--config={error}") from None
     names += config.get("plugins", ())
@@ -49,7 +49,7 @@ def read_config(
     words.sort(key=lambda word: not word.startswith("plugins="))
     first = sum(word.startswith("plugins=") for word in words)
     reading.override(config, words[:first])
-    files.add_plugins(config, *names)
+    storage.add_plugins(config, *names)
     load_plugins(config)
     reading.override(config, words[first:])
     return config

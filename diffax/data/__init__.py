@@ -7,8 +7,7 @@ For instance:
     next(batches)["x"]  # float32 (128, 8, 8, 1) in [-1, 1]
 """
 
-from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
-from diffax.data.info import DatasetInfo
+from diffax.data.dataset import DataConfig, Dataset, DatasetInfo, Split, make_dataset
 from diffax.data.mixture import GaussianMixture, default_mixture
 from diffax.data.pipeline import batches
 from diffax.data.sources import (

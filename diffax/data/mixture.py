@@ -18,6 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from jax.typing import ArrayLike
 
+from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
+
 
 def _alpha_sigma(log_snr: jax.Array) -> tuple[jax.Array, jax.Array]:
     """alpha = sqrt(sigmoid(log_snr)) and sigma = sqrt(sigmoid(-log_snr)), safe at both ends."""
@@ -285,6 +287,19 @@ def default_mixture(dtype=None) -> GaussianMixture:
         weights.astype(dtype),
         (means @ whiten.T).astype(dtype),
         (whiten @ covariances @ whiten.T).astype(dtype),
+    )
+
+
+def load(config: DataConfig) -> Dataset:
+    """The data set "mixture2d": 50,000 and 10,000 points of the plane, float32 (2,), drawn from
+    `default_mixture` by a fixed key; without labels."""
+    num = 50_000 + 10_000
+    points = np.asarray(jax.jit(default_mixture().sample, static_argnums=1)(jax.random.key(0), num))
+    return make_dataset(
+        config.name,
+        Split(points[:50_000]),
+        Split(points[50_000:]),
+        definition="mixture2d: 50000 and 10000 points of default_mixture(), key 0",
     )
 
 

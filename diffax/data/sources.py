@@ -10,7 +10,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from diffax.data import digits, folder, mixture2d, npz, tfds_images
+from diffax.data import digits, folder, mixture, npz, tfds_images
 from diffax.data.dataset import DataConfig, Dataset, check_flip
 from diffax.registry import Registry, arguments, shared_arguments, suggestion
 
@@ -40,7 +40,7 @@ SOURCES: Registry[Source] = Registry(
         "digits": Source(digits.load, _TFDS_FIELDS),
         "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels", "skip_bad")),
         "npz": Source(npz.load, ("path", "array", "range", "channels")),
-        "mixture2d": Source(mixture2d.load, ()),
+        "mixture2d": Source(mixture.load, ()),
     },
 )
 _TFDS = Source(lambda config: tfds_images.load(config, also_known=tuple(SOURCES)), _TFDS_FIELDS)

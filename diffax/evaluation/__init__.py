@@ -19,18 +19,18 @@ from typing import Any
 # module -> its public names. They are imported on first use: `config` checks the names of scores,
 # and `run` needs `config`.
 _PUBLIC = {
-    "distances": "PRDC Extrapolation FeatureStatistics HasMoments InceptionScore KernelDistance"
-    " Moments cubic_kernel fewest_for_infinity frechet_distance frechet_distance_to"
+    "distances": "PRDC Extrapolation FeatureStatistics InceptionScore KernelDistance Moments"
+    " cubic_kernel fewest_for_infinity frechet_distance frechet_distance_to"
     " frechet_infinity frechet_standard_error inception_score kernel_distance normal_interval prdc"
     " read_moments sliced_wasserstein",
     "extractors": "Extractor Features feature_statistics features get_classifier is_classifiable"
     " logits measured reference_features reference_statistics shuffled width",
     "measures": "MEASURES NUM_PAIRED Measure Metric Reference Samples Seen read_samples",
     "pretrained": "EXTRACTORS LPIPS_NETWORK Diversity convert_inception diversity_within_classes"
-    " get_extractor lpips_distance lpips_diversity register_extractor require_lpips",
+    " get_extractor lpips_distance register_extractor require_lpips",
     "run": "bits_per_dim classes_told compare draw evaluate gradient_variance measurements"
     " profiles",
-    "scoring": "OTHER_NUMBERS PUBLISHED Planned Score check_names measure numbers pending plan"
+    "scoring": "OTHER_NUMBERS PUBLISHED Planned Score check_names numbers pending plan"
     " prepare register_measure score scores",
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}

@@ -10,22 +10,15 @@ import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
 from scipy.special import logsumexp
 
-from diffax.files import read_arrays, read_npz, write_arrays
+from diffax.files import read_npz
 
 # --- the Fréchet distance -------------------------------------------------------------------------
-
-
-class HasMoments(Protocol):
-    """Of features: the mean, (F,), and the covariance, (F, F), both float64."""
-
-    mean: np.ndarray
-    covariance: np.ndarray
 
 
 class Moments(NamedTuple):
@@ -78,19 +71,13 @@ class FeatureStatistics:
         offset = self.total / self.n
         return (self.products - self.n * np.outer(offset, offset)) / (self.n - 1)
 
-    def save(self, path: str | os.PathLike) -> None:
-        """Writes an .npz, so that a reader sees all of it or none."""
-        write_arrays(path, dataclasses.asdict(self))
-
-    @classmethod
-    def load(cls, path: str | os.PathLike) -> FeatureStatistics:
-        """What `save` wrote; ValueError, naming the file, if it is damaged."""
-        return cls.of_arrays(read_arrays(path))
-
     @classmethod
     def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FeatureStatistics:
         """From its fields by name."""
         return cls(int(arrays["n"]), arrays["shift"], arrays["total"], arrays["products"])
+
+
+HasMoments = FeatureStatistics | Moments
 
 
 def read_moments(path: str | os.PathLike) -> Moments:
@@ -406,16 +393,18 @@ def prdc(features: np.ndarray, reference: np.ndarray, k: int = 5) -> PRDC:
             f"k is {k}; it must be at least 1 and below the numbers of examples, {len(x)} and"
             f" {len(y)}"
         )
+    centre = y.mean(axis=0)  # about which rounding is least
+    x, y = x - centre, y - centre
     of_x, of_y = _radii(x, k), _radii(y, k)
     near_data, balls = [], []  # by sample
     held, covered = np.zeros(len(y), bool), np.zeros(len(y), bool)  # by reference point
     for rows in _parts(len(x), len(y)):  # some of the samples to all of y
-        squares, off = _squares(x[rows], y)
-        inside = _within(squares, off, x[rows], y, of_y)
+        squares = _squares(x[rows], y, -1)
+        inside = squares <= of_y
         near_data.append(inside.any(axis=1))
         balls.append(inside.sum(axis=1))
         covered |= inside.any(axis=0)
-        held |= _within(squares, off, x[rows], y, of_x[rows, None]).any(axis=0)
+        held |= (squares <= of_x[rows, None]).any(axis=0)
     return PRDC(
         precision=float(np.concatenate(near_data).mean()),
         recall=float(held.mean()),
@@ -424,51 +413,23 @@ def prdc(features: np.ndarray, reference: np.ndarray, k: int = 5) -> PRDC:
     )
 
 
-# A point may lie on a ball's edge exactly: a copy of the neighbour that the ball reaches to. So
-# every squared distance that decides is `_exactly` that of its two points, wherever it is asked
-# for; the others are those of a product of matrices, which is many times faster.
-
-
 def _radii(x: np.ndarray, k: int) -> np.ndarray:
     """The squared distance of each point to its k-th nearest other, (N,)."""
     radii = []
     for rows in _parts(len(x), len(x)):
-        squares, off = _squares(x[rows], x)
-        own = np.arange(len(squares)), np.arange(len(x))[rows]
-        squares[own] = np.inf
-        reach = np.partition(squares, k - 1, axis=1)[:, k - 1 : k]
-        near = squares <= reach + 2 * off.max(axis=1, keepdims=True)
-        near[own] = False
-        found = np.full(squares.shape, np.inf)
-        found[near] = _exactly(x[rows], x, near)
-        radii.append(np.partition(found, k - 1, axis=1)[:, k - 1])
+        squares = _squares(x[rows], x, 1)
+        squares[np.arange(len(squares)), np.arange(len(x))[rows]] = np.inf
+        radii.append(np.partition(squares, k - 1, axis=1)[:, k - 1])
     return np.concatenate(radii)
 
 
-def _within(
-    squares: np.ndarray, off: np.ndarray, x: np.ndarray, y: np.ndarray, radii: np.ndarray
-) -> np.ndarray:
-    """Which distances are at most the radii, (N, M), or what broadcasts to it; both squared."""
-    inside = squares <= radii
-    near = np.abs(squares - radii) <= off
-    inside[near] = _exactly(x, y, near) <= np.broadcast_to(radii, near.shape)[near]
-    return inside
-
-
-def _squares(x: np.ndarray, y: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """All squared distances, |x|^2 - 2 x . y + |y|^2, and by how much they may be off: (N, M)."""
+def _squares(x: np.ndarray, y: np.ndarray, side: int) -> np.ndarray:
+    """All squared distances, |x|^2 - 2 x . y + |y|^2, (N, M), with the most that rounding may have
+    taken added (side 1) or taken off (side -1). A point on a ball's edge, such as a copy of the
+    neighbour that the ball reaches to, is thereby in the ball."""
     norms = np.sum(x**2, axis=1)[:, None] + np.sum(y**2, axis=1)
     rounding = 4 * (x.shape[1] + 4) * np.finfo(x.dtype).eps
-    return norms - 2 * x @ y.T, rounding * norms
-
-
-def _exactly(x: np.ndarray, y: np.ndarray, wanted: np.ndarray) -> np.ndarray:
-    """sum (x - y)^2 of the pairs where the mask (N, M) is true, in the mask's order."""
-    i, j = np.nonzero(wanted)
-    found = np.empty(len(i))
-    for part in _parts(len(i), x.shape[1]):
-        found[part] = np.sum((x[i[part]] - y[j[part]]) ** 2, axis=1)
-    return found
+    return (1 + side * rounding) * norms - 2 * x @ y.T
 
 
 def _parts(length: int, width: int) -> Iterator[slice]:

@@ -254,14 +254,6 @@ class Diversity(NamedTuple):
     standard_error: float
 
 
-def lpips_diversity(x: np.ndarray, label: np.ndarray, pairs: int = 1000, seed: int = 0) -> float:
-    """The mean LPIPS distance of two images of one class: the larger, the more they vary.
-
-    See `diversity_within_classes`, which also gives the standard error.
-    """
-    return diversity_within_classes(x, label, pairs, seed).value
-
-
 def diversity_within_classes(
     x: np.ndarray, label: np.ndarray, pairs: int = 1000, seed: int = 0
 ) -> Diversity:

@@ -147,7 +147,7 @@ def plan(
     `label`: the classes of the samples, (num,); None if they aren't known.
 
     Raises:
-      ValueError: what `measure` would refuse, before anything is computed: an unknown name, samples
+      ValueError: what can't be measured, before anything is computed: an unknown name, samples
         of another shape than the reference's, too few of either, no classes, or a reference or a
         network that doesn't fit. If a network's weights are missing, it says how to get them.
     """
@@ -191,30 +191,6 @@ def prepare(planned: Mapping[str, Planned], reference: Reference) -> None:
                 extractors.reference_statistics(extractor, split)
 
 
-def measure(
-    planned: Mapping[str, Planned],
-    samples: np.ndarray,
-    reference: Reference,
-    seed: int = 0,
-    label: np.ndarray | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Each score of `planned`: a dict of numbers and of what they depend on; JSON-able.
-
-    "value" is the score (prdc has four instead). Samples of 8-bit data are clipped and rounded to
-    8 bits first, as an image file would, so that a run and its files have the same score.
-
-    Args:
-      samples: (N, ..., C), uint8, or float in [-1, 1] where the data are 8-bit.
-      seed: fixes the order of the samples, and which reference examples are taken.
-      label: the same as for `plan`.
-
-    Raises:
-      ValueError: samples with values that are not finite.
-    """
-    by_name = pending(planned, lambda: samples, reference, seed, label)
-    return {name: measure_it() for name, measure_it in by_name.items()}
-
-
 def pending(
     planned: Mapping[str, Planned],
     samples: Callable[[], np.ndarray],
@@ -222,9 +198,18 @@ def pending(
     seed: int = 0,
     label: np.ndarray | None = None,
 ) -> dict[str, Callable[[], dict[str, Any]]]:
-    """`measure`, one function for each score, which measures when it is called.
+    """Each score of `planned`, as a function that measures it when it is called: a dict of numbers
+    and of what they depend on, JSON-able.
 
-    What scores share is computed once; `samples` is called once, by the first of them.
+    "value" is the score (prdc has four instead). Samples of 8-bit data are clipped and rounded to
+    8 bits first, as an image file would, so that a run and its files have the same score. What
+    scores share is computed once; `samples` is called once, by the first of them.
+
+    Args:
+      samples: () -> (N, ..., C), uint8, or float in [-1, 1] where the data are 8-bit. If values are
+        not finite, the first score raises ValueError.
+      seed: fixes the order of the samples, and which reference examples are taken.
+      label: the same as for `plan`.
     """
 
     @functools.cache
@@ -264,21 +249,18 @@ def score(
     seed: int = 0,
     label: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
-    """`plan`, then `measure`; see there for arguments and errors."""
+    """The scores of those names, measured; see `plan` and `pending` for arguments and errors."""
     planned = plan(names, reference, samples.shape[1:], len(samples), label)
-    return measure(planned, samples, reference, seed, label)
+    by_name = pending(planned, lambda: samples, reference, seed, label)
+    return {name: measure() for name, measure in by_name.items()}
 
 
 def _extractor(
     network: str, name: str, reference: Reference, shape: tuple[int, ...]
 ) -> extractors.Extractor:
-    if network == CLASSIFIER:
-        return _classifier(name, reference)
-    _check_images(name, network, shape)
-    return pretrained.get_extractor(network)
-
-
-def _classifier(name: str, reference: Reference) -> extractors.Extractor:
+    if network != CLASSIFIER:
+        _check_images(name, network, shape)
+        return pretrained.get_extractor(network)
     if reference.dataset is None:
         raise ValueError(
             f"metrics={name!r}: the classifier is trained on the data, and the reference is mean"

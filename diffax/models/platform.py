@@ -15,7 +15,7 @@ def alone() -> bool:
     """Whether JAX has one device, a CPU, and is not inside a `jax.shard_map` or under a mesh.
 
     Chunks of a batch that devices share would cost transfers; and the primitives of
-    `cpu.bilinear` know nothing of mesh axes, along which their arguments may vary.
+    `cpu.winograd` know nothing of mesh axes, along which their arguments may vary.
     """
     one = on_cpu() and jax.device_count() == 1
     return one and jax.sharding.get_abstract_mesh().empty

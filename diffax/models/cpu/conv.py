@@ -14,8 +14,7 @@ import jax
 import jax.numpy as jnp
 
 from diffax.models import platform
-from diffax.models.cpu.bilinear import Bilinear, bilinear
-from diffax.models.cpu.winograd import TILE, conv_3x3, conv_of_4x4
+from diffax.models.cpu.winograd import TILE, Bilinear, bilinear, conv_3x3, conv_of_4x4
 from diffax.models.operations import convolve
 
 # Below this many multiply-adds what is saved is lost on the transforms, and not worth compiling;
