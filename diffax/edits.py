@@ -259,7 +259,7 @@ def examples(
 ) -> tuple[np.ndarray, Any]:
     """(x, label) of files, or of the first `num` of the run's evaluation split.
 
-    label is None for files, whose classes are not known, and if the network is not told classes.
+    label is None for files, whose classes are not known, and of a network without classes.
     With `num` None they are all that the files hold, or `default` of the split, or all it has.
 
     Raises:

@@ -97,7 +97,7 @@ class Generator:
         if label is None:
             return in_turn(num, self.run.dataset.num_classes)
         if not self.run.config.model.class_conditional:
-            raise ValueError(f"label={label}: this network is not told classes")
+            raise ValueError(f"label={label}: this network is not conditioned on classes")
         of_all = isinstance(label, str) or np.ndim(label) == 0
         given = [label] if of_all else list(label)
         if not of_all and len(given) != num:
@@ -186,7 +186,9 @@ class Generator:
         options: dict[str, Any],
     ) -> Any:
         if label is None and self.run.config.model.class_conditional:
-            raise ValueError("label=None: this network is told classes, so tell those of the data")
+            raise ValueError(
+                "label=None: this network is conditioned on classes: give those of the data"
+            )
         return self._draw(name, settings, given, len(given[0]), seed, label, options)
 
     def _draw(

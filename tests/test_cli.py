@@ -344,7 +344,7 @@ def test_what_was_drawn_is_edited(trained, tmp_path):
         (["--edit=invert", "--seed=3"], "--seed=3: --edit=invert draws no noise"),
         (["--edit=inpaint", "--low-order-finish=false"], "inpaint takes no low_order_finish"),
         (["--edit=inpaint", "--num=100000"], "--num=100000: the evaluation split has"),
-        (["--label=1"], "label=1: this network is not told classes"),
+        (["--label=1"], "label=1: this network is not conditioned on classes"),
     ],
 )
 def test_edits_on_the_command_line_refuse(flags, said, trained, tmp_path, capsys):

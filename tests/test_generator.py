@@ -217,7 +217,7 @@ def test_edits_work_on_a_run_that_samples_with_its_learned_variance():
         (lambda g: g.interpolate(*GIVEN[:2], [], label=1), "shares="),
         (lambda g: g.invert(GIVEN * np.nan, label=1), "x: 5 of 5 examples are not finite"),
         (lambda g: g.invert(GIVEN[:0], label=1), r"x has shape \(0, 2\)"),
-        (lambda g: g.inpaint(GIVEN, 1.0), "told classes"),
+        (lambda g: g.inpaint(GIVEN, 1.0), "conditioned on classes"),
         (
             lambda g: g.sdedit(GIVEN[:, :1], 0.5, label=1),
             r"x has shape \(5, 1\): this run's data are \(n, 2,",
@@ -260,7 +260,7 @@ def test_edits_refuse(run, call, said):
         ({}, dict(label="dgo"), r"label='dgo' \(did you mean dog\?\): the classes are 0 to 3"),
         ({}, dict(label="-1"), "label='-1': the classes"),
         ({}, dict(label=[1, 2]), "label has 2 entries: .* one for each of 5"),
-        ({"model__class_conditional": False}, dict(label=1), "not told classes"),
+        ({"model__class_conditional": False}, dict(label=1), "not conditioned on classes"),
         ({"model__class_conditional": False}, dict(guidance_scale=2.0), "class_conditional"),
         ({"model__label_dropout": 0.0}, dict(guidance_scale=2.0), "label_dropout above 0"),
         ({"model__mlp__conditioning": "step"}, dict(guidance_scale=2.0), "conditioning='log_snr'"),

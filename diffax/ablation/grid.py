@@ -112,10 +112,8 @@ def grid(axes: Mapping[str, Sequence[Any]]) -> list[Arm]:
         for value in written:
             if written.count(value) > 1:
                 raise ValueError(f"axes[{key!r}] has the value {value} twice")
-    arms = []
-    for values in itertools.product(*axes.values()):
-        overrides = dict(zip(axes, values))
-        arms.append(Arm(name_of(overrides), overrides))
+    each = [dict(zip(axes, values)) for values in itertools.product(*axes.values())]
+    arms = [Arm(name_of(overrides), overrides) for overrides in each]
     _check_names(arms)
     return arms
 
@@ -133,7 +131,7 @@ def run_grid(
     fingerprint: Callable[[Arm, int], Any] | Mapping[str, Any] | None = None,
     workers: int = 1,
     on_progress: Callable[[Progress], None] | None = None,
-    worker_environment: Mapping[str, str] | Sequence[Mapping[str, str]] | None = None,
+    worker_environment: Sequence[Mapping[str, str]] | None = None,
     shard: tuple[int, int] = (1, 1),
     sharing: Sharing = Sharing(),
 ) -> list[dict[str, Any]]:
@@ -161,8 +159,7 @@ def run_grid(
         `if __name__ == "__main__":`). Two single-threaded workers on two cores beat one run with
         two threads.
       on_progress: called at the start and the end of every run; `print_progress` prints lines.
-      worker_environment: environment variables for the workers only, such as thread limits: one
-        mapping for all of them, or one for each.
+      worker_environment: for each worker its environment variables, such as thread limits.
       shard: (i, n) runs the i-th of n parts of the grid, i from 1: every n-th group, so that n
         machines do all of it and no two of them the same.
       sharing: what runs have in common; by default nothing.
@@ -205,10 +202,7 @@ def run_grid(
     if workers == 1 or len(pending) < 2:
         events = _in_turn(execute, pending)
     else:
-        environments = worker_environment or {}
-        if isinstance(environments, Mapping):
-            environments = [environments] * workers
-        environments = list(environments)[:workers]
+        environments = list(worker_environment or [{}] * workers)[:workers]
         events = worker_processes.in_parallel(execute, pending, environments)
     failures: dict[str, list[str]] = {}  # of each reason the runs
     # closing: an interruption while an event is reported must stop the workers too.
@@ -245,10 +239,8 @@ def print_progress(progress: Progress) -> None:
 
 
 class _EventReporter:
-    """Turns events into `Progress`, with the time left estimated from the runs seen so far.
-
-    The first run of a group makes what the others share and takes longer, so each kind has a mean.
-    """
+    """Turns events into `Progress`. The time left is estimated from the runs seen so far, with a
+    mean of its own for the first runs of groups, which make what others share."""
 
     def __init__(self, on_progress, runs, first, done, workers):
         self.on_progress, self.workers, self.first = on_progress, workers, first

@@ -155,7 +155,7 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
     needs = {}
     for config in configs:
         names, num = tuple(score_names(config, dataset)), config.evaluation.num_samples
-        label = evaluation.classes_told(config, dataset, num)
+        label = evaluation.classes_of_samples(config, dataset, num)
         needs[names, num, label is None] = names, reference, dataset.shape, num, label
     for planned in [evaluation.plan(*need) for need in needs.values()]:
         evaluation.prepare(planned, reference)
@@ -275,12 +275,8 @@ def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
     """
     config = run.config
     dataset = data.load_cached(config.data)
-    found: dict[str, Any] = {
-        "metrics": {},
-        "evaluation": {},
-        "samples": None,
-        "parameters": sum(leaf.size for leaf in jax.tree.leaves(run.state.params)),
-    }
+    count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    found = {"metrics": {}, "evaluation": {}, "samples": None, "parameters": count}
     if run.method.sample is None:
         return found
     names = score_names(config, dataset)
@@ -341,9 +337,9 @@ def train_together(configs: Sequence[ConfigDict], directories: Sequence[Path]) -
     by itself later.
     """
     left = [
-        (config, directory)
-        for config, directory in zip(configs, directories)
-        if training.steps_done(directory) < config.training.num_steps
+        (c, d)
+        for c, d in zip(configs, directories)
+        if training.steps_done(d) < c.training.num_steps
     ]
     if len(left) < 2:
         return

@@ -112,16 +112,13 @@ def run_ablation(
         _LOG.warning("all runs are made in this process, since others don't know what it registers")
         environments = [{}]
     _LOG.info("%d trainings in all, %d at a time", len(trainings), len(environments))
+    common = config_lib.changed(config, in_all(arms))
     real = dataset.eval.array(np.arange(min(measure.num_shown(dataset), len(dataset.eval))))
     spec = dataclasses.replace(
         spec,
         metrics=measured,
         parts=[key for key in spec.parts if key in {metric.key for metric in measured}],
-        config=jsonable(
-            config_lib.relevant(
-                config_lib.changed(config, in_all(arms)), [each.model.name for each in configs]
-            )
-        ),
+        config=jsonable(config_lib.relevant(common, [each.model.name for each in configs])),
         arms=[arm.name for arm in arms],
         design=design(config, arms),
         seeds=list(seeds),
@@ -188,16 +185,11 @@ def arm_config(config: ConfigDict, arm: Arm, seed: int) -> ConfigDict:
     except ValueError as error:
         raise ValueError(f"arm {arm.name!r}: {error}") from None
     for key in arm.overrides:
+        no_effect = f"arm {arm.name!r}: {key} has no effect, since"
         if not is_relevant(key, config.model.name):
-            raise ValueError(
-                f"arm {arm.name!r}: {key} has no effect, since model.name is {config.model.name!r}"
-            )
-    for key in arm.overrides:
+            raise ValueError(f"{no_effect} model.name is {config.model.name!r}")
         if config_lib.unread_by_method(config, key):
-            raise ValueError(
-                f"arm {arm.name!r}: {key} has no effect, since method.name is"
-                f" {config.method.name!r}"
-            )
+            raise ValueError(f"{no_effect} method.name is {config.method.name!r}")
     config.seed = seed
     return config
 
@@ -228,20 +220,15 @@ def possible_arms(
     Raises:
       ValueError: such a value, or no arm that can be run.
     """
-    possible, left_out = [], {}
-    for arm in grid(axes):
-        reason = _objection(config, arm)
-        if reason is None:
-            possible.append(arm)
-        else:
-            left_out[arm.name] = reason
+    reasons = [(arm, _objection(config, arm)) for arm in grid(axes)]
+    possible = [arm for arm, reason in reasons if reason is None]
+    left_out = {arm.name: reason for arm, reason in reasons if reason is not None}
     for key, values in axes.items():
         for value in values:
             alone = Arm(name_of({key: value}), {key: value})
-            if all(arm.overrides[key] != value for arm in possible):
-                reason = _objection(config, alone)
-                if reason is not None:
-                    raise ValueError(reason)
+            impossible = all(arm.overrides[key] != value for arm in possible)
+            if impossible and (reason := _objection(config, alone)) is not None:
+                raise ValueError(reason)
     if not possible:
         raise ValueError(f"no arm of the grid can be run: {next(iter(left_out.values()))}")
     return possible, left_out

@@ -27,6 +27,7 @@ from diffax import config as config_lib
 from diffax import runtime
 from diffax.evaluation import Metric
 from diffax.files import flatten, jsonable, read_json, replacing, write_json
+from diffax.report.analysis import shortened
 from diffax.report.build import Report, build_report
 from diffax.report.spec import Spec
 
@@ -118,14 +119,11 @@ def finished(run: GridRun) -> dict[str, Any] | None:
     return read_result(run.directory) if done else None
 
 
-def _differences(old: Any, new: Any, most: int = 3) -> str:
+def _differences(old: Any, new: Any) -> str:
     old, new = flatten(old), flatten(new)
     keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)] if old else []
-    if not keys:
-        return ""
     shown = [f"{k.removeprefix('config.')} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys]
-    more = f" and {len(keys) - most} more" if len(keys) > most else ""
-    return f" ({'; '.join(shown[:most])}{more})"
+    return f" ({shortened(shown, 3)})" if shown else ""
 
 
 def execute(
@@ -145,10 +143,14 @@ def execute(
         if not isinstance(result, Mapping):
             raise TypeError(f"run_one must return a mapping, got {type(result).__name__}")
         seconds = float(result.get("seconds", time.monotonic() - start))
-        record = {"arm": run.arm.name, "seed": run.seed}
-        record |= {"fingerprint": fingerprint(run.configuration), "seconds": seconds}
-        record |= {"finished": time.time()}
-        record |= {"result": jsonable(result, "the result of run_one")}
+        record = {
+            "arm": run.arm.name,
+            "seed": run.seed,
+            "fingerprint": fingerprint(run.configuration),
+            "seconds": seconds,
+            "finished": time.time(),
+            "result": jsonable(result, "the result of run_one"),
+        }
         write_json(run.directory / "result.json", record)
         return "finished", seconds, ""
     except Exception as error:  # reported and raised by run_grid when the others are done
@@ -217,24 +219,12 @@ def load_spec(workdir: Path) -> Spec:
     path = workdir / SPEC_FILE
     if not path.exists():
         raise FileNotFoundError(f"{workdir} holds no ablation: there is no {SPEC_FILE}")
-    missing = dataclasses.MISSING
-    needed = [
-        f.name
-        for f in dataclasses.fields(Spec)
-        if f.default is missing and f.default_factory is missing
-    ]
-    read = read_json(path, needed)
+    read = read_json(path, ("title", "question", "baseline", "metrics"))
     read["config"] = config_lib.upgraded(read.get("config", {}))
     read["metrics"] = [Metric(**metric) for metric in read["metrics"]]
     if read.get("real_samples") is not None:
         read["real_samples"] = str((workdir / read["real_samples"]).absolute())
     return Spec(**read)
-
-
-def _plain(value: Any) -> Any:
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_plain(v) for v in value]
-    return dataclasses.asdict(value) if dataclasses.is_dataclass(value) else jsonable(value)
 
 
 def merge_specs(specs: Sequence[Spec]) -> Spec:
@@ -244,9 +234,10 @@ def merge_specs(specs: Sequence[Spec]) -> Spec:
       ValueError: they differ in something else; the message says in what.
     """
     first, united = specs[0], {}
-    for other in specs[1:]:
+    whole = [jsonable(dataclasses.asdict(dataclasses.replace(s, real_samples=None))) for s in specs]
+    for other in whole[1:]:
         for name in ("config", "metrics", "baseline", "focus", "confidence"):
-            one, two = (flatten({name: _plain(getattr(s, name))}) for s in (first, other))
+            one, two = (flatten({name: spec[name]}) for spec in (whole[0], other))
             keys = [key for key in sorted({*one, *two}) if one.get(key) != two.get(key)]
             if keys:
                 raise ValueError(
@@ -277,16 +268,14 @@ def report_on(
     """
     paths = [runtime.local_path(workdir) for workdir in workdirs]
     spec = merge_specs([load_spec(path) for path in paths])
-    if not any(any(path.glob("runs/*/*/result.json")) for path in paths):
+    begun = [path for path in paths if any(path.glob("runs/*/*/result.json"))]
+    if not begun:
         raise FileNotFoundError(f"no finished run under {', '.join(map(str, paths))}")
     runs = {}
-    for path in paths:
-        if not any(path.glob("runs/*/*/result.json")):
-            continue
+    for path in begun:
         for result in load_results(path, spec.arms):
             key = result["arm"], result["seed"]
-            same = runs.setdefault(key, result)["metrics"] == result["metrics"]
-            if not same:
+            if runs.setdefault(key, result)["metrics"] != result["metrics"]:
                 raise ValueError(
                     f"two workdirs hold arm {key[0]!r}, seed {key[1]}, with other numbers:"
                     f" {runs[key]['directory']} and {result['directory']}; leave one of them out"

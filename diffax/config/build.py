@@ -157,14 +157,14 @@ def schedule_decay_at(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:
     )
 
 
-def build_sampler(config: ConfigDict) -> samplers.Sampler:
-    """The solver of `config.sampling`; ValueError for an option that it does not take."""
-    return samplers.get(config.sampling.sampler, **_sampler_options(config))
-
-
 def _sampler_options(config: ConfigDict) -> dict[str, Any]:
     section = config.sampling
     return {key: section[key] for key in sampler_keywords() if section[key] is not None}
+
+
+def build_sampler(config: ConfigDict) -> samplers.Sampler:
+    """The solver of `config.sampling`; ValueError for an option that it does not take."""
+    return samplers.get(config.sampling.sampler, **_sampler_options(config))
 
 
 def sampling_options(config: ConfigDict) -> dict[str, Any]:

@@ -303,7 +303,7 @@ def _model(config: ConfigDict, schedule: AnySchedule) -> None:
         )
     if build.conditioning(config) == "step" and schedules.is_learned(schedule):
         raise ValueError(
-            "conditioning='step' doesn't tell the network the noise level, which a learned schedule"
+            "conditioning='step' doesn't give the network the noise level, which a learned schedule"
             " needs: use 'log_snr'"
         )
 
@@ -311,7 +311,8 @@ def _model(config: ConfigDict, schedule: AnySchedule) -> None:
 def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
     process.refuse_eps_at_zero_snr(schedule, config.objective.prediction)
     if schedules.is_learned(schedule) and config.schedule_learning.update_every > 0:
-        require_finite_ends(config, "learning the schedule")
+        if sentence := build.infinite_ends(config, "learning the schedule"):
+            raise ValueError(sentence)
 
 
 def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
@@ -355,35 +356,19 @@ def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
             "objective.prediction='score' with objective.weighting='simple': the score's error"
             " grows as 1 / sigma^2 towards the clean end; the other weightings weigh that of eps"
         )
-    given, name = flat(config), config.model.name
-    unused = [
-        key
-        for key, known in defaults.keys().items()
-        if not defaults.is_relevant(key, name) and given.get(key, known.default) != known.default
-    ]
-    if unused:
-        found.append(f"model.name is {name!r}, so that {', '.join(unused)} have no effect")
-    unread = [
-        key
-        for key, known in defaults.keys().items()
-        if defaults.is_relevant(key, name)
-        and unread_by_method(config, key)
-        and given.get(key, known.default) != known.default
-    ]
-    if unread:
-        method = config.method.name
-        found.append(f"method.name is {method!r}, so that {', '.join(unread)} have no effect")
+    given, name, known = flat(config), config.model.name, defaults.keys()
+    changed = [k for k, key in known.items() if given.get(k, key.default) != key.default]
+    unused = [k for k in changed if not defaults.is_relevant(k, name)]
+    unread = [k for k in changed if k not in unused and unread_by_method(config, k)]
+    for key, without_effect in (("model.name", unused), ("method.name", unread)):
+        if without_effect:
+            listed = ", ".join(without_effect)
+            found.append(f"{key} is {given[key]!r}, so that {listed} have no effect")
     if dataset is not None:
         network = build.build_model(config, dataset)
         of_network = getattr(network, "remarks", lambda shape: [])(dataset.shape)
         found += [f"model.{name}.{remark}" for remark in of_network]
     return found
-
-
-def require_finite_ends(config: ConfigDict, purpose: str) -> None:
-    """Raises ValueError with `build.infinite_ends`, if there is such a sentence."""
-    if sentence := build.infinite_ends(config, purpose):
-        raise ValueError(sentence)
 
 
 def _objective(config: ConfigDict, schedule: AnySchedule) -> None:
@@ -446,7 +431,9 @@ def _guidance(config: ConfigDict) -> None:
     if scale == 1:
         return
     needs = {
-        "model.class_conditional=True, a network that is told classes": model.class_conditional,
+        "model.class_conditional=True, a network that is conditioned on classes": (
+            model.class_conditional
+        ),
         "model.label_dropout above 0 in training, so that the network knows the null class": (
             model.label_dropout > 0
         ),
@@ -461,8 +448,9 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
     field = f"schedule={config.sampling.schedule!r}"
     if build.conditioning(config) != "log_snr":
         raise ValueError(
-            f"{field}: a network told the {build.conditioning(config)} knows the schedule that it"
-            f" was trained with alone; model.{config.model.name}.conditioning must be 'log_snr'"
+            f"{field}: a network conditioned on the {build.conditioning(config)} knows the schedule"
+            f" that it was trained with alone; model.{config.model.name}.conditioning must be"
+            " 'log_snr'"
         )
     other = build.build_sampling_schedule(config, STAND_IN.shape)
     _checked(lambda: other)

@@ -35,7 +35,7 @@ def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
 
 
 # Fields of a network that are set by other keys, or by the data.
-_TOLD_BY_OTHERS = ("num_classes", "learned_variance", "data_channels")
+_SET_BY_OTHERS = ("num_classes", "learned_variance", "data_channels")
 
 _SECTIONS = (
     *("seed", "data", "codec", "method", "model", "schedule", "schedule_learning", "objective"),
@@ -51,7 +51,7 @@ _KEYS: dict[str, Key] = {
     ),
     "codec.path": _key("", "of codec.name=run: the autoencoder's workdir"),
     "model.name": _key("unet", "the network"),
-    "model.class_conditional": _key(False, "tell the network the class label"),
+    "model.class_conditional": _key(False, "condition the network on the class label"),
     "model.label_dropout": _key(0.1, "share of labels that are replaced by the null class"),
     "schedule.name": _key("cosine", "the noise schedule"),
     "schedule.input_scale": _key(1.0, "b, the factor on the data (Chen 2023); 1: off"),
@@ -261,7 +261,7 @@ def _of_sources() -> dict[str, Key]:
 
 def _of_model(name: str) -> dict[str, Key]:
     found = _arguments(models.MODELS.lookup(name))
-    wanted = [field for field in models.fields(name) if field not in _TOLD_BY_OTHERS]
+    wanted = [field for field in models.fields(name) if field not in _SET_BY_OTHERS]
     return {field: found[field] for field in wanted if field in found}
 
 
@@ -297,9 +297,9 @@ def _merged(of_each: Mapping[str, Mapping[str, Key]]) -> dict[str, Key]:
     meanings: dict[str, dict[str, list[str]]] = {}  # of each key: what is said of it -> owners
     for owner, own in of_each.items():
         for name, key in own.items():
-            told = key.default not in (None, inspect.Parameter.empty)
+            has_default = key.default not in (None, inspect.Parameter.empty)
             owners = meanings.setdefault(name, {}).setdefault(key.meaning, [])
-            owners.append(f"{owner} {key.default}" if told else owner)
+            owners.append(f"{owner} {key.default}" if has_default else owner)
             merged[name] = key
     for name, said in meanings.items():
         silent = said.pop("", [])  # what others say holds for these

@@ -8,7 +8,7 @@ import math
 import re
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -114,13 +114,7 @@ def split(text: str) -> list[str]:
 
 
 _ONE = {bool: "true or false", int: "a whole number", float: "a number", str: "text"}
-_MANY = {
-    bool: "true or false",
-    int: "whole numbers",
-    float: "numbers",
-    str: "words",
-    None: "values",
-}
+_MANY = {bool: _ONE[bool], int: "whole numbers", float: "numbers", str: "words", None: "values"}
 _EXAMPLES = {bool: "(true,false)", int: "(1,2)", float: "(-5,5)", str: "(a,b)", None: "(1,2)"}
 
 
@@ -144,17 +138,10 @@ def _number(word: str) -> float:
 
 
 def _true_or_false(word: str) -> bool:
-    if word.strip().lower() not in ("true", "false"):
-        raise ValueError(word)
-    return word.strip().lower() == "true"
+    return ("false", "true").index(word.strip().lower()) == 1  # ValueError for another word
 
 
-_READERS: dict[type, Callable[[str], Any]] = {
-    bool: _true_or_false,
-    int: _whole,
-    float: _number,
-    str: str,
-}
+_READERS = {bool: _true_or_false, int: _whole, float: _number, str: str}
 
 
 def _entry(word: str, kind: type | None) -> Any:

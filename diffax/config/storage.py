@@ -147,18 +147,17 @@ def load_plugins(config: ConfigDict) -> None:
     if names != tuple(given):
         config.plugins = names
     known = {*flat(config), *defaults.AT_IMPORT}
-    missing = [key for key in defaults.keys() if key not in known]
+    missing = [key for key in defaults.keys() if key not in known and key.split(".")[0] in config]
     reference = default_config() if missing else None
     for name in missing:
         *sections, key = name.split(".")
         node, known = config, reference
         with config.unlocked():
-            for section in sections if sections[0] in config else ():
+            for section in sections:
                 if section not in node:  # of a network
                     node[section] = ConfigDict()
                 node, known = node[section], known[section]
-            if node is not config:
-                node[key] = known.get_ref(key)
+            node[key] = known.get_ref(key)
 
 
 def differences(

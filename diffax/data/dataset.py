@@ -37,7 +37,6 @@ class DataConfig:
         (): uint8 and int16 have the range of their type, and floats must lie in [-1, 1].
         (-1, 1): floats as they are, whatever they are.
       skip_bad: of `folder`; leave out the files that can't be read, instead of refusing them all.
-      of_source: (key, value) of fields that registered sources read beside these; no key itself.
     """
 
     name: str = "digits"
@@ -52,7 +51,6 @@ class DataConfig:
     array: str = ""
     range: tuple[float, ...] = ()
     skip_bad: bool = False
-    of_source: tuple[tuple[str, Any], ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import collections
+import contextlib
 import hashlib
 import logging
 import math
@@ -148,24 +149,25 @@ def walk(root: pathlib.Path) -> Iterator[pathlib.Path]:
                     yield path
 
 
-def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
+@contextlib.contextmanager
+def _naming(folder: pathlib.Path) -> Iterator[None]:
     try:
-        with os.scandir(folder) as found:
-            entries = [entry for entry in found if not entry.name.startswith(".")]
+        yield
     except OSError as error:
         raise ValueError(
             f"the folder {_named(folder)} can't be read ({error.strerror or error})."
         ) from error
+
+
+def _entries(folder: pathlib.Path) -> list[os.DirEntry]:
+    with _naming(folder), os.scandir(folder) as found:
+        entries = [entry for entry in found if not entry.name.startswith(".")]
     return sorted(entries, key=lambda entry: entry.name)
 
 
 def _identity(folder: pathlib.Path) -> tuple[int, int]:
-    try:
+    with _naming(folder):
         status = os.stat(folder)
-    except OSError as error:
-        raise ValueError(
-            f"the folder {_named(folder)} can't be read ({error.strerror or error})."
-        ) from error
     return status.st_dev, status.st_ino
 
 
@@ -182,8 +184,9 @@ def _files(root: pathlib.Path, config: DataConfig) -> list[pathlib.Path]:
             f"no image found below data.path={config.path!r}; files ending in "
             f"{' '.join(SUFFIXES)} are read."
         )
-    in_root = [path for path in files if path.parent == root and not _leads_nowhere(path)]
-    if in_root and len(in_root) < len([path for path in files if not _leads_nowhere(path)]):
+    there = [path for path in files if not _leads_nowhere(path)]
+    in_root = [path for path in there if path.parent == root]
+    if in_root and len(in_root) < len(there):
         raise ValueError(
             f"data.path={config.path!r} holds images in sub-folders (classes) and beside them "
             f"({_named(in_root[0].name)}): move these into a sub-folder, or all into the folder "

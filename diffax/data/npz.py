@@ -197,10 +197,7 @@ def _classes(label: np.ndarray, num: int, path: str) -> tuple[np.ndarray, tuple[
     count = int(label.max()) + 1
     missing = sorted(set(range(count)) - set(label.tolist()))
     if missing:
-        _LOG.warning(
-            "%s: no example is of class %s%s",
-            path,
-            ", ".join(map(str, missing[:10])),
-            f" and {len(missing) - 10} more" if len(missing) > 10 else "",
-        )
+        more = f" and {len(missing) - 10} more" if len(missing) > 10 else ""
+        listed = ", ".join(map(str, missing[:10]))
+        _LOG.warning("%s: no example is of class %s%s", path, listed, more)
     return label.astype(np.int32), tuple(str(i) for i in range(count))

@@ -31,7 +31,6 @@ class Source:
 
 _TFDS_FIELDS = ("image_size", "pad_to", "train_split", "eval_split")
 _COMMON_FIELDS = ("name", "data_dir", "flip")
-_NO_FIELDS = ("of_source",)  # of `DataConfig`, but no keys
 _MOST_PIXELS = 16_384  # a side
 
 SOURCES: Registry[Source] = Registry(
@@ -59,7 +58,7 @@ def register(name: str, load: Callable[..., Dataset]) -> None:
         that of the same key for other sources.
     """
     fields = tuple(arguments(f"data source {name!r}", load))
-    shared_arguments("data source", _takers() | {name: load}, _NO_FIELDS)
+    shared_arguments("data source", _takers() | {name: load})
     SOURCES.register(name, Source(load, fields, by_keywords=True))
 
 
@@ -75,7 +74,7 @@ def _takers() -> dict[str, Callable]:
 
 def key_types() -> dict[str, type]:
     """Every field of `config.data` with its type."""
-    return shared_arguments("data source", _takers(), _NO_FIELDS)
+    return shared_arguments("data source", _takers())
 
 
 def known_fields() -> dict[str, Any]:
@@ -101,18 +100,28 @@ def load(data_config) -> Dataset:
       FileNotFoundError: if the data are not there.
       Every message names the field or the file, and the remedy.
     """
-    config = _read(data_config)
-    source = SOURCES.get(config.name, _TFDS)
-    values = _values(config)
-    for name, default in known_fields().items():
-        value = values.get(name)
-        if value != default and name not in (*_COMMON_FIELDS, *source.fields):
+    values = _read(data_config)
+    name = values["name"]
+    source = SOURCES.get(name, _TFDS)
+    for field, default in known_fields().items():
+        value = values.get(field, default)
+        if value != default and field not in (*_COMMON_FIELDS, *source.fields):
             raise ValueError(
-                f"data.{name}={value!r} has no meaning for data.name={config.name!r}, which reads "
+                f"data.{field}={value!r} has no meaning for data.name={name!r}, which reads "
                 f"{', '.join(source.fields) or 'no further fields'}: leave it at {default!r}."
             )
-    dataset = _load_by_keywords(source, config) if source.by_keywords else source.load(config)
-    check_flip(config.flip, dataset.shape)
+    if source.by_keywords:
+        dataset = source.load(
+            **{field: values[field] for field in source.fields if field in values}
+        )
+        if not isinstance(dataset, Dataset):
+            raise ValueError(
+                f"data.name={name!r}: its function returned {type(dataset).__name__}; it must"
+                " return a diffax.data.Dataset, as diffax.data.make_dataset does"
+            )
+    else:
+        dataset = source.load(DataConfig(**values))
+    check_flip(values["flip"], dataset.shape)
     return dataset
 
 
@@ -122,14 +131,15 @@ def load_cached(data_config) -> Dataset:
     For trainings and measurements that follow one another in a process. Where `path` names files,
     they are read again if one was changed. The arrays can't be written to, since they are shared.
     """
-    config = _read(data_config)
-    return _cached(config, tfds_images.data_dir(config), _state_of_files(config.path))
+    values = _read(data_config)
+    data_dir = tfds_images.data_dir(values["data_dir"])
+    return _cached(tuple(sorted(values.items())), data_dir, _state_of_files(values["path"]))
 
 
 @functools.lru_cache(maxsize=1)
-def _cached(config: DataConfig, data_dir: str, files: tuple) -> Dataset:
+def _cached(values: tuple, data_dir: str, files: tuple) -> Dataset:
     del data_dir, files  # what else it depends on
-    dataset = load(_values(config))
+    dataset = load(dict(values))
     for split in (dataset.train, dataset.eval):
         for array in (split.x, split.label):
             if array is not None:
@@ -149,30 +159,14 @@ def _state_of_files(path: str) -> tuple:
     )
 
 
-def _values(config: DataConfig) -> dict[str, Any]:
-    """Field -> value, of those that are set."""
-    own = dict(config.of_source)
-    return {k: v for k, v in dataclasses.asdict(config).items() if k not in _NO_FIELDS} | own
-
-
-def _load_by_keywords(source: Source, config: DataConfig) -> Dataset:
-    values = _values(config)
-    dataset = source.load(**{field: values[field] for field in source.fields if field in values})
-    if not isinstance(dataset, Dataset):
-        raise ValueError(
-            f"data.name={config.name!r}: its function returned {type(dataset).__name__}; it must"
-            " return a diffax.data.Dataset, as diffax.data.make_dataset does"
-        )
-    return dataset
-
-
 def _is_range(ends: tuple) -> bool:
     numbers = len(ends) == 2 and all(type(end) in (int, float) for end in ends)
     return numbers and -math.inf < ends[0] < ends[1] < math.inf
 
 
-def _read(data_config) -> DataConfig:
-    """Checks keys, types and ranges."""
+def _read(data_config) -> dict[str, Any]:
+    """Field -> value, of those that are set and of those of `DataConfig`; checks keys, types and
+    ranges."""
     defaults, types = known_fields(), key_types()
     given = {key: data_config[key] for key in data_config}
     for key, value in given.items():
@@ -191,21 +185,19 @@ def _read(data_config) -> DataConfig:
                 f"data.{key}={value!r} is {type(value).__name__}; it must be {wanted.__name__}."
             )
     given = {key: value for key, value in given.items() if value is not None}
-    common = {field.name for field in dataclasses.fields(DataConfig)}
-    own = tuple(sorted((key, value) for key, value in given.items() if key not in common))
-    config = DataConfig(of_source=own, **{key: given[key] for key in given if key in common})
+    values = {k: v for k, v in defaults.items() if v is not None} | given
     for key in ("image_size", "pad_to"):
-        if not 0 <= getattr(config, key) <= _MOST_PIXELS:
+        if not 0 <= values[key] <= _MOST_PIXELS:
             raise ValueError(
-                f"data.{key}={getattr(config, key)} must not be negative, nor above {_MOST_PIXELS}."
+                f"data.{key}={values[key]} must not be negative, nor above {_MOST_PIXELS}."
             )
-    if config.range and not _is_range(config.range):
+    if values["range"] and not _is_range(values["range"]):
         raise ValueError(
-            f"data.range={config.range!r} must be (low, high), two finite numbers with low < high, "
-            "or () for none."
+            f"data.range={values['range']!r} must be (low, high), two finite numbers with low <"
+            " high, or () for none."
         )
-    if not config.name:
+    if not values["name"]:
         raise ValueError(
             f"data.name is empty; it must be one of {', '.join(SOURCES)}, or a TFDS image set."
         )
-    return config
+    return values

@@ -23,14 +23,13 @@ _AGAIN = "delete its folder and prepare the set again"
 _CHUNK = 512  # records per read
 
 
-def data_dir(config: DataConfig) -> str:
+def data_dir(given: str) -> str:
     """The folder of prepared sets: data.data_dir, or TFDS_DATA_DIR, or ~/tensorflow_datasets."""
-    folder = config.data_dir or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets"
-    return os.path.expanduser(folder)
+    return os.path.expanduser(given or os.environ.get("TFDS_DATA_DIR") or "~/tensorflow_datasets")
 
 
 def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
-    """Loads the TFDS image set `config.name` from `data_dir(config)`, downloading it if need be.
+    """Loads the TFDS image set `config.name` from its `data_dir`, downloading it if need be.
 
     A set that is prepared there (in a format with random access, such as array_record) is read.
     Any other set that TFDS knows is downloaded and prepared there; that needs internet, once,
@@ -46,7 +45,7 @@ def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
     """
     from tensorflow_datasets.core import read_only_builder, registered
 
-    root = data_dir(config)
+    root = data_dir(config.data_dir)
     try:
         builder = read_only_builder.builder_from_files(config.name, data_dir=root)
     except registered.DatasetNotFoundError:

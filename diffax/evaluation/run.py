@@ -80,7 +80,7 @@ def measurements(
             )
         reference = Reference.of(dataset, run.config.data)
         num = run.config.evaluation.num_samples if samples is None else len(samples)
-        label = classes_told(run.config, dataset, num)
+        label = classes_of_samples(run.config, dataset, num)
         planned = scoring.plan(of_samples, reference, dataset.shape, num, label)
 
         def drawn() -> np.ndarray:
@@ -171,7 +171,7 @@ def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np
     return Generator(run, batch_size, num_devices=1)(num_samples, seed)
 
 
-def classes_told(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:
+def classes_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:
     """The classes that condition the samples of `draw`, (num_samples,); None if there are none."""
     if not config.model.class_conditional:
         return None

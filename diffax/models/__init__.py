@@ -25,8 +25,8 @@ def register(name: str, network: type[nn.Module]) -> None:
     Args:
       network: a class of flax modules, called as all here are: x, (batch, ..., C); noise_level and
         label, (batch,); train -> (batch, ..., C). Each of its fields has a default; those that are
-        numbers, words or tuples become keys of config.model.<name>. It is told the log-SNR, unless
-        it has a field `conditioning` that says "step". To be told classes it has a field
+        numbers, words or tuples become keys of config.model.<name>. It is given the log-SNR, unless
+        it has a field `conditioning` that says "step". To be given classes it has a field
         `num_classes`, to learn the reverse variance a field `learned_variance`. A method
         `least_parameters()`, if it has one, is a lower bound of its size, by which an absurd one is
         refused before it is made; a method `remarks(shape)` says what of its fields has no effect

@@ -181,7 +181,7 @@ def metric_points(analysis: Analysis, metric: Metric) -> Figure:
         if cell.interval:
             ax.plot([cell.interval.low, cell.interval.high], [y, y], color=colour, lw=2)
         ax.plot(cell.mean, y, "o", color=colour, ms=6)
-    _scale(ax, "x", metric.scale)
+    scale_axis(ax, "x", metric.scale)
     ax.set_xlabel(_wrapped(metric.unit, 40))
     return figure
 
@@ -217,7 +217,7 @@ def _forest(
         if f.difference:
             ax.plot([f.difference.low, f.difference.high], [y, y], color=colour, lw=2)
         ax.plot(f.effect, y, "o", ms=6.5, mfc=colour if f.decided else PAPER, mec=colour, mew=1.6)
-    _scale(ax, "x", metric.scale)
+    scale_axis(ax, "x", metric.scale)
     unit = f", {metric.unit}" if metric.unit and metric.scale == "linear" else ""
     better = {True: "  (← better)", False: "  (better →)", None: ""}[metric.lower_is_better]
     label = _wrapped(f"{what}{unit}", 32)
@@ -246,7 +246,7 @@ def interaction(analysis: Analysis, metric: Metric, axes: Sequence[str]) -> Figu
     ax.set_xlim(-0.3, len(first) - 0.7)
     ax.tick_params(axis="x", length=0, labelcolor=INK)
     ax.set_ylabel(_wrapped(metric.unit, 30))
-    _scale(ax, "y", metric.scale)
+    scale_axis(ax, "y", metric.scale)
     ax.grid(axis="y")
     with matplotlib.rc_context(_STYLE):
         drawn = figure.legend(handles, ["-"] * len(second), loc="outside upper left", frameon=False)
@@ -302,7 +302,7 @@ def curve(analysis: Analysis, name: str) -> Figure:
     finite = np.concatenate(values)
     finite = finite[np.isfinite(finite)]
     if finite.size and finite.min() > 0 and finite.max() > 30 * finite.min():
-        _scale(ax, "y", "log")
+        scale_axis(ax, "y", "log")
     x_labels = {"step": "training step", "t": "t", "log_snr": "log-SNR  (noisy ←  → clean)"}
     ax.set_xlabel(x_labels[x_name])
     ax.grid(axis="y")
@@ -419,7 +419,7 @@ def _wrapped(text: str, width: int, most: int = 4) -> str:
     )
 
 
-def _scale(ax: Axes, axis: str, scale: str) -> None:
+def scale_axis(ax: Axes, axis: str, scale: str) -> None:
     """A log axis with few ticks that read as plain numbers, however narrow its range."""
     if scale != "log":
         return

@@ -10,9 +10,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
+from diffax.files import replacing, write_text
+from diffax.report.figures import scale_axis
 from diffax.report.formatting import for_matplotlib, format_seconds
 from diffax.tuning.search import Trial, best
 from diffax.tuning.space import Range, Space, number, words
@@ -87,21 +90,17 @@ CONFIG = r\'\'\'
 '''
 
 
-def draw(trials: Sequence[Trial], space: Space, metric: str) -> Any:
+def draw(trials: Sequence[Trial], space: Space, metric: str) -> Figure:
     """A matplotlib Figure: the metric against each parameter, and the best so far against compute.
 
     Complete trials are dots, the winner a star; those stopped early are crosses at their last
     measurement, which came after fewer steps. Compute is counted in training steps.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
     count = len(space.parameters) + 1
     columns = min(count, 3)
     rows = -(-count // columns)
     size = (3.6 * columns, 0.3 + 3.0 * rows)
     figure = Figure(figsize=size, dpi=120, layout="constrained", facecolor="white")
-    FigureCanvasAgg(figure)
     panels = list(figure.subplots(rows, columns, sharey=True, squeeze=False).ravel())
     for panel in panels[count:]:
         panel.set_axis_off()
@@ -128,51 +127,37 @@ _MARKS = {
 _STAR = dict(marker="*", c="#d1495b", s=130, zorder=3, label="best")
 
 
-def _draw_parameter(panel: Any, parameter: Any, trials: Sequence[Trial]) -> None:
-    def place(trial: Trial) -> Any:
-        value = trial.values[parameter.key]
-        if isinstance(parameter, Range):
-            return value
-        return parameter.values.index(value)
-
+def _scatter(panel: Any, trials: Sequence[Trial], places: Sequence[Any]) -> None:
+    """Each trial at its place, unless that is None."""
     winner = best(trials)
+    placed = [(t, x) for t, x in zip(trials, places) if x is not None]
     for status, mark in _MARKS.items():
-        shown = [
-            t
-            for t in trials
-            if t.status == status and t is not winner and parameter.key in t.values
-        ]
-        panel.scatter([place(t) for t in shown], [t.metric for t in shown], clip_on=False, **mark)
-    if parameter.key in winner.values:
-        panel.scatter([place(winner)], [winner.metric], clip_on=False, **_STAR)
-    panel.set_xlabel(parameter.key, fontsize=9)
-    if isinstance(parameter, Range):
-        panel.set_xscale("log" if parameter.log else "linear")
+        shown = [(x, t.metric) for t, x in placed if t.status == status and t is not winner]
+        x, y = zip(*shown) if shown else ((), ())
+        panel.scatter(x, y, clip_on=False, **mark)
+    for x in (x for t, x in placed if t is winner):
+        panel.scatter([x], [winner.metric], **_STAR)
+
+
+def _draw_parameter(panel: Any, parameter: Any, trials: Sequence[Trial]) -> None:
+    is_range, key = isinstance(parameter, Range), parameter.key
+    values = [trial.values.get(key) for trial in trials]
+    if not is_range:
+        values = [None if v is None else parameter.values.index(v) for v in values]
+    _scatter(panel, trials, values)
+    panel.set_xlabel(key, fontsize=9)
+    if is_range:
         panel.set_xlim(parameter.low, parameter.high)  # the whole of what might have been tried
-        if parameter.log:
-            _label_decades(panel.xaxis, wide=parameter.high > 30 * parameter.low)
+        scale_axis(panel, "x", "log" if parameter.log else "linear")
     else:
         names = [for_matplotlib(str(value)) for value in parameter.values]
         panel.set_xticks(range(len(names)), names)
         panel.margins(x=0.2)
 
 
-def _label_decades(axis: Any, wide: bool) -> None:
-    """Plain numbers at 1, 2 and 5 of each decade, or at 1 alone."""
-    from matplotlib.ticker import LogLocator, NullFormatter, StrMethodFormatter
-
-    axis.set_major_locator(LogLocator(subs=(1.0,) if wide else (1.0, 2.0, 5.0)))
-    axis.set_major_formatter(StrMethodFormatter("{x:g}"))
-    axis.set_minor_formatter(NullFormatter())
-
-
 def _draw_progress(panel: Any, trials: Sequence[Trial]) -> None:
-    winner = best(trials)
     spent = np.array(list(itertools.accumulate(trial.step for trial in trials)))
-    for status, mark in _MARKS.items():
-        shown = [i for i, t in enumerate(trials) if t.status == status and t is not winner]
-        panel.scatter(spent[shown], [trials[i].metric for i in shown], **mark)
-    panel.scatter([spent[trials.index(winner)]], [winner.metric], **_STAR)
+    _scatter(panel, trials, spent)
     complete = [i for i, trial in enumerate(trials) if trial.status == "complete"]
     lowest = list(itertools.accumulate((trials[i].metric for i in complete), min))
     x, y = [*spent[complete], spent[-1]], [*lowest, lowest[-1]]
@@ -184,8 +169,6 @@ def write(
     trials: Sequence[Trial], space: Space, metric: str, workdir: Path, command: str
 ) -> list[Path]:
     """Writes trials.csv, tune.png and best.py; returns their paths."""
-    from diffax.files import replacing, write_text
-
     winner = best(trials)
     says = (
         f"Trial {winner.number} of {len(trials)}, by {metric}: {words(winner.values)}.\n\n"

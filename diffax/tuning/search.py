@@ -207,14 +207,13 @@ def _is_over(trials: Sequence[Trial], num_trials: int | None, budget: float | No
 
 
 def _seconds_left(trials, now: Trial, num_trials: int | None, budget: float | None) -> float | None:
-    done = trials if now.status == "measured" else [*trials, now]
-    bounds = []
+    is_done = now.status != "measured"
+    done, bounds = [*trials, now] if is_done else trials, []
     if budget is not None:
         bounds.append(budget - sum(t.seconds for t in [*trials, now]))
     if num_trials is not None and done:
-        under_way = now.seconds if now.status == "measured" else 0.0
         mean = sum(t.seconds for t in done) / len(done)
-        bounds.append(mean * (num_trials - len(done)) - under_way)
+        bounds.append(mean * (num_trials - len(done)) - (0.0 if is_done else now.seconds))
     return max(0.0, min(bounds)) if bounds else None
 
 

@@ -201,10 +201,10 @@ class Space:
             raise ValueError(errors[0])
 
 
-def words(values: dict[str, Any], default: str = "the config as it is") -> str:
+def words(values: dict[str, Any]) -> str:
     """Values in one line: "name=cosine, s=0.0123"."""
     shown = [f"{key.rpartition('.')[2]}={number(v)}" for key, v in values.items()]
-    return ", ".join(shown) or default
+    return ", ".join(shown) or "the config as it is"
 
 
 def number(value: Any) -> str:

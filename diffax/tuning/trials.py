@@ -53,15 +53,10 @@ def _objection(name: str) -> str | None:
     found = evaluation.numbers(name)
     if len(found) > 1:
         return f"it is {len(found)} numbers, {', '.join(number.entry for number in found)}"
-    return _WISHES[found[0].lower_is_better]
+    neither = "neither lower nor higher is better of it alone"
+    return {True: None, False: "higher is better of it", None: neither}[found[0].lower_is_better]
 
 
-# By `lower_is_better`
-_WISHES = {
-    True: None,
-    False: "higher is better of it",
-    None: "neither lower nor higher is better of it alone",
-}
 # What one might ask for, and why it misleads.
 _REFUSED = {
     "loss": "the training loss is an average over the noise levels that the schedule itself visits,"
@@ -86,7 +81,7 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
             return
         reference = evaluation.Reference.of(dataset, config.data)
         num = config.evaluation.num_samples
-        label = evaluation.classes_told(config, dataset, num)
+        label = evaluation.classes_of_samples(config, dataset, num)
         evaluation.plan([name], reference, dataset.shape, num, label)
         return
     measure.require_measure(config)
