@@ -3,8 +3,6 @@
 A traced value can't be looked at: of it only shape and dtype are checked.
 """
 
-from __future__ import annotations
-
 import functools
 import inspect
 import math

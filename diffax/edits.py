@@ -1,7 +1,5 @@
 """What `diffax sample` draws: samples, or data that a trained run changes, beside the result."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple

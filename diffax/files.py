@@ -1,7 +1,5 @@
 """Files: replaced whole, hashed, checked when read, cached from one process to the next."""
 
-from __future__ import annotations
-
 import contextlib
 import hashlib
 import json

@@ -5,8 +5,6 @@ x = generate(100, seed=1, sampler="dpmpp_2m", num_steps=20)
 x = generate.inpaint(images, mask)
 """
 
-from __future__ import annotations
-
 import collections
 import functools
 import json

@@ -1,7 +1,5 @@
 """What a number is: its name, its unit and how it is read."""
 
-from __future__ import annotations
-
 import dataclasses
 
 

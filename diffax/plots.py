@@ -1,7 +1,5 @@
 """Pictures: samples as arrays of pixels, schedules as figures."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Mapping
 from typing import Any

@@ -7,8 +7,6 @@ in a process, and a changed one is another. What a `get_config()` in it says pla
 file that registers something is a plugin too. A run keeps copies of its plugins; see `keep`.
 """
 
-from __future__ import annotations
-
 import functools
 import importlib
 import importlib.metadata

@@ -5,8 +5,6 @@ SAMPLERS.register("mine", mine)
 SAMPLERS.lookup("dim")  # ValueError: sampler='dim' (did you mean ddim?): allowed are ddim, ...
 """
 
-from __future__ import annotations
-
 import ast
 import difflib
 import hashlib
@@ -31,7 +29,7 @@ KEY_TYPES = (bool, int, float, str, tuple)
 class _Added(NamedTuple):
     """What `Registry.register` added: to which table, and the module and the file that asked."""
 
-    table: Registry
+    table: "Registry"
     name: str
     module: str
     file: str | None

@@ -1,7 +1,5 @@
 """Settings of the process that the command line and the experiments share."""
 
-from __future__ import annotations
-
 import _thread
 import contextlib
 import ctypes

@@ -7,8 +7,6 @@ machines may each run a part. The run may put its own files, such as samples, in
 Nothing here knows what a run does.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

@@ -9,8 +9,6 @@ A training has a directory of its own, workdir/trainings/<name>/seed<k>, in the 
                            the seconds
 """
 
-from __future__ import annotations
-
 import dataclasses
 import json
 import logging

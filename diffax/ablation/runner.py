@@ -5,8 +5,6 @@ after another in one process. Several seeds of a small network are trained in on
 module and `measure` know what a run does.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import itertools

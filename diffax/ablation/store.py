@@ -7,8 +7,6 @@ workdir/runs/<arm>/seed<k>/result.json          what it returned, fingerprint an
 workdir/runs/<arm>/seed<k>/traceback.txt        only if its last attempt failed
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import json

@@ -1,7 +1,5 @@
 """Worker processes of an ablation: how many, which device each has, and the runs that they make."""
 
-from __future__ import annotations
-
 import _thread
 import logging
 import multiprocessing

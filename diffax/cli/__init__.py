@@ -5,8 +5,6 @@
 Commands are a table, `COMMANDS`; what they need is imported when they run, so that --help is quick.
 """
 
-from __future__ import annotations
-
 import importlib
 import io
 import itertools

@@ -1,7 +1,5 @@
 """`diffax ablate`."""
 
-from __future__ import annotations
-
 import argparse
 import os
 import re

@@ -1,7 +1,5 @@
 """`diffax config`."""
 
-from __future__ import annotations
-
 import argparse
 import textwrap
 

@@ -1,19 +1,14 @@
 """`diffax evaluate`: a trained run, or samples from anywhere."""
 
-from __future__ import annotations
-
 import argparse
 import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from diffax.cli import shared
 from diffax.cli.flags import of_key, words
-
-if TYPE_CHECKING:
-    from diffax.metric import Metric
 
 Entry = dict[str, Any]
 DEFAULTS = {"data": "frechet,kid,prdc", "moments": "fid"}
@@ -110,7 +105,7 @@ def run(args: argparse.Namespace, _: None) -> None:
 
 def _measure(
     by_name: dict[str, Callable[[], Entry]],
-    numbers: Mapping[str, Sequence[Metric]],
+    numbers: Mapping[str, Sequence[Any]],
     out: Path,
     as_json: bool,
 ) -> None:
@@ -148,7 +143,7 @@ def _measure(
         raise runtime.Failed("; ".join([*failed, *([unwritten] if unwritten else [])]))
 
 
-Prepared = tuple[dict[str, Callable[[], Entry]], dict[str, "Sequence[Metric]"]]
+Prepared = tuple[dict[str, Callable[[], Entry]], dict[str, Sequence[Any]]]
 
 
 def _of_run(args: argparse.Namespace) -> Prepared:
@@ -273,7 +268,7 @@ def _conditions(entry: Entry) -> Entry:
     return {k: v for k, v in entry.items() if isinstance(v, (str, int, dict))}
 
 
-def results_table(found: Mapping[str, Entry], measures: Mapping[str, Sequence[Metric]] = {}) -> str:
+def results_table(found: Mapping[str, Entry], measures: Mapping[str, Sequence[Any]] = {}) -> str:
     """Lines of text: each number of each metric, its interval, and of what it is.
 
     `measures`: of a method's measures the numbers; those of scores are known.
@@ -285,9 +280,7 @@ def results_table(found: Mapping[str, Entry], measures: Mapping[str, Sequence[Me
     return "\n".join(lines)
 
 
-def _rows(
-    name: str, entry: Entry, measures: Mapping[str, Sequence[Metric]]
-) -> list[tuple[str, ...]]:
+def _rows(name: str, entry: Entry, measures: Mapping[str, Sequence[Any]]) -> list[tuple[str, ...]]:
     from diffax import evaluation
 
     known = measures[name] if name in measures else evaluation.numbers(name)

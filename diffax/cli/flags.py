@@ -1,7 +1,5 @@
 """The parser of the command line, and the types of its flags: every error is one sentence."""
 
-from __future__ import annotations
-
 import argparse
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn

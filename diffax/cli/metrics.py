@@ -1,7 +1,5 @@
 """`diffax metrics`."""
 
-from __future__ import annotations
-
 import argparse
 from pathlib import Path
 

@@ -1,7 +1,5 @@
 """`diffax sample`: drawing, and editing of given data."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """`diffax schedules`."""
 
-from __future__ import annotations
-
 import argparse
 import sys
 from pathlib import Path

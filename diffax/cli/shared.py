@@ -1,7 +1,5 @@
 """What several commands share: how a command is described, the config, the sampling flags."""
 
-from __future__ import annotations
-
 import argparse
 import os
 from collections.abc import Callable, Sequence

@@ -1,7 +1,5 @@
 """`diffax train`."""
 
-from __future__ import annotations
-
 import argparse
 import json
 import shlex

@@ -1,7 +1,5 @@
 """`diffax tune`."""
 
-from __future__ import annotations
-
 import argparse
 import shlex
 

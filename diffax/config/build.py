@@ -1,7 +1,5 @@
 """From the names in a config to what they stand for: schedule, network, optimisers, sampler."""
 
-from __future__ import annotations
-
 import copy
 import math
 from collections.abc import Callable, Sequence

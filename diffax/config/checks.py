@@ -1,7 +1,5 @@
 """The checks of a config, made before any work: keys, types, values, and what must fit together."""
 
-from __future__ import annotations
-
 import contextlib
 import math
 import sys

@@ -1,7 +1,5 @@
 """Every key of a config: its default, what it means, and the kind of its values."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import inspect

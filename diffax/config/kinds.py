@@ -1,7 +1,5 @@
 """The types of a config's values: which Python values are of one, and how a word is read as one."""
 
-from __future__ import annotations
-
 import contextlib
 import inspect
 import math

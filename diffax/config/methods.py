@@ -1,7 +1,5 @@
 """The method of a config: its parts, built from the names in the config."""
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable
 from typing import Any

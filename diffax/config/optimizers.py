@@ -1,7 +1,5 @@
 """Optimisers and learning-rate decays by name."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Callable

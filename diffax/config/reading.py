@@ -1,7 +1,5 @@
 """Keys and values of a config as they are written in the flags of a command."""
 
-from __future__ import annotations
-
 from collections.abc import Iterable
 from typing import Any
 

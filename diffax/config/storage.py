@@ -1,7 +1,5 @@
 """Configs as JSON text and as files of Python, and the differences between two of them."""
 
-from __future__ import annotations
-
 import json
 import os
 from collections.abc import Iterable, Mapping

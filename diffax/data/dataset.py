@@ -1,13 +1,11 @@
 """What a data source delivers, a `Dataset` of two `Split`s held in memory; and what a run keeps of
 it, a `DatasetInfo`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import json
 from collections.abc import Callable
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 
@@ -232,7 +230,7 @@ class DatasetInfo:
     codec: str = ""
 
     @classmethod
-    def of(cls, dataset: Dataset) -> DatasetInfo:
+    def of(cls, dataset: Dataset) -> Self:
         """The description of a data set."""
         return cls(
             name=dataset.name,
@@ -250,7 +248,7 @@ class DatasetInfo:
         return json.dumps(dataclasses.asdict(self), indent=1)
 
     @classmethod
-    def from_json(cls, text: str) -> DatasetInfo:
+    def from_json(cls, text: str) -> Self:
         """The description that `to_json` wrote.
 
         Raises:
@@ -273,7 +271,7 @@ class DatasetInfo:
                 raise ValueError(f"{name!r} is {value!r}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
-    def changes(self, new: DatasetInfo) -> list[str]:
+    def changes(self, new: Self) -> list[str]:
         """In what another data set differs, in words; what isn't known of this one is left out."""
         both_known = self.fingerprint and new.fingerprint
         names = [field.name for field in dataclasses.fields(self)]

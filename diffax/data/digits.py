@@ -1,7 +1,5 @@
 """`digits`: scikit-learn's 1,797 handwritten digits, 8 by 8 pixels."""
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 
 import numpy as np

@@ -1,7 +1,5 @@
 """`folder`: the user's own images."""
 
-from __future__ import annotations
-
 import collections
 import contextlib
 import hashlib

@@ -1,7 +1,5 @@
 """Decoding, resizing and framing of 8-bit images (Pillow)."""
 
-from __future__ import annotations
-
 import contextlib
 import io
 import logging

@@ -9,9 +9,8 @@ mixture only changes the eigenvalues, to alpha^2 lambda_k + sigma^2, so no funct
 factorises a matrix, and none subtracts two nearly equal numbers at either end of the log-SNR range.
 """
 
-from __future__ import annotations
-
 import math
+from typing import Self
 
 import jax
 import jax.numpy as jnp
@@ -87,7 +86,7 @@ class GaussianMixture:
         self.eigenvectors = jnp.asarray(eigenvectors, dtype)
 
     @classmethod
-    def gaussian(cls, mean: ArrayLike, cov: ArrayLike) -> GaussianMixture:
+    def gaussian(cls, mean: ArrayLike, cov: ArrayLike) -> Self:
         """The single Gaussian N(mean, cov), with mean (D,) and cov (D, D)."""
         mean, cov = jnp.asarray(mean), jnp.asarray(cov)
         return cls(np.ones(1, mean.dtype), mean[None], cov[None])
@@ -157,7 +156,7 @@ class GaussianMixture:
 
     # -- the diffused distribution ------------------------------------------------------------
 
-    def diffused(self, alpha: ArrayLike, sigma: ArrayLike) -> GaussianMixture:
+    def diffused(self, alpha: ArrayLike, sigma: ArrayLike) -> Self:
         """The mixture of x_t = alpha x0 + sigma eps, eps ~ N(0, I); alpha and sigma scalars."""
         dtype = self.means.dtype
         alpha, sigma = jnp.asarray(alpha, dtype), jnp.asarray(sigma, dtype)
@@ -252,7 +251,7 @@ class GaussianMixture:
         return (self.log_weights, self.means, self.eigenvalues, self.eigenvectors), None
 
     @classmethod
-    def tree_unflatten(cls, aux, leaves) -> GaussianMixture:
+    def tree_unflatten(cls, aux, leaves) -> Self:
         del aux
         mixture = object.__new__(cls)
         mixture.log_weights, mixture.means, mixture.eigenvalues, mixture.eigenvectors = leaves

@@ -1,7 +1,5 @@
 """`npz`: an array of examples, signals for instance, from a NumPy .npz file."""
 
-from __future__ import annotations
-
 import logging
 import os
 from collections.abc import Iterable, Sequence

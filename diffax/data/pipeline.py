@@ -1,7 +1,5 @@
 """Endless batches from a split in memory: shuffled, sharded, resumable."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable

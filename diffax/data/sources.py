@@ -1,7 +1,5 @@
 """The table of data sources, and `load`."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 import math

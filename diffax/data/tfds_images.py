@@ -1,7 +1,5 @@
 """Image sets of TensorFlow Datasets, read without TensorFlow."""
 
-from __future__ import annotations
-
 import contextlib
 import difflib
 import logging

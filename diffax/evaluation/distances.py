@@ -4,13 +4,11 @@ The Fréchet distance, KID, precision and recall, density and coverage, the slic
 distance; and the Inception score, which looks at samples alone.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import NamedTuple
+from typing import NamedTuple, Self
 
 import numpy as np
 from scipy import stats
@@ -41,14 +39,14 @@ class FeatureStatistics:
     products: np.ndarray  # (F, F): sum of (x - shift)(x - shift)^T
 
     @classmethod
-    def of(cls, features: np.ndarray) -> FeatureStatistics:
+    def of(cls, features: np.ndarray) -> Self:
         """Of features (N, F); ValueError for another shape or none."""
         features = np.asarray(features, np.float64)
         if features.ndim != 2 or len(features) == 0:
             raise ValueError(f"features must have shape (N, F) with N > 0, got {features.shape}")
         return cls(0, features[0], np.zeros_like(features[0]), 0.0).update(features)
 
-    def update(self, features: np.ndarray) -> FeatureStatistics:
+    def update(self, features: np.ndarray) -> Self:
         """With further features (N, F)."""
         centred = np.asarray(features, np.float64) - self.shift
         return dataclasses.replace(
@@ -72,7 +70,7 @@ class FeatureStatistics:
         return (self.products - self.n * np.outer(offset, offset)) / (self.n - 1)
 
     @classmethod
-    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> FeatureStatistics:
+    def of_arrays(cls, arrays: Mapping[str, np.ndarray]) -> Self:
         """From its fields by name."""
         return cls(int(arrays["n"]), arrays["shift"], arrays["total"], arrays["products"])
 

@@ -1,7 +1,5 @@
 """Feature extractors: frozen networks whose features judge samples, and what is cached of them."""
 
-from __future__ import annotations
-
 import functools
 import logging
 import os

@@ -1,12 +1,10 @@
 """Measures: functions of samples and a reference, as a feature extractor sees both."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import numpy as np
 
@@ -35,7 +33,7 @@ class Reference:
     moments: distances.Moments | None = None
 
     @classmethod
-    def of(cls, dataset: Dataset, config: Mapping[str, Any] = {}) -> Reference:
+    def of(cls, dataset: Dataset, config: Mapping[str, Any] = {}) -> Self:
         """The training split; `config`: how the data were read, fields of `data.DataConfig`."""
         defaults = data.known_fields()
         said = {k: v for k, v in dict(config).items() if v != defaults[k] and k != "data_dir"}
@@ -44,7 +42,7 @@ class Reference:
         return cls(about | {"reference_hash": content_hash(dataset.train.x)}, dataset)
 
     @classmethod
-    def read(cls, path: str | Path) -> Reference:
+    def read(cls, path: str | Path) -> Self:
         """From an .npz with `mu` and `sigma`; raises as `distances.read_moments` does."""
         moments = distances.read_moments(path)
         about = {"reference": f"mu and sigma of {path}", "reference_hash": content_hash(*moments)}

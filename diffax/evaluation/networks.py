@@ -4,8 +4,6 @@ Each takes images in [-1, 1], resizes and normalises them itself, and converts t
 PyTorch file. `pretrained` finds those files.
 """
 
-from __future__ import annotations
-
 import functools
 import itertools
 from collections.abc import Callable, Mapping

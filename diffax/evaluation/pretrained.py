@@ -1,7 +1,5 @@
 """Pretrained networks by name, where their weights come from, and LPIPS."""
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import importlib.resources

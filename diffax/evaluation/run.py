@@ -4,8 +4,6 @@ run = diffax.training.load(workdir)
 evaluate(run, diffax.data.load(run.config.data), ["bpd", "frechet"])
 """
 
-from __future__ import annotations
-
 import functools
 import logging
 from collections.abc import Callable, Sequence

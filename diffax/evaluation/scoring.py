@@ -1,7 +1,5 @@
 """Scores of samples: every measure over the features of every extractor, by name."""
 
-from __future__ import annotations
-
 import dataclasses
 import functools
 from collections.abc import Callable, Mapping, Sequence

@@ -5,8 +5,6 @@ The conditions of a batch, `cond`, map a condition's name to an array with one r
 network's prediction under `cond` with that under the null of each.
 """
 
-from __future__ import annotations
-
 from collections.abc import Mapping
 from typing import Any, NamedTuple
 

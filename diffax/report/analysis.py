@@ -4,8 +4,6 @@ The input is plain data (see `spec.Spec` and `analyse`), so that a report can be
 experiment; the output, `Analysis`, holds every number that the report shows, computed once.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Hashable, Mapping, Sequence
 from dataclasses import dataclass, replace

@@ -1,7 +1,5 @@
 """The report of an ablation: one HTML file, the same as Markdown, as JSON and for the terminal."""
 
-from __future__ import annotations
-
 import functools
 import os
 import platform

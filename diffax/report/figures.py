@@ -12,8 +12,6 @@ log_snr_before. Seeds with the same x are drawn as their mean with a band from l
 others as one thin line each, and what has one point alone as a dot.
 """
 
-from __future__ import annotations
-
 import html
 import io
 import re

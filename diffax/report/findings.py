@@ -5,8 +5,6 @@ the outcomes of several feature extractors beside one another; `effects` takes t
 factorial design.
 """
 
-from __future__ import annotations
-
 import itertools
 import math
 from collections.abc import Callable, Container, Hashable, Iterable, Mapping, Sequence
@@ -23,6 +21,15 @@ Combination = tuple[str, ...]  # a level of every axis of a design
 Values = Mapping[Combination, Mapping[int, float]]  # of one metric: cell -> seed -> value
 DECIDED = ("lower", "higher")
 POWERS = (0.8, 0.9)  # for which the number of seeds needed is given
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """The outcome of a comparison by the metric `label`, over the features of `network`."""
+
+    network: str
+    label: str
+    outcome: str
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -159,15 +166,6 @@ def _outcome(metric: Metric, difference: Difference | None, p_holm, alpha: float
 
 
 # --- agreement of feature extractors --------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Outcome:
-    """The outcome of a comparison by the metric `label`, over the features of `network`."""
-
-    network: str
-    label: str
-    outcome: str
 
 
 def collect(findings: Sequence[Finding]) -> list[list[Outcome]]:

@@ -1,7 +1,5 @@
 """Numbers and users' texts as they are written in tables, sentences, pages and figures."""
 
-from __future__ import annotations
-
 import functools
 import math
 import re

@@ -5,8 +5,6 @@ files beside it. `show(name, png, title, width)` takes such a file, and gives th
 for it.
 """
 
-from __future__ import annotations
-
 import base64
 import re
 from collections.abc import Callable, Mapping, Sequence

@@ -1,7 +1,5 @@
 """What a report says, in order: an `Analysis` as a `page.Page`, for HTML and Markdown alike."""
 
-from __future__ import annotations
-
 import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace

@@ -1,7 +1,5 @@
 """What an ablation asks: its question, its metrics, its arms; and how its numbers are written."""
 
-from __future__ import annotations
-
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any

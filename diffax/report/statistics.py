@@ -7,8 +7,6 @@ both arms, so that what the seed does to both cancels), and, for positive quanti
 tail such as the variance of a loss, on their logarithms. All computations are in float64.
 """
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Sequence

@@ -1,7 +1,5 @@
 """Sentences about an ablation, made from its intervals alone."""
 
-from __future__ import annotations
-
 from collections.abc import Callable
 
 from diffax.report.analysis import Analysis, Comparison

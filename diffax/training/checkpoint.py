@@ -7,8 +7,6 @@
 A step's folder gets its name when all of it is written, so it is whole or not there.
 """
 
-from __future__ import annotations
-
 import contextlib
 import copy
 import json

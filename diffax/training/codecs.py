@@ -1,7 +1,5 @@
 """The codec that a config names, and the method that works through it."""
 
-from __future__ import annotations
-
 import functools
 import os
 from collections.abc import Callable

@@ -1,7 +1,5 @@
 """Ctrl-C, and a scheduler's SIGTERM, between two steps."""
 
-from __future__ import annotations
-
 import logging
 import os
 import signal
@@ -9,7 +7,7 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from types import TracebackType
-from typing import Any
+from typing import Any, Self
 
 from diffax import runtime
 
@@ -33,7 +31,7 @@ class Interruption:
         self._words = ""  # of a program that ends at once
         self._ending = threading.RLock()
 
-    def __enter__(self) -> Interruption:
+    def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
             for number in runtime.SIGNALS:
                 if signal.getsignal(number) in _USUAL:

@@ -1,8 +1,6 @@
 """One job at a time in a workdir: a file, lock.json, that the kernel locks, and that says whose it
 is. The lock ends with the process that holds it, whatever ends that."""
 
-from __future__ import annotations
-
 import contextlib
 import fcntl
 import json

@@ -1,8 +1,6 @@
 """What is measured of a state: a method's measures on a split of the data, and the variance of its
 gradient between batches."""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from typing import Any

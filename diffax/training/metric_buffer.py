@@ -1,8 +1,6 @@
 """The metrics of the latest steps: left on the device until they are asked for, then averaged; and
 which checkpoints they show to be good."""
 
-from __future__ import annotations
-
 import bisect
 import math
 from collections.abc import Callable, Iterable, Mapping, Sequence

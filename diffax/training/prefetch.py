@@ -1,10 +1,8 @@
 """Prefetches batches to the devices, so that a training step never waits for them."""
 
-from __future__ import annotations
-
 import collections
 from collections.abc import Callable, Iterator
-from typing import Any
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -34,7 +32,7 @@ class DevicePrefetcher:
         """The state that `batches` was in after those which were handed out."""
         return self._state
 
-    def __iter__(self) -> DevicePrefetcher:
+    def __iter__(self) -> Self:
         return self
 
     def __next__(self) -> tuple[int, Any]:

@@ -9,8 +9,6 @@
 No device is waited for: what it has done is asked of arrays that may not be ready.
 """
 
-from __future__ import annotations
-
 import contextlib
 import contextvars
 import datetime
@@ -18,7 +16,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any
+from typing import Any, Self
 
 _LOG = logging.getLogger("diffax")
 # What is said at the beginning of each part: of one run worth a line, of many too much.
@@ -26,7 +24,7 @@ _DETAILS = logging.getLogger("diffax.details")
 FIRST_SECONDS, EVERY_SECONDS = 5.0, 20.0
 _LOOK_SECONDS = 0.5
 
-_CURRENT: contextvars.ContextVar[ProgressDisplay | None] = contextvars.ContextVar(
+_CURRENT: contextvars.ContextVar["ProgressDisplay | None"] = contextvars.ContextVar(
     "progress", default=None
 )
 
@@ -40,7 +38,7 @@ class ProgressDisplay:
         self._parts: list[tuple[float, Callable[[float], str]]] = []  # innermost last
         self._end, self._heard = threading.Event(), _Heard()
 
-    def __enter__(self) -> ProgressDisplay:
+    def __enter__(self) -> Self:
         self._token = _CURRENT.set(self)
         if self._speaks:
             _LOG.addHandler(self._heard)

@@ -1,7 +1,5 @@
 """What the loop keeps of one run: its batches, its metrics, and what it writes to the workdir."""
 
-from __future__ import annotations
-
 import contextlib
 import json
 import logging

@@ -13,8 +13,6 @@ The files:
     workdir/plugins/          copies of the plugins, of a run that has any; see `diffax.plugins`
 """
 
-from __future__ import annotations
-
 import contextlib
 import dataclasses
 import json
@@ -22,7 +20,7 @@ import os
 import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Self
 
 import flax.linen as nn
 import jax
@@ -262,7 +260,7 @@ class Run(NamedTuple):
         """The network of its config."""
         return config_lib.build_model(self.config, self.dataset)
 
-    def under(self, config: ConfigDict) -> Run:
+    def under(self, config: ConfigDict) -> Self:
         """The same training under another config, of another sampling or evaluation."""
         return self._replace(config=config, method=_build_method(config, self.dataset))
 

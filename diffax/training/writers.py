@@ -1,7 +1,5 @@
 """Where metrics go: a JSON Lines file always, log lines, and TensorBoard if asked for."""
 
-from __future__ import annotations
-
 import importlib.util
 import json
 import logging

@@ -1,7 +1,5 @@
 """What a search leaves behind: a table, a picture, and the best config as a file."""
 
-from __future__ import annotations
-
 import csv
 import io
 import itertools

@@ -1,7 +1,5 @@
 """The whole of it: the search, and whether its winner is better than the config as it was."""
 
-from __future__ import annotations
-
 import os
 import sys
 from collections.abc import Mapping, Sequence

@@ -5,8 +5,6 @@ tree-structured Parzen estimator (Bergstra 2011) and asynchronous successive hal
 that it has seen lies in one file, so that a search which was killed goes on.
 """
 
-from __future__ import annotations
-
 import json
 import math
 import os

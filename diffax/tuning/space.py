@@ -1,7 +1,5 @@
 """The space of a search: config keys, each with the range or the values that are tried."""
 
-from __future__ import annotations
-
 import inspect
 import math
 from collections.abc import Iterable

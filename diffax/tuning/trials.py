@@ -1,7 +1,5 @@
 """What a trial is: a training that is measured at the rungs, and stopped where it lags behind."""
 
-from __future__ import annotations
-
 import functools
 import shutil
 from collections.abc import Callable, Mapping, Sequence
