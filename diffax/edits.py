@@ -112,9 +112,9 @@ def edit(
 
     Args:
       paths: see `read`; None for the evaluation split.
-      num, counts: how many examples (of files the first ones, or all), and a list of one step
-        count; None for the edit's own.
-      flags: the edit's own settings; options: of `Generator`.
+      num, counts: how many examples, and a list of one step count; None for the edit's own.
+      flags: the edit's own settings.
+      options: of `Generator`.
 
     Raises:
       ValueError: a flag of another edit, several step counts, more examples than there are, a seed

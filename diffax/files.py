@@ -251,7 +251,8 @@ def cached(
     arrays = {key: np.asarray(value) for key, value in make().items()}
     try:
         write_arrays(path, arrays)
-        _keep_latest(path.parent, most_bytes)
+        with contextlib.suppress(FileNotFoundError):  # another process tidies up
+            _keep_latest(path.parent, most_bytes)
     except OSError as error:
         _LOG.warning("%s can't be cached (%s)", path, error)
     return arrays
@@ -259,13 +260,8 @@ def cached(
 
 def _keep_latest(folder: Path, most_bytes: int) -> None:
     """Removes files, those with the oldest time first, until the others' sizes sum to no more."""
-    found = []
-    for path in folder.glob("*.npz"):
-        with contextlib.suppress(FileNotFoundError):  # another process does the same
-            status = path.stat()
-            found.append((status.st_mtime_ns, status.st_size, path))
     total = 0
-    for _, size, path in sorted(found, reverse=True):
-        total += size
+    for path in sorted(folder.glob("*.npz"), key=os.path.getmtime, reverse=True):
+        total += path.stat().st_size
         if total > most_bytes:
             path.unlink(missing_ok=True)

@@ -28,7 +28,6 @@ from diffax.registry import code_digest
 _LOG = logging.getLogger("diffax")
 # What a config calls a plugin: the name of its file or module, and the digest of its code.
 _KNOWN = re.compile(r"([^/\\]+)#([0-9a-f]{32})")
-_INDEX = "index.json"  # of all copies in a folder, as it was kept before each had its own
 _MODULE = "diffax_plugin_"  # how the modules of files are called, with the digest
 
 
@@ -227,15 +226,12 @@ def _copy(given: str, label: str, digest: str, kept: str | os.PathLike | None) -
     source = _read(path, os.fspath(path))
     if code_digest(source) != digest:
         raise ValueError(f"{path} is not the plugin that it was: it is damaged or was changed")
-    original = _original(given, path.parent)
-    if original and Path(original).is_file():
-        if code_digest(Path(original).read_bytes()) != digest:
-            _LOG.warning(
-                "%s has changed since the run was trained: %s, the copy kept with it, is used",
-                original,
-                path,
-            )
-    original = Path(original) if original else path.absolute()
+    original = Path(_original(given, path.parent) or path.absolute())
+    if original.is_file() and code_digest(original.read_bytes()) != digest:
+        _LOG.warning(
+            "%s has changed since the run was trained: %s, the copy kept with it, is used",
+            *(original, path),
+        )
     return _Found(label, path.absolute(), source, is_module=False, original=original)
 
 
@@ -267,10 +263,8 @@ def _copy_name(name: str) -> str:
 def _original(name: str, folder: Path) -> str | None:
     """The path of the file that a copy in a folder was made of; None where that is not known."""
     path = (folder / _copy_name(name)).with_suffix(".json")
-    path = path if path.is_file() else folder / _INDEX
     try:
         found = json.loads(path.read_bytes()) if path.is_file() else None
-        found = found.get(name) if isinstance(found, dict) else found
         if not isinstance(found, str | None):
             raise TypeError(f"it holds {found!r}")
     except (ValueError, TypeError) as error:
@@ -302,24 +296,13 @@ def _run(found: _Found, check: Callable[[], Any] | None) -> Plugin:
             mine = registry.added()[len(before) :]
             if check is not None:
                 check()
-        except ValueError as error:
+        except ValueError:
             registry.forget(registry.added()[len(before) :])
-            raise ValueError(f"{error}{_other_version(found, error)}") from None
+            raise
     original = found.original or found.path
     plugin = Plugin(found.name, found.path, original, found.source, module, mine)
     _LOADED[found.key] = plugin
     return plugin
-
-
-def _other_version(found: _Found, error: ValueError) -> str:
-    """What to say where a name is taken by another version of the plugin, from another place."""
-    for plugin in _LOADED.values() if isinstance(error.__context__, registry.Taken) else ():
-        if plugin.path and plugin.name.partition("#")[0] == found.label:
-            return (
-                f"; {found.path} and {plugin.path}, which this process has run, are two versions of"
-                " one plugin: name one of them"
-            )
-    return ""
 
 
 def _replace_older(found: _Found) -> None:
@@ -333,15 +316,12 @@ def _replace_older(found: _Found) -> None:
 
 def _imported(found: _Found) -> types.ModuleType | None:
     """The module of the same code that the program itself has imported or is; None without."""
-    for module in list(sys.modules.values()):
-        if not isinstance(module, types.ModuleType) or module.__name__.startswith(_MODULE):
-            continue
-        file = vars(module).get("__file__")
-        if found.path is None or found.is_module:
-            if module.__name__ == found.label:
-                return module
-        elif file and found.label in (Path(file).name, module.__name__):
-            if Path(file).is_file() and code_digest(Path(file).read_bytes()) == found.key:
+    if found.is_module:
+        return sys.modules.get(found.label)
+    for name, module in list(sys.modules.items()):
+        file = Path(getattr(module, "__dict__", {}).get("__file__") or "")
+        if found.label in (file.name, name) and not name.startswith(_MODULE) and file.is_file():
+            if code_digest(file.read_bytes()) == found.key:
                 return module
     return None
 

@@ -102,17 +102,17 @@ def unknown(what: str, given: Any, choices: Iterable[str]) -> str:
     return f"{what}={given!r}{suggestion(given, choices)}: allowed are {', '.join(choices)}"
 
 
-def suggestion(word: Any, choices: Iterable[str], cutoff: float = 0.6) -> str:
-    """ " (did you mean cosine?)", of the choice that a misspelt word is nearest to; "" if none is.
-
-    Capital letters, and - for _, make no difference. `cutoff`: of `difflib.get_close_matches`.
-    """
-    near = nearest(word, choices, cutoff)
+def suggestion(word: Any, choices: Iterable[str]) -> str:
+    """As " (did you mean cosine?)", of what a misspelt word is nearest to; "" if there is none."""
+    near = nearest(word, choices)
     return f" (did you mean {near}?)" if near else ""
 
 
 def nearest(word: Any, choices: Iterable[str], cutoff: float = 0.6) -> str | None:
-    """The choice of `suggestion`."""
+    """The choice that a word is nearest to, if any is; `cutoff`: of `difflib.get_close_matches`.
+
+    Capital letters, and - for _, make no difference.
+    """
     plain = {_plain(choice): choice for choice in choices}
     near = difflib.get_close_matches(_plain(word), plain, n=1, cutoff=cutoff)
     return plain[near[0]] if near else None
