@@ -461,13 +461,7 @@ def sample_pictures(samples: Sequence[tuple[Any, str | Path]]) -> list[bytes]:
 
 
 def draw_samples(loaded: Sequence[np.ndarray | bytes]) -> list[bytes]:
-    """`sample_pictures` of what `load_samples` gives.
-
-    Raises:
-      ValueError: see `samples_objection`.
-    """
-    for reason in filter(None, map(samples_objection, loaded)):
-        raise ValueError(reason)
+    """`sample_pictures` of what `load_samples` gives."""
     arrays = [a for a in loaded if not isinstance(a, bytes)]
     real = [np.nan_to_num(a, posinf=0, neginf=0) for a in arrays if a.ndim < 4]
     limits = (min(a.min() for a in real), max(a.max() for a in real)) if real else (0, 1)
@@ -489,7 +483,7 @@ def load_samples(samples: Any, directory: str | Path) -> np.ndarray | bytes:
 
     Raises:
       FileNotFoundError: no such file.
-      ValueError: a file that can't be read; it is named.
+      ValueError: a file that can't be read, which is named; or an array of another type or shape.
     """
     if isinstance(samples, (str, Path)):
         path = Path(directory) / samples
@@ -507,18 +501,12 @@ def load_samples(samples: Any, directory: str | Path) -> np.ndarray | bytes:
     array = np.asarray(samples)
     if isinstance(samples, list) and array.dtype.kind in "iu":  # JSON does not know uint8
         array = array.astype(np.uint8)
-    return array[..., None] if array.dtype == np.uint8 and array.ndim == 3 else array
-
-
-def samples_objection(loaded: np.ndarray | bytes) -> str | None:
-    """Why what `load_samples` gives can't be drawn, in a sentence; None if it can."""
-    if isinstance(loaded, bytes):
-        return None
-    shape = loaded.shape
-    axes = {"uint8": (4,)}.get(str(loaded.dtype), (2, 3, 4) if loaded.dtype.kind == "f" else ())
+    array = array[..., None] if array.dtype == np.uint8 and array.ndim == 3 else array
+    shape = array.shape
+    axes = {"uint8": (4,)}.get(str(array.dtype), (2, 3, 4) if array.dtype.kind == "f" else ())
     if len(shape) in axes and (len(shape) < 4 or shape[-1] in (1, 3)):
-        return None
-    return (
+        return array
+    raise ValueError(
         "samples must be uint8 images (n, H, W[, 1 or 3]), or real images (n, H, W, 1 or 3), "
-        f"signals (n, L, C) or points (n, 2), got {loaded.dtype} {shape}"
+        f"signals (n, L, C) or points (n, 2), got {array.dtype} {shape}"
     )

@@ -312,12 +312,10 @@ def _samples(analysis: Analysis) -> Section:
         sources.insert(0, (TableCell("real data"), analysis.spec.real_samples, "."))
     shown, left_out = [], {}
     for title, given, directory in sources:
-        loaded = figures.load_samples(given, directory)
-        reason = figures.samples_objection(loaded)
-        if reason is None:
-            shown.append((title, loaded))
-        else:
-            left_out.setdefault(reason, []).append(title.text)
+        try:
+            shown.append((title, figures.load_samples(given, directory)))
+        except ValueError as error:
+            left_out.setdefault(str(error), []).append(title.text)
     pictures = figures.draw_samples([x for _, x in shown])
     drawn = [(title, png) for (title, _), png in zip(shown, pictures)]
     note = f"The first samples of seed {seed}, not selected: from the same noise in every arm."
