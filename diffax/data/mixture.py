@@ -1,4 +1,4 @@
-"""Gaussian mixtures whose density, entropy, score and denoisers are known exactly.
+"""Gaussian mixtures whose density, score and denoisers are known exactly.
 
 With x0 ~ sum_k w_k N(mu_k, C_k) and x_t = alpha x0 + sigma eps, everything that a diffusion model
 approximates has a closed form; a `GaussianMixture` is therefore the reference against which losses,
@@ -135,24 +135,6 @@ class GaussianMixture:
         z = jax.random.normal(key_noise, (n, self.dim), self.means.dtype)
         z = z * jnp.sqrt(self.eigenvalues)[k]
         return self.means[k] + _einsum("nij,nj->ni", self.eigenvectors[k], z)
-
-    def entropy(self, tolerance: float = 1e-9) -> float:
-        """Differential entropy -E[log p(x)] in nats.
-
-        A single Gaussian has the closed form (log det C + D log 2 pi e) / 2, in any dimension. A
-        mixture in one or two dimensions is integrated by the trapezoidal rule, component by
-        component in the coordinates in which that component is a standard normal; the rule
-        converges faster than any power of the step for such integrands. The step is halved until
-        the result moves by less than `tolerance`, so `tolerance` bounds the error in practice.
-
-        Computed on the host in float64 whatever the dtype of the mixture (whose own rounding, about
-        1e-7 for float32, remains); not traceable.
-
-        Raises:
-          ValueError: for a mixture of several components in more than two dimensions, or if a
-            covariance is singular (its entropy is minus infinity), or if `tolerance` is missed.
-        """
-        return _entropy(self, tolerance)
 
     # -- the diffused distribution ------------------------------------------------------------
 
@@ -316,50 +298,3 @@ def _check_values(weights: np.ndarray, covariances: np.ndarray) -> None:
             "GaussianMixture covariances must be symmetric positive semi-definite; "
             f"number {bad} is not: {covariances[bad].tolist()}."
         )
-
-
-def _entropy(mixture: GaussianMixture, tolerance: float) -> float:
-    weights, means, covariances = (
-        np.asarray(a, np.float64) for a in (mixture.weights, mixture.means, mixture.covariances)
-    )
-    weights, means, covariances = (a[weights > 0] for a in (weights, means, covariances))
-    weights = weights / weights.sum()
-    eigenvalues, eigenvectors = np.linalg.eigh(covariances)
-    k, d = means.shape
-    if np.any(eigenvalues <= 0):
-        raise ValueError("entropy needs covariances of full rank: a singular one has none.")
-    log_det = np.log(eigenvalues).sum(-1)
-    if k == 1:
-        return float(log_det[0] + d * math.log(2 * math.pi * math.e)) / 2
-    if d > 2:
-        raise ValueError(
-            f"entropy integrates mixtures in 1 or 2 dimensions; this one has {k} components in {d}."
-        )
-    log_norm = np.log(weights) - 0.5 * (log_det + d * math.log(2 * math.pi))
-
-    def cross_entropy(j: int, z: np.ndarray) -> np.ndarray:
-        """-log p at the images of z (N, d) under component j's whitening."""
-        x = means[j] + (z * np.sqrt(eigenvalues[j])) @ eigenvectors[j].T
-        logs = [
-            log_norm[i] - 0.5 * (((x - means[i]) @ eigenvectors[i]) ** 2 / eigenvalues[i]).sum(-1)
-            for i in range(k)
-        ]
-        return -np.logaddexp.reduce(logs, axis=0)
-
-    def integral(num: int) -> float:
-        # exp(-9^2 / 2) is 3e-18: nothing of a standard normal lies outside.
-        axis = np.linspace(-9.0, 9.0, num)
-        z = np.stack(np.meshgrid(*[axis] * d, indexing="ij"), -1).reshape(-1, d)
-        normal = np.exp(-0.5 * (z**2).sum(-1))
-        normal /= normal.sum()  # the rule's own normaliser: exact to rounding
-        return sum(float(w * (normal @ cross_entropy(j, z))) for j, w in enumerate(weights))
-
-    previous, num = integral(73), 145
-    while num <= 1200:
-        value = integral(num)
-        if abs(value - previous) < tolerance:
-            return value
-        previous, num = value, 2 * num - 1
-    raise ValueError(
-        f"entropy did not reach tolerance={tolerance}: the components' widths differ by too much."
-    )

@@ -212,7 +212,7 @@ def pending(
 
     @functools.cache
     def seen(network: str | None) -> Seen:
-        return Seen(values(), reference, extractors[network], seed, label)
+        return Seen(values(), reference, loaded[network], seed, label)
 
     @functools.cache
     def values() -> np.ndarray:
@@ -236,7 +236,7 @@ def pending(
         numbers = {name if key == "value" else key: value for key, value in numbers.items()}
         return {**numbers, **features, "sample_values": str(values().dtype), "seed": seed}
 
-    extractors = {e.name if e else None: e for _, e in planned.values()}
+    loaded = {e.name if e else None: e for _, e in planned.values()}
     return {name: functools.partial(one, name, *chosen) for name, chosen in planned.items()}
 
 
