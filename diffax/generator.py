@@ -174,31 +174,15 @@ class Generator:
             label = np.broadcast_to(label, 2)[(np.asarray(shares) > 0.5).astype(int)]
         return self._edit("from_inversion", {}, (between,), 0, label, options)
 
-    def _edit(
-        self,
-        name: str,
-        settings: dict[str, Any],
-        given: tuple[np.ndarray, ...],
-        seed: int,
-        label: Any,
-        options: dict[str, Any],
-    ) -> Any:
+    def _edit(self, name, settings, given, seed, label, options) -> Any:
         if label is None and self.run.config.model.class_conditional:
             raise ValueError(
                 "label=None: this network is conditioned on classes: give those of the data"
             )
         return self._draw(name, settings, given, len(given[0]), seed, label, options)
 
-    def _draw(
-        self,
-        name: str,
-        settings: dict[str, Any],
-        given: tuple[np.ndarray, ...],
-        num: int,
-        seed: int,
-        label: Any,
-        options: dict[str, Any],
-    ) -> Any:
+    def _draw(self, name, settings, given, num, seed, label, options) -> Any:
+        """An operation by its name, of examples `given`, with its own `settings`."""
         num = arguments.whole("num", num, 1, arguments.MOST_EXAMPLES)
         arguments.sizes("num", (num, *self.run.dataset.shape))
         key = arguments.seeded(seed)

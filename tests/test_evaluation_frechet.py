@@ -221,12 +221,13 @@ def digits():
     return data.load({"name": "digits"})
 
 
-def test_the_classifier_of_digits_is_accurate_and_cached(digits, tmp_path):
-    first = evaluation.get_classifier(digits, cache_dir=tmp_path)
+def test_the_classifier_of_digits_is_accurate_and_cached(digits, tmp_path, monkeypatch):
+    monkeypatch.setenv("DIFFAX_CACHE", str(tmp_path))
+    first = evaluation.get_classifier(digits)
     assert first.about["classifier_accuracy"] >= 0.95
-    (path,) = tmp_path.iterdir()
+    (path,) = (tmp_path / "classifiers").iterdir()
     written = path.stat().st_mtime_ns
-    again = evaluation.get_classifier(digits, cache_dir=tmp_path)
+    again = evaluation.get_classifier(digits)
     assert path.stat().st_mtime_ns == written and again.fingerprint == first.fingerprint
     x = digits.eval.array()
     features = evaluation.features(again._replace(batch_size=25), x)

@@ -2,9 +2,7 @@
 
 import functools
 import logging
-import os
 from collections.abc import Iterator, Mapping
-from pathlib import Path
 from typing import Any, NamedTuple
 from urllib.parse import quote
 
@@ -183,15 +181,11 @@ def is_classifiable(dataset: Dataset) -> bool:
     return dataset.num_classes > 0 and len(dataset.shape) > 1
 
 
-def get_classifier(
-    dataset: Dataset, cache_dir: str | os.PathLike | None = None, seed: int = 0
-) -> Extractor:
+def get_classifier(dataset: Dataset, seed: int = 0) -> Extractor:
     """The classifier of a data set, from the cache or trained now (seconds for digits, on a CPU).
 
     Args:
       dataset: labelled data with a spatial axis.
-      cache_dir: where it is cached; None for "classifiers" in `runtime.cache_directory()`. Two
-        processes may ask at once: both train, and the last to finish wins.
       seed: of initialisation and order.
 
     Raises:
@@ -203,15 +197,8 @@ def get_classifier(
             f" has {dataset.num_classes} classes and shape {dataset.shape}: leave frechet, kid and"
             " prdc out"
         )
-    fingerprint = content_hash(
-        dataset.train.x,
-        dataset.train.label,
-        dataset.eval.x,
-        dataset.eval.label,
-        dataset.num_classes,
-        SETTINGS,
-        seed,
-    )
+    arrays = [part for split in (dataset.train, dataset.eval) for part in (split.x, split.label)]
+    fingerprint = content_hash(*arrays, dataset.num_classes, SETTINGS, seed)
 
     def make() -> dict[str, Any]:
         _LOG.info("training the classifier of %s, once", dataset.name)
@@ -222,8 +209,7 @@ def get_classifier(
         _LOG.info("accuracy %.4f on held-out data", accuracy)
         return {"accuracy": accuracy, **traverse_util.flatten_dict({"params": params}, sep="/")}
 
-    folder = Path(cache_dir).absolute() if cache_dir is not None else "classifiers"
-    arrays = cached(folder, f"{quote(dataset.name, safe='')}-{fingerprint}", make)
+    arrays = cached("classifiers", f"{quote(dataset.name, safe='')}-{fingerprint}", make)
     accuracy = float(arrays.pop("accuracy"))
     params = traverse_util.unflatten_dict(arrays, sep="/")["params"]
     return _extractor(dataset, params, accuracy, fingerprint)

@@ -172,9 +172,8 @@ def plan(
         score = known[name]
         if score.extractor not in at_hand:
             at_hand[score.extractor] = _extractor(score.extractor, name, reference, shape)
-        extractor = at_hand[score.extractor]
-        _check_width(name, score.measure, extractor, reference, shape, num)
-        planned[name] = Planned(score.measure, extractor)
+        planned[name] = Planned(score.measure, at_hand[score.extractor])
+        _check_width(name, *planned[name], reference.moments, shape, num)
     return planned
 
 
@@ -323,17 +322,10 @@ def _check_finite(samples: np.ndarray) -> None:
         )
 
 
-def _check_width(
-    name: str,
-    chosen: Measure,
-    extractor: extractors.Extractor | None,
-    reference: Reference,
-    shape: tuple[int, ...],
-    num: int,
-) -> None:
+def _check_width(name, chosen: Measure, extractor, moments, shape, num: int) -> None:
+    """Whether there are samples enough for so many features, as many as moments are of."""
     width = extractors.width(extractor, shape) if extractor else 0
     _check_number(name, chosen, width, num)
-    moments = reference.moments
     if moments is not None and chosen.of != "nothing" and len(moments.mean) != width:
         raise ValueError(
             f"metrics={name!r}: the reference has {len(moments.mean)} features and"

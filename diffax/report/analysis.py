@@ -149,18 +149,8 @@ def analyse(spec: Spec, results: Sequence[Mapping[str, Any]], partial: bool = Fa
     found = [e for m in spec.metrics for e in _effects(spec, design, m, cells)] if design else []
     if len({e.axes for e in found if e.is_main}) < 2:
         design, found = None, []
-    return Analysis(
-        spec,
-        arms,
-        seeds,
-        list(results),
-        cells,
-        _with_agreement(comparisons),
-        design,
-        _with_agreement(found),
-        shown,
-        missing,
-    )
+    agreed = (_with_agreement(comparisons), design, _with_agreement(found))
+    return Analysis(spec, arms, seeds, list(results), cells, *agreed, shown, missing)
 
 
 def _with_agreement(found: Sequence[Finding]) -> list[Any]:

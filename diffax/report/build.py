@@ -92,10 +92,6 @@ def _machines(results: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def report_numbers(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any]:
     """Every number of the report and the raw results (without samples), as plain data."""
     spec = analysis.spec
-    summary = {
-        arm: {key: asdict(cell) for (a, key), cell in analysis.cells.items() if a == arm}
-        for arm in analysis.arms
-    }
     design = analysis.design
 
     def plain(findings: Sequence[Finding]) -> list[dict[str, Any]]:
@@ -104,29 +100,24 @@ def report_numbers(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any
             for f in findings
         ]
 
-    runs = [{k: v for k, v in r.items() if k != "samples"} for r in analysis.results]
+    asked = ("title", "question", "subject", "remarks", "baseline", "focus", "confidence")
     numbers = {
-        "title": spec.title,
-        "question": spec.question,
-        "subject": spec.subject,
-        "remarks": spec.remarks,
+        **{name: getattr(spec, name) for name in (*asked, "command", "varied")},
         "verdict": sentences(analysis),
         "missing": analysis.missing,
-        "baseline": spec.baseline,
-        "focus": spec.focus,
-        "confidence": spec.confidence,
         "metrics": [asdict(m) for m in spec.metrics],
-        "summary": summary,
+        "summary": {
+            arm: {key: asdict(cell) for (a, key), cell in analysis.cells.items() if a == arm}
+            for arm in analysis.arms
+        },
         "shown": analysis.shown,
         "axes": design and design.axes,
         "missing_combinations": design and design.missing,
         "effects": plain(analysis.effects),
         "comparisons": plain(analysis.comparisons),
-        "command": spec.command,
-        "varied": spec.varied,
         "config": _without(spec.config, spec.varied),
         "environment": made,
-        "runs": runs,
+        "runs": [{k: v for k, v in r.items() if k != "samples"} for r in analysis.results],
     }
     return jsonable(numbers, "the report")
 
@@ -225,21 +216,16 @@ def _about(metric: Metric) -> str:
 
 def environment() -> dict[str, Any]:
     """The machine and the versions of what runs here, for the record."""
-    versions = {"diffax": diffax.__version__}
-    if _commit() is not None:
-        versions["commit"] = _commit()
-    for name in PACKAGES:
-        try:
-            versions[name] = metadata.version(name)
-        except metadata.PackageNotFoundError:
-            versions[name] = "not installed as a package"
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    commit = {} if _commit() is None else {"commit": _commit()}
     return {
         "processor": _processor(),
         "cores": cores,
         "system": platform.platform(),
         "python": platform.python_version(),
-        **versions,
+        "diffax": diffax.__version__,
+        **commit,
+        **{name: metadata.version(name) for name in PACKAGES},
     }
 
 

@@ -123,20 +123,15 @@ def judged(
     found, seen = [], set()
     for m in family:
         p_holm = float(corrected.get(m.values, 1.0)) if m.difference else None
-        found.append(
-            make(
-                metric=metric,
-                pairs=m.pairs,
-                effect=m.effect,
-                difference=m.difference,
-                p_holm=p_holm,
-                family=len(tests),
-                outcome=_outcome(metric, m.difference, p_holm, 1 - confidence),
-                seeds_needed=_seeds_needed(m.difference, max(len(tests), 1)),
-                repeats=m.nothing or m.values in seen,
-                **m.about,
-            )
+        judgement = dict(
+            p_holm=p_holm,
+            family=len(tests),
+            outcome=_outcome(metric, m.difference, p_holm, 1 - confidence),
+            seeds_needed=_seeds_needed(m.difference, max(len(tests), 1)),
+            repeats=m.nothing or m.values in seen,
         )
+        given = dict(metric=metric, pairs=m.pairs, effect=m.effect, difference=m.difference)
+        found.append(make(**given, **judgement, **m.about))
         seen.add(m.values)
     return found
 

@@ -149,10 +149,9 @@ def _facts(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any]:
     results = analysis.results
     facts = dict(analysis.spec.subject)
     trained = [r["training"] for r in results if r.get("training")]
-    parameters = sorted({t["parameters"] for t in trained if "parameters" in t})
-    if parameters:
-        facts["parameters"] = " to ".join(f"{n:,}" for n in dict.fromkeys(
-            (parameters[0], parameters[-1])))  # fmt: skip
+    counts = {t["parameters"] for t in trained if "parameters" in t}
+    if counts:
+        facts["parameters"] = " to ".join(f"{n:,}" for n in sorted({min(counts), max(counts)}))
     facts |= {"arms": len(analysis.arms), "seeds": len(analysis.seeds), "runs": len(results)}
     trainings = {t["directory"] for t in trained}
     if 0 < len(trainings) < len(results):
@@ -162,11 +161,9 @@ def _facts(analysis: Analysis, made: Mapping[str, Any]) -> dict[str, Any]:
     if wall is not None:
         facts["wall time"] = format_seconds(wall)
     facts["summed over runs"] = format_seconds(sum(seconds)) if seconds else "not recorded"
-    if "device" in made:
-        facts["device"] = made["device"]
-    if "diffax" in made:
-        commit = f", commit {made['commit']}" if "commit" in made else ""
-        facts["diffax"] = f"{made['diffax']}{commit}"
+    facts |= {name: made[name] for name in ("device", "diffax") if name in made}
+    if {"diffax", "commit"} <= made.keys():
+        facts["diffax"] += f", commit {made['commit']}"
     return facts | {"made": str(made["created"])[:10]}
 
 

@@ -3,7 +3,6 @@
 import logging
 import signal
 import threading
-from types import TracebackType
 from typing import Any, Self
 
 from diffax import runtime
@@ -45,10 +44,5 @@ class Interruption:
         while self._before:
             signal.signal(*self._before.popitem())
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._restore()

@@ -161,12 +161,7 @@ def search(
 
 
 def _attempt(
-    objective: Objective,
-    space: Space,
-    study: Any,
-    number: int,
-    last_step: int,
-    tell: Callable[[Trial], None],
+    objective: Objective, space: Space, study: Any, number: int, last_step: int, tell: Callable
 ) -> None:
     """Makes a trial and keeps it in the study."""
     start, trial = time.monotonic(), study.ask()
