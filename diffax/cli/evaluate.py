@@ -1,7 +1,6 @@
 """`diffax evaluate`: a trained run, or samples from anywhere."""
 
 import argparse
-import functools
 import json
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -11,7 +10,6 @@ from diffax.cli import shared
 from diffax.cli.flags import of_key, words
 
 Entry = dict[str, Any]
-DEFAULTS = {"data": "frechet,kid,prdc", "moments": "fid"}
 
 # flag -> help; each is the field of diffax.data.DataConfig with that name
 DATA_FLAGS: dict[str, str] = {
@@ -85,11 +83,11 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace, _: None) -> None:
-    if args.workdir and (flags := _given(args, ["data", "reference", "array", *DATA_FLAGS])):
+    if args.workdir and (flags := shared.given(args, ["data", "reference", "array", *DATA_FLAGS])):
         raise ValueError(f"{_shown(flags)}: only with --samples")
-    if args.samples and (flags := _given(args, ["num-samples", *shared.sampling_flags()])):
+    if args.samples and (flags := shared.given(args, ["num-samples", *shared.sampling_flags()])):
         raise ValueError(f"{_shown(flags)}: only with --workdir")
-    if args.reference and (flags := _given(args, DATA_FLAGS)):
+    if args.reference and (flags := shared.given(args, DATA_FLAGS)):
         raise ValueError(f"{_shown(flags)}: only with --data")
     if args.workdir:
         prepare, default = _of_run, Path(args.workdir) / "evaluation.json"
@@ -106,12 +104,14 @@ def run(args: argparse.Namespace, _: None) -> None:
 def _measure(
     by_name: dict[str, Callable[[], Entry]],
     numbers: Mapping[str, Sequence[Any]],
+    about: Entry,
     out: Path,
     as_json: bool,
 ) -> None:
     """Measures, writes each result as it comes, and shows them.
 
-    `numbers`: what each measure of a method gives, for the table.
+    `numbers`: what each measure of a method gives, for the table. `about`: what each entry also
+    says.
 
     Raises:
       runtime.Failed: a measure or the writing failed; the others are kept.
@@ -125,7 +125,7 @@ def _measure(
         try:
             with ProgressDisplay() as progress, progress.doing(f"measuring {name}"):
                 # What isn't finite, as the bound of a diverged run, is null: JSON has no NaN.
-                found[name] = jsonable(measure())
+                found[name] = jsonable(measure() | about)
         except (ValueError, OSError, RuntimeError, MemoryError) as error:
             failed.append(f"{name} failed ({error})")
             continue
@@ -143,7 +143,7 @@ def _measure(
         raise runtime.Failed("; ".join([*failed, *([unwritten] if unwritten else [])]))
 
 
-Prepared = tuple[dict[str, Callable[[], Entry]], dict[str, Sequence[Any]]]
+Prepared = tuple[dict[str, Callable[[], Entry]], dict[str, Sequence[Any]], Entry]
 
 
 def _of_run(args: argparse.Namespace) -> Prepared:
@@ -169,46 +169,25 @@ def _of_run(args: argparse.Namespace) -> Prepared:
         jax.device_get(getattr(trained.state, "ema_params", trained.state.params))
     )
     numbers = {name: measure.metrics for name, measure in method.measures.items()}
-    return _saying(by_name, {"weights_hash": files.content_hash(*weights)}), numbers
+    return by_name, numbers, {"weights_hash": files.content_hash(*weights)}
 
 
 def _of_samples(args: argparse.Namespace) -> Prepared:
     from diffax import data, evaluation
 
     if args.data:
-        fields = {"name": args.data, **_given(args, DATA_FLAGS)}
+        fields = {"name": args.data, **shared.given(args, DATA_FLAGS)}
         reference = evaluation.Reference.of(data.load(fields), fields)
-        names = _names(args, "data")
+        names = args.metrics or ["frechet", "kid", "prdc"]
     elif args.reference:
-        reference, names = evaluation.Reference.read(args.reference), _names(args, "moments")
+        reference, names = evaluation.Reference.read(args.reference), args.metrics or ["fid"]
     else:
         raise ValueError("--samples needs a reference: --data=NAME, or --reference=FILE")
     evaluation.check_names(names)
     x, label, about = evaluation.read_samples(args.samples, reference.dataset, args.array or "")
     planned = evaluation.plan(names, reference, x.shape[1:], len(x), label)
     by_name = evaluation.pending(planned, lambda: x, reference, args.seed, label)
-    return _saying(by_name, about), {}
-
-
-def _saying(
-    by_name: dict[str, Callable[[], Entry]], about: Entry
-) -> dict[str, Callable[[], Entry]]:
-    """Measurements whose entries say this too."""
-
-    def said(measure: Callable[[], Entry]) -> Entry:
-        return measure() | about
-
-    return {name: functools.partial(said, measure) for name, measure in by_name.items()}
-
-
-def _names(args: argparse.Namespace, kind: str) -> list[str]:
-    return args.metrics or DEFAULTS[kind].split(",")
-
-
-def _given(args: argparse.Namespace, flags: Any) -> dict[str, Any]:
-    """Field -> value, of the flags that were given."""
-    values = {flag.replace("-", "_"): vars(args)[flag.replace("-", "_")] for flag in flags}
-    return {field: value for field, value in values.items() if value is not None}
+    return by_name, {}, about
 
 
 def _shown(given: dict[str, Any]) -> str:

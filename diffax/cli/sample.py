@@ -84,10 +84,8 @@ def run(args: argparse.Namespace, _: None) -> None:
             generate = Generator(args.workdir)
         step = int(generate.run.state.step)
         progress.detail(f"the run in {args.workdir}: checkpoint of step {step}")
-    names = [flag.replace("-", "_") for flag in EDIT_FLAGS]
-    flags = {name: vars(args)[name] for name in names if vars(args)[name] is not None}
-    options = shared.given_options(args)
-    options |= {k: vars(args)[k] for k in ("seed", "label") if vars(args)[k] is not None}
+    flags = shared.given(args, EDIT_FLAGS)
+    options = shared.given_options(args) | shared.given(args, ("seed", "label"))
     shared.check_output(arrays, picture)
     with ProgressDisplay(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotFinite)  # it is said below, with the file's name

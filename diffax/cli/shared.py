@@ -2,7 +2,7 @@
 
 import argparse
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -138,6 +138,12 @@ def check_places(args: argparse.Namespace) -> None:
                 local_path(path, f"--{name}")
         found = [path and os.path.expanduser(path) for path in several]
         setattr(args, name, found if isinstance(given, list) else found[0])
+
+
+def given(args: argparse.Namespace, flags: Iterable[str]) -> dict[str, Any]:
+    """Name -> value, of those of the flags that were given."""
+    values = {flag.replace("-", "_"): vars(args)[flag.replace("-", "_")] for flag in flags}
+    return {name: value for name, value in values.items() if value is not None}
 
 
 def given_options(args: argparse.Namespace) -> dict[str, Any]:

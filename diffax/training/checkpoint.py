@@ -60,14 +60,13 @@ class Checkpoints:
         self._state, self._text = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         handlers = dict(state=self._state, loop=self._text, checksums=self._text)
         with _untold() if read_only else contextlib.nullcontext():
-            options = ocp.CheckpointManagerOptions(
-                preservation_policy=self,
-                create=not read_only,
-                read_only=read_only,
-                cleanup_tmp_directories=not read_only,
-            )
+            writes = dict(create=not read_only, cleanup_tmp_directories=not read_only)
             self._manager = ocp.CheckpointManager(
-                self.directory, options=options, item_handlers=handlers
+                self.directory,
+                options=ocp.CheckpointManagerOptions(
+                    preservation_policy=self, read_only=read_only, **writes
+                ),
+                item_handlers=handlers,
             )
 
     def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
@@ -94,16 +93,13 @@ class Checkpoints:
         if step in self._manager.all_steps():
             return
         arrays = _by_path(state)
-        sums = _sums(arrays, loop)
+        content = ocp.args.Composite(
+            state=ocp.args.StandardSave(arrays),
+            loop=ocp.args.JsonSave(copy.deepcopy(loop)),
+            checksums=ocp.args.JsonSave(_sums(arrays, loop)),
+        )
         with _writing():
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    state=ocp.args.StandardSave(arrays),
-                    loop=ocp.args.JsonSave(copy.deepcopy(loop)),
-                    checksums=ocp.args.JsonSave(sums),
-                ),
-            )
+            self._manager.save(step, args=content)
 
     def remove(self, steps: Iterable[int]) -> None:
         """Removes the checkpoints of these steps."""

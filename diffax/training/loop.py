@@ -151,14 +151,9 @@ def _train_in(
     like, init, compiled = compile_run(config, method, mesh, layout)
 
     def logger_of(config: ConfigDict, root: Path) -> RunLogger:
-        batches = data.batches(
-            dataset.train,
-            settings.batch_size,
-            config.seed,
-            flip=config.data.flip,
-            shard_index=jax.process_index(),
-            shard_count=jax.process_count(),
-        )
+        of_host = dict(shard_index=jax.process_index(), shard_count=jax.process_count())
+        size, flip = settings.batch_size, config.data.flip
+        batches = data.batches(dataset.train, size, config.seed, flip=flip, **of_host)
         evaluate = make_evaluation(config, method, dataset, mesh)
         draw = method.preview and make_drawing(config, method, dataset, root, mesh)
         return RunLogger(config, root, method, info, batches, evaluate, draw, layout)
@@ -180,11 +175,11 @@ def _train_in(
         sizes = prefetch.sizes(done, settings.num_steps, settings.steps_per_call)
         batches = layout.batches([run.batches for run in runs])
         supply = prefetch.DevicePrefetcher(batches, compiled.place, sizes)
-        stack.enter_context(
-            progress.doing(
-                "", lambda _: runs[0].pace.silent_at(max(begun, runs[0].metrics.completed()))
-            )
-        )
+
+        def so_far(_: float) -> str:
+            return runs[0].pace.silent_at(max(begun, runs[0].metrics.completed()))
+
+        stack.enter_context(progress.doing("", so_far))
         for count, several in supply:
             if done == begun:
                 state, metrics = _first_call(compiled.step, state, several, done, runs, progress)

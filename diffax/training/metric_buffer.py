@@ -44,10 +44,7 @@ class MetricBuffer:
     """
 
     def __init__(
-        self,
-        method: Method,
-        remembered: Sequence[Mapping[str, float]] = (),
-        most_skipped: int = 0,
+        self, method: Method, remembered: Sequence[Mapping[str, float]] = (), most_skipped: int = 0
     ):
         self._method = method
         self._entries: list[Mapping[str, float]] = list(remembered)
@@ -165,10 +162,7 @@ class Trust:
     """
 
     def __init__(
-        self,
-        required: Mapping[str, Bounded],
-        step: int | None = None,
-        doubted: Iterable[int] = (),
+        self, required: Mapping[str, Bounded], step: int | None = None, doubted: Iterable[int] = ()
     ):
         # What a step finds where it started; the size of its update tells of the rate.
         self._of_start = [name for name, bound in required.items() if bound.largest == math.inf]
