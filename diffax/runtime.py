@@ -13,7 +13,7 @@ import threading
 import warnings
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 
 class Interrupted(KeyboardInterrupt):
@@ -28,6 +28,7 @@ class Interrupted(KeyboardInterrupt):
         self.exit_status = 128 + number
 
 
+_LOG = logging.getLogger("diffax")
 _LIBRARIES = ("jax", "jaxlib", "flax", "optax", "orbax", "chex", "clu", "grain", "tensorstore")
 SIGNALS = (signal.SIGINT, signal.SIGTERM)
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
@@ -62,6 +63,46 @@ def stoppable() -> Iterator[list[int]]:
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+
+
+# What a signal does if nothing was said, or on the command line.
+_USUAL = (signal.default_int_handler, signal.SIG_DFL, stop)
+
+
+class Interruption:
+    """While this context is open, the first Ctrl-C or SIGTERM is noted in `number` (0: there was
+    none); a second one acts at once.
+
+    A step in flight has given its state's memory away, so an exception in the middle of it would
+    leave nothing to save: the loop asks after every step instead. Where a signal does something
+    else already, or outside of the main thread, this leaves it alone.
+    """
+
+    def __init__(self):
+        self.number = 0
+        self._before: dict[int, Any] = {}
+
+    def __enter__(self) -> Self:
+        if threading.current_thread() is threading.main_thread():
+            for number in SIGNALS:
+                if signal.getsignal(number) in _USUAL:
+                    self._before[number] = signal.signal(number, self._request)
+        return self
+
+    def _request(self, number: int, frame: object) -> None:
+        self.number = number
+        self._restore()
+        _LOG.warning(
+            "%s: saving a checkpoint after this step (the same once more stops at once)",
+            signal.Signals(number).name,
+        )
+
+    def _restore(self) -> None:
+        while self._before:
+            signal.signal(*self._before.popitem())
+
+    def __exit__(self, *_: object) -> None:
+        self._restore()
 
 
 def watch_callbacks() -> None:

@@ -32,7 +32,7 @@ TRAINING = """
 import sys, time
 from diffax import runtime
 from diffax.ablation.grid import Arm, run_grid
-from diffax.training.interrupt import Interruption
+from diffax.runtime import Interruption
 
 def run_one(arm, seed, directory):
     with Interruption() as signals:

@@ -284,9 +284,11 @@ def test_the_budget_counts_trials_of_earlier_calls(tmp_path, monkeypatch):
     told = []
     path = tmp_path / "journal"
     assert len(run_search(path, objective, num_trials=1)) == 1  # 180 s
-    found = run_search(path, objective, None, budget=300.0, on_progress=told.append)
+    found = run_search(
+        path, objective, None, budget=300.0, on_progress=lambda *said: told.append(said)
+    )
     assert sum(t.seconds for t in found) >= 300 > sum(t.seconds for t in found[:-1])
-    assert [p.left for p in told] == [max(0.0, 300 - p.spent) for p in told]
+    assert [left for _, _, left in told] == [max(0.0, 300 - spent) for _, spent, _ in told]
     with pytest.raises(ValueError, match="needs a bound"):
         run_search(path, objective, None)
 
@@ -300,11 +302,13 @@ def test_the_time_left_is_that_of_the_trials_to_come(tmp_path, monkeypatch):
             now[0] += 10.0
             report(step, 1.0)
 
-    run_search(tmp_path / "journal", objective, num_trials=3, on_progress=told.append)
+    run_search(
+        tmp_path / "journal", objective, num_trials=3, on_progress=lambda *said: told.append(said)
+    )
     # Each trial takes 30 s; told at each rung and at the end.
-    left = [p.left for p in told]
+    left = [left for _, _, left in told]
     assert left == [None, None, None, 60.0, 50.0, 40.0, 30.0, 30.0, 20.0, 10.0, 0.0, 0.0]
-    assert told[-1].spent == 90.0
+    assert told[-1][1] == 90.0
 
 
 def test_a_search_with_other_settings_is_refused(tmp_path):

@@ -258,7 +258,7 @@ class Meanings:
 
     def markdown(self, show: Show) -> list[str]:
         lines = [f"- **{markdown(name)}**: {markdown(text)}" for name, text in self.items.items()]
-        return ["\n".join(lines)] if lines else []
+        return ["\n".join(lines)] * bool(lines)
 
 
 @dataclass(frozen=True)

@@ -21,10 +21,9 @@ from diffax.data import DatasetInfo
 from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
-from diffax.runtime import Interrupted, local_path, the_same
+from diffax.runtime import Interrupted, Interruption, local_path, the_same
 from diffax.training import codecs, prefetch, writers
 from diffax.training.checkpoint import DamagedError, kept
-from diffax.training.interrupt import Interruption
 from diffax.training.lock import held
 from diffax.training.measuring import make_evaluation
 from diffax.training.progress import ProgressDisplay

@@ -22,7 +22,7 @@ from diffax.runtime import local_path
 from diffax.training.lock import held
 from diffax.training.workdir import PLUGINS, check_writable
 from diffax.tuning import results
-from diffax.tuning.search import Trial, TrialProgress, best, rungs, search
+from diffax.tuning.search import Trial, best, rungs, search
 from diffax.tuning.space import Space, read, words
 from diffax.tuning.trials import check_metric, make_objective
 
@@ -173,14 +173,13 @@ class _Printer:
         self.metric, self.num_steps = metric, num_steps
         self.total = "" if num_trials is None else f"/{num_trials}"
 
-    def __call__(self, progress: TrialProgress) -> None:
-        trial = progress.trial
+    def __call__(self, trial: Trial, spent: float, left: float | None) -> None:
         parts = [f"[{trial.number}{self.total}] {words(trial.values)}: {trial.status}"]
         if trial.metric is not None:
             parts.append(f"{self.metric} {trial.metric:.4f} at step {trial.step}/{self.num_steps}")
         if trial.message:
             parts.append(trial.message)
-        parts.append(f"spent {format_seconds(progress.spent)}")
-        if progress.left is not None:
-            parts.append(f"about {format_seconds(progress.left)} left")
+        parts.append(f"spent {format_seconds(spent)}")
+        if left is not None:
+            parts.append(f"about {format_seconds(left)} left")
         print(" | ".join(parts), file=sys.stderr, flush=True)

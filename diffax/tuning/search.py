@@ -61,21 +61,6 @@ class Trial:
         return self.measured.get(self.step)
 
 
-@dataclass(frozen=True)
-class TrialProgress:
-    """What is reported at each rung and at the end of each trial.
-
-    Attributes:
-      trial: as far as it has got; its status is "measured" at a rung.
-      spent: seconds in all trials, those of earlier calls included.
-      left: estimated seconds until the search is done; None while nothing is known.
-    """
-
-    trial: Trial
-    spent: float
-    left: float | None
-
-
 def rungs(num_steps: int, count: int) -> list[int]:
     """The steps at which a trial is measured: the last one, and before it each half of the next.
 
@@ -114,7 +99,7 @@ def search(
     pruner: str = "halving",
     seed: int = 0,
     settings: Mapping[str, Any] | None = None,
-    on_progress: Callable[[TrialProgress], None] | None = None,
+    on_progress: Callable[[Trial, float, float | None], None] | None = None,
     upgrade: Callable[[Mapping, Mapping], Mapping] = lambda old, new: old,
 ) -> list[Trial]:
     """Makes trials until there are so many or so much time is spent; returns all, the oldest first.
@@ -136,7 +121,9 @@ def search(
       seed: of the proposals.
       settings: anything in JSON on which the metric depends; a file with other ones is refused.
       upgrade: upgrade(a file's settings, those of now) -> what the file's would be today.
-      on_progress: called at each rung and at the end of each trial.
+      on_progress: called at each rung and at the end of each trial, with the trial as far as it
+        has got (its status is "measured" at a rung), the seconds spent in all trials, and the
+        seconds left as estimated, None while nothing is known.
 
     Raises:
       ValueError: an unknown pruner, no bound, or a file of a search with other settings.
@@ -151,7 +138,7 @@ def search(
     def tell(now: Trial) -> None:
         if on_progress is not None:
             spent = sum(t.seconds for t in [*trials, now])
-            on_progress(TrialProgress(now, spent, _seconds_left(trials, now, num_trials, budget)))
+            on_progress(now, spent, _seconds_left(trials, now, num_trials, budget))
 
     while not _is_over(trials := _trials(study), num_trials, budget):
         number = len(trials) + 1
