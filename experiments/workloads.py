@@ -15,7 +15,7 @@ import pairing
 
 from diffax import data, models
 from diffax.models import layers, platform
-from diffax.training import prefetch
+from diffax.training.loop import DevicePrefetcher
 
 # Structure and parameter counts are those of diffusers' UNet2DModel (6.47M, 1.62M, 1.00M).
 NETWORKS = {
@@ -215,7 +215,7 @@ class Input:
         values = np.random.default_rng(0).integers(0, 256, (50 * batch, *shape), np.uint8)
         batches = data.batches(data.Split(values, np.zeros(len(values), np.int32)), batch, seed=0)
         place = partial(jax.tree.map, jax.device_put)
-        self._batches = prefetch.DevicePrefetcher(batches, place, itertools.repeat(1))
+        self._batches = DevicePrefetcher(batches, place, itertools.repeat(1))
         self._batch, self._wall, self._cpu = batch, [], []
         self.run()  # fills the buffers
         self._wall, self._cpu = [], []

@@ -13,36 +13,17 @@ def entry(value, **about):
     return {"value": value, "interval": [value - 0.5, value + 0.5], "low": None, **about}
 
 
-def test_metrics_stand_side_by_side_and_are_replaced_by_the_same_measurement():
+def test_metrics_stand_side_by_side_and_what_is_replaced_is_kept():
     found = merge({}, "kid", entry(1.0))
     found = merge(found, "swd", entry(2.0, seed=3))
     assert found == {"kid": entry(1.0), "swd": entry(2.0, seed=3)}
-    assert merge(found, "kid", entry(1.5)) == {**found, "kid": entry(1.5)}
-
-
-def test_what_was_measured_of_something_else_is_kept_apart():
-    found = merge({}, "kid", entry(1.0))
-    found = merge(found, "swd", entry(2.0))
-    # the same metric under other conditions
-    found = merge(found, "kid", entry(1.5, sampling={"num_steps": 5}))
-    assert list(found) == ["swd", "kid", "earlier"]
-    assert found["earlier"] == [{"metric": "kid", **entry(1.0)}]
-    # another checkpoint, with which the file begins anew
     later = entry(3.0, step=20, weights_hash="b")
     found = merge(found, "kid", later)
-    assert found["kid"] == later and [e["metric"] for e in found["earlier"]] == [
-        "kid",
-        "swd",
-        "kid",
-    ]
-    # and back: each measurement is there once
-    found = merge(found, "swd", entry(2.5))
-    assert found["swd"] == entry(2.5)
-    assert [(e["metric"], e["step"]) for e in found["earlier"]] == [
-        ("kid", 10), ("kid", 10), ("kid", 20)
-    ]  # fmt: skip
-    # other weights after as many steps are another checkpoint
-    assert list(merge(found, "prdc", entry(2.0, weights_hash="c"))) == ["prdc", "earlier"]
+    assert found == {"swd": entry(2.0, seed=3), "kid": later, "earlier": found["earlier"]}
+    assert found["earlier"] == [{"metric": "kid", **entry(1.0)}]
+    assert merge(found, "kid", later) == found
+    found = merge(found, "kid", entry(4.0))
+    assert [(e["metric"], e["value"]) for e in found["earlier"]] == [("kid", 1.0), ("kid", 3.0)]
 
 
 @pytest.mark.parametrize("text", ["{", "[1]", '{"kid": 1}', "\xff"])

@@ -24,7 +24,7 @@ from small_runs import (
 from diffax import config as config_lib
 from diffax import data, distributed, training
 from diffax.distributed import mesh as mesh_lib
-from diffax.training import loop, prefetch, writers
+from diffax.training import loop, writers
 from diffax.training.checkpoint import Checkpoints
 
 # Every kind of state that depends on other examples than its own: a learned schedule, the
@@ -240,7 +240,7 @@ def lines(workdir):
 
 @given(done=st.integers(0, 50), num_steps=st.integers(0, 60), per_call=st.integers(1, 12))
 def test_calls_end_at_multiples_and_at_the_end(done, num_steps, per_call):
-    ends = list(np.cumsum([done, *prefetch.sizes(done, num_steps, per_call)]))[1:]
+    ends = list(np.cumsum([done, *loop.sizes_of_calls(done, num_steps, per_call)]))[1:]
     assert ends[-1:] == ([num_steps] if num_steps > done else [])
     assert all(end % per_call == 0 for end in ends[:-1])
     assert all(0 < b - a <= per_call for a, b in zip([done, *ends], ends))
@@ -260,7 +260,7 @@ def test_several_steps_in_a_call_make_the_same_log(tmp_path):
     [(1, 5, [5, 10, 11]), (2, 5, [6, 10, 11]), (4, 5, [8, 11]), (4, 1, [4, 8, 11]), (4, 0, [])],
 )
 def test_what_is_due_within_a_call_comes_after_it(per_call, every, expected):
-    ends = list(np.cumsum([0, *prefetch.sizes(0, 11, per_call)]))
+    ends = list(np.cumsum([0, *loop.sizes_of_calls(0, 11, per_call)]))
     found = [b for a, b in zip(ends, ends[1:]) if loop.is_due(a, b, every, last=b == 11)]
     assert found == expected
 
@@ -269,8 +269,8 @@ def test_a_feed_remembers_what_was_handed_out():
     """Its state is that of the batches behind those that lie ready ahead of them."""
     split = data.load(small_config().data).train
     batches = data.batches(split, 8, seed=0)
-    sizes = prefetch.sizes(0, 7, 3)
-    supply = prefetch.DevicePrefetcher(batches, lambda stacked: stacked, sizes, ahead=2)
+    sizes = loop.sizes_of_calls(0, 7, 3)
+    supply = loop.DevicePrefetcher(batches, lambda stacked: stacked, sizes, ahead=2)
     seen = []
     for size, stacked in supply:
         seen.append(stacked["x"])

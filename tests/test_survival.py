@@ -17,7 +17,7 @@ from small_runs import LEARNED, assert_equal, compiled_quickly, small_config
 from diffax import training
 from diffax.data import batches
 from diffax.training import loop
-from diffax.training.prefetch import DevicePrefetcher
+from diffax.training.loop import DevicePrefetcher
 
 # --- killed at any moment -------------------------------------------------------------------
 

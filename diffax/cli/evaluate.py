@@ -198,7 +198,6 @@ def _shown(given: dict[str, Any]) -> str:
 
 
 EARLIER = "earlier"
-_SUBJECT = ("step", "weights_hash", "samples_hash")  # what was measured
 
 
 def read_results(path: Path) -> dict[str, Any]:
@@ -224,27 +223,11 @@ def read_results(path: Path) -> dict[str, Any]:
 
 
 def merge(found: Mapping[str, Any], name: str, entry: Entry) -> dict[str, Any]:
-    """The results with that of a metric.
-
-    Those of other metrics stay if they are of the same checkpoint, or the same samples; what was
-    measured of others, or of this metric under other conditions, is kept under "earlier".
-    """
-    kept, earlier = {}, list(found.get(EARLIER, []))
-    for other, before in found.items():
-        if other == EARLIER:
-            continue
-        if other != name and all(before.get(key) == entry.get(key) for key in _SUBJECT):
-            kept[other] = before
-        else:
-            earlier.append({"metric": other, **before})
-    own = {"metric": name, **_conditions(entry)}
-    earlier = [before for before in earlier if _conditions(before) != own]
-    return {**kept, name: entry, **({EARLIER: earlier} if earlier else {})}
-
-
-def _conditions(entry: Entry) -> Entry:
-    """What an entry says beside what is measured, which is a float, some, or null."""
-    return {k: v for k, v in entry.items() if isinstance(v, (str, int, dict))}
+    """The results with that of a metric; another one that it replaces is kept under "earlier"."""
+    before = found.get(name, entry)
+    earlier = [*found.get(EARLIER, []), *([{"metric": name, **before}] if before != entry else [])]
+    others = {k: v for k, v in found.items() if k not in (name, EARLIER)}
+    return {**others, name: entry, **({EARLIER: earlier} if earlier else {})}
 
 
 def results_table(found: Mapping[str, Entry], measures: Mapping[str, Sequence[Any]] = {}) -> str:

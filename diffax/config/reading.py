@@ -49,10 +49,11 @@ def unknown(key: str, known: Iterable[str]) -> str:
         return unknown(section, known)
     prefix = f"{section}." if section else ""
     # Of what lies deeper in the section too, as model.unet.channels of model.channels.
-    names = members + [k.rpartition(".")[2] for k in known if section and k.startswith(prefix)]
-    near = nearest(last, names, cutoff=0.7) or last
-    meant = [prefix + near] if near in members else []
-    meant = meant or [k for k in known if k.startswith(prefix) and k.rpartition(".")[2] == near]
+    inside = {k: k.rpartition(".")[2] for k in known if section and k.startswith(prefix)}
+    near = nearest(last, [*members, *inside.values()], cutoff=0.7) or last
+    meant = (
+        [prefix + near] if near in members else [k for k, name in inside.items() if name == near]
+    )
     meant = meant or [k for k in known if k.rpartition(".")[2] == last]
     hint = f" (did you mean {' or '.join(meant)}?)" if meant else ""
     return f"config has no key {key!r}{hint}; {section or 'the top level'} has {', '.join(members)}"

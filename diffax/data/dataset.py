@@ -160,16 +160,9 @@ def make_dataset(
                 f"data.name={name!r}: the labels of the {said} split go from {split.label.min()} "
                 f"to {split.label.max()}, and the {len(label_names)} classes are numbered from 0."
             )
-    return Dataset(
-        name=name,
-        shape=train.x.shape[1:],
-        num_classes=len(label_names),
-        levels=256 if train.x.dtype == np.uint8 else None,
-        train=train,
-        eval=evaluation,
-        label_names=label_names,
-        definition=definition,
-    )
+    shape, levels = train.x.shape[1:], 256 if train.x.dtype == np.uint8 else None
+    splits = (train, evaluation)
+    return Dataset(name, shape, len(label_names), levels, *splits, label_names, definition)
 
 
 def to_float(x: np.ndarray) -> np.ndarray:
@@ -233,14 +226,12 @@ class DatasetInfo:
     def of(cls, dataset: Dataset) -> Self:
         """The description of a data set."""
         return cls(
-            name=dataset.name,
-            shape=tuple(dataset.shape),
-            num_classes=dataset.num_classes,
-            levels=dataset.levels,
-            label_names=tuple(dataset.label_names),
-            num_train=len(dataset.train),
-            num_eval=len(dataset.eval),
-            fingerprint=dataset.fingerprint,
+            dataset.name,
+            tuple(dataset.shape),
+            dataset.num_classes,
+            dataset.levels,
+            tuple(dataset.label_names),
+            *(len(dataset.train), len(dataset.eval), dataset.fingerprint),
         )
 
     def to_json(self) -> str:
@@ -255,18 +246,14 @@ class DatasetInfo:
           ValueError: the text isn't JSON, or a field is missing, unknown or of another type.
         """
         values = json.loads(text)
-        fields = {field.name: field for field in dataclasses.fields(cls)}
         if not isinstance(values, dict):
             raise ValueError("it is no JSON object")
-        missing = [
-            name
-            for name, field in fields.items()
-            if name not in values and field.default is dataclasses.MISSING
-        ]
-        if missing or values.keys() - fields.keys():
-            unknown = sorted(values.keys() - fields.keys())
-            raise ValueError(f"it has no {missing[0]!r}" if missing else f"what is {unknown[0]!r}?")
+        for field in dataclasses.fields(cls):
+            if field.name not in values and field.default is dataclasses.MISSING:
+                raise ValueError(f"it has no {field.name!r}")
         for name, value in values.items():
+            if name not in _IS_FIELD:
+                raise ValueError(f"what is {name!r}?")
             if not _IS_FIELD[name](value):
                 raise ValueError(f"{name!r} is {value!r}")
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
@@ -298,15 +285,15 @@ def _all(holds: Callable[[Any], bool]) -> Callable[[Any], bool]:
     return lambda values: isinstance(values, list) and all(map(holds, values))
 
 
+def _is_text(value: Any) -> bool:
+    return isinstance(value, str)
+
+
 # What a field of `DatasetInfo` is in JSON.
 _IS_FIELD: dict[str, Callable[[Any], bool]] = {
-    "name": lambda value: isinstance(value, str),
     "shape": lambda value: _all(_is_count)(value) and len(value) > 0 and 0 not in value,
-    "num_classes": _is_count,
     "levels": lambda value: value is None or (_is_count(value) and value > 1),
-    "label_names": _all(lambda value: isinstance(value, str)),
-    "num_train": _is_count,
-    "num_eval": _is_count,
-    "fingerprint": lambda value: isinstance(value, str),
-    "codec": lambda value: isinstance(value, str),
+    "label_names": _all(_is_text),
+    **dict.fromkeys(("name", "fingerprint", "codec"), _is_text),
+    **dict.fromkeys(("num_classes", "num_train", "num_eval"), _is_count),
 }

@@ -71,10 +71,8 @@ _STYLE = {
 
 def palette_index(analysis: Analysis) -> dict[str, int]:
     """arm -> its number in all figures: baseline 0, focus (if any) 1, then the others."""
-    first = [analysis.spec.baseline, analysis.spec.focus]
-    first = [arm for arm in first if arm is not None]
-    others = [arm for arm in analysis.arms if arm not in first]
-    return {arm: i for i, arm in enumerate([*first, *others])}
+    first = filter(None, (analysis.spec.baseline, analysis.spec.focus))
+    return {arm: i for i, arm in enumerate(dict.fromkeys([*first, *analysis.arms]))}
 
 
 def drawn_arms(analysis: Analysis) -> dict[str, str]:

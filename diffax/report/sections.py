@@ -210,7 +210,7 @@ def _results_table(analysis: Analysis, rows: Sequence[str], metrics: Sequence[Me
 
 def _unit(metric: Metric) -> str:
     average = "geometric" if metric.scale == "log" else ""
-    return ", ".join(x for x in (metric.unit, metric.basis, average) if x)
+    return ", ".join(filter(None, (metric.unit, metric.basis, average)))
 
 
 def _value(cell, metric: Metric) -> TableCell:
@@ -295,16 +295,18 @@ def _has(result: Mapping[str, Any], name: str, column: str) -> bool:
 
 
 def _samples(analysis: Analysis) -> Section:
-    by_seed = {}
-    for r in analysis.results:
-        if r.get("samples") is not None:
-            by_seed.setdefault(r["seed"], {})[r["arm"]] = r
-    if not by_seed:
+    drawn = [r for r in analysis.results if r.get("samples") is not None]
+    if not drawn:
         return Section("Samples", "", [])
     # The seed that most arms have; the first of those.
-    seed = max(sorted(by_seed), key=lambda s: len(by_seed[s]))
-    runs = {a: by_seed[seed][a] for a in analysis.arms if a in by_seed[seed]}
-    sources = [(key(analysis, a), r["samples"], r.get("directory", ".")) for a, r in runs.items()]
+    seeds = sorted(r["seed"] for r in drawn)
+    seed = max(seeds, key=seeds.count)
+    runs = {r["arm"]: r for r in drawn if r["seed"] == seed}
+    sources = [
+        (key(analysis, arm), runs[arm]["samples"], runs[arm].get("directory", "."))
+        for arm in analysis.arms
+        if arm in runs
+    ]
     if analysis.spec.real_samples is not None:
         sources.insert(0, (TableCell("real data"), analysis.spec.real_samples, "."))
     shown, left_out = [], {}
@@ -341,10 +343,10 @@ def _times(analysis: Analysis) -> dict[str, str]:
     """Per run; a shared training counts for the first run that needed it."""
     times = {}
     for arm in analysis.arms:
-        runs = [r for r in analysis.results if r["arm"] == arm and r.get("seconds")]
+        runs = [r["seconds"] for r in analysis.results if r["arm"] == arm and r.get("seconds")]
         if runs:
-            per_run = sum(r["seconds"] for r in runs) / len(runs)
-            times[analysis.spec.label(arm)] = f"{format_seconds(per_run)} per run"
+            mean = format_seconds(sum(runs) / len(runs))
+            times[analysis.spec.label(arm)] = f"{mean} per run"
     if _shared(analysis):
         trained = {
             r["training"]["directory"]: r["training"]["seconds"]

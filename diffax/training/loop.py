@@ -1,5 +1,6 @@
 """The training loop."""
 
+import collections
 import dataclasses
 import functools
 import logging
@@ -9,9 +10,10 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
@@ -22,7 +24,7 @@ from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
 from diffax.runtime import Interrupted, Interruption, local_path, the_same
-from diffax.training import codecs, prefetch, writers
+from diffax.training import codecs, writers
 from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.lock import held
 from diffax.training.measuring import make_evaluation
@@ -171,9 +173,9 @@ def _train_in(
         del states  # their memory is used again
         signals = stack.enter_context(Interruption())
 
-        sizes = prefetch.sizes(done, settings.num_steps, settings.steps_per_call)
+        sizes = sizes_of_calls(done, settings.num_steps, settings.steps_per_call)
         batches = layout.batches([run.batches for run in runs])
-        supply = prefetch.DevicePrefetcher(batches, compiled.place, sizes)
+        supply = DevicePrefetcher(batches, compiled.place, sizes)
 
         def so_far(_: float) -> str:
             return runs[0].pace.silent_at(max(begun, runs[0].metrics.completed()))
@@ -380,6 +382,56 @@ def is_due(before: int, step: int, every: int, last: bool) -> bool:
     """Whether something happens after a call that went from step `before` to `step`: where it
     reached a multiple of `every` (0: never), and at the end."""
     return every > 0 and (last or step // every > before // every)
+
+
+# --- batches, on the devices before a step asks for them ------------------------------------------
+
+
+class DevicePrefetcher:
+    """An iterator of (number of steps, their batches on the devices).
+
+    The transfer to a device goes on while the step before runs: JAX does not wait for either.
+
+    Args:
+      batches: of `diffax.data.batches`.
+      place: puts batches, stacked along a new first axis, on their devices.
+      sizes: how many batches to stack for each call; the iterator ends with it.
+      ahead: how many calls' batches lie on the devices, besides the one that is handed out.
+    """
+
+    def __init__(
+        self, batches: Any, place: Callable[[Any], Any], sizes: Iterator[int], ahead: int = 2
+    ) -> None:
+        self._batches, self._place, self._sizes = batches, place, iter(sizes)
+        self._ahead = ahead
+        self._queue: collections.deque[tuple[int, Any, Any]] = collections.deque()
+        self._state = batches.get_state()
+
+    def get_state(self) -> Any:
+        """The state that `batches` was in after those which were handed out."""
+        return self._state
+
+    def __iter__(self) -> Self:
+        return self
+
+    def __next__(self) -> tuple[int, Any]:
+        while len(self._queue) <= self._ahead and (size := next(self._sizes, 0)):
+            several = [next(self._batches) for _ in range(size)]
+            stacked = jax.tree.map(lambda *arrays: np.stack(arrays), *several)
+            self._queue.append((size, self._place(stacked), self._batches.get_state()))
+        if not self._queue:
+            raise StopIteration
+        size, placed, self._state = self._queue.popleft()
+        return size, placed
+
+
+def sizes_of_calls(done: int, num_steps: int, steps_per_call: int) -> Iterator[int]:
+    """How many steps each call takes from step `done` on: up to the next multiple of
+    `steps_per_call`, or to the last step."""
+    while done < num_steps:
+        size = min(steps_per_call - done % steps_per_call, num_steps - done)
+        yield size
+        done += size
 
 
 # --- whether what a run holds fits into its devices, before anything is allocated -----------------

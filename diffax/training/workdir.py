@@ -129,12 +129,11 @@ def check_same_run(
     changes_of_data = info.changes(dataset) if info else []
     if info and info.fingerprint and not changes_of_data:
         may_change = (*may_change, _PLACE)
+    differing = config_lib.differences(before or _saved_config(workdir), config)
     changes = [
         f"{key} was {old!r} and is {new!r}"
-        + (f" (the steps of {' and '.join(decays)})" if key == _NUM_STEPS else "")
-        for key, (old, new) in config_lib.differences(
-            before or _saved_config(workdir), config
-        ).items()
+        + f" (the steps of {' and '.join(decays)})" * (key == _NUM_STEPS)
+        for key, (old, new) in differing.items()
         if not key.startswith(may_change)
     ]
     if changes:
@@ -163,12 +162,10 @@ def _trained_with(
     loop: Mapping[str, Any],
 ) -> tuple[dict[str, Any] | None, DatasetInfo | None]:
     """What `as_remembered` was given; None where a checkpoint is older than that."""
-    if "config" not in loop or "dataset" not in loop:
+    if not {"config", "dataset"} <= loop.keys():
         return None, None
-    return (
-        config_lib.saved(json.dumps(loop["config"])),
-        DatasetInfo.from_json(json.dumps(loop["dataset"])),
-    )
+    config, dataset = (json.dumps(loop[name]) for name in ("config", "dataset"))
+    return config_lib.saved(config), DatasetInfo.from_json(dataset)
 
 
 def read_config(workdir: Path) -> ConfigDict:
@@ -222,18 +219,14 @@ def _check_files(workdir: Path, dataset: DatasetInfo, loop: Mapping) -> None:
     config = _saved_config(workdir)
     if trained_config is None or config["training.allow_config_change"]:
         return
-    pairs = config_lib.differences(trained_config, config).items()
+    ours, theirs = (dataclasses.asdict(info) for info in (trained_dataset, dataset))
     changes = [
-        (key, old, new)
-        for key, (old, new) in pairs
+        ("config.json", key, old, new)
+        for key, (old, new) in config_lib.differences(trained_config, config).items()
         if not key.startswith((*MAY_CHANGE, _NUM_STEPS, _PLACE))
     ]
-    name = "config.json"
-    if not changes:
-        name = "dataset.json"
-        ours, theirs = (dataclasses.asdict(info) for info in (trained_dataset, dataset))
-        changes = [(key, old, theirs[key]) for key, old in ours.items() if old != theirs[key]]
-    for key, old, new in changes[:1]:
+    changes += [("dataset.json", k, old, theirs[k]) for k, old in ours.items() if old != theirs[k]]
+    for name, key, old, new in changes:
         raise ValueError(
             f"{workdir / name} was altered: {key} is {new!r} there, and the checkpoint beside it"
             f" was trained with {old!r}; put back the file as it was, or the command that trained"
