@@ -129,19 +129,17 @@ _COMMAND = "DIFFAX_COMMAND"  # a variable, since processes that a command starts
 @contextlib.contextmanager
 def as_command() -> Iterator[None]:
     """While this is open, what is told of the work is told to who gave a command."""
-    before = os.environ.get(_COMMAND)
+    before = os.environ.get(_COMMAND, "")
     os.environ[_COMMAND] = "1"
     try:
         yield
     finally:
-        del os.environ[_COMMAND]
-        if before is not None:
-            os.environ[_COMMAND] = before
+        os.environ[_COMMAND] = before
 
 
 def the_same() -> str:
     """What a user repeats to go on: "the same command", or in a program "the same call"."""
-    return "the same command" if _COMMAND in os.environ else "the same call"
+    return "the same command" if os.environ.get(_COMMAND) else "the same call"
 
 
 def _in_callback(before: Callable[[Any], object], lost: Any) -> None:

@@ -53,27 +53,25 @@ def one_line(text: str) -> str:
 
 def whole(least: int, most: int = 2**31 - 1) -> Callable[[str], int]:
     """The type of a flag that is a whole number from `least` to `most`."""
-
-    def read(text: str) -> int:
-        from diffax.config.kinds import Kind
-
-        return _refusing(text, lambda: _within(Kind(int).read(text), least, most))
-
-    return read
+    return _ranged(int, lambda value: least <= value, f"at least {least}", most)
 
 
 def number(above: float, most: float) -> Callable[[str], float]:
     """The type of a flag that is a number above `above`, up to `most`."""
+    return _ranged(float, lambda value: above < value, f"above {above:g}", most)
 
-    def read(text: str) -> float:
+
+def _ranged(kind: type, holds: Callable[[Any], bool], words: str, most: float) -> Callable:
+    def read(text: str) -> Any:
         from diffax.config.kinds import Kind
 
-        value = _refusing(text, lambda: Kind(float).read(text))
-        if not above < value <= most:
-            raise argparse.ArgumentTypeError(
-                f"{text!r}: must be above {above:g} and at most {most:g}"
-            )
-        return value
+        def value() -> Any:
+            found = Kind(kind).read(text)
+            if not (holds(found) and found <= most):
+                raise ValueError(f"must be {words} and at most {most:g}")
+            return found
+
+        return _refusing(text, value)
 
     return read
 
@@ -100,12 +98,6 @@ def of_key(key: str) -> Callable[[str], Any]:
         return _refusing(text, value)
 
     return read
-
-
-def _within(value: int, least: int, most: int) -> int:
-    if not least <= value <= most:
-        raise ValueError(f"must be {f'at least {least}' if value < least else f'at most {most}'}")
-    return value
 
 
 def _refusing(text: str, read: Callable[[], Any]) -> Any:

@@ -216,13 +216,9 @@ def get_classifier(dataset: Dataset, seed: int = 0) -> Extractor:
 
 
 def _extractor(dataset: Dataset, params: Any, accuracy: float, fingerprint: str) -> Extractor:
-    return Extractor(
-        name="classifier",
-        network=Network(dataset.num_classes, SETTINGS["width"]),
-        params=params,
-        fingerprint=fingerprint,
-        about={"classifier_accuracy": accuracy},  # on the evaluation split
-    )
+    network = Network(dataset.num_classes, SETTINGS["width"])
+    about = {"classifier_accuracy": accuracy}  # on the evaluation split
+    return Extractor("classifier", network, params, fingerprint, about)
 
 
 def _train(dataset: Dataset, seed: int) -> Any:

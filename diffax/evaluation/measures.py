@@ -347,19 +347,16 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
         "num_samples": len(seen.x),
         "num_classes": len(np.unique(seen.label)),
     }
-    dataset = seen.reference.dataset
-    if dataset is None or dataset.train.label is None:
-        return said
-    if len(np.unique(dataset.train.label)) == len(dataset.train):
+    train = seen.reference.dataset and seen.reference.dataset.train
+    if train is None or train.label is None or len(np.unique(train.label)) == len(train):
         return said
 
     def of_train() -> dict[str, float]:
-        x, label = dataset.train.x, dataset.train.label
-        real = pretrained.diversity_within_classes(x, label, NUM_PAIRS, seen.seed)
+        real = pretrained.diversity_within_classes(train.x, train.label, NUM_PAIRS, seen.seed)
         return {f"reference_{key}": number for key, number in real._asdict().items()}
 
     kept = seen.of_reference(f"lpips-{NUM_PAIRS}", of_train)
-    return {**said, **kept, **seen.about_reference(len(dataset.train))}
+    return {**said, **kept, **seen.about_reference(len(train))}
 
 
 # The extrapolated distance and KID may be negative.

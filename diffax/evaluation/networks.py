@@ -125,7 +125,7 @@ def _like_pytorch_fid(x: jax.Array) -> jax.Array:
     return resize(x, INCEPTION_SIZE, INCEPTION_SIZE, antialias=False) / 127.5 - 1
 
 
-REINCEPTION_SIZES = {"tensorflow": _like_tensorflow, "pytorch_fid": _like_pytorch_fid}
+RESIZINGS = {"tensorflow": _like_tensorflow, "pytorch_fid": _like_pytorch_fid}
 
 
 class Inception(nn.Module):
@@ -158,14 +158,12 @@ class Inception(nn.Module):
         Raises:
           ValueError: an unknown `resize`, or another shape.
         """
-        if self.resize not in REINCEPTION_SIZES:
-            raise ValueError(f"resize={self.resize!r}: allowed are {', '.join(REINCEPTION_SIZES)}")
-        x = _chain(_layers())(REINCEPTION_SIZES[self.resize](to_bytes(x)))
+        if self.resize not in RESIZINGS:
+            raise ValueError(f"resize={self.resize!r}: allowed are {', '.join(RESIZINGS)}")
+        x = _chain(_layers())(RESIZINGS[self.resize](to_bytes(x)))
         features = x.mean(axis=(1, 2))
-        logits = nn.Dense(INCEPTION_CLASSES, use_bias=False, precision="highest", name="fc")(
-            features
-        )
-        return features, logits
+        dense = nn.Dense(INCEPTION_CLASSES, use_bias=False, precision="highest", name="fc")
+        return features, dense(features)
 
 
 def convert_inception(tensors: Mapping[str, np.ndarray]) -> dict[str, Any]:

@@ -85,9 +85,7 @@ def convert_inception(path: str | os.PathLike, out: str | os.PathLike | None = N
         _LOG.warning(
             "%s is not the published %s (its SHA-256 begins with %s): a distance over its features"
             " is no FID",
-            path,
-            INCEPTION_FILE,
-            digest[:8],
+            *(path, INCEPTION_FILE, digest[:8]),
         )
     write_arrays(out, {"sha256": digest, **traverse_util.flatten_dict(params, sep="/")})
     return out
@@ -107,15 +105,9 @@ def _inception(name: str, resize: str) -> Extractor:
             f"{error}; run `diffax metrics convert-inception {INCEPTION_FILE}` again"
         ) from error
     digest = str(arrays.pop("sha256"))
-    network = networks.Inception(resize)
-    return _extractor(
-        name,
-        network,
-        traverse_util.unflatten_dict(arrays, sep="/"),
-        INCEPTION_FILE,
-        digest,
-        {"resize": resize},
-    )
+    params = traverse_util.unflatten_dict(arrays, sep="/")
+    about = {"resize": resize}
+    return _extractor(name, networks.Inception(resize), params, INCEPTION_FILE, digest, about)
 
 
 def _packaged(
@@ -134,19 +126,10 @@ def _packaged(
 
 
 def _extractor(name, network, params, file: str, digest: str, about: dict[str, Any]) -> Extractor:
-    about = {
-        **about,
-        "weights": file if _is_as_published(file, digest) else f"not {file}",
-        "weights_sha256": digest,
-    }
-    return Extractor(
-        name=name,
-        network=network,
-        params=params,
-        fingerprint=f"{name}-{content_hash(_VERSION, about)}",
-        about=about,
-        batch_size=_BATCH_SIZE,
-    )
+    weights = file if _is_as_published(file, digest) else f"not {file}"
+    about = {**about, "weights": weights, "weights_sha256": digest}
+    fingerprint = f"{name}-{content_hash(_VERSION, about)}"
+    return Extractor(name, network, params, fingerprint, about, _BATCH_SIZE)
 
 
 def _inception_path() -> Path:

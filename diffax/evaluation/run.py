@@ -149,19 +149,11 @@ def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, An
     Raises:
       ValueError: config.evaluation.gradient_batches is below 2.
     """
-    variance = training.make_gradient_variance(
-        run.method,
-        dataset.train,
-        distributed.make_mesh(1),
-        run.config.training.batch_size,
-        run.config.evaluation.gradient_batches,
-    )
-    return {
-        "grad_variance": variance(run.state, seed),
-        "num_batches": run.config.evaluation.gradient_batches,
-        "batch_size": run.config.training.batch_size,
-        "seed": seed,
-    }
+    size, num = run.config.training.batch_size, run.config.evaluation.gradient_batches
+    mesh = distributed.make_mesh(1)
+    variance = training.make_gradient_variance(run.method, dataset.train, mesh, size, num)
+    value = variance(run.state, seed)
+    return {"grad_variance": value, "num_batches": num, "batch_size": size, "seed": seed}
 
 
 def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np.ndarray:

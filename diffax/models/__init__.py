@@ -70,9 +70,9 @@ def get(name: str, **kwargs) -> nn.Module:
     allowed = fields(name)
     for key in kwargs:
         if key not in allowed:
+            near = suggestion(key, allowed)
             raise ValueError(
-                f"{key!r} is no field of model {name!r}{suggestion(key, allowed)}; it has"
-                f" {', '.join(allowed)}"
+                f"{key!r} is no field of model {name!r}{near}; it has {', '.join(allowed)}"
             )
     return MODELS[name](**kwargs)
 

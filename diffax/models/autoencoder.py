@@ -119,9 +119,7 @@ class Autoencoder(nn.Module):
     def check_sizes(self, shape: tuple[int, ...]) -> None:
         """Raises ValueError unless the levels can halve the spatial axes of a shape (B, ..., C)."""
         if len(shape) < 3:
-            raise ValueError(
-                f"x has shape {shape}; an autoencoder takes (B, ..., C) with a spatial axis"
-            )
+            raise ValueError(f"x has shape {shape}; it must be (B, ..., C) with a spatial axis")
         if shape[-1] != self.data_channels:
             raise ValueError(f"x has {shape[-1]} channels; data_channels is {self.data_channels}")
         levels = len(self.channel_mults)

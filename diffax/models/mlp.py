@@ -66,14 +66,9 @@ class MLP(nn.Module):
             raise ValueError(f"x has shape {x.shape}; an MLP takes points, (B, D)")
         layers.check_conditions(x, noise_level, label, self.num_classes)
         dtype = layers.DTYPES[self.dtype]
-        emb = Conditioning(
-            self.width,
-            self.width,
-            self.conditioning,
-            self.num_classes,
-            dtype,
-            name="noise_embedding",
-        )(noise_level, label)
+        widths = (self.width, self.width)
+        condition = (self.conditioning, self.num_classes, dtype)
+        emb = Conditioning(*widths, *condition, name="noise_embedding")(noise_level, label)
         emb = nn.silu(emb)
 
         h = nn.Dense(self.width, dtype=dtype, name="first")(x)

@@ -77,10 +77,7 @@ def format_seconds(seconds: float) -> str:
     return f"{whole // 3600} h {whole % 3600 // 60:02d} min"
 
 
-# --- texts of users -------------------------------------------------------------------------------
-
-
-# Names of arms, questions, values and classes are shown as they are, and never read as markup.
+# --- texts of users: names, questions and values are shown as they are, never read as markup ------
 
 
 _ISOLATE, _RELEASE = "\u2068", "\u2069"
