@@ -83,7 +83,6 @@ def make_spec(command: str, endpoints: str, config: ConfigDict) -> Spec:
         focus="learned",
         # Its own question first; the others follow.
         metrics=[m for m in runner.METRICS if m.key == "vlb_variance"],
-        parts=runner.PARTS,
         labels=LABELS,
         command=command,
         method=(

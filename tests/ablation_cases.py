@@ -19,7 +19,6 @@ SPEC = Spec(
     config={"training": {"num_steps": 500}, "data": {"name": "digits"}},
     focus="learned",
     labels={"linear": "linear beta"},
-    parts=("prior", "rest"),
     method="All else equal.\n\nSame noise.",
     environment={"device": "two cores"},
 )

@@ -94,7 +94,7 @@ def test_an_ablation_judged_by_samples_needs_no_bound(tmp_path, quick):
     sizes = dict(training__num_steps=6, evaluation__num_samples=64, evaluation__repeats=2)
     config = small_config(evaluation__metrics=("swd",), **ends, **sizes)
     arms = [Arm(name, {"schedule.name": name}) for name in ("cosine", "linear_logsnr")]
-    spec = Spec("T", "Q?", "cosine", (), parts=runner.PARTS)
+    spec = Spec("T", "Q?", "cosine", ())
     report = runner.run_ablation(spec, config, arms, [0], tmp_path, 1, vectorise=False)
     assert report.analysis.missing == []
     assert [metric.key for metric in report.analysis.spec.metrics][:2] == ["swd", "bpd"]

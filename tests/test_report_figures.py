@@ -86,15 +86,6 @@ def test_seeds_on_their_own_grids_are_drawn_one_by_one():
     assert len(ax.lines) == 9
 
 
-def test_parts_add_up():
-    analysis = analyse(SPEC, make_results())
-    ax = figures.parts(analysis).axes[0]
-    total = sum(analysis.cells["linear", key].mean for key in SPEC.parts)
-    assert ax.texts[0].get_text() == f"{total:.4f}"
-    right = [bar.get_x() + bar.get_width() for bar in ax.patches if round(bar.get_y()) == 0]
-    assert max(right) == pytest.approx(total)
-
-
 def simulated(colour, matrix):
     """CIELAB of a colour as seen with a colour-vision deficiency (Machado 2009, severity 1)."""
     rgb = np.array([int(colour[i : i + 2], 16) for i in (1, 3, 5)]) / 255

@@ -167,7 +167,7 @@ def test_a_score_of_samples_is_searched_and_confirmed(trained, mixture, tmp_path
         for result in results:
             if nan and result["arm"] == "tuned":
                 result["metrics"]["swd"] = nan[0]
-        spec = dataclasses.replace(spec, metrics=spec.metrics[:1], parts=())
+        spec = dataclasses.replace(spec, metrics=spec.metrics[:1])
         return SimpleNamespace(analysis=analyse(spec, results, partial=bool(nan)))
 
     monkeypatch.setattr(runner, "run_ablation", run_ablation)

@@ -55,7 +55,6 @@ GRADIENT_VARIANCE = Metric(
 )
 # Of a diffusion model's training; metrics of samples are chosen by config.evaluation.metrics.
 METRICS = (*diffusion_measures.METRICS, GRADIENT_VARIANCE)
-PARTS = ("prior", "diffusion", "reconstruction")
 # Samples kept for the report, from the same starting noise in every arm; points are small.
 _SHOWN, _POINTS_SHOWN = 32, 2000
 # Held-out examples of the bound along training, where it's the ablation that asks for it: three

@@ -23,7 +23,7 @@ from diffax import config as config_lib
 from diffax import data, plugins, runtime, training
 from diffax.ablation import measure, store
 from diffax.ablation.grid import Arm, GridError, Sharing, grid, name_of, print_progress, run_grid
-from diffax.ablation.measure import METRICS, PARTS
+from diffax.ablation.measure import METRICS
 from diffax.ablation.workers import worker_environments
 from diffax.config.defaults import is_relevant
 from diffax.files import flatten, jsonable
@@ -36,7 +36,7 @@ from diffax.training.workdir import PLUGINS, check_writable
 
 _LOG = logging.getLogger("diffax")
 
-__all__ = ["METRICS", "PARTS", "arm_config", "possible_arms", "run_ablation", "run_one"]
+__all__ = ["METRICS", "arm_config", "possible_arms", "run_ablation", "run_one"]
 
 
 def run_ablation(
@@ -115,7 +115,6 @@ def run_ablation(
     spec = dataclasses.replace(
         spec,
         metrics=measured,
-        parts=[key for key in spec.parts if key in {metric.key for metric in measured}],
         config=jsonable(config_lib.relevant(common, [each.model.name for each in configs])),
         arms=[arm.name for arm in arms],
         design=design(config, arms),

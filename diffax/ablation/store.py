@@ -218,6 +218,7 @@ def load_spec(workdir: Path) -> Spec:
     if not path.exists():
         raise FileNotFoundError(f"{workdir} holds no ablation: there is no {SPEC_FILE}")
     read = read_json(path, ("title", "question", "baseline", "metrics"))
+    read.pop("parts", None)  # of figures that are drawn no more
     read["config"] = config_lib.upgraded(read.get("config", {}))
     read["metrics"] = [Metric(**metric) for metric in read["metrics"]]
     if read.get("real_samples") is not None:

@@ -92,7 +92,6 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
         question=" × ".join(f"{key}: {', '.join(map(str, vs))}" for key, vs in axes.items()),
         baseline=args.baseline or names[0],
         metrics=(),  # those of the runs, as `measure.measured_metrics` orders them
-        parts=runner.PARTS,
         command=_command(args.words),
         method="\n\n".join(f"Left out: {name}: {why}." for name, why in left_out.items()),
     )

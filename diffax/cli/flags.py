@@ -67,8 +67,9 @@ def _ranged(kind: type, holds: Callable[[Any], bool], words: str, most: float) -
 
         def value() -> Any:
             found = Kind(kind).read(text)
-            if not (holds(found) and found <= most):
-                raise ValueError(f"must be {words} and at most {most:g}")
+            for fits, limit in ((holds(found), words), (found <= most, f"at most {most:g}")):
+                if not fits:
+                    raise ValueError(f"must be {limit}")
             return found
 
         return _refusing(text, value)

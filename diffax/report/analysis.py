@@ -200,9 +200,6 @@ def check(spec: Spec) -> None:
             raise ValueError(
                 f"metric {metric.key!r} has scale {metric.scale!r}; allowed are {list(SCALES)}"
             )
-    for key in spec.parts:
-        if key not in keys:
-            raise ValueError(f"parts names {key!r}; the metrics are {keys}")
 
 
 def _values(metric, arm, runs) -> dict[int, float | None]:

@@ -34,7 +34,7 @@ from diffax.data.images import encode_png
 from diffax.files import read_npz
 from diffax.report.analysis import Analysis, Cell
 from diffax.report.findings import Effect, Finding, marginal_means
-from diffax.report.formatting import fixed, for_matplotlib, legible, tick
+from diffax.report.formatting import for_matplotlib, legible, tick
 from diffax.report.spec import SCALES, Metric
 from diffax.report.verdict import effect_name
 
@@ -248,27 +248,6 @@ def interaction(analysis: Analysis, metric: Metric, axes: Sequence[str]) -> Figu
         drawn = figure.legend(handles, ["-"] * len(second), loc="outside upper left", frameon=False)
     for text, level in zip(drawn.get_texts(), second):
         text.set(text=_wrapped(f"{axes[1]}={level}", 44, 1), color=INK)
-    return figure
-
-
-def parts(analysis: Analysis) -> Figure:
-    """The means of the metrics that `spec.parts` names, stacked for each arm, with their sum."""
-    metrics = [m for key in analysis.spec.parts for m in analysis.spec.metrics if m.key == key]
-    arms = [a for a in analysis.arms if all((a, m.key) in analysis.cells for m in metrics)]
-    figure, ax = _rows([analysis.spec.label(arm) for arm in arms])
-    left = np.zeros(len(arms))
-    for metric, shade in zip(metrics, np.linspace(1.0, 0.35, len(metrics))):
-        width = np.array([analysis.cells[arm, metric.key].mean for arm in arms])
-        for y, arm in enumerate(arms):
-            colour = _colour(analysis, arm)
-            ax.barh(y, width[y], left=left[y], height=0.56, color=colour, alpha=shade, lw=0)
-        left += width
-    for y, total in enumerate(left):
-        label = fixed(total, min(metric.digits for metric in metrics))
-        ax.text(total + 0.02 * left.max(), y, label, va="center", color=INK)
-    ax.set_xlim(0, 1.22 * left.max())
-    ax.grid(False)
-    ax.set_xlabel(_wrapped(metrics[0].unit, 40))
     return figure
 
 

@@ -226,14 +226,6 @@ def _arms(analysis: Analysis) -> Section:
     main = [m for m in analysis.spec.metrics if m.main and figures.drawn_cells(analysis, m)]
     on_log = "Log axis: equal steps are equal factors."
     panels = _panels("points", main, lambda m: figures.metric_points(analysis, m), on_log)
-    parts = [m for m in analysis.spec.metrics if m.key in analysis.spec.parts]
-    means = [analysis.cells[a, m.key].mean for a, m in itertools.product(analysis.arms, parts)
-             if (a, m.key) in analysis.cells]  # fmt: skip
-    # Bars can't be stacked of terms below zero, as densities have.
-    if means and all(analysis.measured(m) for m in parts) and min(means) >= 0:
-        names = ", ".join(m.label for m in parts)
-        caption = f"From full to pale: {names}. The number is their sum."
-        panels.append(Panel("parts", figures.parts(analysis), "What it is made of", caption))
     note = (
         f"Large dots are means, bars their {analysis.spec.percent} intervals, small dots the "
         "single seeds. Look at how far the arms lie apart beside the spread of their seeds."

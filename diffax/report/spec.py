@@ -81,7 +81,6 @@ class Spec:
       design: arm -> {config key: level}, the values in which arms differ, as text. Where each arm
         is another combination of the levels of two keys or more, the report has the effect of each
         key and how they interact; see `factorial`.
-      parts: keys of metrics that add up (prior, diffusion, reconstruction), drawn as one bar.
       subject: what was studied, listed at the top: data, network, length of training.
       remarks: what a reader must know first: sentences that stand at the top.
       method: a paragraph or more on what was done the same in all arms.
@@ -101,7 +100,6 @@ class Spec:
     seeds: Sequence[int] = ()
     labels: Mapping[str, str] = field(default_factory=dict)
     design: Mapping[str, Mapping[str, str]] = field(default_factory=dict)
-    parts: Sequence[str] = ()
     subject: Mapping[str, Any] = field(default_factory=dict)
     remarks: Sequence[str] = ()
     method: str = ""

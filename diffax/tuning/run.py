@@ -157,7 +157,6 @@ def _spec(winner: Trial, metrics: Sequence[Metric], metric: str, command: str) -
         question=f"Is {words(winner.values)} better than the config as it was?",
         baseline="default",
         metrics=metrics,
-        parts=runner.PARTS,
         command=command,
         method=(
             f"The tuned values are those of the best of a search's trials by {metric}. The seeds"
