@@ -135,10 +135,7 @@ def edit(
 
 
 def draw(
-    generate: Generator,
-    num: int | None,
-    counts: Sequence[int] | None,
-    options: Mapping[str, Any],
+    generate: Generator, num: int | None, counts: Sequence[int] | None, options: Mapping[str, Any]
 ) -> Drawn:
     """`num` samples (64) with each of the step counts (the run's own), from the same noise."""
     num = 64 if num is None else num

@@ -103,7 +103,6 @@ def run_ablation(
     measured = measure.measured_metrics(spec.metrics, configs, dataset)
     with ProgressDisplay(), doing("preparing what samples are measured by"):
         measure.plan_scores(configs, dataset)
-    text = config_lib.to_json(config)
     trainings = {training_directory(workdir, arm, s) for arm in arms for s in seeds}
     environments = worker_environments(workers, -(-len(trainings) // max(shard[1], 1)))
     if len(environments) > 1 and plugins.unowned():
@@ -125,6 +124,14 @@ def run_ablation(
     )
     check(spec)
     check_writable(workdir)
+    of_all = dict(text=config_lib.to_json(config), workdir=os.fspath(workdir))
+
+    def join(arm: Arm, seed: int) -> tuple[Path, int]:
+        most = measure.seeds_at_once(arm_config(config, arm, seed), vectorise)
+        return training_directory(workdir, arm, seed).parent, most
+
+    group = functools.partial(training_directory, workdir)
+    sharing = Sharing(group, join, functools.partial(_train_seeds, **of_all))
     part = "" if shard[1] == 1 else f"-{shard[0]}-of-{shard[1]}"
     with held([workdir], f"lock{part}.json"):
         store.save_spec(spec, workdir)
@@ -134,21 +141,14 @@ def run_ablation(
             results = run_grid(
                 arms,
                 seeds,
-                functools.partial(run_one, text=text, workdir=os.fspath(workdir)),
+                functools.partial(run_one, **of_all),
                 workdir,
                 fingerprint=lambda arm, seed: config_lib.relevant(arm_config(config, arm, seed)),
                 workers=len(environments),
                 on_progress=print_progress,
                 worker_environment=environments,
                 shard=shard,
-                sharing=Sharing(
-                    group=functools.partial(training_directory, workdir),
-                    join=lambda arm, seed: (
-                        training_directory(workdir, arm, seed).parent,
-                        measure.seeds_at_once(arm_config(config, arm, seed), vectorise),
-                    ),
-                    prepare=functools.partial(_train_seeds, text=text, workdir=os.fspath(workdir)),
-                ),
+                sharing=sharing,
             )
         except (GridError, KeyboardInterrupt):
             if shard[1] == 1 and any(workdir.glob("runs/*/*/result.json")):
@@ -274,6 +274,8 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
         run, once = measure.train_and_evaluate(config, trained)
         sampled = measure.sample_and_score(run, directory)
     shared = measure.together_note(trained, seed)
+    device, seeds = jax.devices()[0].device_kind, shared["seeds"]
+    here = {"device": device, "seeds trained in one program": len(seeds)}
     return {
         "metrics": once["metrics"] | sampled["metrics"],
         "evaluation": once["evaluation"] | sampled["evaluation"],
@@ -282,14 +284,10 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
         "training": {
             "directory": str(trained.relative_to(workdir)),
             "seconds": once["seconds"] + shared["seconds"],
-            "seeds": shared["seeds"],
+            "seeds": seeds,
             "parameters": sampled["parameters"],
         },
-        "environment": environment()
-        | {
-            "device": jax.devices()[0].device_kind,
-            "seeds trained in one program": len(shared["seeds"]),
-        },
+        "environment": environment() | here,
     }
 
 

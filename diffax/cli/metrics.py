@@ -10,9 +10,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     actions = parser.add_subparsers(title="actions", dest="action", required=True)
     text = "convert the PyTorch checkpoint of the FID's Inception, once, before FID is measured"
     convert = actions.add_parser(
-        "convert-inception",
-        help=text,
-        description=text[:1].upper() + text[1:] + ".",
+        "convert-inception", help=text, description=text[:1].upper() + text[1:] + "."
     )
     convert.add_argument("path", metavar="PATH", help="pt_inception-2015-12-05-6726825d.pth")
     convert.add_argument(

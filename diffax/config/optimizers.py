@@ -13,14 +13,8 @@ from diffax.registry import Registry
 OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry(
     "optimizer",
     {
-        "adam": optax.adam,
-        "adamw": optax.adamw,
-        "lamb": optax.lamb,
-        "lion": optax.lion,
-        "nadam": optax.nadam,
-        "nadamw": optax.nadamw,
-        "rmsprop": optax.rmsprop,
-        "sgd": optax.sgd,
+        name: getattr(optax, name)
+        for name in "adam adamw lamb lion nadam nadamw rmsprop sgd".split()
     },
 )
 

@@ -286,15 +286,9 @@ def _lpips(params: Any, x: jax.Array, y: jax.Array, network: nn.Module) -> jax.A
 
 
 _DTYPES = {
-    "DoubleStorage": "<f8",
-    "FloatStorage": "<f4",
-    "HalfStorage": "<f2",
-    "LongStorage": "<i8",
-    "IntStorage": "<i4",
-    "ShortStorage": "<i2",
-    "CharStorage": "|i1",
-    "ByteStorage": "|u1",
-    "BoolStorage": "|b1",
+    **{"DoubleStorage": "<f8", "FloatStorage": "<f4", "HalfStorage": "<f2"},
+    **{"LongStorage": "<i8", "IntStorage": "<i4", "ShortStorage": "<i2"},
+    **{"CharStorage": "|i1", "ByteStorage": "|u1", "BoolStorage": "|b1"},
 }
 _MAGIC = 0x1950A86A20F9469CFC6C  # what a file of the format before PyTorch 1.6 begins with
 _LEGACY_VERSION = 1001

@@ -51,20 +51,11 @@ PALETTE = (
 )
 _WIDTH = 3.9  # inches; one column on a phone, three abreast on a desk
 _STYLE = {
-    "font.size": 10,
-    "xtick.labelsize": 9.5,
-    "ytick.labelsize": 10,
-    "axes.edgecolor": MUTED,
-    "axes.labelcolor": MUTED,
-    "axes.linewidth": 0.7,
-    "axes.spines.top": False,
-    "axes.spines.right": False,
-    "grid.color": RULE,
-    "grid.linewidth": 0.7,
-    "xtick.color": MUTED,
-    "ytick.color": MUTED,
-    "xtick.major.width": 0.7,
-    "ytick.major.width": 0.7,
+    **{"font.size": 10, "xtick.labelsize": 9.5, "ytick.labelsize": 10, "grid.color": RULE},
+    **dict.fromkeys(("axes.edgecolor", "axes.labelcolor", "xtick.color", "ytick.color"), MUTED),
+    **dict.fromkeys(("axes.linewidth", "grid.linewidth"), 0.7),
+    **dict.fromkeys(("xtick.major.width", "ytick.major.width"), 0.7),
+    **dict.fromkeys(("axes.spines.top", "axes.spines.right"), False),
     "svg.fonttype": "none",  # text stays text: small, sharp, in the page's own font
 }
 

@@ -99,15 +99,8 @@ def make(analysis: Analysis, made: Mapping[str, Any]) -> Page:
         missing = f"Missing: {shortened(analysis.missing)}."
         both = "Comparisons use the seeds that both arms have."
         remarks.append(("Partial report.", f"{missing} {both}"))
-    sections = [
-        _results(analysis),
-        _effects(analysis),
-        _differences(analysis),
-        _arms(analysis),
-        _curves(analysis),
-        _samples(analysis),
-        _making(analysis, made),
-    ]
+    parts = (_results, _effects, _differences, _arms, _curves, _samples)
+    sections = [*(part(analysis) for part in parts), _making(analysis, made)]
     filled = [section for section in sections if section.blocks]
     blocks = [_verdict(analysis), _meanings(analysis, main=True), *filled]
     return Page(spec.title, spec.question, remarks, _facts(analysis, made), blocks)

@@ -36,9 +36,7 @@ _LOG = logging.getLogger("diffax")
 
 
 def train(
-    config: ConfigDict,
-    workdir: str | os.PathLike,
-    stop: Callable[[int, Run], bool] | None = None,
+    config: ConfigDict, workdir: str | os.PathLike, stop: Callable[[int, Run], bool] | None = None
 ) -> tuple[State, dict[str, float]]:
     """Trains a network, and the schedule if it is a learned one, as a config says.
 

@@ -27,12 +27,7 @@ from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.measuring import examples
 from diffax.training.metric_buffer import MetricBuffer, Trust
 from diffax.training.progress import Pace
-from diffax.training.workdir import (
-    CHECKPOINTS,
-    PLUGINS,
-    as_remembered,
-    check_same_run,
-)
+from diffax.training.workdir import CHECKPOINTS, PLUGINS, as_remembered, check_same_run
 
 _LOG = logging.getLogger("diffax")
 

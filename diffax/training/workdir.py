@@ -158,9 +158,7 @@ def as_remembered(config: ConfigDict, dataset: DatasetInfo) -> dict[str, Any]:
     }
 
 
-def _trained_with(
-    loop: Mapping[str, Any],
-) -> tuple[dict[str, Any] | None, DatasetInfo | None]:
+def _trained_with(loop: Mapping[str, Any]) -> tuple[dict[str, Any] | None, DatasetInfo | None]:
     """What `as_remembered` was given; None where a checkpoint is older than that."""
     if not {"config", "dataset"} <= loop.keys():
         return None, None

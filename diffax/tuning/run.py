@@ -92,7 +92,10 @@ def tune(
     dataset = data.load_cached(config.data)
     check_metric(metric, config, dataset)
     steps = rungs(config.training.num_steps, num_rungs)
-    depends = config_lib.relevant(config, space.networks())
+    depends = flat(config_lib.relevant(config, space.networks()))
+    settings = {f"config.{key}": value for key, value in depends.items()}
+    settings |= {"metric": metric, "search": sorted(searched)}
+    settings |= {"the fingerprint of the data": dataset.fingerprint}
     check_writable(root)
     with held([root]):
         plugins.keep(config.plugins, root / PLUGINS)  # for best.py
@@ -106,12 +109,7 @@ def tune(
             budget,
             pruner,
             config.seed,
-            {
-                "metric": metric,
-                "search": sorted(searched),
-                "the fingerprint of the data": dataset.fingerprint,
-                **{f"config.{key}": value for key, value in flat(depends).items()},
-            },
+            settings,
             _Printer(metric, num_trials, steps[-1]),
             _upgraded,
         )
