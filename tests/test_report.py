@@ -182,8 +182,8 @@ def test_figures_take_the_colours_and_the_font_of_the_page(made):
     report, _, page = made
     drawings = re.findall(r"<svg viewBox.*?</svg>", report.html.read_text(encoding="utf-8"), re.S)
     named = [d for d in drawings if "aria-label" in d]
-    # Two forests, two with points, the parts, two of schedules, two curves.
-    assert len(named) == 9
+    # Two forests, two with points, two of schedules, two curves.
+    assert len(named) == 8
     for drawing in named:
         assert "font-family" not in drawing
         assert "DejaVu" not in drawing
@@ -204,7 +204,7 @@ def test_markdown_says_the_same_and_its_pictures_are_there(made):
     files = {str(path.relative_to(folder)) for path in folder.rglob("*.png")}
     assert len(shown) == len(set(shown)) and set(shown) == files
     # The figures of the page, its three sets of samples, and the legend.
-    assert len(shown) == 9 + 3 + 1
+    assert len(shown) == 8 + 3 + 1
     for name in shown:
         assert min(Image.open(folder / name).size) > 30
     plain = text.replace("\\", "")
