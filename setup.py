@@ -46,8 +46,8 @@ setup(
     ],
     python_requires=">=3.11",
     packages=find_packages(include=["diffax", "diffax.*"]),
-    # Also what TFDS looks for beside a dataset builder. A test finds a file that is left out.
-    package_data={"": ["py.typed", "*.css", "*.json", "*.txt", "*.md", "*.bib", "*.tsv"]},
+    # A test finds a file that is left out.
+    package_data={"": ["py.typed", "*.css"]},
     entry_points={"console_scripts": ["diffax = diffax.cli:main"]},
     install_requires=[
         "absl-py>=2.1",

@@ -278,7 +278,7 @@ def wheel(tmp_path_factory) -> zipfile.ZipFile:
 
 
 def test_wheel_ships_every_file_of_the_package(wheel):
-    """Everything under diffax/ (typing marker and dataset builder's files included), no more."""
+    """Everything under diffax/ (typing marker and stylesheet included), no more."""
     ours = {
         names(path)
         for path in PACKAGE.rglob("*")
