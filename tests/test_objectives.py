@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from diffax import likelihood, objectives, schedules
+from diffax import likelihood, objectives, process, schedules
 from diffax.objectives import WEIGHTINGS
 
 KEY = jax.random.key(0)
@@ -22,7 +22,7 @@ LEVELS = np.linspace(-12, 12, 49)
 def weight(name, prediction="eps", fall=3.0):
     """The factor of the squared error in the network's own space, at LEVELS."""
     log_snr = jnp.asarray(LEVELS)
-    scale = {"eps": jnp.ones_like, "x0": jnp.exp, "v": jax.nn.sigmoid}[prediction](log_snr)
+    scale = process.eps_scale(prediction, log_snr)
     return WEIGHTINGS[name](log_snr, jnp.full_like(log_snr, fall), scale)
 
 

@@ -21,7 +21,7 @@ from small_runs import (
 import diffax
 from diffax import config as config_lib
 from diffax import objectives, process, schedules, time_sampling, training
-from diffax.config import optimizers
+from diffax.config import checks, optimizers
 from diffax.methods import moving_average
 from diffax.schedules import alpha_of, sigma_of
 from diffax.training.metric_buffer import MetricBuffer
@@ -93,6 +93,20 @@ def test_time_sampler_state_is_carried():
     for _ in range(3):
         state, _ = step(state, batch_of())
     assert int(jnp.sum(state.time_sampler_state.count)) == 3 * 32
+
+
+@pytest.mark.parametrize("prediction", ["score", "flow"])
+def test_what_few_networks_predict_is_trained_and_sampled_too(prediction):
+    config = small_config(objective__prediction=prediction, objective__weighting="elbo")
+    config_lib.validate(config)
+    method = config_lib.build_method(config, MIXTURE)
+    step, state = prepare(config)
+    state, metrics = step(state, batch_of())
+    x = method.sample(state, jax.random.split(jax.random.key(0), 3), {}, num_steps=3)
+    assert x.shape == (3, 2) and np.all(np.isfinite(x)) and np.isfinite(metrics["loss"])
+    score = prediction == "score"
+    config.objective.weighting = "simple"
+    assert any("the score's error grows" in line for line in checks.remarks(config)) == score
 
 
 def test_the_online_rate_learns_from_the_error_of_eps_and_is_a_curve():

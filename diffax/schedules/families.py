@@ -286,7 +286,7 @@ def rectified_flow() -> Schedule:
 
     z_t = x_t sqrt((1 - t)^2 + t^2) is diffax's x_t but for its scale: rescaling changes no SNR. A
     network of flow matching is one of `prediction="flow"`, eps - x0 = dz/dt; Euler's steps along z
-    are those of the sampler `ddim`. Flow matching's shift by resolution (Esser 2024, eq. 23),
+    are those of the sampler `ddim`. Flow matching's shift by resolution (Esser 2024),
     t' = s t / (1 + (s - 1) t), lowers the log-SNR by 2 log s: it is `shifted(schedule, s, 1)`.
     Infinite log-SNR at both ends.
     """
