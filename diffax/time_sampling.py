@@ -19,7 +19,7 @@ import numpy as np
 from diffax import arguments
 from diffax.process import AnySchedule
 from diffax.registry import Registry, check_arguments, require, shared_arguments
-from diffax.schedules.from_rate import read_rate
+from diffax.schedules.from_rate import Rate, make_rate, read_rate
 
 
 class TimeSampler(NamedTuple):
@@ -178,6 +178,8 @@ def logit_normal(location: float = 0.0, scale: float = 1.0, floor: float = 0.01)
 _EDGES = ((1 - np.cos(np.linspace(0, np.pi, 257))) / 2).astype(np.float32)
 _REACH = 15.0  # the bins of log-SNR lie between -15 and 15; beyond is the uniform share alone
 _BINS = 60
+_BOUNDS = np.linspace(-_REACH, _REACH, _BINS + 1, dtype=np.float32)
+_MIDDLE = 0.5 * (_BOUNDS[1:] + _BOUNDS[:-1])
 
 
 class OnlineRate(NamedTuple):
@@ -186,6 +188,19 @@ class OnlineRate(NamedTuple):
     levels: jax.Array  # (cells + 1,): the log-SNR at _EDGES
     total: jax.Array  # (_BINS,): decayed sum of the errors
     count: jax.Array  # (_BINS,): decayed number of them
+
+
+def _errors(state: OnlineRate) -> jax.Array:
+    """The mean error in each bin; see `rate`."""
+    error = (state.total + jax.nn.sigmoid(_MIDDLE)) / (state.count + 1)
+    # In sixteenths of an octave: a rounding in the losses moves no draw, so that runs on other
+    # devices stay together.
+    return jnp.exp2(jnp.minimum(jnp.round(16 * jnp.log2(error)) / 16, 0))
+
+
+def learned_rate(state: OnlineRate) -> Rate:
+    """The rate that a run's histogram has come to, ungated: of its `state.time_sampler_state`."""
+    return make_rate(_MIDDLE, jax.device_get(_errors(state)))
 
 
 def rate(
@@ -219,7 +234,8 @@ def rate(
     _check_share("floor", floor)
     fixed = read_rate(path) if path else None
     width = np.diff(_EDGES)
-    edges = np.linspace(-_REACH, _REACH, _BINS + 1, dtype=np.float32)
+    # Of each bin.
+    open_share = jax.nn.sigmoid(-3 * (0.5 * _MIDDLE + math.log(gate))) if gate else 1.0
 
     def init():
         return OnlineRate(jnp.asarray(10 - 20 * _EDGES), jnp.zeros(_BINS), jnp.zeros(_BINS))
@@ -227,22 +243,13 @@ def rate(
     def along(state, schedule):
         return state._replace(levels=jnp.clip(_levels_of(schedule), -_REACH, _REACH))
 
-    def values(state):
-        """The rate in each bin."""
-        middle = 0.5 * (edges[1:] + edges[:-1])
-        error = (state.total + jax.nn.sigmoid(middle)) / (state.count + 1)
-        # In sixteenths of an octave: a rounding in the losses moves no draw, so that runs on other
-        # devices stay together.
-        error = jnp.exp2(jnp.minimum(jnp.round(16 * jnp.log2(error)) / 16, 0))
-        return error * jax.nn.sigmoid(-3 * (0.5 * middle + math.log(gate))) if gate else error
-
     def masses(state):
         """The probability of each cell of u."""
         if fixed is not None:
             below = fixed.cumulative(state.levels)
         else:
-            area = jnp.cumsum(values(state)) * (edges[1] - edges[0])
-            below = jnp.interp(state.levels, edges, jnp.concatenate([jnp.zeros(1), area]))
+            area = jnp.cumsum(_errors(state) * open_share)
+            below = jnp.interp(state.levels, _BOUNDS, jnp.concatenate([jnp.zeros(1), area]))
         mass = jnp.maximum(below[:-1] - below[1:], 0)
         return (1 - floor) * mass / jnp.maximum(jnp.sum(mass), 1e-30) + floor * width
 

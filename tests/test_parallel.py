@@ -128,6 +128,21 @@ def test_without_clipping_too_all_but_the_schedules_moments_are_those_of_one_dev
     assert_close(found, numbers, rtol=1e-5, atol=1e-5)
 
 
+def test_an_online_rate_too():
+    """Its histogram is of the whole batch, and so are its draws."""
+    changes = dict(objective__time_sampling="rate", schedule__name="cosine_logsnr")
+    (one, numbers), (split, found) = (
+        after_steps(small_config(**changes, **where))
+        for where in (
+            dict(parallel__num_devices=1),
+            dict(parallel__num_devices=8, parallel__fsdp=2, training__grad_accumulation=2),
+        )
+    )
+    assert_close(plain(split), plain(one), rtol=1e-5, atol=1e-5)
+    assert_close(found, numbers, rtol=1e-5, atol=1e-5)
+    assert one.time_sampler_state.count.sum() > 31 * STEPS
+
+
 def test_a_unet_with_attention_too():
     """Its convolutions, group norms and heads, split over two devices while the batch is over four,
     with blocks that are computed again."""

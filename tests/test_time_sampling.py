@@ -127,23 +127,26 @@ SCHEDULES = {
 
 def error_at(log_snr):
     """An error of eps with a hump."""
-    return 0.02 + 0.9 * np.exp(-(((np.asarray(log_snr) - 1) / 2) ** 2))
+    return 0.02 + 0.9 * jnp.exp(-(((log_snr - 1) / 2) ** 2))
 
 
 @pytest.mark.parametrize("name", SCHEDULES)
 def test_the_online_rate_draws_in_proportion_to_the_error_by_log_snr(name):
     """And its weights keep the mean over time of a function of the level."""
     schedule, sampler = SCHEDULES[name](), time_sampling.get("rate", floor=0.02)
-    state = sampler.along(sampler.init(), schedule)
-    draw = jax.jit(sampler.sample, static_argnums=2)
-    for i in range(60):
-        u, _ = draw(state, jax.random.key(i), 512)
+
+    def step(state, key):
+        u, _ = sampler.sample(state, key, 512)
         log_snr = schedule.log_snr(time_sampling.times_of(schedule, u))
-        state = sampler.along(sampler.update(state, log_snr, error_at(log_snr)), schedule)
-    u, weight = draw(state, KEY, 200_000)
+        state = sampler.update(state, log_snr, error_at(log_snr))
+        return sampler.along(state, schedule), None
+
+    start, keys = sampler.along(sampler.init(), schedule), jax.random.split(jax.random.key(0), 60)
+    state, _ = jax.jit(lambda start: jax.lax.scan(step, start, keys))(start)
+    u, weight = sampler.sample(state, KEY, 100_000)
     log_snr = np.asarray(schedule.log_snr(time_sampling.times_of(schedule, u)))
     values = np.asarray(weight, np.float64) * np.cos(log_snr)
-    times = np.arange(37) if name == "discrete" else (np.arange(4_000_000) + 0.5) / 4_000_000
+    times = np.arange(37) if name == "discrete" else (np.arange(400_000) + 0.5) / 400_000
     exact = np.cos(np.asarray(schedule.log_snr(times), np.float64)).mean()
     assert abs(values.mean() - exact) < 5 * values.std() / math.sqrt(len(values))
     if name == "discrete":
@@ -153,6 +156,8 @@ def test_the_online_rate_draws_in_proportion_to_the_error_by_log_snr(name):
     np.testing.assert_allclose(
         counts / counts.sum(), error_at(middle) / error_at(middle).sum(), rtol=0.15, atol=0.002
     )
+    learned = time_sampling.learned_rate(state)
+    np.testing.assert_allclose(learned(middle), error_at(middle), rtol=0.1, atol=0.02)
     drawn = sampler.curve(state)
     density = np.interp(middle, drawn["log_snr"][::-1], drawn["density"][::-1])
     np.testing.assert_allclose(density / density.sum(), counts / counts.sum(), rtol=0.1, atol=0.002)
