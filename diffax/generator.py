@@ -22,7 +22,7 @@ from diffax.config.defaults import keys, sampler_keywords
 from diffax.registry import suggestion
 from diffax.samplers import interpolate
 from diffax.samplers.editing import OPERATIONS
-from diffax.training import Run, codecs
+from diffax.training import Run, codecs, grids
 from diffax.training.progress import doing
 
 KEPT_PROGRAMS = 16  # of a few megabytes each
@@ -188,7 +188,8 @@ class Generator:
         key = arguments.seeded(seed)
         config = self._config(name, options)
         traced = _traced(config)
-        draw = self._drawer(config, name, settings, traced)
+        found = self._found_grid(name, config)
+        draw = self._drawer(config, name, settings, traced, found)
         scale = config.sampling.guidance_scale
         labels = self.labels(num, label)
         conditional = config.model.class_conditional
@@ -245,15 +246,29 @@ class Generator:
         config_lib.validate(config)
         return config
 
+    def _found_grid(self, name: str, config: Any) -> dict[str, Any]:
+        method = grids.method_of(config)
+        if method and name not in ("sample", "from_start"):
+            raise ValueError(f"grid={method!r} is found for samples from noise: {name} takes none")
+        return grids.options_of(self.run, config)
+
     def _drawer(
-        self, config: Any, name: str, settings: dict[str, Any], traced: dict[str, Any]
+        self,
+        config: Any,
+        name: str,
+        settings: dict[str, Any],
+        traced: dict[str, Any],
+        found: dict[str, Any],
     ) -> Callable:
-        """The compiled function of these options; the scale and what is traced are arguments."""
+        """The compiled function of these options; the scale and what is traced are arguments.
+        `found` is what a grid that was found for the run adds to the config's options."""
         guided = config.sampling.guidance_scale != 1
         known = config_lib.from_json(config_lib.to_json(config))
         known.sampling.guidance_scale = 2.0 if guided else 1.0
         known.sampling.update(dict.fromkeys(traced, 1.0))
-        key = json.dumps([name, settings, config_lib.to_json(known)])
+        fixed = jax.tree.map(np.ndarray.tolist, jax.device_get(found.get("grid")))
+        fixed = [fixed, found.get("coefficients")]
+        key = json.dumps([name, settings, config_lib.to_json(known), fixed])
         if key in self._compiled:
             self._compiled.move_to_end(key)
         else:
@@ -271,7 +286,7 @@ class Generator:
             def draw(state, key, batch, scale, traced):
                 fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
                 keys = fold_in(key, batch["number"])
-                options = traced | ({"guidance_scale": scale} if guided else {})
+                options = found | traced | ({"guidance_scale": scale} if guided else {})
                 if name != "sample":
                     options = options | {"given": batch["given"]}
                 return sample(state, keys, batch["cond"], **options)

@@ -177,6 +177,19 @@ def draw_rates(chosen: Mapping[str, Rate]) -> Any:
     return figure
 
 
+def draw_levels(chosen: Mapping[str, np.ndarray]) -> Any:
+    """A matplotlib Figure: the log-SNRs of each grid as marks on a line, a row for each grid."""
+    figure = _figure(8.0, 0.8 + 0.3 * len(chosen))
+    axes = figure.subplots()
+    for row, log_snrs in enumerate(chosen.values()):
+        finite = np.asarray(log_snrs)[np.isfinite(log_snrs)]
+        axes.plot(finite, np.full(len(finite), row), color=_INK, marker="|", ms=9, lw=0.6)
+    axes.set(yticks=range(len(chosen)), ylim=(len(chosen) - 0.5, -0.5), xlabel="log-SNR")
+    axes.set_yticklabels(chosen, fontsize=8, parse_math=False)
+    axes.spines[["top", "right", "left"]].set_visible(False)
+    return figure
+
+
 def draw_noised(
     chosen: Mapping[str, AnySchedule], image: np.ndarray, num_times: int = 11, seed: int = 0
 ) -> Any:

@@ -137,7 +137,7 @@ NAMED = {
     "optimizer.name": optimizers.OPTIMIZERS,
     "optimizer.decay": optimizers.DECAYS,
     "sampling.sampler": samplers.SAMPLERS,
-    "sampling.grid": samplers.GRIDS,
+    "sampling.grid": (*samplers.GRIDS, *samplers.grid_search.METHODS),
 }
 
 

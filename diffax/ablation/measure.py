@@ -268,15 +268,18 @@ def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
 
     Returns:
       "metrics", "evaluation": as `train_and_evaluate`; "samples": the name of a file in
-      `directory`, None of a method that draws none; "parameters": how many the network has.
+      `directory`, None of a method that draws none; "grid": what is kept of the grid that was
+      found for this run, with its cost, None on a fixed one; "parameters": how many the network
+      has.
     """
     config = run.config
     dataset = data.load_cached(config.data)
     count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
-    found = {"metrics": {}, "evaluation": {}, "samples": None, "parameters": count}
+    found = {"metrics": {}, "evaluation": {}, "samples": None, "grid": None, "parameters": count}
     if run.method.sample is None:
         return found
     names = score_names(config, dataset)
+    found["grid"] = training.grids.ensure(run)
     samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
     values = {n.key: evaluated[name][n.entry] for name in names for n in evaluation.numbers(name)}

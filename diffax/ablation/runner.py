@@ -281,6 +281,7 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
         "evaluation": once["evaluation"] | sampled["evaluation"],
         "curves": once["curves"],
         "samples": sampled["samples"],
+        "grid": sampled["grid"],
         "training": {
             "directory": str(trained.relative_to(workdir)),
             "seconds": once["seconds"] + shared["seconds"],

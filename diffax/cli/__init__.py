@@ -28,6 +28,7 @@ from diffax.cli import (
     ablate,
     config,
     evaluate,
+    grid,
     metrics,
     report,
     sample,
@@ -49,6 +50,7 @@ COMMANDS: dict[str, Command] = {
     ),
     "ablate": Command("compare configs with error bars", ablate.add_flags, ablate.run, True),
     "report": Command("report on an ablation's results", report.add_flags, report.run),
+    "grid": Command("find the levels that suit a run and a solver", grid.add_flags, grid.run),
     "metrics": Command("weights of feature extractors", metrics.add_flags, metrics.run),
     "tune": Command("search a schedule's parameters", tune.add_flags, tune.run, True),
     "schedules": Command("draw noise schedules", schedules.add_flags, schedules.run),
@@ -94,6 +96,7 @@ _NEEDS = {
     "evaluate": "diffax.evaluation.run",
     "ablate": "diffax.ablation.runner",
     "report": "diffax.ablation",
+    "grid": "diffax.training",
     "tune": "diffax.tuning",
 }
 

@@ -21,7 +21,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         " name)",
     )
     text = "noise levels visited; several, as 5,10,50, draw a comparison from the same noise"
-    shared.add_sampling_flags(parser, steps=dict(type=_counts, metavar="N[,N...]", help=text))
+    shared.add_sampling_flags(parser, steps=dict(type=shared.counts, metavar="N[,N...]", help=text))
     group = parser.add_argument_group("editing of given data")
     group.add_argument(
         "--edit",
@@ -53,16 +53,6 @@ EDIT_FLAGS: dict[str, tuple[Callable, str]] = {
     "num-resamples": (whole(1), "of inpaint: passes through each stretch (default 10)"),
     "frames": (whole(2), "of interpolate: examples from first to last (default 8)"),
 }
-
-
-def _counts(text: str) -> list[int]:
-    try:
-        counts = [of_key("sampling.num_steps")(count) for count in text.split(",")]
-    except argparse.ArgumentTypeError as error:
-        raise argparse.ArgumentTypeError(f"{error}; it must read N or N,N,...") from None
-    if len(set(counts)) < len(counts):
-        raise argparse.ArgumentTypeError(f"{text!r}: must read N or N,N,..., each once")
-    return counts
 
 
 def run(args: argparse.Namespace, _: None) -> None:

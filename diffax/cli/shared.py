@@ -146,6 +146,17 @@ def given(args: argparse.Namespace, flags: Iterable[str]) -> dict[str, Any]:
     return {name: value for name, value in values.items() if value is not None}
 
 
+def counts(text: str) -> list[int]:
+    """A type for argparse: numbers of steps, N or N,N,..., each once."""
+    try:
+        found = [of_key("sampling.num_steps")(count) for count in text.split(",")]
+    except argparse.ArgumentTypeError as error:
+        raise argparse.ArgumentTypeError(f"{error}; it must read N or N,N,...") from None
+    if len(set(found)) < len(found):
+        raise argparse.ArgumentTypeError(f"{text!r}: must read N or N,N,..., each once")
+    return found
+
+
 def given_options(args: argparse.Namespace) -> dict[str, Any]:
     """Keys of config.sampling with the values of the flags that were given, all but the steps."""
     found = {key: vars(args)[flag.replace("-", "_")] for flag, (key, _) in sampling_flags().items()}

@@ -166,12 +166,16 @@ def build_sampler(config: ConfigDict) -> samplers.Sampler:
 
 
 def sampling_options(config: ConfigDict) -> dict[str, Any]:
-    """The keyword arguments of `diffax.sample` that a config determines."""
+    """The keyword arguments of `diffax.sample` that a config determines.
+
+    A grid that is found for the run is known to the run alone (`training.grids`): here, and in the
+    pictures of training, the solver's own stands for it.
+    """
     section = config.sampling
     return dict(
         sampler=section.sampler,
         num_steps=section.num_steps,
-        grid=section.grid,
+        grid=None if section.grid in samplers.grid_search.METHODS else section.grid,
         clip_x0=section.clip_x0,
         dynamic_threshold=section.dynamic_threshold,
         low_order_finish=section.low_order_finish,

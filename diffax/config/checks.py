@@ -148,9 +148,9 @@ RULES: dict[str, Rule] = {
     "sampling.num_steps": _whole(1, _LEVELS),
     "sampling.schedule": _one_of(schedules.names),
     "sampling.grid": Rule(
-        lambda value: value in samplers.GRIDS or value.endswith(".json"),
-        lambda: f"one of {', '.join(samplers.GRIDS)}",
-        lambda: samplers.GRIDS,
+        lambda value: value in _grids() or value.endswith(".json"),
+        lambda: f"one of {', '.join(_grids())}",
+        lambda: _grids(),
     ),
     "sampling.clip_x0": _rule(
         lambda value: arguments.CLIP[0] <= value <= arguments.CLIP[1],
@@ -409,8 +409,25 @@ def _optimizer(config: ConfigDict, schedule: AnySchedule) -> None:
         )
 
 
+def _grids() -> tuple[str, ...]:
+    """The fixed ones, and those that are found for a run."""
+    return (*samplers.GRIDS, *samplers.grid_search.METHODS)
+
+
+def _found_grid(solver: samplers.Sampler, config: ConfigDict) -> None:
+    grid, sampler = config.sampling.grid, config.sampling.sampler
+    if grid in samplers.grid_search.METHODS and solver.stochastic:
+        raise ValueError(f"grid={grid!r} is found for solvers without noise, not for {sampler!r}")
+    has_own = sampler == "learned" and not config.sampling.coefficients
+    if grid is not None and (grid == "learned") != has_own:
+        raise ValueError(
+            f"grid={grid!r} with sampler={sampler!r}: the solver 'learned' has a grid of its own,"
+            " 'learned', and no other has that"
+        )
+
+
 def _sampling(config: ConfigDict, schedule: AnySchedule) -> None:
-    build.build_sampler(config)
+    _found_grid(build.build_sampler(config), config)
     _guidance(config)
     options = build.sampling_options(config)
     if config.sampling.schedule is not None:

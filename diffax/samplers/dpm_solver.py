@@ -53,7 +53,8 @@ def dpm_solver(order: int = 2) -> Sampler:
     has the midpoint rule of its second order; the order of the whole is the same.)
 
     Default grid: `angle`, with 0.43 of uniform's distance to the exact flow at 20 calls of order 2,
-    0.82 of order 3.
+    0.82 of order 3. A network's own errors are amplified in the long first steps of both: with one
+    trained on digits `logsnr` was better, a Fréchet distance of 1.9 for 22 at 20 calls of order 2.
 
     Args:
       order: 1, 2 or 3, the calls per step.

@@ -18,8 +18,10 @@ ays: dynamic programming over the bound of Sabour 2024 (2404.14507) on the KL di
     It knows no solver, and keeps the noisy end.
 gradient: Adam on the levels through the solver (Tong 2025, LD3, learns times so), begun from those
     fixed grids that have the least error; the best levels met are kept, so that on the starts it
-    sees it is never worse than any. With `coefficients` the weights by which the solver combines
-    the network's x0 of several steps are learned with them (Frankel 2025, S4S, learns both).
+    sees it is never worse than any.
+learned: the same for the solver "learned". From the levels found for dpmpp_2m the weights by which
+    a step combines the network's x0 of several steps are learned with them (Frankel 2025, S4S,
+    learns both).
 """
 
 from __future__ import annotations
@@ -64,7 +66,7 @@ class Found(NamedTuple):
       fixed: name of a fixed grid -> its error, and its error on the starts held out.
       calls, seconds: network calls for each start and time, of this number of steps alone; a
         gradient counts as three calls.
-      coefficients: of the solver "learned", (steps, 4), where they were asked for.
+      coefficients: of the solver "learned", (steps, 4); None of others.
     """
 
     levels: Level
@@ -85,7 +87,7 @@ class Search(NamedTuple):
 
 
 class _Path(NamedTuple):
-    """The teacher's path from the starts that are used, each (batch, ..., C)."""
+    """The teacher's path from all starts, (batch, ..., C)."""
 
     fine: Level  # (L,), all of its levels
     kept: np.ndarray  # (M,), those of them that are candidates
@@ -103,7 +105,8 @@ class _Task(NamedTuple):
     over: grids.Range
     solver: Sampler
     denoise: Callable[[jax.Array, Level], Denoised]
-    start: jax.Array
+    start: jax.Array  # (batch, ..., C)
+    used: np.ndarray  # the numbers of the starts that are not held out
     path: _Path
     fixed: dict[str, Level]  # of the asked number of steps, the least error first
     error: Callable[..., jax.Array]  # levels, coefficients -> on the starts that are used
@@ -111,18 +114,13 @@ class _Task(NamedTuple):
     cost: int  # network calls of one sample
 
 
-# A method: task of the first step count -> (task of any) -> levels, coefficients, network calls;
-# and the calls that served all.
+# Of one step count: its task -> levels, coefficients, network calls. A method makes it of the first
+# task, and says how many calls that took, which serve all step counts.
 _Solve = Callable[[_Task], tuple[Level, Any, int]]
 
 
 def _at(tree: Any, i: Any) -> Any:
     return jax.tree.map(lambda a: a[i], tree)
-
-
-def _error(found: jax.Array, wanted: jax.Array) -> jax.Array:
-    apart = (found - wanted).reshape(len(found), -1)
-    return jnp.sqrt(jnp.mean(jnp.sum(apart**2, axis=1)))
 
 
 def _ended(levels: Level) -> Level:
@@ -210,7 +208,7 @@ def _step_costs(task: _Task) -> tuple[np.ndarray, np.ndarray]:
 
     def weighed(error: jax.Array, j: jax.Array) -> jax.Array:
         seen = (sensitivities[j] * error).reshape(*sensitivities.shape[1:3], -1)
-        return jnp.mean(jnp.sum(seen, axis=-1) ** 2)
+        return jnp.mean(jnp.sum(seen, axis=-1)[:, task.used] ** 2)
 
     def cost(triple: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         h, i, j = triple
@@ -289,9 +287,9 @@ def _ays(first: _Task) -> tuple[_Solve, int]:
     _, states = jax.lax.scan(noised, x, steps, reverse=True)
     states = jnp.concatenate([states, x[None]])
     x0 = jax.lax.map(lambda at: first.denoise(*at).x0, (states, levels))
-    flat = np.asarray(x0, np.float64).reshape(len(snr), -1)
+    flat = np.asarray(x0[:, first.used], np.float64).reshape(len(snr), -1)
     squares = np.sum(flat**2, axis=1)
-    apart = (squares[:, None] + squares - 2 * flat @ flat.T) / len(x)
+    apart = (squares[:, None] + squares - 2 * flat @ flat.T) / len(first.used)
     # Of a step from i: the integral over SNR by trapezia, up to each level; the last is up to x0.
     pieces = np.triu(0.25 * (apart[:, 1:] + apart[:, :-1]) * np.diff(snr))
     costs = np.pad(np.cumsum(pieces, axis=1), ((0, 0), (1, 0)))
@@ -362,10 +360,11 @@ def _gradient(first: _Task, coefficients: bool = False) -> tuple[_Solve, int]:
     return solve, 0
 
 
-METHODS: dict[str, Callable[..., tuple[_Solve, int]]] = {
+METHODS: dict[str, Callable[[_Task], tuple[_Solve, int]]] = {
     "dp": _dp,
     "gradient": _gradient,
     "ays": _ays,
+    "learned": functools.partial(_gradient, coefficients=True),
 }
 
 
@@ -378,7 +377,6 @@ def search(
     method: str = "dp",
     *,
     prediction: str = "eps",
-    coefficients: bool = False,
     key: jax.Array | None = None,
     log_snr_max: float = 20.0,
     log_snr_min: float = -20.0,
@@ -393,9 +391,7 @@ def search(
       x_init: (batch, ..., C), starts as `sample` draws them, 8 or more; every fourth is held out.
       steps: numbers of steps, each at most `candidates`.
       sampler: a deterministic one.
-      method: "dp", "gradient" or "ays".
-      coefficients: of "gradient" and "dpmpp_2m": learn those of the solver "learned" with the
-        levels.
+      method: "dp", "gradient" or "ays"; "learned" is for the sampler "learned", and it alone.
       key: of the probes and of the noise of "ays"; none need be given.
       teacher_steps: levels of the teacher, which is dpmpp_2m on levels equal in log-SNR.
       candidates: levels that dynamic programming chooses from.
@@ -407,19 +403,24 @@ def search(
     arguments.check_order("search", predict=predict, schedule=schedule)
     if method not in METHODS:
         raise ValueError(unknown("method", method, METHODS))
-    if coefficients and (method, sampler) != ("gradient", "dpmpp_2m"):
+    if (method == "learned") != (sampler == "learned"):
         raise ValueError(
-            f"coefficients are learned with method='gradient' and sampler='dpmpp_2m', not with"
-            f" method={method!r} and sampler={sampler!r}"
+            f"method={method!r} with sampler={sampler!r}: the method 'learned' is for the sampler"
+            " 'learned', and it alone"
         )
+    sampler = "dpmpp_2m" if sampler == "learned" else sampler  # from which it begins
     limits = {k: options.pop(k) for k in ("clip_x0", "dynamic_threshold") if k in options}
     finish = {k: options.pop(k) for k in ("low_order_finish",) if k in options}
     solver = get(sampler, **options)
     if solver.stochastic:
         raise ValueError(f"sampler={sampler!r} draws noise: a grid is found for deterministic ones")
-    if method == "gradient" and schedule.num_steps and not process.takes_log_snr(predict):
+    if (
+        method in ("gradient", "learned")
+        and schedule.num_steps
+        and not process.takes_log_snr(predict)
+    ):
         raise ValueError(
-            "method='gradient' moves levels continuously, which a predictor conditioned on the"
+            f"method={method!r} moves levels continuously, which a predictor conditioned on the"
             " index of a discrete schedule can't follow: take 'dp', or give one by_log_snr"
         )
     x = process.widened(arguments.examples("x_init", x_init))
@@ -441,60 +442,54 @@ def search(
     denoise = make_denoiser(predict, prediction, **limits)
     fine = grids.logsnr(over, min(teacher_steps, schedule.num_steps or teacher_steps))
     kept = np.unique(np.round(np.linspace(0, len(fine.t) - 1, most)).astype(int))
-    is_held = np.arange(len(x)) % HELD_OUT == HELD_OUT - 1
+    numbers = np.arange(len(x))
+    is_held = numbers % HELD_OUT == HELD_OUT - 1
+    used, held = numbers[~is_held], numbers[is_held]
 
     @jax.jit
     def taught(x: jax.Array) -> tuple[jax.Array, ...]:
         end, states = draw(x, fine, "dpmpp_2m", return_trajectory=True)
-        states = states[kept][:, ~is_held]
+        states = states[kept]
         x0, eps = jax.lax.map(lambda at: denoise(*at)[:2], (states, _at(fine, kept)))
         return end, states, x0, eps
 
     end, *on_path = taught(x)
-    path = _Path(fine, kept, _at(fine, kept), *on_path, end[~is_held])
+    path = _Path(fine, kept, _at(fine, kept), *on_path, end)
 
-    def error_on(chosen: np.ndarray) -> Callable[[Level, Any], jax.Array]:
-        def error(levels: Level, weights: Any) -> jax.Array:
-            own = dict(sampler=sampler, **options)
-            how = own if weights is None else dict(sampler="learned", coefficients=weights)
-            return _error(draw(x[chosen], levels, **how, **finish), end[chosen])
+    @jax.jit
+    def errors_of(levels: Level, weights: Any) -> jax.Array:
+        """On the starts that are used, and on those held out; drawn together, since a predictor may
+        have a condition for each."""
+        own = dict(sampler=sampler, **options)
+        how = own if weights is None else dict(sampler="learned", coefficients=weights)
+        apart = draw(x, levels, **how, **finish) - end
+        squares = jnp.sum(apart.reshape(len(x), -1) ** 2, axis=1)
+        return jnp.sqrt(jnp.stack([jnp.mean(squares[used]), jnp.mean(squares[held])]))
 
-        return jax.jit(error)
+    def error(levels: Level, weights: Any) -> jax.Array:
+        return errors_of(levels, weights)[0]
 
-    on_used, on_held = error_on(~is_held), error_on(is_held)
-
-    def task_of(num: int) -> tuple[_Task, dict[str, tuple[float, float]]]:
-        fixed = {name: grids.levels(over, name, num) for name in grids.GRIDS}
-        errors = {
-            name: (float(on_used(levels, None)), float(on_held(levels, None)))
-            for name, levels in fixed.items()
-        }
-        ranked = {name: fixed[name] for name in sorted(fixed, key=errors.get)}
-        cost = _calls(schedule, num, sampler, common, options)
-        return _Task(
-            key, over, solver, denoise, x[~is_held], path, ranked, on_used, num, cost
-        ), errors
+    def both(levels: Level, weights: Any) -> tuple[float, float]:
+        return tuple(map(float, errors_of(levels, weights)))
 
     solve, shared, found = None, len(fine.t) + most, {}
     for num in steps:
-        task, errors = task_of(num)
-        if solve is None:
-            made = (
-                functools.partial(_gradient, coefficients=True) if coefficients else METHODS[method]
-            )
-            solve, more = made(task)
-            shared, seconds = shared + more, time.monotonic() - began
         start = time.monotonic()
+        fixed = {name: grids.levels(over, name, num) for name in grids.GRIDS}
+        errors = {name: both(levels, None) for name, levels in fixed.items()}
+        ranked = {name: fixed[name] for name in sorted(fixed, key=errors.get)}
+        cost = _calls(schedule, num, sampler, common, options)
+        task = _Task(key, over, solver, denoise, x, used, path, ranked, error, num, cost)
+        if solve is None:
+            solve, more = METHODS[method](task)
+            shared, seconds = shared + more, time.monotonic() - began
+            start = time.monotonic()
         levels, weights, calls = solve(task)
-        found[num] = Found(
-            levels,
-            float(on_used(levels, weights)),
-            float(on_held(levels, weights)),
-            errors,
-            calls + len(errors) * task.cost,
-            time.monotonic() - start,
-            None if weights is None else np.asarray(weights),
-        )
+        error_of, held_out = both(levels, weights)
+        calls += len(errors) * cost
+        weights = None if weights is None else np.asarray(weights)
+        seconds_of = time.monotonic() - start
+        found[num] = Found(levels, error_of, held_out, errors, calls, seconds_of, weights)
     return Search(found, shared, seconds)
 
 

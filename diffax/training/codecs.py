@@ -65,6 +65,11 @@ def codec_of(config: ConfigDict, data: DatasetInfo) -> Codec:
     return CODECS[config.codec.name](config, data)
 
 
+def method_inside(config: ConfigDict, data: DatasetInfo) -> Method:
+    """The method of a config in the space of its codec; its states are those of `build_method`."""
+    return config_lib.build_method(config, seen_through(codec_of(config, data), data))
+
+
 def build_method(config: ConfigDict, data: DatasetInfo) -> Method:
     """The method of a config for data, through the codec of the config.
 

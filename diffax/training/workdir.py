@@ -6,6 +6,7 @@ The files:
     workdir/dataset.json      what must be known of the data to sample and evaluate without them,
                               and their fingerprint, by which a resumed run knows them again
     workdir/lock.json         while a job is at work: see `lock`
+    workdir/grids/            sampling grids found for it: see `grids`
     workdir/metrics.jsonl     a line of metrics per log step
     workdir/checkpoints/      see `checkpoint`
     workdir/samples/          sample grids
@@ -245,6 +246,7 @@ class Run(NamedTuple):
     method: Method
     state: State
     dataset: DatasetInfo
+    workdir: Path | None = None
 
     @property
     def model(self) -> nn.Module:
@@ -298,4 +300,4 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
         state, _ = checkpoints.restore(like, device, step)
     finally:
         checkpoints.close()
-    return Run(config, method, state, dataset)
+    return Run(config, method, state, dataset, workdir)

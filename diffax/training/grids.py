@@ -1,0 +1,175 @@
+"""Grids that are found for a run, and kept with it.
+
+    workdir/grids/METHOD-SAMPLER-STEPS.json    levels, errors, cost, and what they were found under
+
+A config names one by its method, as sampling.grid="dp"; the solver "learned" has one of its own
+for each number of steps. It is of use to the very network, schedule and guidance that it was found
+for: of others it is refused.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from ml_collections import ConfigDict
+
+from diffax import config as config_lib
+from diffax import process
+from diffax.files import content_hash, read_json, write_json
+from diffax.samplers import Level, grid_search
+from diffax.samplers.base import standard_normal
+from diffax.training import codecs
+from diffax.training.workdir import Run
+
+FOLDER = "grids"
+NUM_STARTS = 64
+_STARTS = 0x67726964  # folded into the seed's key: other noise than that of samples
+# Keys of config.sampling that change neither a network's predictions nor a solver's steps.
+_NO_MATTER = ("num_samples", "grid")
+_KEYS = ("fingerprint", "sampling", "t", "log_snrs", "coefficients")  # that are read
+
+
+def method_of(config: ConfigDict) -> str | None:
+    """How the grid that a config samples on is found; None if it is a fixed one."""
+    section = config.sampling
+    if section.sampler == "learned":
+        return None if section.coefficients else "learned"
+    return section.grid if section.grid in grid_search.METHODS else None
+
+
+def find(
+    run: Run,
+    method: str,
+    steps: Sequence[int],
+    num: int = NUM_STARTS,
+    seed: int = 0,
+    **settings: Any,
+) -> list[dict[str, Any]]:
+    """Finds the grids of some numbers of steps for a run, sampled as its config says; keeps them.
+
+    Args:
+      method: of `grid_search`; num: starts; seed: of their noise.
+      settings: other arguments of `grid_search.search`.
+
+    Returns:
+      What is kept of each: "log_snrs", "coefficients", "error", "held_out", "fixed", "calls" and
+      "seconds" of its own, "shared": those of all together.
+
+    Raises:
+      ValueError: the run's method has no predictor, or what `grid_search.search` refuses.
+    """
+    inside = codecs.method_inside(run.config, run.dataset)
+    if inside.edit is None:
+        raise ValueError(f"method {run.config.method.name!r} draws on no grid of noise levels")
+    numbers = np.arange(num)
+    key = jax.random.fold_in(jax.random.key(seed), _STARTS)
+    keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
+    conditional = run.config.model.class_conditional
+    cond = {"label": numbers % run.dataset.num_classes} if conditional else {}
+
+    def searched(keys, predict, schedule, shape, num_steps, grid, sampler, **options):
+        start = standard_normal(process.split_key(keys)[0], shape)
+        asked = (predict, schedule, start, steps, sampler, method)
+        return grid_search.search(*asked, **settings, **options)
+
+    search = inside.edit(run.state, keys, cond, searched)
+    kept = []
+    for num_steps, found in search.found.items():
+        config = config_lib.changed(run.config, {"sampling.num_steps": num_steps})
+        entry = {
+            **_subject(run, config),
+            "starts": num,
+            "seed": seed,
+            "t": np.asarray(found.levels.t),
+            "log_snrs": np.asarray(found.levels.log_snr),
+            "coefficients": found.coefficients,
+            "error": found.error,
+            "held_out": found.held_out,
+            "fixed": found.fixed,
+            "calls": found.calls,
+            "seconds": found.seconds,
+            "shared": {"calls": search.calls, "seconds": search.seconds},
+        }
+        path = _path(run, config, method)
+        path.parent.mkdir(exist_ok=True)
+        write_json(path, jax.tree.map(_plain, entry))
+        kept.append(read_json(path))
+    return kept
+
+
+def options_of(run: Run, config: ConfigDict) -> dict[str, Any]:
+    """The options of `samplers.sample` for the grid that a config names, as kept with the run.
+
+    Raises:
+      ValueError: there is none of that sampler and number of steps, or it was found for another
+        network, schedule or guidance.
+    """
+    method = method_of(config)
+    if method is None:
+        return {}
+    path = _path(run, config, method)
+    section = config.sampling
+    again = (
+        f"diffax grid --workdir={run.workdir} --method={method} --steps={section.num_steps}"
+        f" --sampler={section.sampler} finds one"
+    )
+    if not path.exists():
+        raise ValueError(
+            f"grid={method!r}: there is none of {section.num_steps} steps of {section.sampler} in"
+            f" {path.parent}; {again}"
+        )
+    entry, wanted = read_json(path, _KEYS), _subject(run, config)
+    own, asked = entry["sampling"], json.loads(json.dumps(wanted["sampling"]))
+    for key in asked:
+        if own.get(key) != asked[key]:
+            raise ValueError(
+                f"grid={method!r}: {path} was found with {key}={own.get(key)!r}, and"
+                f" {asked[key]!r} is asked for; {again}"
+            )
+    if entry["fingerprint"] != wanted["fingerprint"]:
+        raise ValueError(
+            f"grid={method!r}: {path} was found for another checkpoint or schedule; {again}"
+        )
+    levels = Level(*(jnp.asarray(entry[name]) for name in ("t", "log_snrs")))
+    if entry["coefficients"] is None:
+        return {"grid": levels}
+    return {"grid": levels, "coefficients": tuple(np.ravel(entry["coefficients"]).tolist())}
+
+
+def ensure(run: Run) -> dict[str, Any] | None:
+    """What is kept of the grid that the run's config names, found now if it is missing."""
+    method = method_of(run.config)
+    if method is None:
+        return None
+    path = _path(run, run.config, method)
+    if not path.exists():
+        find(run, method, [run.config.sampling.num_steps])
+    options_of(run, run.config)
+    return read_json(path)
+
+
+def _path(run: Run, config: ConfigDict, method: str) -> Path:
+    if run.workdir is None:
+        raise ValueError(f"grid={method!r}: it is kept in a workdir, and this run has none")
+    name = f"{method}-{config.sampling.sampler}-{config.sampling.num_steps}.json"
+    return run.workdir / FOLDER / name
+
+
+def _subject(run: Run, config: ConfigDict) -> dict[str, Any]:
+    """What a grid is found for."""
+    state = run.state
+    params = getattr(state, "ema_params", state.params)
+    leaves = jax.tree.leaves(jax.device_get((params, getattr(state, "schedule", ()))))
+    section = config.sampling.to_dict()
+    sampling = {key: value for key, value in section.items() if key not in _NO_MATTER}
+    return {"fingerprint": content_hash(*leaves), "sampling": sampling}
+
+
+def _plain(leaf: Any) -> Any:
+    return leaf.tolist() if isinstance(leaf, (np.ndarray, np.generic)) else leaf

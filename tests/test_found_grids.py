@@ -1,0 +1,128 @@
+"""Grids that are kept with a run: found, used by name, refused where they don't belong."""
+
+import json
+
+import jax
+import numpy as np
+import pytest
+from small_runs import compiled_quickly, small_config
+
+import diffax
+from diffax import cli, training
+from diffax import config as config_lib
+from diffax.ablation import measure
+from diffax.samplers import Level
+from diffax.training import grids
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("found")
+    with compiled_quickly(folder / "programs"):
+        config = small_config(sampling__sampler="dpmpp_2m", sampling__num_steps=3)
+        training.train(config, folder / "run")
+        run = training.load(folder / "run")
+        grids.find(run, "dp", [3, 4], num=16, teacher_steps=100, candidates=16)
+        yield run
+
+
+def under(run, **sampling):
+    names = {f"sampling.{key}": value for key, value in sampling.items()}
+    return run.under(config_lib.changed(run.config, names))
+
+
+def test_what_is_found_is_kept_with_its_cost(run):
+    assert sorted(p.name for p in (run.workdir / "grids").iterdir()) == [
+        "dp-dpmpp_2m-3.json", "dp-dpmpp_2m-4.json",
+    ]  # fmt: skip
+    entry = json.loads((run.workdir / "grids" / "dp-dpmpp_2m-4.json").read_text())
+    assert len(entry["log_snrs"]) == len(entry["t"]) == 4
+    assert entry["error"] <= min(error for error, _ in entry["fixed"].values())
+    assert entry["calls"] > 0 and entry["seconds"] > 0 and entry["shared"]["calls"] > 100
+    assert entry["starts"] == 16 and entry["coefficients"] is None
+
+
+def test_a_grid_is_used_by_its_name(run):
+    """The samples are those of the levels that are kept."""
+    entry = json.loads((run.workdir / "grids" / "dp-dpmpp_2m-4.json").read_text())
+    levels = Level(*(np.asarray(entry[k], np.float32) for k in ("t", "log_snrs")))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), np.arange(5))
+    want = run.method.sample(run.state, keys, {}, grid=levels)
+    generate = diffax.Generator(run)
+    np.testing.assert_allclose(generate(5, seed=3, grid="dp", num_steps=4), want, atol=1e-4)
+    assert not np.allclose(generate(5, seed=3, num_steps=4), want, atol=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (dict(num_steps=5), "there is none of 5 steps of dpmpp_2m in .*--steps=5 .*finds one"),
+        (dict(sampler="heun"), "there is none of 3 steps of heun"),
+        (dict(sampler="ddpm"), "grid='dp' is found for solvers without noise, not for 'ddpm'"),
+        (dict(clip_x0=1.0), "was found with clip_x0=None, and 1.0 is asked for"),
+        (dict(sampler="learned"), "the solver 'learned' has a grid of its own"),
+        (dict(grid="learned"), "the solver 'learned' has a grid of its own"),
+        (dict(grid="ays"), "grid='ays': there is none of 3 steps"),
+    ],
+)
+def test_a_grid_that_is_not_there_or_not_for_this_is_refused(run, options, message):
+    with pytest.raises(ValueError, match=message):
+        diffax.Generator(run)(2, **{"grid": "dp", **options})
+
+
+def test_a_grid_of_another_network_is_refused(run):
+    other = run._replace(
+        state=run.state.replace(ema_params=jax.tree.map(lambda a: a + 1, run.state.ema_params))
+    )
+    with pytest.raises(ValueError, match="was found for another checkpoint or schedule"):
+        diffax.Generator(other)(2, grid="dp")
+    with pytest.raises(ValueError, match="it is kept in a workdir, and this run has none"):
+        diffax.Generator(run._replace(workdir=None))(2, grid="dp")
+
+
+def test_edits_take_no_grid_that_was_found(run):
+    x = np.zeros((2, 2), np.float32)
+    with pytest.raises(ValueError, match="grid='dp' is found for samples from noise: sdedit takes"):
+        diffax.Generator(run).sdedit(x, 0.5, grid="dp")
+
+
+def test_the_learned_solver_has_its_own_grid_and_coefficients(run):
+    learned = under(run, sampler="learned")
+    (entry,) = grids.find(learned, "learned", [3], num=16)
+    assert np.shape(entry["coefficients"]) == (3, 4)
+    levels = Level(*(np.asarray(entry[k], np.float32) for k in ("t", "log_snrs")))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(5))
+    want = run.method.sample(
+        run.state, keys, {}, sampler="learned", grid=levels,
+        coefficients=tuple(np.ravel(entry["coefficients"]).tolist()),
+    )  # fmt: skip
+    np.testing.assert_allclose(diffax.Generator(learned)(5), want, atol=1e-4)
+
+
+def test_an_ablation_finds_what_is_missing_for_each_network(run, tmp_path):
+    """A grid of the run's own, once; its cost is part of the result."""
+    asked = under(run, grid="dp", num_steps=2)
+    path = run.workdir / "grids" / "dp-dpmpp_2m-2.json"
+    assert not path.exists()
+    found = measure.sample_and_score(asked, tmp_path)
+    assert found["grid"]["calls"] > 0 and len(found["grid"]["log_snrs"]) == 2
+    written = path.stat().st_mtime_ns
+    again = measure.sample_and_score(asked, tmp_path)
+    assert again["grid"] == found["grid"] and path.stat().st_mtime_ns == written
+    assert again["metrics"] == found["metrics"]
+    assert measure.sample_and_score(under(run, grid="logsnr"), tmp_path)["grid"] is None
+
+
+def test_the_command_finds_draws_and_says_what_is_next(run, capsys):
+    command = ["grid", f"--workdir={run.workdir}", "--num=8", "--steps=2,3", "--sampler=ddim"]
+    assert cli.main([*command, "--method=ays"]) == 0
+    said = capsys.readouterr().out
+    assert "network calls for each of 8 starts" in said and "--sampler=ddim --grid=ays" in said
+    assert (run.workdir / "grids.png").exists()
+    assert (run.workdir / "grids" / "ays-ddim-2.json").exists()
+    assert cli.main([*command, "--method=best"]) == 1
+    assert "--method=best: one of dp, gradient, ays, learned" in capsys.readouterr().err
+    assert cli.main([*command, "--grid=uniform"]) == 1
+    assert "that is what is found, by --method" in capsys.readouterr().err
+    assert cli.main(["sample", f"--workdir={run.workdir}", "--num=2", "--sampler=ddim",
+                     "--grid=ays", "--steps=2"]) == 0  # fmt: skip
