@@ -33,7 +33,7 @@ class Edit(NamedTuple):
     Attributes:
       run: (generate, x, **flags, **sampling options) -> Drawn.
       flags: those that it alone reads.
-      num: how many examples it takes if it isn't told.
+      num: how many examples it takes by default.
       options: of sampling, in place of the run's own.
       draws: whether it draws noise, and so reads a seed.
     """

@@ -288,7 +288,7 @@ def _run(found: _Found, check: Callable[[], Any] | None) -> Plugin:
         return _LOADED[found.key]
     module = _imported(found)
     before = registry.added()
-    if module is not None:  # by the program, and so without being told
+    if module is not None:  # by the program itself
         mine = tuple(registry.added_by(module.__name__))
     else:
         try:

@@ -128,7 +128,7 @@ _COMMAND = "DIFFAX_COMMAND"  # a variable, since processes that a command starts
 
 @contextlib.contextmanager
 def as_command() -> Iterator[None]:
-    """While this is open, what is told of the work is told to who gave a command."""
+    """While this is open, messages address who gave a command."""
     before = os.environ.get(_COMMAND, "")
     os.environ[_COMMAND] = "1"
     try:
@@ -232,7 +232,7 @@ def available_memory() -> int:
 _M_TRIM_THRESHOLD, _M_MMAP_MAX, _M_ARENA_MAX = -1, -4, -8
 _KEEP_FREED = ((_M_TRIM_THRESHOLD, -1), (_M_MMAP_MAX, 0), (_M_ARENA_MAX, 1))
 _COMPILED = "/jax/core/compile/backend_compile_duration"  # JAX's name of that event
-# With one of these a user has told glibc himself.
+# By one of these a user has chosen for glibc.
 _MALLOC_VARIABLES = ("GLIBC_TUNABLES", "MALLOC_ARENA_MAX", "MALLOC_MMAP_MAX_")
 
 

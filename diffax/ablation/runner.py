@@ -303,24 +303,24 @@ def subject(configs: Sequence[ConfigDict], dataset: data.Dataset) -> dict[str, s
     shape = " × ".join(map(str, dataset.shape))
     classes = f"{dataset.num_classes} classes" if dataset.num_classes else "no classes"
     accumulated = {c.training.grad_accumulation for c in configs}
-    parts = "" if accumulated == {1} else f" in {_told(accumulated)} parts"
+    parts = "" if accumulated == {1} else f" in {_listed(accumulated)} parts"
     return {
         "data": f"{dataset.name}: {len(dataset.train):,} examples to train on,"
         f" {len(dataset.eval):,} held out, {shape}, {classes}",
-        "network": _told(c.model.name for c in configs),
-        "steps": _told(c.training.num_steps for c in configs),
-        "batch": f"{_told(c.training.batch_size for c in configs)}{parts}",
+        "network": _listed(c.model.name for c in configs),
+        "steps": _listed(c.training.num_steps for c in configs),
+        "batch": f"{_listed(c.training.batch_size for c in configs)}{parts}",
     }
 
 
-def _told(values: Iterable[Any]) -> str:
+def _listed(values: Iterable[Any]) -> str:
     distinct = sorted(set(values))
     return " or ".join(f"{v:,}" if isinstance(v, int) else str(v) for v in distinct)
 
 
 def _steps(numbers: Iterable[int]) -> str:
     distinct = set(numbers)
-    return f"{_told(distinct)} step{'' if distinct == {1} else 's'}"
+    return f"{_listed(distinct)} step{'' if distinct == {1} else 's'}"
 
 
 def remarks(configs: Sequence[ConfigDict]) -> list[str]:
@@ -339,7 +339,7 @@ def remarks(configs: Sequence[ConfigDict]) -> list[str]:
     rising = [c for c in configs if c.training.num_steps <= c.optimizer.warmup_steps]
     if rising:
         steps = _steps(c.training.num_steps for c in rising)
-        warmup = _told(c.optimizer.warmup_steps for c in rising)
+        warmup = _listed(c.optimizer.warmup_steps for c in rising)
         found.append(
             f"Training was short: it ended after {steps}, within the learning rate’s warm-up"
             f" of {warmup}."

@@ -266,7 +266,7 @@ class DatasetInfo:
             (name.replace("_", " "), getattr(self, name), getattr(new, name))
             for name in (names if both_known else names[: names.index("num_train")])
         ]
-        # What isn't told of a codec is no change: measures and reports look at the data alone.
+        # A codec that isn't named is no change: measures and reports look at the data alone.
         differing = [pair for pair in pairs if pair[1] != pair[2] and pair[::2] != ("codec", "")]
         if [name for name, _, _ in differing] == ["fingerprint"]:
             return ["as many examples have another content"]

@@ -88,7 +88,7 @@ def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
     def decode(path: pathlib.Path) -> np.ndarray:
         image = images.decode(path, channels, side)
         if image.shape != x.shape[1:]:
-            raise ValueError("its size is not the one that its header tells")
+            raise ValueError("its size is not the one in its header")
         return image
 
     decoded = _tried(headers, decode, bad)

@@ -148,7 +148,7 @@ def pad(x: np.ndarray, pad_to: int) -> np.ndarray:
 
 def _check_depth(image) -> None:
     """Refuses more than 8 bits a channel, of some of which Pillow would drop the lower ones."""
-    stored = [tile.args for tile in image.tile]  # as the decoders are told
+    stored = [tile.args for tile in image.tile]  # what the decoders are given
     highest = max(
         (args[-1] for args in stored if image.format == "PPM" and len(args) == 2), default=0
     )

@@ -133,7 +133,7 @@ def _numbers(raw: np.ndarray, where: str) -> np.ndarray:
     if not np.issubdtype(raw.dtype, np.floating):
         raise ValueError(
             f"{where} has dtype {raw.dtype}; it must be uint8, int16 or floating, or numbers whose "
-            "(low, high) data.range tells."
+            "(low, high) data.range gives."
         )
     return raw.astype(np.float32)
 

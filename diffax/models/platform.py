@@ -25,7 +25,7 @@ def run_once() -> dict[str, int] | None:
     """The `compiler_options` with which to `jax.jit` what runs only once, as a network's init does.
 
     Drawing every parameter makes a long program: XLA's CPU compiler takes 16 s over a small U-Net's
-    and, told to leave it as it is, 3 s. The numbers drawn agree to rounding.
+    and, without optimising it, 3 s. The numbers drawn agree to rounding.
     """
     return {"xla_backend_optimization_level": 0} if on_cpu() else None
 

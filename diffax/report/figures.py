@@ -131,7 +131,7 @@ def png(figure: Figure) -> bytes:
 def _saved(figure: Figure, **how) -> bytes:
     buffer = io.BytesIO()
     with warnings.catch_warnings():
-        # What a reader's browser has and matplotlib's font has not, nobody need be told.
+        # A reader's browser has glyphs that matplotlib's font lacks.
         warnings.filterwarnings("ignore", r"Glyph \d+", UserWarning)
         figure.savefig(buffer, **how)
     return buffer.getvalue()

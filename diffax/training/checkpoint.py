@@ -279,8 +279,8 @@ def _writing() -> Iterator[None]:
     try:
         yield
     except Exception as error:  # orbax has no one kind for what it can't write
-        told = re.search(r"os_error_code='(\d+)'", str(error))  # by tensorstore
-        number = int(told[1]) if told else getattr(error, "errno", None)
+        code = re.search(r"os_error_code='(\d+)'", str(error))  # of tensorstore
+        number = int(code[1]) if code else getattr(error, "errno", None)
         if number:
             raise NotSavedError(number, f"a checkpoint: {os.strerror(number)}") from error
         raise NotSavedError(f"a checkpoint could not be written: {_first_line(error)}") from error

@@ -151,9 +151,9 @@ class Trust:
     """The latest checkpoint that is known to hold a state that trains, `step`, and the later ones,
     `doubted`.
 
-    A step tells of the parameters from which it started. So what was saved after a step is known to
-    be good only when a later one finds a usual loss and a finite gradient there, whether or not its
-    update could be made. Until then the last that is known to be so must stay.
+    A step shows the worth of the parameters from which it started. So what was saved after a step
+    is known to be good only when a later one finds a usual loss and a finite gradient there,
+    whether or not its update could be made. Until then the last that is known to be so must stay.
 
     Args:
       required: of the method.
@@ -164,7 +164,7 @@ class Trust:
     def __init__(
         self, required: Mapping[str, Bounded], step: int | None = None, doubted: Iterable[int] = ()
     ):
-        # What a step finds where it started; the size of its update tells of the rate.
+        # What a step finds where it started; the size of its update shows the rate.
         self._of_start = [name for name, bound in required.items() if bound.largest == math.inf]
         self.step, self.doubted = step, list(doubted)
         self._seen, self._usual = 0, math.inf
