@@ -59,7 +59,7 @@ class Checkpoints:
         self.trusted: int | None = None
         self._state, self._text = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
         handlers = dict(state=self._state, loop=self._text, checksums=self._text)
-        with _untold() if read_only else contextlib.nullcontext():
+        with _without_warnings() if read_only else contextlib.nullcontext():
             writes = dict(create=not read_only, cleanup_tmp_directories=not read_only)
             self._manager = ocp.CheckpointManager(
                 self.directory,
@@ -263,7 +263,7 @@ def latest_step(directory: Path) -> int | None:
 
 
 @contextlib.contextmanager
-def _untold() -> Iterator[None]:
+def _without_warnings() -> Iterator[None]:
     """Within it orbax doesn't warn, through absl, that what is opened to be read isn't written."""
     logger = logging.getLogger("absl")
     before = logger.level

@@ -30,7 +30,7 @@ from diffax.training.lock import held
 from diffax.training.measuring import make_evaluation
 from diffax.training.progress import ProgressDisplay
 from diffax.training.run_logger import RunLogger, make_drawing
-from diffax.training.workdir import Run, check_writable, saying_what_is_kept
+from diffax.training.workdir import Run, check_writable, explain_os_errors
 
 _LOG = logging.getLogger("diffax")
 
@@ -123,7 +123,7 @@ def _train(
     for root in roots:
         check_writable(root)
     with ExitStack() as stack:
-        with saying_what_is_kept(*roots), hosts.failing_together():
+        with explain_os_errors(*roots), hosts.failing_together():
             check_ours = stack.enter_context(held(roots if hosts.is_first() else ()))
         progress = stack.enter_context(ProgressDisplay(hosts.is_first()))
         return _train_in(configs, roots, layout, mesh, stop, check_ours, progress)
@@ -158,7 +158,7 @@ def _train_in(
         return RunLogger(config, root, method, info, batches, evaluate, draw, layout)
 
     with ExitStack() as stack:
-        stack.enter_context(saying_what_is_kept(*roots))
+        stack.enter_context(explain_os_errors(*roots))
         runs = [stack.enter_context(closing(logger_of(*each))) for each in zip(configs, roots)]
         states = _restored(runs, like, distributed.state_sharding(like, mesh))
         if states is None:

@@ -74,7 +74,7 @@ def check_writable(workdir: Path) -> None:
 
 
 @contextlib.contextmanager
-def saying_what_is_kept(*workdirs: Path) -> Iterator[None]:
+def explain_os_errors(*workdirs: Path) -> Iterator[None]:
     """An OSError is raised again as one that is a sentence: which workdir (of several: one of
     them), what the system says of the disk, or else the error, and which checkpoint is kept."""
     try:
