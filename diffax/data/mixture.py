@@ -142,15 +142,8 @@ class GaussianMixture:
         """The mixture of x_t = alpha x0 + sigma eps, eps ~ N(0, I); alpha and sigma scalars."""
         dtype = self.means.dtype
         alpha, sigma = jnp.asarray(alpha, dtype), jnp.asarray(sigma, dtype)
-        return self.tree_unflatten(
-            None,
-            (
-                self.log_weights,
-                alpha * self.means,
-                alpha**2 * self.eigenvalues + sigma**2,
-                self.eigenvectors,
-            ),
-        )
+        means, eigenvalues = alpha * self.means, alpha**2 * self.eigenvalues + sigma**2
+        return self.tree_unflatten(None, (self.log_weights, means, eigenvalues, self.eigenvectors))
 
     def log_density(self, x: jax.Array, log_snr: ArrayLike = jnp.inf) -> jax.Array:
         """log q(x_t) in nats at noise level `log_snr`; the clean log p(x) by default.

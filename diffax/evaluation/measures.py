@@ -359,96 +359,76 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
     return {**said, **kept, **seen.about_reference(len(train))}
 
 
-# The extrapolated distance and KID may be negative.
-_FRECHET = (
+def _value(label: str, meaning: str, **about: Any) -> dict[str, Metric]:
+    """The one number of a measure."""
+    return {"value": Metric("value", label, meaning=meaning, **about)}
+
+
+_FRECHET = _value(
+    "Fréchet distance",
     "How far the Gaussian fitted to the features of samples is from that of training examples. It"
     " can be compared only over the same features and the same number of samples, of which few make"
-    " it larger."
+    " it larger.",
+    short="FD",
+    scale="log",
 )
-_INFINITY = "The Fréchet distance extrapolated to infinitely many samples."
-_KID = (
+# The extrapolated distance and KID may be negative.
+_INFINITY = _value(
+    "Fréchet distance, extrapolated",
+    "The Fréchet distance extrapolated to infinitely many samples.",
+    short="FD∞",
+)
+_KID = _value(
+    "KID",
     "The squared distance between samples and training examples by a polynomial kernel of their"
-    " features (MMD²), without bias: about 0 where they are alike, also below."
+    " features (MMD²), without bias: about 0 where they are alike, also below.",
+    digits=5,
 )
-_PRDC = {
+_SHARES = {
     "precision": "The share of samples that lie in the neighbourhood of a training example.",
     "recall": "The share of training examples that lie in the neighbourhood of a sample.",
     "density": "In how many neighbourhoods of training examples a sample lies, of the number"
     " expected.",
     "coverage": "The share of training examples with a sample in their neighbourhood.",
 }
-_INCEPTION_SCORE = "How sure the classes that Inception gives to samples are, and how varied."
-_SLICED = (
-    "How far the values themselves of samples and training examples are from one another:"
-    " Wasserstein distances along random directions."
+_PRDC = {
+    name: Metric(name, name.capitalize(), lower_is_better=False, meaning=meaning)
+    for name, meaning in _SHARES.items()
+}
+_INCEPTION_SCORE = _value(
+    "Inception score",
+    "How sure the classes that Inception gives to samples are, and how varied.",
+    lower_is_better=False,
 )
-_LPIPS_DIVERSITY = "LPIPS diversity within classes"
-_DIVERSITY = "How far apart two samples of a class lie on average, by LPIPS; beside that of data."
-
-
-def _named(*metrics: Metric) -> dict[str, Metric]:
-    return {metric.key: metric for metric in metrics}
-
+_SLICED = _value(
+    "Sliced Wasserstein distance",
+    "How far the values themselves of samples and training examples are from one another:"
+    " Wasserstein distances along random directions.",
+    scale="log",
+)
+# Neither is better of diversity alone: noise is diverse.
+_DIVERSITY = _value(
+    "LPIPS diversity within classes",
+    "How far apart two samples of a class lie on average, by LPIPS; beside that of data.",
+    lower_is_better=None,
+)
+_BY_MOMENTS = {"of": "moments", "fewest_of_reference": FEWEST_FOR_MOMENTS}
 
 MEASURES: Registry[Measure] = Registry(
     "measure",
     {
-        "frechet": Measure(
-            frechet,
-            lambda width: FEWEST_FOR_MOMENTS,
-            _named(Metric("value", "Fréchet distance", short="FD", scale="log", meaning=_FRECHET)),
-            "moments",
-            fewest_of_reference=FEWEST_FOR_MOMENTS,
-        ),
+        "frechet": Measure(frechet, lambda width: FEWEST_FOR_MOMENTS, _FRECHET, **_BY_MOMENTS),
         "frechet_infinity": Measure(
-            frechet_infinity,
-            distances.fewest_for_infinity,
-            _named(
-                Metric("value", "Fréchet distance, extrapolated", short="FD∞", meaning=_INFINITY)
-            ),
-            "moments",
-            fewest_of_reference=FEWEST_FOR_MOMENTS,
+            frechet_infinity, distances.fewest_for_infinity, _INFINITY, **_BY_MOMENTS
         ),
-        "kid": Measure(
-            kid,
-            lambda width: FEWEST_FOR_KID,
-            _named(Metric("value", "KID", digits=5, meaning=_KID)),
-            fewest_of_reference=FEWEST_FOR_KID,
-        ),
+        "kid": Measure(kid, lambda width: FEWEST_FOR_KID, _KID, fewest_of_reference=FEWEST_FOR_KID),
         "prdc": Measure(
-            prdc,
-            lambda width: NEIGHBOURS + 1,
-            _named(
-                *(
-                    Metric(name, name.capitalize(), lower_is_better=False, meaning=_PRDC[name])
-                    for name in distances.PRDC._fields
-                )
-            ),
-            fewest_of_reference=NEIGHBOURS + 1,
+            prdc, lambda width: NEIGHBOURS + 1, _PRDC, fewest_of_reference=NEIGHBOURS + 1
         ),
-        "is": Measure(
-            inception_score,
-            lambda width: 10,
-            _named(
-                Metric("value", "Inception score", lower_is_better=False, meaning=_INCEPTION_SCORE)
-            ),
-            "nothing",
-            over=INCEPTION,
-        ),
-        "swd": Measure(
-            sliced_wasserstein,
-            lambda width: 1,
-            _named(Metric("value", "Sliced Wasserstein distance", scale="log", meaning=_SLICED)),
-            over="values",
-        ),
-        # Neither is better of diversity alone: noise is diverse.
+        "is": Measure(inception_score, lambda width: 10, _INCEPTION_SCORE, "nothing", INCEPTION),
+        "swd": Measure(sliced_wasserstein, lambda width: 1, _SLICED, over="values"),
         "lpips_diversity": Measure(
-            lpips_diversity,
-            lambda width: 2,
-            _named(Metric("value", _LPIPS_DIVERSITY, lower_is_better=None, meaning=_DIVERSITY)),
-            "nothing",
-            over=LPIPS,
-            within_classes=True,
+            lpips_diversity, lambda width: 2, _DIVERSITY, "nothing", LPIPS, within_classes=True
         ),
     },
 )

@@ -22,7 +22,6 @@ class Scale:
     effect: Callable[[float, float], float]
     sign: str  # between the two arms that are compared
     average: str
-    comparison: str
     value_text: Callable[[float, int], str]
     effect_text: Callable[[float, int], str]
 
@@ -35,7 +34,6 @@ SCALES = {
         lambda a, b: a - b,
         "−",
         "mean",
-        "difference",
         fixed,
         signed,
     ),
@@ -46,7 +44,6 @@ SCALES = {
         lambda a, b: a / b,
         "÷",
         "geometric mean",
-        "ratio",
         significant,
         ratio,
     ),
