@@ -130,6 +130,9 @@ def run_ablation(
         most = measure.seeds_at_once(arm_config(config, arm, seed), vectorise)
         return training_directory(workdir, arm, seed).parent, most
 
+    def fingerprint(arm: Arm, seed: int) -> dict[str, Any]:
+        return config_lib.relevant(arm_config(config, arm, seed))
+
     group = functools.partial(training_directory, workdir)
     sharing = Sharing(group, join, functools.partial(_train_seeds, **of_all))
     part = "" if shard[1] == 1 else f"-{shard[0]}-of-{shard[1]}"
@@ -138,18 +141,9 @@ def run_ablation(
         names = dict.fromkeys(name for each in configs for name in each.plugins)
         plugins.keep(names, workdir / PLUGINS)
         try:
-            results = run_grid(
-                arms,
-                seeds,
-                functools.partial(run_one, **of_all),
-                workdir,
-                fingerprint=lambda arm, seed: config_lib.relevant(arm_config(config, arm, seed)),
-                workers=len(environments),
-                on_progress=print_progress,
-                worker_environment=environments,
-                shard=shard,
-                sharing=sharing,
-            )
+            make, workers = functools.partial(run_one, **of_all), len(environments)
+            how = (workers, print_progress, environments, shard, sharing)
+            results = run_grid(arms, seeds, make, workdir, fingerprint, *how)
         except (GridError, KeyboardInterrupt):
             if shard[1] == 1 and any(workdir.glob("runs/*/*/result.json")):
                 found = store.load_results(workdir, spec.arms)

@@ -4,8 +4,6 @@ Each process sees its own devices and reads its own piece of every batch; all ru
 Only the first writes metrics, configs and pictures; all write checkpoints.
 """
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os

@@ -7,8 +7,6 @@ A state is any pytree with a field `step` and a method `replace`, such as a
 `flax.struct.PyTreeNode`.
 """
 
-from __future__ import annotations
-
 import functools
 from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple

@@ -8,8 +8,6 @@ nothing but the order in which float32 sums are taken.
 On several hosts, each process has its devices in the mesh and its contiguous piece of every batch.
 """
 
-from __future__ import annotations
-
 import collections
 import math
 from collections.abc import Mapping

