@@ -128,7 +128,7 @@ def disk_that_fills(workdir, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(loop.data, "batches", lambda *a, **k: Filling(batches(*a, **k), workdir))
         hasty = functools.partial(DevicePrefetcher, ahead=0)
-        patch.setattr(loop.prefetch, "DevicePrefetcher", hasty)
+        patch.setattr(loop, "DevicePrefetcher", hasty)
         try:
             yield
         finally:
