@@ -282,21 +282,28 @@ class Generator:
                     )
                 operation = functools.partial(OPERATIONS[name], **settings)
                 sample = functools.partial(method.edit, operation=operation)
-
-            def draw(state, key, batch, scale, traced):
-                fold_in = jax.vmap(jax.random.fold_in, in_axes=(None, 0))
-                keys = fold_in(key, batch["number"])
-                options = found | traced | ({"guidance_scale": scale} if guided else {})
-                if name != "sample":
-                    options = options | {"given": batch["given"]}
-                return sample(state, keys, batch["cond"], **options)
-
+            if found:
+                sample = functools.partial(sample, **found)
             self._compiled[key] = distributed.jit_over_numbers(
-                draw, out_shardings=distributed.split(self._mesh)
+                _drawing(sample, guided, edits=name != "sample"),
+                out_shardings=distributed.split(self._mesh),
             )
             if len(self._compiled) > KEPT_PROGRAMS:
                 self._compiled.popitem(last=False)
         return self._compiled[key]
+
+
+@functools.lru_cache(maxsize=8)
+def _drawing(sample: Callable, guided: bool, edits: bool) -> Callable:
+    """What a `Generator` compiles: samples, or edits, of the rows of a batch."""
+
+    def draw(state: Any, key: jax.Array, batch: Any, scale: float, traced: Any) -> Any:
+        keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch["number"])
+        options = traced | ({"guidance_scale": scale} if guided else {})
+        given = {"given": batch["given"]} if edits else {}
+        return sample(state, keys, batch["cond"], **options, **given)
+
+    return draw
 
 
 def _traced(config: Any) -> dict[str, np.float32]:

@@ -36,6 +36,7 @@ class _Added(NamedTuple):
 
 
 _ADDED: list[_Added] = []
+_CHANGES: list[int] = [0]  # how often any table has changed
 
 
 class Taken(ValueError):
@@ -53,6 +54,14 @@ class Registry(dict[str, T]):
     def __init__(self, kind: str, entries: Mapping[str, T]):
         super().__init__(entries)
         self.kind = kind
+
+    def __setitem__(self, name: str, entry: T) -> None:
+        super().__setitem__(name, entry)
+        _CHANGES[0] += 1
+
+    def __delitem__(self, name: str) -> None:
+        super().__delitem__(name)
+        _CHANGES[0] += 1
 
     def register(self, name: str, entry: T) -> None:
         """Adds an entry. What a copy of the same file has registered stays as it is; a notebook may
@@ -136,6 +145,11 @@ def code_digest(source: bytes) -> str:
     return hashlib.sha256(b"".join(lines)).hexdigest()[:32]
 
 
+def version() -> int:
+    """A number that changes whenever a table does: what was made of the tables is out of date."""
+    return _CHANGES[0]
+
+
 def added() -> tuple[tuple[str, str], ...]:
     """(kind, name) of all that was registered beyond diffax's own, in this order."""
     return tuple((entry.table.kind, entry.name) for entry in _ADDED)
@@ -151,7 +165,8 @@ def forget(entries: Iterable[tuple[str, str]]) -> None:
     gone = set(entries)
     for entry in list(_ADDED):
         if (entry.table.kind, entry.name) in gone:
-            entry.table.pop(entry.name, None)
+            if entry.name in entry.table:
+                del entry.table[entry.name]
             _ADDED.remove(entry)
 
 

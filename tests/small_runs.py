@@ -9,6 +9,7 @@ from jax.experimental.compilation_cache import compilation_cache
 
 from diffax import config as config_lib
 from diffax import distributed, training
+from diffax.training import codecs
 
 MIXTURE = training.DatasetInfo("mixture2d", (2,), 0, None, ())
 # A config file for the command line.
@@ -93,13 +94,18 @@ def small_config(**changes):
 
 def prepare(config, info=MIXTURE):
     """The compiled step and the first state of a config."""
-    method = config_lib.build_method(config, info)
+    method = codecs.build_method(config, info)
     return jax.jit(step_of(method)), first_state(config, method)
 
 
 def step_of(method):
     """(state, batch) -> (state, metrics), with all examples on one device."""
-    return functools.partial(method.step, sharding=distributed.LOCAL)
+    return _step(method.step)
+
+
+@functools.lru_cache(maxsize=16)  # JAX compiles one object once
+def _step(step):
+    return functools.partial(step, sharding=distributed.LOCAL)
 
 
 def first_state(config, method):
@@ -108,12 +114,12 @@ def first_state(config, method):
 
 def a_method():
     """That of a small config."""
-    return config_lib.build_method(small_config(), MIXTURE)
+    return codecs.build_method(small_config(), MIXTURE)
 
 
 def run_of(config, state, info=MIXTURE):
     """A run of a config that is in this state."""
-    return training.Run(config, config_lib.build_method(config, info), state, info)
+    return training.Run(config, codecs.build_method(config, info), state, info)
 
 
 def batch_of(size=32, shape=(2,), seed=0):

@@ -5,13 +5,14 @@ import signal
 import subprocess
 import sys
 import time
+from collections import deque
 from pathlib import Path
 
 import jax
 import pytest
 
 from diffax.ablation.grid import Arm, GridError, Sharing, run_grid
-from diffax.ablation.workers import worker_environments
+from diffax.ablation.workers import _taken, _Worker, worker_environments
 
 SCRIPT = """
 import os, sys, time
@@ -210,3 +211,14 @@ def test_a_tpu_belongs_to_one_process(monkeypatch):
 def test_no_workers_are_refused():
     with pytest.raises(ValueError, match="workers is 0; at least 1"):
         worker_environments(0, 9)
+
+
+def test_a_worker_goes_on_with_what_it_has_compiled():
+    """Seeds stay the outer loop; within one, an arm stays with the worker that has its programs."""
+    waiting = deque(deque([(seed, arm)]) for seed in range(3) for arm in "abc")
+    one, other = _Worker(None, {}), _Worker(None, {})
+    turns = (one, other, one, other, one, one, other, one, one)
+    taken = [_taken(waiting, worker, lambda run: run)[0] for worker in turns]
+    assert [seed for seed, _ in taken] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
+    assert "".join(arm for _, arm in taken) == "abc" + "bac" + "bac"
+    assert not waiting

@@ -1,6 +1,7 @@
 """Every method can be trained, resumed, laid out, measured and ablated alike: those of diffax, and
 one that a plugin registers."""
 
+import dataclasses
 import json
 import math
 import subprocess
@@ -11,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from ml_collections import ConfigDict
 from small_runs import (
     LEARNED,
     MIXTURE,
@@ -30,6 +32,7 @@ from diffax import config as config_lib
 from diffax.ablation import runner
 from diffax.config import methods as built
 from diffax.methods import autoencoder
+from diffax.training import codecs
 
 TOY = Path(__file__).parent / "toy_method.py"
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
@@ -263,6 +266,68 @@ def test_what_has_no_effect_is_refused_or_said():
     arm = ablation.Arm("a", {"schedule.name": "sigmoid"})
     with pytest.raises(ValueError, match="schedule.name has no effect, since method.name is 'line"):
         runner.arm_config(config, arm, 0)
+
+
+class Recorder:
+    """A section of a config that notes which keys are read."""
+
+    def __init__(self, section, read, path=""):
+        self._section, self._read, self._path = section, read, path
+
+    def __getitem__(self, name):
+        value, path = self._section[name], f"{self._path}{name}"
+        if isinstance(value, ConfigDict):
+            return Recorder(value, self._read, f"{path}.")
+        self._read.add(path)
+        return value
+
+    __getattr__ = __getitem__
+
+    def keys(self):
+        return self._section.keys()
+
+    def __iter__(self):
+        return iter(self._section)
+
+
+@pytest.mark.parametrize("name", ["diffusion", "autoencoder", "line"])
+@pytest.mark.parametrize("changes", [{}, {"optimizer__decay": "cosine"}])
+def test_a_method_is_built_from_no_key_that_sharing_ignores(name, changes, signal_file):
+    config, read = config_of(name, signal_file, **changes), set()
+    built.build_method(Recorder(config, read), info_of(config))
+    ignored = {
+        key
+        for key in config_lib.flat(config)
+        if key.startswith(built._NOT_OF_METHOD) and key not in built._OF_METHOD
+    }
+    assert read - {"method.name"} and not read & ignored
+
+
+def test_runs_alike_share_a_method_and_others_do_not(registering):
+    info, config = MIXTURE, small_config()
+    method = codecs.build_method(config, info)
+    for same in ({"seed": 3}, {"training__log_every": 2}, {"evaluation__num_examples": 10}):
+        assert codecs.build_method(small_config(**same), info) is method
+    for other in ({"ema__decay": 0.5}, {"training__num_steps": 9}, {"sampling__num_steps": 7}):
+        assert codecs.build_method(small_config(**other), info) is not method
+    assert codecs.build_method(config, dataclasses.replace(info, shape=(3,))) is not method
+    # What a name stands for may have changed.
+    diffax.schedules.register("newly_registered", lambda: diffax.schedules.get("cosine"))
+    assert codecs.build_method(config, info) is not method
+
+
+def test_the_second_seed_of_a_run_traces_nothing_anew(tmp_path, monkeypatch):
+    traced, network = [], type(config_lib.build_model(small_config(), MIXTURE))
+    call = network.__call__
+    monkeypatch.setattr(network, "__call__", lambda *a, **k: traced.append(1) or call(*a, **k))
+    config = small_config(ema__decay=0.77, evaluation__gradient_batches=2, training__eval_every=6)
+    for seed in range(2):
+        config.seed, before = seed, len(traced)
+        training.train(config, tmp_path / str(seed))
+        run = training.load(tmp_path / str(seed))
+        diffax.Generator(run)(4)
+        evaluation.profiles(run, data.load_cached(config.data).eval, 16)
+        assert (len(traced) > before) == (seed == 0)
 
 
 def broken(**changes):

@@ -201,7 +201,9 @@ def run_grid(
         events = _in_turn(execute, pending)
     else:
         environments = list(worker_environment or [{}] * workers)[:workers]
-        events = worker_processes.in_parallel(execute, pending, environments)
+        events = worker_processes.in_parallel(
+            execute, pending, environments, kind=lambda run: (run.seed, run.arm.name)
+        )
     failures: dict[str, list[str]] = {}  # of each reason the runs
     # closing: an interruption while an event is reported must stop the workers too.
     with closing(events):

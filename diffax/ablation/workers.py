@@ -88,6 +88,7 @@ def in_parallel(
     execute: Callable[[Any], tuple[str, float | None, str]],
     units: Sequence[Sequence[Any]],
     environments: Sequence[Mapping[str, str]],
+    kind: Callable[[Any], tuple[Any, Any]] = lambda run: (None, None),
 ) -> Iterator[tuple[Any, str, float | None, str]]:
     """Yields (run, "started", None, "") and (run, *execute(run)) as the runs come and go.
 
@@ -101,6 +102,8 @@ def in_parallel(
       execute: execute(run) -> (status, seconds, message), called in a worker; picklable.
       units: lists of runs, none empty.
       environments: as many as there are workers: the variables that each adds to its environment.
+      kind: run -> (row, what it compiles). Of the units that wait, by their first runs, a worker
+        takes one of the first row, and there one that compiles what it has compiled before.
 
     Raises:
       ValueError: `execute` cannot be pickled, since what it runs is no top-level function.
@@ -129,7 +132,7 @@ def in_parallel(
         while waiting or busy or flying:
             while busy or waiting and idle:
                 worker = busy.pop() if busy else idle.pop()
-                worker.unit = worker.unit or waiting.popleft()
+                worker.unit = worker.unit or _taken(waiting, worker, kind)
                 run = worker.unit.popleft()
                 # The process is spawned by submit. It takes signals when it is ready to.
                 with _environment(worker.environment), _signals_later():
@@ -141,7 +144,7 @@ def in_parallel(
                     outcome = future.result()
                 except BrokenProcessPool:
                     worker.process.shutdown()
-                    worker.process = start_process()
+                    worker.process, worker.compiled = start_process(), set()
                     outcome = "failed", None, "its process died, killed or out of memory"
                 (busy if worker.unit else idle).append(worker)
                 yield run, *outcome
@@ -162,6 +165,16 @@ class _Worker:
     process: ProcessPoolExecutor
     environment: Mapping[str, str]
     unit: deque = field(default_factory=deque)  # the runs that are left of what it is at
+    compiled: set = field(default_factory=set)  # of what kinds its runs were
+
+
+def _taken(waiting: deque, worker: _Worker, kind: Callable[[Any], tuple[Any, Any]]) -> deque:
+    """Takes the unit that a worker does next out of those that wait."""
+    row = [unit for unit in waiting if kind(unit[0])[0] == kind(waiting[0][0])[0]]
+    unit = next((unit for unit in row if kind(unit[0])[1] in worker.compiled), row[0])
+    worker.compiled.add(kind(unit[0])[1])
+    waiting.remove(unit)
+    return unit
 
 
 def _obey_parent(saving: connection.Connection, lifeline: connection.Connection) -> None:

@@ -17,7 +17,7 @@ from diffax.config.build import (
 )
 from diffax.config.checks import remarks, validate
 from diffax.config.defaults import default_config
-from diffax.config.methods import build_method, method_before_data, unread_by_method
+from diffax.config.methods import build_method, for_method, method_before_data, unread_by_method
 from diffax.config.optimizers import OPTIMIZERS
 from diffax.config.optimizers import register as register_optimizer
 from diffax.config.storage import (
@@ -44,6 +44,7 @@ __all__ = [
     "conditioning",
     "default_config",
     "differences",
+    "for_method",
     "from_json",
     "load_plugins",
     "method_before_data",

@@ -9,7 +9,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict, config_dict
 
-from diffax import data, methods, models, samplers, schedules, time_sampling
+from diffax import data, methods, models, registry, samplers, schedules, time_sampling
 from diffax.config.kinds import Kind, kind_of
 from diffax.registry import annotation_of
 
@@ -174,6 +174,12 @@ def keys() -> dict[str, Key]:
     `model.<network>.<field>`, and the arguments of the schedules, the time samplers and the
     samplers, with what their docstrings say of them. What is registered later counts.
     """
+    return dict(_keys(registry.version()))
+
+
+@functools.lru_cache(maxsize=1)
+def _keys(version: int) -> dict[str, Key]:
+    del version  # of the tables that are read
     found = dict(_KEYS)
     for network in models.names():
         if f"model.{network}" in _KEYS:

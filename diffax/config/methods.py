@@ -8,7 +8,8 @@ from ml_collections import ConfigDict
 
 from diffax import methods, time_sampling
 from diffax.config import build
-from diffax.config.defaults import method_keywords, time_sampler_keywords
+from diffax.config.defaults import default_config, method_keywords, time_sampler_keywords
+from diffax.config.storage import flat
 from diffax.data import DatasetInfo
 from diffax.methods.diffusion import Objective, ScheduleLearning
 from diffax.methods.diffusion_measures import Settings
@@ -34,6 +35,27 @@ def build_method(config: ConfigDict, data: DatasetInfo) -> methods.Method:
             raise ValueError(f"method {name!r} has no option {key!r}; it has {own or 'none'}")
     parts = {part: PARTS[part](config, data) for part in taken if part in PARTS}
     return methods.get(name, **parts, **options)
+
+
+# Keys, or sections of keys, that no part of a method is built from, but for `_OF_METHOD`.
+_NOT_OF_METHOD = ("seed", "data.", "training.", "evaluation.", "parallel.", "plugins")
+_OF_METHOD = (
+    *("training.num_steps", "training.grad_accumulation"),
+    *("evaluation.repeats", "evaluation.vlb_num_steps", "evaluation.ode_num_steps"),
+)
+
+
+def for_method(config: ConfigDict) -> ConfigDict:
+    """A copy of a config with the defaults of all keys that its method doesn't depend on. Configs
+    that differ in these alone, such as those of several seeds, come out equal."""
+    plain = default_config()
+    own = {
+        key: value
+        for key, value in flat(config).items()
+        if key in _OF_METHOD or not key.startswith(_NOT_OF_METHOD)
+    }
+    plain.update_from_flattened_dict(own)
+    return plain
 
 
 # Keys, or sections of keys, that have an effect by a part alone.

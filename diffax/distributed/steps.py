@@ -7,6 +7,7 @@ each arm of an ablation compile a program of its own.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -67,15 +68,21 @@ def numbers_in(state: Any, template: Template) -> Any:
     return template.structure.unflatten(nodes)
 
 
-def jit_over_numbers(function: Callable, **options: Any) -> Callable:
-    """`jax.jit` of a function(state, *arguments), whose program serves all values of the numbers of
-    the state's fixed schedules. The result must not hold such a schedule. Its attribute `compiled`
-    is what `jax.jit` gave."""
+@functools.lru_cache(maxsize=32)
+def _over_numbers(function: Callable) -> Callable:
+    """`function` of a template and a state of arrays. JAX compiles one object once."""
 
     def over_numbers(template: Template, state: Any, *arguments: Any) -> Any:
         return function(numbers_in(state, template), *arguments)
 
-    compiled = jax.jit(over_numbers, static_argnums=0, **options)
+    return over_numbers
+
+
+def jit_over_numbers(function: Callable, **options: Any) -> Callable:
+    """`jax.jit` of a function(state, *arguments), whose program serves all values of the numbers of
+    the state's fixed schedules. The result must not hold such a schedule. Its attribute `compiled`
+    is what `jax.jit` gave. Given again, a function is not compiled again."""
+    compiled = jax.jit(_over_numbers(function), static_argnums=0, **options)
 
     def call(state: Any, *arguments: Any) -> Any:
         arrays, template = numbers_out(state)
@@ -190,16 +197,16 @@ def check_mode(mode: str) -> None:
 
 
 def compile_step(
-    make_step: Callable[[BatchSharding], Callable],
+    step: Callable[[Any, Any, BatchSharding], tuple[Any, Any]],
     mesh: Mesh,
     state: Any,
     mode: str = "mesh",
     layout: RunLayout = SINGLE,
 ) -> Compiled:
-    """The step (state, batch) -> (state, metrics) of `make_step`(sharding), compiled for a mode.
+    """A `Method.step`, compiled for a mode.
 
     Args:
-      make_step: takes how the examples of a batch are divided.
+      step: of a method; the same one is compiled once.
       state: of one run; only its shapes count, and its fixed schedules.
       mode: a name in `MODES`.
       layout: the runs that one program trains.
@@ -209,24 +216,8 @@ def compile_step(
     """
     check_mode(mode)
     arrays, template = numbers_out(state)
-
-    def make(sharding: BatchSharding) -> Callable:
-        step = make_step(sharding)
-
-        def over_numbers(given: Any, batch: Any) -> tuple[Any, Any]:
-            after, metrics = step(numbers_in(given, template), batch)
-            leaves = template.structure.flatten_up_to(after)
-            before = template.structure.flatten_up_to(given)
-            kept = [
-                new if empty is None else old
-                for new, old, empty in zip(leaves, before, template.schedules)
-            ]
-            return template.structure.unflatten(kept), metrics
-
-        return over_numbers
-
-    whole = jax.eval_shape(layout.whole, arrays)
-    compiled = MODES[mode](layout.make_step(make), mesh, whole)
+    shapes, tree = jax.tree.flatten(jax.eval_shape(layout.whole, arrays))
+    compiled = _compiled(step, mesh, mode, layout, template, tree, tuple(shapes))
     fixed = template.structure.flatten_up_to(state)
     values = template.structure.flatten_up_to(arrays)
 
@@ -239,9 +230,37 @@ def compile_step(
             ]
         )
 
-    def step(state: Any, batches: Any) -> tuple[Any, Any]:
+    def run(state: Any, batches: Any) -> tuple[Any, Any]:
         given = with_fixed(state, lambda _, value: layout.repeat(value))
         after, metrics = compiled.step(given, batches)
         return with_fixed(after, lambda schedule, _: schedule), metrics
 
-    return Compiled(compiled.place, step)
+    return Compiled(compiled.place, run)
+
+
+@functools.lru_cache(maxsize=8)
+def _compiled(
+    step: Callable,
+    mesh: Mesh,
+    mode: str,
+    layout: RunLayout,
+    template: Template,
+    tree: Any,
+    shapes: tuple[jax.ShapeDtypeStruct, ...],
+) -> Compiled:
+    """The step over a state with arrays in place of the numbers of its fixed schedules."""
+
+    def make(sharding: BatchSharding) -> Callable:
+        def over_numbers(given: Any, batch: Any) -> tuple[Any, Any]:
+            after, metrics = step(numbers_in(given, template), batch, sharding)
+            leaves = template.structure.flatten_up_to(after)
+            before = template.structure.flatten_up_to(given)
+            kept = [
+                new if empty is None else old
+                for new, old, empty in zip(leaves, before, template.schedules)
+            ]
+            return template.structure.unflatten(kept), metrics
+
+        return over_numbers
+
+    return MODES[mode](layout.make_step(make), mesh, tree.unflatten(shapes))

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import arguments, likelihood, schedules
+from diffax.distributed.steps import jit_over_numbers
 from diffax.methods.base import Arrays, Batch, Measure, State, standard_error
 from diffax.metric import Metric
 from diffax.process import AnySchedule, Predict
@@ -234,24 +235,24 @@ class Measures:
         schedule = self._effective(state)
         first, last = (np.clip(float(end), -20.0, 20.0) for end in ends_of(schedule))
         times = schedule.inverse_log_snr(jnp.linspace(last, first, PROFILE_LEVELS))
-        x0 = batch["x"]
-
-        @jax.jit
-        def error(state, t, key):
-            noise = jax.random.normal(key, x0.shape)
-            t = jnp.broadcast_to(t, x0.shape[:1])
-            log_snr = schedule.log_snr(t)
-            errors = likelihood.eps_error(
-                self._predict(state, batch), x0, noise, t, log_snr, self._prediction
-            )
-            return log_snr[0], jnp.mean(errors) / math.prod(x0.shape[1:])
-
-        key = arguments.seeded(seed)
-        points = [error(state, t, jax.random.fold_in(key, i)) for i, t in enumerate(times)]
+        error, key = jit_over_numbers(self._error_at), arguments.seeded(seed)
+        points = [error(state, batch, t, jax.random.fold_in(key, i)) for i, t in enumerate(times)]
         return {
             "log_snr": [float(log_snr) for log_snr, _ in points],
             "loss": [float(loss) for _, loss in points],
         }
+
+    def _error_at(
+        self, state: State, batch: Batch, t: jax.Array, key: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """The log-SNR at a time and the mean of |eps - eps_hat|^2 per dimension there."""
+        x0 = batch["x"]
+        noise = jax.random.normal(key, x0.shape)
+        t = jnp.broadcast_to(t, x0.shape[:1])
+        log_snr = self._effective(state).log_snr(t)
+        predict = self._predict(state, batch)
+        errors = likelihood.eps_error(predict, x0, noise, t, log_snr, self._prediction)
+        return log_snr[0], jnp.mean(errors) / math.prod(x0.shape[1:])
 
 
 def _with(measure: Measure, *keys: str) -> Measure:

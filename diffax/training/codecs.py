@@ -8,6 +8,7 @@ import jax
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
+from diffax import registry
 from diffax.data import DatasetInfo
 from diffax.files import content_hash
 from diffax.methods import Method
@@ -83,4 +84,12 @@ def build_method(config: ConfigDict, data: DatasetInfo) -> Method:
             f"the autoencoder in codec.path={config.codec.path} has changed since this run was"
             " trained with it: put it back as it was, or name a copy of it"
         )
-    return through(config_lib.build_method(config, seen_through(codec, data)), codec)
+    text = config_lib.to_json(config_lib.for_method(config))
+    return _method(text, seen_through(codec, data), codec, registry.version())
+
+
+@functools.lru_cache(maxsize=8)
+def _method(text: str, data: DatasetInfo, codec: Codec, version: int) -> Method:
+    """One object for all configs of that text, so that what is compiled of it is compiled once."""
+    del version  # of the tables that the names in the config are looked up in
+    return through(config_lib.build_method(config_lib.from_json(text), data), codec)

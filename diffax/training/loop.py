@@ -368,11 +368,7 @@ def compile_run(
     check_memory(like, mesh)
     size = config.training.batch_size
     distributed.check_divides("training.batch_size", size, mesh, method.batch_factors)
-
-    def make_step(sharding: distributed.BatchSharding) -> Callable:
-        return functools.partial(method.step, sharding=sharding)
-
-    compiled = distributed.compile_step(make_step, mesh, like, config.parallel.mode, layout)
+    compiled = distributed.compile_step(method.step, mesh, like, config.parallel.mode, layout)
     return like, distributed.compile_init(method.init, mesh, like), compiled
 
 

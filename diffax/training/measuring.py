@@ -1,6 +1,7 @@
 """What is measured of a state: a method's measures on a split of the data, and the variance of its
 gradient between batches."""
 
+import functools
 import math
 from collections.abc import Callable
 from typing import Any
@@ -103,23 +104,15 @@ def make_gradient_variance(
     like = jax.eval_shape(method.init, jax.random.key(0)).params
     whole = distributed.replicated(mesh)
     where = distributed.state_sharding(like, mesh), whole
-    sharding = distributed.Global(mesh)
 
+    @functools.partial(jax.jit, out_shardings=where)
     def start() -> Any:
         return jax.tree.map(lambda leaf: jnp.zeros(leaf.shape, leaf.dtype), like), jnp.zeros(())
 
-    def add(state: State, sums: Any, batch: Batch, key: jax.Array) -> Any:
-        gradient = method.gradient(state, batch, key, sharding)
-        total, squares = sums
-        return jax.tree.map(jnp.add, total, gradient), squares + optax.tree.norm(gradient) ** 2
-
-    def norms(sums: Any) -> tuple[jax.Array, jax.Array]:
-        total, squares = sums
-        return optax.tree.norm(total) ** 2, squares
-
-    start = jax.jit(start, out_shardings=where)
-    add = distributed.jit_over_numbers(add, donate_argnums=2, out_shardings=where)
-    norms = jax.jit(norms, out_shardings=whole)
+    add = distributed.jit_over_numbers(
+        _adding(method.gradient, distributed.Global(mesh)), donate_argnums=2, out_shardings=where
+    )
+    norms = jax.jit(_norms, out_shardings=whole)
 
     def variance(state: State, seed: int) -> float:
         state = jax.device_put(state, distributed.state_sharding(state, mesh))
@@ -135,6 +128,23 @@ def make_gradient_variance(
         return (squares - of_sum / num_batches) / (num_batches - 1)
 
     return variance
+
+
+@functools.lru_cache(maxsize=8)
+def _adding(gradient: Callable, sharding: distributed.BatchSharding) -> Callable:
+    """Adds the gradient of a batch, and its square, to the sums of those before."""
+
+    def add(state: State, sums: Any, batch: Batch, key: jax.Array) -> Any:
+        own = gradient(state, batch, key, sharding)
+        total, squares = sums
+        return jax.tree.map(jnp.add, total, own), squares + optax.tree.norm(own) ** 2
+
+    return add
+
+
+def _norms(sums: Any) -> tuple[jax.Array, jax.Array]:
+    total, squares = sums
+    return optax.tree.norm(total) ** 2, squares
 
 
 def measure_on(

@@ -210,14 +210,11 @@ def make_drawing(
     batch = examples(split, np.arange(num) % len(split))
     batch["label"] = np.arange(num) % max(dataset.num_classes, 1)
 
-    def preview(state: State) -> jax.Array:
-        keys = jax.random.split(jax.random.key(config.seed), num)
-        return method.preview(state, keys, batch)
-
-    draw = distributed.jit_over_numbers(preview, out_shardings=distributed.replicated(mesh))
+    keys = jax.random.split(jax.random.key(config.seed), num)
+    draw = distributed.jit_over_numbers(method.preview, out_shardings=distributed.replicated(mesh))
 
     def drawing(state: State) -> np.ndarray:
-        pixels = plots.picture(np.asarray(draw(state)))
+        pixels = plots.picture(np.asarray(draw(state, keys, batch)))
         if hosts.is_first():
             with replacing(root / "samples" / f"step_{int(state.step):06d}.png") as partial:
                 partial.write_bytes(encode_png(pixels))
