@@ -31,6 +31,7 @@ from diffax import ablation, data, evaluation, methods, plugins, registry, train
 from diffax import config as config_lib
 from diffax.ablation import runner
 from diffax.config import methods as built
+from diffax.config.storage import flat
 from diffax.methods import autoencoder
 from diffax.training import codecs
 
@@ -297,7 +298,7 @@ def test_a_method_is_built_from_no_key_that_sharing_ignores(name, changes, signa
     built.build_method(Recorder(config, read), info_of(config))
     ignored = {
         key
-        for key in config_lib.flat(config)
+        for key in flat(config)
         if key.startswith(built._NOT_OF_METHOD) and key not in built._OF_METHOD
     }
     assert read - {"method.name"} and not read & ignored

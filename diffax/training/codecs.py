@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import registry
+from diffax.config.storage import flat
 from diffax.data import DatasetInfo
 from diffax.files import content_hash
 from diffax.methods import Method
@@ -84,12 +85,19 @@ def build_method(config: ConfigDict, data: DatasetInfo) -> Method:
             f"the autoencoder in codec.path={config.codec.path} has changed since this run was"
             " trained with it: put it back as it was, or name a copy of it"
         )
-    text = config_lib.to_json(config_lib.for_method(config))
-    return _method(text, seen_through(codec, data), codec, registry.version())
+    of_method = config_lib.for_method(config)
+    text, versions = config_lib.to_json(of_method), (registry.version(), *_written(of_method))
+    return _method(text, seen_through(codec, data), codec, versions)
+
+
+def _written(config: ConfigDict) -> list[int]:
+    """When the files that a config names were written."""
+    names = [v for v in flat(config).values() if isinstance(v, str) and v]
+    return [os.stat(name).st_mtime_ns for name in names if os.path.isfile(name)]
 
 
 @functools.lru_cache(maxsize=8)
-def _method(text: str, data: DatasetInfo, codec: Codec, version: int) -> Method:
+def _method(text: str, data: DatasetInfo, codec: Codec, versions: tuple[int, ...]) -> Method:
     """One object for all configs of that text, so that what is compiled of it is compiled once."""
-    del version  # of the tables that the names in the config are looked up in
+    del versions  # of the tables and files that the names in the config stand for
     return through(config_lib.build_method(config_lib.from_json(text), data), codec)
