@@ -51,6 +51,7 @@ import pytest  # noqa: E402
 from hypothesis import settings  # noqa: E402
 
 from diffax import plugins, registry  # noqa: E402
+from diffax.training import codecs  # noqa: E402
 
 # Derandomised: a run draws the same examples every time, so that a failure is there for
 # everybody. Compilation falls into the first example, hence no deadline.
@@ -99,6 +100,15 @@ def _log_of_its_own():
     _pristine()
     yield
     _pristine()
+
+
+@pytest.fixture(autouse=True)
+def _methods_of_its_own(request):
+    """A test that replaces parts of diffax builds methods of them, which no other test is given."""
+    forget = codecs._method.cache_clear if "monkeypatch" in request.fixturenames else bool
+    forget()
+    yield
+    forget()
 
 
 @pytest.fixture(scope="module", autouse=True)
