@@ -122,6 +122,8 @@ RULES: dict[str, Rule] = {
     "objective.prediction": _one_of(lambda: process.PREDICTIONS),
     "objective.weighting": _one_of(lambda: objectives.WEIGHTINGS),
     "objective.time_sampling": _one_of(lambda: time_sampling.TIME_SAMPLERS),
+    "objective.bins": _whole(1, 65_536),
+    "objective.kept": _whole(1, 65_536),
     "objective.hybrid_weight": _rule(
         lambda value: 0 <= value <= 1e6, "at least 0 and at most 1,000,000"
     ),

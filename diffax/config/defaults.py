@@ -301,7 +301,7 @@ def _merged(of_each: Mapping[str, Mapping[str, Key]]) -> dict[str, Key]:
     meanings: dict[str, dict[str, list[str]]] = {}  # of each key: what is said of it -> owners
     for owner, own in of_each.items():
         for name, key in own.items():
-            has_default = key.default not in (None, inspect.Parameter.empty)
+            has_default = key.default not in (None, "", inspect.Parameter.empty)
             owners = meanings.setdefault(name, {}).setdefault(key.meaning, [])
             owners.append(f"{owner} {key.default}" if has_default else owner)
             merged[name] = key
