@@ -5,8 +5,8 @@
         --axis=method.kl_weight=1e-6,1e-2 --seeds=3
 
 2,000 steps take about a minute on two cores and reach a PSNR of about 29.5 dB on held-out
-digits. A diffusion run in its latents has config.codec.name="run" and its workdir as
-config.codec.path.
+digits. With --config.data.name=fashion_mnist, 28x28 to 14x14x2, 300 steps reach 25.7 dB. A
+diffusion run in its latents has config.codec.name="run" and its workdir as config.codec.path.
 """
 
 from diffax.config import default_config
