@@ -99,13 +99,15 @@ def test_the_learned_solver_has_its_own_grid_and_coefficients(run):
     np.testing.assert_allclose(diffax.Generator(learned)(5), want, atol=1e-4)
 
 
-def test_an_ablation_finds_what_is_missing_for_each_network(run, tmp_path):
-    """A grid of the run's own, once; its cost is part of the result."""
+def test_an_ablation_finds_what_is_missing_for_each_network(run, tmp_path, caplog):
+    """A grid of the run's own, once; its cost is part of the result, and said."""
+    caplog.set_level("INFO", "diffax")
     asked = under(run, grid="dp", num_steps=2)
     path = run.workdir / "grids" / "dp-dpmpp_2m-2.json"
     assert not path.exists()
     found = measure.sample_and_score(asked, tmp_path)
     assert found["grid"]["calls"] > 0 and len(found["grid"]["log_snrs"]) == 2
+    assert "dp-dpmpp_2m-2.json: found in" in caplog.text
     written = path.stat().st_mtime_ns
     again = measure.sample_and_score(asked, tmp_path)
     assert again["grid"] == found["grid"] and path.stat().st_mtime_ns == written

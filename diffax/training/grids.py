@@ -10,6 +10,7 @@ for: of others it is refused.
 from __future__ import annotations
 
 import json
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from diffax.samplers.base import standard_normal
 from diffax.training import codecs
 from diffax.training.workdir import Run
 
+_LOG = logging.getLogger("diffax")
 FOLDER = "grids"
 NUM_STARTS = 64
 _STARTS = 0x67726964  # folded into the seed's key: other noise than that of samples
@@ -143,13 +145,17 @@ def options_of(run: Run, config: ConfigDict) -> dict[str, Any]:
 
 
 def ensure(run: Run) -> dict[str, Any] | None:
-    """What is kept of the grid that the run's config names, found now if it is missing."""
+    """What is kept of the grid that the run's config names, found now if it is missing, which the
+    log says with its cost; None of a fixed grid."""
     method = method_of(run.config)
     if method is None:
         return None
     path = _path(run, run.config, method)
     if not path.exists():
-        find(run, method, [run.config.sampling.num_steps])
+        (found,) = find(run, method, [run.config.sampling.num_steps])
+        cost = [found[name] + found["shared"][name] for name in ("calls", "seconds")]
+        words = "%s: found in %.0f s, by %d network calls for each of %d starts"
+        _LOG.info(words, path.name, cost[1], cost[0], found["starts"])
     options_of(run, run.config)
     return read_json(path)
 
