@@ -21,6 +21,7 @@ __all__ = [
     "evaluation",
     "likelihood",
     "methods",
+    "metrics",
     "models",
     "objectives",
     "q_posterior",

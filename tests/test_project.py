@@ -116,6 +116,8 @@ MAY_IMPORT = {
     "training": PARTS,
     "generator": PARTS | {"training"},
     "evaluation.run": PARTS | {"training", "generator"},
+    "scoring": {"evaluation"},
+    "metrics": {"evaluation"},
     "codecs": {"methods", "training"},
     "edits": PARTS | {"generator"},
     "report": {"data", "evaluation", "files", "plots", "runtime"},

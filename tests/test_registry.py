@@ -199,3 +199,17 @@ def test_functions_that_give_something_else_are_said():
     points = data.load({"name": "mixture2d"})
     with pytest.raises(ValueError, match="'empty': its function must give a dict with 'value'"):
         evaluation.score(points.eval.x[:8], evaluation.Reference.of(points), ["empty"])
+
+
+def test_earlier_names_register_in_the_same_tables():
+    """Plugins that are kept in the workdirs of runs may use the names of before."""
+    from diffax import metrics, scoring
+
+    assert scoring.register is evaluation.register_measure
+    assert metrics.register is evaluation.register_extractor
+    assert scoring.measurements is evaluation.pending
+    reading = scoring.Reading("Gap", "G", False, "log", 2, "How far.")
+    assert (reading.label, reading.short, reading.digits) == ("Gap", "G", 2)
+    assert (reading.lower_is_better, reading.scale, reading.meaning) == (False, "log", "How far.")
+    for name in {*evaluation.__all__} - {"measurements"}:
+        assert getattr(scoring, name) is getattr(metrics, name) is getattr(evaluation, name)

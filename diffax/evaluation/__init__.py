@@ -34,10 +34,11 @@ _PUBLIC = {
     " prepare register_measure score scores",
 }
 _MODULES = {name: module for module, names in _PUBLIC.items() for name in names.split()}
+__all__ = list(_MODULES)
 
 
 def __dir__() -> list[str]:
-    return [*_MODULES]
+    return __all__
 
 
 def __getattr__(name: str) -> Any:
