@@ -81,6 +81,8 @@ class Interruption:
     def __init__(self):
         self.number = 0
         self._before: dict[int, Any] = {}
+        self._words = ""  # of a program that ends at once
+        self._ending = threading.RLock()
 
     def __enter__(self) -> Self:
         if threading.current_thread() is threading.main_thread():
@@ -90,12 +92,51 @@ class Interruption:
         return self
 
     def _request(self, number: int, frame: object) -> None:
+        if self._words:
+            self._end(number)
         self.number = number
         self._restore()
         _LOG.warning(
             "%s: saving a checkpoint after this step (the same once more stops at once)",
             signal.Signals(number).name,
         )
+
+    @contextlib.contextmanager
+    def at_once(self, words: str) -> Iterator[None]:
+        """While this is open, where nothing is there yet to be saved, a signal ends the program
+        with these words.
+
+        So it does in the midst of a compilation, for whose end a handler in Python would wait. On
+        the command line alone: elsewhere the process is not ours to end.
+        """
+        if stop not in self._before.values():
+            yield
+            return
+        reading, writing = os.pipe()
+        os.set_blocking(writing, False)
+        watch = threading.Thread(target=self._watch, args=(reading,), daemon=True, name="signals")
+        self._words = words
+        before = signal.set_wakeup_fd(writing)
+        watch.start()
+        try:
+            yield
+        finally:
+            signal.set_wakeup_fd(before)
+            os.write(writing, bytes(1))
+            watch.join()
+            self._words = ""
+            os.close(reading)
+            os.close(writing)
+
+    def _watch(self, reading: int) -> None:
+        while number := os.read(reading, 1)[0]:  # of each signal that comes; 0 at the end
+            if number in self._before:
+                self._end(number)
+
+    def _end(self, number: int) -> None:
+        with self._ending:  # of the handler and the thread that watches, one speaks
+            os.write(2, f"diffax: {self._words}\n".encode())
+            os._exit(128 + number)
 
     def _restore(self) -> None:
         while self._before:

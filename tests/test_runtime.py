@@ -285,6 +285,29 @@ def test_a_signal_is_not_lost_in_a_callback_or_in_another_error():
     assert signal.getsignal(signal.SIGTERM) is signal.SIG_DFL
 
 
+_COMPILING = """
+import hashlib, os, signal
+from diffax import runtime
+with runtime.stoppable(), runtime.Interruption() as signals:
+    with signals.at_once("stopped before it began"):
+        print("ready", flush=True)
+        hashlib.pbkdf2_hmac("sha256", b"", b"", 2**31 - 1)  # minutes of C code
+"""
+
+
+def test_a_signal_ends_a_compilation_at_once():
+    """Which is C code, in whose midst no handler of Python's is called."""
+    pipes = dict(stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    with subprocess.Popen([sys.executable, "-c", _COMPILING], **pipes) as process:
+        try:
+            assert process.stdout.readline() == "ready\n"
+            process.send_signal(signal.SIGTERM)
+            said = process.communicate(timeout=30)[1]
+        finally:
+            process.kill()
+    assert (said, process.returncode) == ("diffax: stopped before it began\n", 143)
+
+
 def test_who_gave_a_command_repeats_a_command_and_a_program_a_call(tmp_path):
     assert runtime.the_same() == "the same call"
     with runtime.as_command():

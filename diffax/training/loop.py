@@ -181,7 +181,11 @@ def _train_in(
         stack.enter_context(progress.doing("", so_far))
         for count, several in supply:
             if done == begun:
-                state, metrics = _first_call(compiled.step, state, several, done, runs, progress)
+                # Several processes stop together, which they can't in the midst of a compilation.
+                with signals.at_once(_unbegun(done)) if jax.process_count() == 1 else ExitStack():
+                    state, metrics = _first_call(
+                        compiled.step, state, several, done, runs, progress
+                    )
             else:
                 state, metrics = compiled.step(state, several)
             for run, own in zip(runs, layout.each_metrics(metrics)):
@@ -270,6 +274,12 @@ def _aside(runs: Sequence[RunLogger], what: str, progress: ProgressDisplay) -> I
             stack.enter_context(run.pace.paused())
         stack.enter_context(progress.doing("", lambda s: f"{what}: {s:.0f} s so far"))
         yield
+
+
+def _unbegun(done: int) -> str:
+    if done:
+        return f"stopped before step {done + 1}; the same command goes on from step {done}"
+    return "stopped before the first step; the same command starts it"
 
 
 def _described(dataset: data.Dataset) -> str:
