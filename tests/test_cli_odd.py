@@ -47,6 +47,7 @@ def odd(tmp_path_factory):
             *(f"--config={config}", f"--workdir={folder}/run"),
             "--search=schedule.input_scale=1:2",
         ],
+        "grid": [f"--workdir={folder}"],
         "report": [f"--workdir={folder}"],
         "metrics": ["convert-inception", f"{folder}/none.pth"],
         "schedules": ["--names=cosine"],

@@ -28,12 +28,12 @@ from diffax.training import loop, writers
 from diffax.training.checkpoint import Checkpoints
 
 # Every kind of state that depends on other examples than its own: a learned schedule, the
-# histogram of an online rate, stratified times.
+# histories of an importance sampler, stratified times.
 CHANGES = dict(
     **LEARNED,
     schedule__kind="polynomial",
     schedule_learning__clip_norm=1.0,  # its moments no larger than others
-    objective__time_sampling="rate",
+    objective__time_sampling="importance",
     model__mlp__width=32,
 )
 STEPS = 4

@@ -141,9 +141,18 @@ def run_ablation(
         names = dict.fromkeys(name for each in configs for name in each.plugins)
         plugins.keep(names, workdir / PLUGINS)
         try:
-            make, workers = functools.partial(run_one, **of_all), len(environments)
-            how = (workers, print_progress, environments, shard, sharing)
-            results = run_grid(arms, seeds, make, workdir, fingerprint, *how)
+            results = run_grid(
+                arms,
+                seeds,
+                functools.partial(run_one, **of_all),
+                workdir,
+                fingerprint=fingerprint,
+                workers=len(environments),
+                on_progress=print_progress,
+                worker_environment=environments,
+                shard=shard,
+                sharing=sharing,
+            )
         except (GridError, KeyboardInterrupt):
             if shard[1] == 1 and any(workdir.glob("runs/*/*/result.json")):
                 found = store.load_results(workdir, spec.arms)
