@@ -104,3 +104,12 @@ def test_odd_command_lines_are_answered_in_one_sentence(seed, odd, tmp_path, cap
             assert error.startswith("diffax") and "Traceback" not in error, words
             assert len(error.splitlines()) == 1, (words, error)
             assert sorted(tmp_path.rglob("*")) == before, words
+
+
+@pytest.mark.parametrize(
+    "line", ["schedules --plugin=--", "sample --workdir=--", "train --config=--"]
+)
+def test_two_dashes_are_no_value(line, capsys):
+    with pytest.raises(SystemExit) as stop:
+        cli.main(line.split())
+    assert stop.value.code == 2 and "=--: -- is no value" in capsys.readouterr().err

@@ -24,6 +24,13 @@ class Parser(argparse.ArgumentParser):
         """Ends with status 2 and the message in one line."""
         self.exit(2, f"{self.prog}: {one_line(message)}; {self.prog} --help tells more\n")
 
+    def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+        """As any parser does, but for a flag's value "--", of which argparse makes an empty list."""
+        for word in args or ():
+            if word.startswith("--") and word.endswith("=--"):
+                self.error(f"{word}: -- is no value")
+        return super().parse_known_args(args, namespace)
+
     def flags(self) -> list[str]:
         """All flags, those of `commands` too."""
         found = dict.fromkeys(self._option_string_actions)
