@@ -25,7 +25,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"{self.prog}: {one_line(message)}; {self.prog} --help tells more\n")
 
     def parse_known_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
-        """As any parser does, but for a flag's value "--", of which argparse makes an empty list."""
+        """As any parser does, but for a value "--", of which argparse makes an empty list."""
         for word in args or ():
             if word.startswith("--") and word.endswith("=--"):
                 self.error(f"{word}: -- is no value")
