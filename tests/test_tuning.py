@@ -154,7 +154,7 @@ def test_a_score_of_samples_is_searched_and_confirmed(trained, mixture, tmp_path
     found = evaluation.evaluate(trained, mixture, ["swd"], 3)["swd"]["swd"]
     assert trials.metrics(trained.config)["swd"](trained, mixture, 3) == found
     made = [Trial(1, {"schedule.s": 0.05}, "complete", {12: 1.0}, 1.0)]
-    monkeypatch.setattr(run, "search", lambda *args: made)
+    monkeypatch.setattr(run, "search", lambda *args, **settings: made)
     asked, nan = [], []
 
     def run_ablation(spec, config, arms, seeds, folder, workers):
@@ -232,7 +232,7 @@ def test_a_search_does_not_go_on_with_other_data(tuned, capsys, monkeypatch):
 )
 def test_without_a_comparison_nothing_is_claimed(values, words, tmp_path, monkeypatch):
     made = [Trial(1, values, "complete", {12: 1.0}, 1.0)]
-    monkeypatch.setattr(run, "search", lambda *args: made)
+    monkeypatch.setattr(run, "search", lambda *args, **settings: made)
     found = run.tune(small_config(), ["schedule.s=0.001:0.1:log"], tmp_path, 1, confirm=0)
     assert (found.verdict, found.report, found.best) == (words, None, made[0])
 

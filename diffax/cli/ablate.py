@@ -70,10 +70,11 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     axes: dict[str, list[Any]] = {}
     for text in args.axis:
         key, values = _axis(text)
-        if axes.setdefault(key, values) is not values:
+        if key in axes:
             raise ValueError(
                 f"--axis={text}: {key} is an axis already; give all its values at once"
             )
+        axes[key] = values
     arms, left_out = runner.possible_arms(config, axes)
     for name, reason in left_out.items():
         print(f"left out: {name}: {reason}", file=sys.stderr)
@@ -95,8 +96,17 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
         command=_command(args.words),
         method="\n\n".join(f"Left out: {name}: {why}." for name, why in left_out.items()),
     )
-    run = (spec, config, arms, range(args.seeds), args.workdir, args.workers, args.shard)
-    report = runner.run_ablation(*run, _VECTORISE[args.seeds_together], validated=True)
+    report = runner.run_ablation(
+        spec,
+        config,
+        arms,
+        range(args.seeds),
+        args.workdir,
+        workers=args.workers,
+        shard=args.shard,
+        vectorise=_VECTORISE[args.seeds_together],
+        validated=True,
+    )
     if report is None:
         part, parts = args.shard
         print(f"part {part} of {parts} is done; with the others: diffax report --workdir=DIR ...")

@@ -61,10 +61,19 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
     from diffax.tuning import tune
 
     trials = _TRIALS if args.trials is None and args.budget is None else args.trials
-    budget = None if args.budget is None else 60 * args.budget
-    asked = (trials, budget, args.metric, args.pruner, args.rungs, args.confirm, args.workers)
-    command = shlex.join(["diffax", *args.words])
-    found = tune(config, args.search, args.workdir, *asked, command)
+    found = tune(
+        config,
+        args.search,
+        args.workdir,
+        num_trials=trials,
+        budget=None if args.budget is None else 60 * args.budget,
+        metric=args.metric,
+        pruner=args.pruner,
+        num_rungs=args.rungs,
+        confirm=args.confirm,
+        workers=args.workers,
+        command=shlex.join(["diffax", *args.words]),
+    )
     print(found.table)
     print(f"\nbest of {len(found.trials)}, by one seed and so optimistic: * {found.best.number}")
     if found.report is not None:

@@ -136,7 +136,9 @@ def _number(word: str) -> float:
 
 
 def _true_or_false(word: str) -> bool:
-    return ("false", "true").index(word.strip().lower()) == 1  # ValueError for another word
+    if word.strip().lower() not in ("true", "false"):
+        raise ValueError(word)
+    return word.strip().lower() == "true"
 
 
 _READERS = {bool: _true_or_false, int: _whole, float: _number, str: str}

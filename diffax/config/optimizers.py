@@ -13,8 +13,14 @@ from diffax.registry import Registry
 OPTIMIZERS: Registry[Callable[..., optax.GradientTransformation]] = Registry(
     "optimizer",
     {
-        name: getattr(optax, name)
-        for name in "adam adamw lamb lion nadam nadamw rmsprop sgd".split()
+        "adam": optax.adam,
+        "adamw": optax.adamw,
+        "lamb": optax.lamb,
+        "lion": optax.lion,
+        "nadam": optax.nadam,
+        "nadamw": optax.nadamw,
+        "rmsprop": optax.rmsprop,
+        "sgd": optax.sgd,
     },
 )
 

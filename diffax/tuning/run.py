@@ -100,10 +100,19 @@ def tune(
     with held([root]):
         plugins.keep(config.plugins, root / PLUGINS)  # for best.py
 
-        objective = make_objective(space, metric, dataset, steps, root / "trials")
-        asked = (steps, num_trials, budget, pruner, config.seed, settings)
-        say = _Printer(metric, num_trials, steps[-1])
-        trials = search(objective, space, root / "search.journal", *asked, say, _upgraded)
+        trials = search(
+            make_objective(space, metric, dataset, steps, root / "trials"),
+            space,
+            root / "search.journal",
+            steps,
+            num_trials=num_trials,
+            budget=budget,
+            pruner=pruner,
+            seed=config.seed,
+            settings=settings,
+            on_progress=_Printer(metric, num_trials, steps[-1]),
+            upgrade=_upgraded,
+        )
         winner = best(trials)
         files = results.write(trials, space, metric, root, command)
         table = results.format_table(trials, space, metric)
