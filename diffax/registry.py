@@ -105,6 +105,42 @@ class Registry(dict[str, T]):
         return self[name]
 
 
+class Constructors(Registry[Callable[..., T]]):
+    """A table of functions whose arguments are keys of a config, those of one name one key.
+
+    Args:
+      kind, entries: as of any table.
+      no_keys: arguments that are no keys of a config.
+    """
+
+    def __init__(
+        self, kind: str, entries: Mapping[str, Callable[..., T]], no_keys: Iterable[str] = ()
+    ):
+        super().__init__(kind, entries)
+        self.no_keys = tuple(no_keys)
+
+    def register(self, name: str, entry: Callable[..., T]) -> None:
+        """As of any table; ValueError too if the type of an argument isn't known, or is another one
+        than that of another entry's argument of the same name."""
+        shared_arguments(self.kind, {**self, name: entry}, self.no_keys)
+        super().register(name, entry)
+
+    def key_types(self) -> dict[str, type]:
+        """The arguments of all entries that are keys of a config, with their types."""
+        return shared_arguments(self.kind, self, self.no_keys)
+
+    def build(self, name: str, **arguments: Any) -> T:
+        """What the entry of that name makes of arguments.
+
+        Raises:
+          ValueError: an unknown name or argument, of which the message lists the allowed ones; or
+            an argument without a default that isn't given.
+        """
+        entry = self.lookup(name)
+        check_arguments(f"{self.kind} {name!r}", entry, arguments)
+        return entry(**arguments)
+
+
 def unknown(what: str, given: Any, choices: Iterable[str]) -> str:
     """The sentence on a name that isn't among the choices."""
     choices = list(choices)

@@ -18,7 +18,7 @@ import numpy as np
 
 from diffax import arguments
 from diffax.process import AnySchedule
-from diffax.registry import Registry, check_arguments, require, shared_arguments
+from diffax.registry import Constructors, require
 from diffax.schedules.from_rate import Rate, make_rate, read_rate
 
 
@@ -292,7 +292,7 @@ def _levels_of(schedule: AnySchedule) -> jax.Array:
     return jnp.interp(u * schedule.num_steps, index, jnp.clip(schedule.log_snrs, -_REACH, _REACH))
 
 
-TIME_SAMPLERS: Registry[Callable[..., TimeSampler]] = Registry(
+TIME_SAMPLERS: Constructors[TimeSampler] = Constructors(
     "time_sampling",
     {
         "uniform": uniform,
@@ -315,13 +315,7 @@ def register(name: str, constructor: Callable[..., TimeSampler]) -> None:
       ValueError: the name is taken, or the type of an option isn't known or is another one than
         that of another time sampler's option of the same name.
     """
-    shared_arguments("time_sampling", {**TIME_SAMPLERS, name: constructor})
     TIME_SAMPLERS.register(name, constructor)
-
-
-def key_types() -> dict[str, type]:
-    """The options of all time samplers that are keys of a config, with their types."""
-    return shared_arguments("time_sampling", TIME_SAMPLERS)
 
 
 def get(name: str, **options: Any) -> TimeSampler:
@@ -330,7 +324,5 @@ def get(name: str, **options: Any) -> TimeSampler:
     Raises:
       ValueError: an unknown name, or an option that it does not take; lists the allowed ones.
     """
-    constructor = TIME_SAMPLERS.lookup(name)
-    check_arguments(f"time_sampling={name!r}", constructor, options)
-    made = constructor(**options)
+    made = TIME_SAMPLERS.build(name, **options)
     return require(f"time_sampling={name!r}", made, "TimeSampler", "init", "sample", "update")

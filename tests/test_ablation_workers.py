@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import pytest
 
+from diffax.ablation import workers
 from diffax.ablation.grid import Arm, GridError, Sharing, run_grid
 from diffax.ablation.workers import _taken, _Worker, worker_environments
 
@@ -222,3 +223,13 @@ def test_a_worker_goes_on_with_what_it_has_compiled():
     assert [seed for seed, _ in taken] == [0, 0, 0, 1, 1, 1, 2, 2, 2]
     assert "".join(arm for _, arm in taken) == "abc" + "bac" + "bac"
     assert not waiting
+
+
+def test_a_grid_tells_its_workers_the_seed_and_the_arm(tmp_path, monkeypatch):
+    def in_parallel(execute, units, environments, kind):
+        assert [kind(unit[0]) for unit in units] == [(s, a) for s in (0, 1) for a in "ab"]
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(workers, "in_parallel", in_parallel)
+    with pytest.raises(KeyboardInterrupt):
+        run_grid([Arm("a"), Arm("b")], [0, 1], run_one, tmp_path, workers=2)

@@ -1,6 +1,7 @@
 """Grids that are kept with a run: found, used by name, refused where they don't belong."""
 
 import json
+import signal
 
 import jax
 import numpy as np
@@ -128,3 +129,17 @@ def test_the_command_finds_draws_and_says_what_is_next(run, capsys):
     assert "that is what is found, by --method" in capsys.readouterr().err
     assert cli.main(["sample", f"--workdir={run.workdir}", "--num=2", "--sampler=ddim",
                      "--grid=ays", "--steps=2"]) == 0  # fmt: skip
+
+
+def test_a_search_is_stopped_in_the_midst_of_a_program(run, monkeypatch):
+    """Whose steps are no Python: what watches for signals then is a thread."""
+    watched = []
+
+    def find(*given):
+        watched.append(signal.set_wakeup_fd(-1))
+        signal.set_wakeup_fd(watched[0])
+        raise ValueError("enough")
+
+    monkeypatch.setattr(grids, "find", find)
+    assert cli.main(["grid", f"--workdir={run.workdir}"]) == 1
+    assert watched[0] != -1

@@ -4,6 +4,7 @@ one that a plugin registers."""
 import dataclasses
 import json
 import math
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -315,6 +316,18 @@ def test_runs_alike_share_a_method_and_others_do_not(registering):
     # What a name stands for may have changed.
     diffax.schedules.register("newly_registered", lambda: diffax.schedules.get("cosine"))
     assert codecs.build_method(config, info) is not method
+
+
+def test_a_file_that_was_written_anew_makes_another_method(tmp_path):
+    path = tmp_path / "rate.json"
+    ends = []
+    for slope in (1.0, 2.0):
+        path.write_text(diffax.rates.make_rate([-9.0, 9.0], [1.0, slope]).to_json())
+        os.utime(path, ns=(0, int(slope)))  # a coarse clock would not tell the two apart
+        config = small_config(schedule__name="from_rate", schedule__path=str(path))
+        method = codecs.build_method(config, MIXTURE)
+        ends.append(float(first_state(config, method).schedule.log_snr(0.5)))
+    assert ends[0] == pytest.approx(0, abs=1e-5) and ends[1] > 0.5
 
 
 def test_the_second_seed_of_a_run_traces_nothing_anew(tmp_path, monkeypatch):

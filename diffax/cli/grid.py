@@ -26,7 +26,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace, _: None) -> None:
     from diffax import config as config_lib
-    from diffax import plots, training
+    from diffax import plots, runtime, training
     from diffax.files import replacing
     from diffax.samplers import grid_search
     from diffax.training import grids
@@ -49,7 +49,9 @@ def run(args: argparse.Namespace, _: None) -> None:
         config_lib.validate(config)
         steps = args.steps or [config.sampling.num_steps]
         sampler = config.sampling.sampler
-        with progress.doing(f"finding the levels of {sampler}"):
+        doing = progress.doing(f"finding the levels of {sampler}")
+        stopped = "stopped; no grid was kept, and the same command starts again"
+        with runtime.Interruption() as signals, signals.at_once(stopped), doing:
             found = grids.find(loaded.under(config), args.method, steps, args.num, args.seed)
     print(f"{'steps':>5} {'error':>9} {'held out':>9}  best fixed, held out{'':9} calls  seconds")
     for num, entry in zip(steps, found):

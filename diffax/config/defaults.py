@@ -235,22 +235,22 @@ def schedule_keywords() -> dict[str, Key]:
 
     `log_snr_max` and `log_snr_min` truncate the schedules that don't take them.
     """
-    return _optional(schedules.SCHEDULES, schedules.key_types())
+    return _optional(schedules.SCHEDULES, schedules.SCHEDULES.key_types())
 
 
 def method_keywords() -> dict[str, Key]:
     """Each option of a method; None: the method's own default."""
-    return _optional(methods.METHODS, methods.key_types())
+    return _optional(methods.METHODS, methods.METHODS.key_types())
 
 
 def time_sampler_keywords() -> dict[str, Key]:
     """Each option of a time sampler; None: the time sampler's own default."""
-    return _optional(time_sampling.TIME_SAMPLERS, time_sampling.key_types())
+    return _optional(time_sampling.TIME_SAMPLERS, time_sampling.TIME_SAMPLERS.key_types())
 
 
 def sampler_keywords() -> dict[str, Key]:
     """Each option of a sampler; None: the sampler's own default."""
-    return _optional(samplers.SAMPLERS, samplers.key_types())
+    return _optional(samplers.SAMPLERS, samplers.SAMPLERS.key_types())
 
 
 # --- what is read from the code that takes the values -------------------------------------------

@@ -24,11 +24,8 @@ from diffax.methods.base import (
 )
 from diffax.methods.diffusion import TrainState, predictor
 from diffax.methods.diffusion import diffusion as _diffusion
-from diffax.registry import Registry, check_arguments, require, shared_arguments
+from diffax.registry import Constructors, require
 
-METHODS: Registry[Callable[..., Method]] = Registry(
-    "method", {"diffusion": _diffusion, "autoencoder": _autoencoder}
-)
 # What a config builds for a method that has a parameter of that name; these are no options.
 PARTS = {
     "data": "what is known of the data, a `diffax.data.DatasetInfo`",
@@ -45,6 +42,9 @@ PARTS = {
     "evaluation": "how a diffusion model is measured",
     "sampling": "config.sampling as options of `Method.sample`",
 }
+METHODS: Constructors[Method] = Constructors(
+    "method", {"diffusion": _diffusion, "autoencoder": _autoencoder}, no_keys=PARTS
+)
 
 
 def register(name: str, make: Callable[..., Method]) -> None:
@@ -57,13 +57,7 @@ def register(name: str, make: Callable[..., Method]) -> None:
       ValueError: the name is taken, or an option's type isn't known or is another one than that of
         another method's option of the same name.
     """
-    shared_arguments("method", {**METHODS, name: make}, PARTS)
     METHODS.register(name, make)
-
-
-def key_types() -> dict[str, type]:
-    """The options of all methods that are keys of config.method, with their types."""
-    return shared_arguments("method", METHODS, PARTS)
 
 
 def get(name: str, **arguments: object) -> Method:
@@ -72,9 +66,8 @@ def get(name: str, **arguments: object) -> Method:
     Raises:
       ValueError: an unknown name, or an argument that the method doesn't take or needs.
     """
-    make = METHODS.lookup(name)
-    check_arguments(f"method {name!r}", make, arguments)
-    made = require(f"method {name!r}", make(**arguments), "Method", *Method._fields)
+    made = METHODS.build(name, **arguments)
+    require(f"method {name!r}", made, "Method", *Method._fields)
     return made if made.compared else made._replace(compared=made.measures)
 
 
@@ -97,7 +90,6 @@ __all__ = [
     "advance",
     "arguments_of",
     "get",
-    "key_types",
     "moving_average",
     "predictor",
     "register",

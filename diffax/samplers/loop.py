@@ -10,7 +10,7 @@ import jax.numpy as jnp
 
 from diffax import arguments, process
 from diffax.process import AnySchedule, Predict, split_key
-from diffax.registry import Registry, check_arguments, require, shared_arguments
+from diffax.registry import Constructors, require
 from diffax.samplers import grids
 from diffax.samplers.base import (
     Denoised,
@@ -33,7 +33,7 @@ from diffax.samplers.unipc import unipc
 from diffax.schedules import concrete_ends, ends_of
 from diffax.schedules.from_rate import Rate
 
-SAMPLERS: Registry[Callable[..., Sampler]] = Registry(
+SAMPLERS: Constructors[Sampler] = Constructors(
     "sampler",
     {
         solver.__name__: solver
@@ -67,13 +67,7 @@ def register(name: str, constructor: Callable[..., Sampler]) -> None:
       ValueError: the name is taken, or the type of an option isn't known or is another one than
         that of another solver's option of the same name.
     """
-    shared_arguments("sampler", {**SAMPLERS, name: constructor})
     SAMPLERS.register(name, constructor)
-
-
-def key_types() -> dict[str, type]:
-    """The options of all solvers that are keys of a config, with their types."""
-    return shared_arguments("sampler", SAMPLERS)
 
 
 def get(name: str, **options: object) -> Sampler:
@@ -82,9 +76,8 @@ def get(name: str, **options: object) -> Sampler:
     Raises:
       ValueError: an unknown name, or an option that it does not take; lists the allowed ones.
     """
-    constructor = SAMPLERS.lookup(name)
-    check_arguments(f"sampler {name!r}", constructor, options)
-    return require(f"sampler {name!r}", constructor(**options), "Sampler", "init", "step")
+    made = SAMPLERS.build(name, **options)
+    return require(f"sampler {name!r}", made, "Sampler", "init", "step")
 
 
 def options_of(name: str) -> tuple[str, ...]:

@@ -41,7 +41,7 @@ from diffax.schedules.log_snr_families import (
     linear_logsnr,
     sigmoid_logsnr,
 )
-from diffax.schedules.registry import SCHEDULES, get, key_types, keywords, names, register
+from diffax.schedules.registry import SCHEDULES, get, keywords, names, register
 from diffax.schedules.transforms import (
     concrete_ends,
     effective,
@@ -79,7 +79,6 @@ __all__ = [
     "get",
     "input_scaled",
     "is_learned",
-    "key_types",
     "keywords",
     "laplace",
     "learned",

@@ -6,13 +6,13 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from diffax.registry import Registry, check_arguments, require, shared_arguments
+from diffax.registry import Constructors, require
 from diffax.schedules import families, log_snr_families
 from diffax.schedules.base import Schedule
 from diffax.schedules.from_rate import from_rate
 from diffax.schedules.learned import learned
 
-SCHEDULES: Registry[Callable[..., Schedule]] = Registry(
+SCHEDULES: Constructors[Schedule] = Constructors(
     "schedule",
     {
         function.__name__: function
@@ -33,8 +33,8 @@ SCHEDULES: Registry[Callable[..., Schedule]] = Registry(
             learned,
         )
     },
+    no_keys=("key",),  # for the initial parameters
 )
-_NO_KEYS = ("key",)  # for the initial parameters; no key of a config
 
 
 def register(name: str, constructor: Callable[..., Schedule]) -> None:
@@ -47,13 +47,7 @@ def register(name: str, constructor: Callable[..., Schedule]) -> None:
       ValueError: the name is taken, or the type of a keyword isn't known or is another one than
         that of another schedule's keyword of the same name.
     """
-    shared_arguments("schedule", {**SCHEDULES, name: constructor}, _NO_KEYS)
     SCHEDULES.register(name, constructor)
-
-
-def key_types() -> dict[str, type]:
-    """The keywords of all schedules that are keys of a config, with their types."""
-    return shared_arguments("schedule", SCHEDULES, _NO_KEYS)
 
 
 def names() -> tuple[str, ...]:
@@ -73,8 +67,7 @@ def get(name: str, **arguments: Any) -> Schedule:
       ValueError: an unknown name or keyword, of which the message lists the allowed ones; or a
         keyword without a default that isn't given.
     """
-    check_arguments(f"schedule {name!r}", constructor(name), arguments)
-    made = constructor(name)(**arguments)
+    made = SCHEDULES.build(name, **arguments)
     return require(f"schedule {name!r}", made, "schedule", "log_snr", "num_steps")
 
 

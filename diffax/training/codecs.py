@@ -92,7 +92,8 @@ def build_method(config: ConfigDict, data: DatasetInfo) -> Method:
 
 def _written(config: ConfigDict) -> list[int]:
     """When the files that a config names were written."""
-    names = [v for v in flat(config).values() if isinstance(v, str) and v]
+    values = flat(config).values()
+    names = [os.path.expanduser(value) for value in values if isinstance(value, str)]
     return [os.stat(name).st_mtime_ns for name in names if os.path.isfile(name)]
 
 
