@@ -26,7 +26,7 @@ from diffax.models import layers, platform
 
 
 def test_get_knows_the_table():
-    assert models.names() == ["autoencoder", "mlp", "unet"]
+    assert models.names() == ["autoencoder", "dit", "mlp", "unet"]
     assert models.get("unet", channels=32).channels == 32
     assert models.get("unet", channel_mults=[1, 2]) == models.get("unet", channel_mults=(1, 2))
     assert hash(models.get("unet", channel_mults=[1, 2])) is not None
@@ -34,7 +34,7 @@ def test_get_knows_the_table():
 
 
 def test_unknown_names_and_fields_are_refused_with_the_allowed_ones():
-    with pytest.raises(ValueError, match="model='resnet'.*: allowed are unet, mlp"):
+    with pytest.raises(ValueError, match="model='resnet'.*: allowed are unet, dit, mlp"):
         models.get("resnet")
     with pytest.raises(
         ValueError,
@@ -63,6 +63,8 @@ def test_unknown_names_and_fields_are_refused_with_the_allowed_ones():
         ("unet", "num_blocks", 0, "a positive integer"),
         ("unet", "head_width", 0, "a positive integer"),
         ("unet", "num_classes", -1, "an integer >= 0"),
+        ("dit", "patch_size", 0, "a positive integer"),
+        ("dit", "mlp_ratio", 0.0, "a positive number"),
         ("mlp", "depth", 0, "a positive integer"),
         ("mlp", "width", 0, "an even positive integer"),
         ("mlp", "dtype", "double", "one of float32, bfloat16"),
@@ -123,7 +125,7 @@ def test_mlp_starts_at_zero_and_answers_when_trained():
     assert np.all(np.abs(np.asarray(out)) > 0)
 
 
-@pytest.mark.parametrize("name, shape", [("unet", (8, 2)), ("mlp", (3,))])
+@pytest.mark.parametrize("name, shape", [("unet", (8, 2)), ("dit", (8, 2)), ("mlp", (3,))])
 def test_learned_variance_doubles_the_channels(name, shape):
     x, log_snr = inputs(shape)
     fields = TINY if name == "unet" else {}
@@ -361,7 +363,7 @@ def test_dropout_acts_in_training_only():
     np.testing.assert_allclose(off, without(variables, x, log_snr), rtol=0, atol=1e-4)
 
 
-@pytest.mark.parametrize("name, shape", [("unet", (8, 8, 1)), ("mlp", (2,))])
+@pytest.mark.parametrize("name, shape", [("unet", (8, 8, 1)), ("dit", (4, 4, 1)), ("mlp", (2,))])
 def test_bfloat16_computes_with_float32_parameters_and_output(name, shape):
     fields = TINY if name == "unet" else dict(width=16)
     x, log_snr = inputs(shape)

@@ -9,12 +9,13 @@ import inspect
 import flax.linen as nn
 
 from diffax.models.autoencoder import Autoencoder
+from diffax.models.dit import DiT
 from diffax.models.mlp import MLP
 from diffax.models.unet import UNet
 from diffax.registry import Registry, arguments, suggestion
 
 MODELS: Registry[type[nn.Module]] = Registry(
-    "model", {"unet": UNet, "mlp": MLP, "autoencoder": Autoencoder}
+    "model", {"unet": UNet, "dit": DiT, "mlp": MLP, "autoencoder": Autoencoder}
 )
 _NO_FIELDS = ("parent", "name")  # of every flax module
 
@@ -77,4 +78,4 @@ def get(name: str, **kwargs) -> nn.Module:
     return MODELS[name](**kwargs)
 
 
-__all__ = ["Autoencoder", "MLP", "MODELS", "UNet", "fields", "get", "names", "register"]
+__all__ = ["Autoencoder", "DiT", "MLP", "MODELS", "UNet", "fields", "get", "names", "register"]
