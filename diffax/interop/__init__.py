@@ -1,0 +1,5 @@
+"""Schedules and weights from and for other libraries."""
+
+from diffax.interop import diffusers
+
+__all__ = ["diffusers"]
