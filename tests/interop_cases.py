@@ -66,7 +66,10 @@ WRITTEN = {
         lambda: schedules.zero_terminal_snr(schedules.get("linear").discretize(50)),
         dict(prediction="v"),
     ),
-    "linear_logsnr, clipped": (lambda: schedules.get("linear_logsnr"), dict(num_steps=50, clip_x0=1.0)),
+    "linear_logsnr, clipped": (
+        lambda: schedules.get("linear_logsnr"),
+        dict(num_steps=50, clip_x0=1.0),
+    ),
     "cosine, dpmpp_2m": (schedules.cosine, dict(num_steps=50, sampler="dpmpp_2m")),
     "cosine, unipc": (schedules.cosine, dict(num_steps=50, sampler="unipc")),
     "flow": (lambda: schedules.get("rectified_flow"), dict(prediction="flow", num_steps=50)),

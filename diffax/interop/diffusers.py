@@ -248,8 +248,8 @@ def save_scheduler(
       sampler: "ddim", "ddpm", "dpmpp_2m" or "unipc".
 
     Raises:
-      ValueError: a prediction or sampler that diffusers has no scheduler for; eps-prediction at zero
-        SNR; flow prediction under another schedule than `rectified_flow`.
+      ValueError: a prediction or sampler that diffusers has no scheduler for; eps-prediction at
+        zero SNR; flow prediction under another schedule than `rectified_flow`.
     """
     if prediction == "flow":
         config = {
