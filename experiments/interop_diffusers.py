@@ -27,6 +27,7 @@ sys.path.insert(0, str(ROOT / "tests"))
 import interop_cases as cases  # noqa: E402
 
 from diffax.interop import diffusers as interop  # noqa: E402
+from diffax.interop.diffusers import schedulers  # noqa: E402
 
 
 def predict(x: np.ndarray, log_snr: float) -> np.ndarray:
@@ -53,7 +54,7 @@ def read(name: str) -> dict[str, Any]:
 
 def of_written(name: str, folder: Path) -> dict[str, Any]:
     """What diffusers draws by the scheduler that diffax wrote into a folder."""
-    cls = json.loads((folder / interop.CONFIG).read_text())["_class_name"]
+    cls = json.loads((folder / schedulers.CONFIG).read_text())["_class_name"]
     scheduler = getattr(diffusers, cls).from_pretrained(folder)
     clips = {"use_clipped_model_output": True} if scheduler.config.get("clip_sample") else {}
     scheduler.set_timesteps(cases.NUM_STEPS)
@@ -80,6 +81,44 @@ def by_flow(scheduler: Any, z: torch.Tensor) -> np.ndarray:
     return z.numpy()
 
 
+def forward(unet: diffusers.UNet2DModel, shape: tuple[int, int, int]) -> np.ndarray:
+    """The output for `cases.inputs`, of classes 0, 1, 2 if the network knows any."""
+    x, index = cases.inputs(shape)
+    label = torch.arange(3) if unet.config.num_class_embeds else None
+    with torch.no_grad():
+        out = unet(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(index), class_labels=label)
+    return out.sample.permute(0, 2, 3, 1).numpy()
+
+
+def unets() -> dict[str, Any]:
+    """diffusers' answers of networks that diffax wrote, and of its own; prints the differences."""
+    found = {"unets": {}, "own_unets": {}}
+    with tempfile.TemporaryDirectory() as folder:
+        for name, (_, shape) in cases.UNETS.items():
+            model, params = cases.unet(name)
+            interop.save_unet(folder, model, params, shape, cases.LEVELS)
+            theirs = forward(diffusers.UNet2DModel.from_pretrained(folder), shape)
+            compare(f"unet, {name}", cases.answer(model, params, shape), theirs)
+            found["unets"][name] = theirs.tolist()
+        for name, config in cases.OWN_UNETS.items():
+            unet = diffusers.UNet2DModel(**config)
+            shapes = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
+            made = {key: torch.tensor(value) for key, value in cases.weights(shapes).items()}
+            unet.load_state_dict(made)
+            unet.save_pretrained(folder)
+            size, channels = config["sample_size"], config["in_channels"]
+            shape = (size, size, channels)
+            theirs = forward(unet, shape)
+            compare(f"own unet, {name}", cases.answer(*interop.load_unet(folder), shape), theirs)
+            found["own_unets"][name] = {"shapes": shapes, "answer": theirs.tolist()}
+    return found
+
+
+def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
+    apart = np.abs(ours - theirs).max() / np.abs(theirs).max()
+    print(f"{name:24s} differs by {apart:.0e} of the largest")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -92,13 +131,12 @@ def main() -> None:
             cases.written(name, folder)
             found["written"][name] = of_written(name, Path(folder))
             ours = cases.drawn(name, folder)
-        theirs = np.array(found["written"][name]["samples"])
-        apart = np.abs(ours - theirs).max() / np.abs(theirs).max()
-        print(f"{name:20s} samples differ by {apart:.0e} of the largest")
+        compare(name, ours, np.array(found["written"][name]["samples"]))
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}")
-    if args.write:
-        text = json.dumps(found, indent=1)
-        (args.write / "diffusers_schedulers.json").write_text(text + "\n", encoding="utf-8")
+    for file, numbers in (("schedulers", found), ("unets", unets())):
+        if args.write:
+            text = json.dumps(numbers, indent=None if file == "unets" else 1)
+            (args.write / f"diffusers_{file}.json").write_text(text + "\n", encoding="utf-8")
 
 
 if __name__ == "__main__":

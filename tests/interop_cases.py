@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 from exact import in_float64, wrong
 
 import diffax
-from diffax import schedules
+from diffax import models, schedules
 from diffax.interop import diffusers
 from diffax.process import by_log_snr
 
@@ -56,6 +57,74 @@ FLOW = "FlowMatchEulerDiscreteScheduler"
 
 def _learned() -> schedules.Schedule:
     return schedules.learned(jax.random.key(3), log_snr_max=9.0, log_snr_min=-8.0, size=8)
+
+
+# case -> fields of a U-Net, shape of an example; each goes out, and what diffusers has comes in
+UNETS = {
+    "log-SNR": (
+        dict(channels=8, channel_mults=(1, 2), num_blocks=1, attention_resolutions=(4,),
+             head_width=8, num_groups=4),
+        (8, 8, 1),
+    ),
+    "step": (
+        dict(channels=8, channel_mults=(1, 1), num_blocks=2, attention_resolutions=(8,),
+             head_width=8, num_groups=2, norm_epsilon=1e-6, conditioning="step", embedding="add",
+             num_classes=3, learned_variance=True),
+        (8, 8, 3),
+    ),
+}  # fmt: skip
+# case -> the config of a UNet2DModel
+OWN_UNETS = {
+    "ddpm": dict(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=[8, 16],
+        layers_per_block=1, down_block_types=["DownBlock2D", "AttnDownBlock2D"],
+        up_block_types=["AttnUpBlock2D", "UpBlock2D"], norm_num_groups=4, norm_eps=1e-6,
+        downsample_padding=0, flip_sin_to_cos=False, freq_shift=1, attention_head_dim=None,
+    ),
+    "default": dict(
+        sample_size=8, in_channels=3, out_channels=3, block_out_channels=[8, 8],
+        layers_per_block=2, down_block_types=["AttnDownBlock2D", "DownBlock2D"],
+        up_block_types=["UpBlock2D", "AttnUpBlock2D"], norm_num_groups=8, attention_head_dim=4,
+        resnet_time_scale_shift="scale_shift", attn_norm_num_groups=8, num_class_embeds=5,
+    ),
+}  # fmt: skip
+
+
+def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
+    """Arrays of these names and shapes: numbers that depend on nothing else."""
+    rng = np.random.default_rng(7)
+    made = {name: 0.3 * rng.normal(size=shapes[name]) for name in sorted(shapes)}
+    return {name: value.astype(np.float32) for name, value in made.items()}
+
+
+def inputs(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
+    """Three examples, and the index of each."""
+    x = np.random.default_rng(8).normal(size=(3, *shape)).astype(np.float32)
+    return x, np.array([0, 13, 49])
+
+
+def unet(name: str) -> tuple[models.UNet, dict]:
+    """The network of a case of `UNETS`, and its parameters."""
+    fields, shape = UNETS[name]
+    model = models.UNet(**fields)
+    x = jnp.zeros((1, *shape))
+    wanted = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1))["params"]
+    flat = flax.traverse_util.flatten_dict(wanted, sep="/")
+    made = weights({path: leaf.shape for path, leaf in flat.items()})
+    return model, flax.traverse_util.unflatten_dict(made, sep="/")
+
+
+# Under which a network that is conditioned on the log-SNR goes out.
+LEVELS = schedules.cosine().discretize(50)
+
+
+def answer(model: models.UNet, params: dict, shape: tuple[int, int, int]) -> np.ndarray:
+    """The network's output for `inputs`, of classes 0, 1, 2 if it knows any."""
+    x, index = inputs(shape)
+    level = LEVELS.log_snr(index) if model.conditioning == "log_snr" else index
+    label = np.arange(3) if model.num_classes else None
+    apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
+    return np.asarray(apply({"params": params}, x, level, label))
 
 
 # case -> schedule, and the other arguments of `save_scheduler`

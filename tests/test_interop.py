@@ -1,4 +1,4 @@
-"""diffusers' schedulers in and out, against numbers that diffusers itself gave."""
+"""diffusers' schedulers and U-Nets in and out, against numbers that diffusers itself gave."""
 
 import json
 from pathlib import Path
@@ -7,9 +7,14 @@ import interop_cases as cases
 import jax
 import numpy as np
 import pytest
+from safetensors import safe_open
+from safetensors.numpy import load_file, save_file
 
-from diffax import schedules
+import diffax
+from diffax import models
 from diffax.interop import diffusers
+from diffax.interop.diffusers import schedulers, unets
+from diffax.models.embeddings import log_snr_position, sinusoidal
 
 GIVEN = json.loads(Path(__file__).with_name("diffusers_schedulers.json").read_text())
 EXPECTED = {  # prediction, bound of x0, learned variance
@@ -27,7 +32,7 @@ EXPECTED = {  # prediction, bound of x0, learned variance
 
 
 def kept(folder, config):
-    (folder / diffusers.CONFIG).write_text(json.dumps(config))
+    (folder / schedulers.CONFIG).write_text(json.dumps(config))
     return folder
 
 
@@ -56,7 +61,7 @@ def test_diffusers_draws_the_same_by_what_is_written(name, tmp_path):
 
 
 def test_a_schedule_comes_back_as_it_went(tmp_path):
-    schedule = schedules.get("linear").discretize(1000)
+    schedule = diffax.schedules.get("linear").discretize(1000)
     file = diffusers.save_scheduler(tmp_path, schedule, prediction="v", clip_x0=1.5)
     assert file == tmp_path / "scheduler_config.json"
     for path in (file, tmp_path):
@@ -67,16 +72,16 @@ def test_a_schedule_comes_back_as_it_went(tmp_path):
 
 
 def test_a_rescaled_schedule_is_not_rescaled_twice(tmp_path):
-    schedule = schedules.zero_terminal_snr(schedules.get("linear").discretize(100))
+    schedule = diffax.schedules.zero_terminal_snr(diffax.schedules.get("linear").discretize(100))
     diffusers.save_scheduler(tmp_path, schedule, prediction="v")
-    config = json.loads((tmp_path / diffusers.CONFIG).read_text())
+    config = json.loads((tmp_path / schedulers.CONFIG).read_text())
     assert config["trained_betas"][-1] == 1 and not config["rescale_betas_zero_snr"]
     found = diffusers.load_scheduler(tmp_path).schedule
     np.testing.assert_allclose(found.alphas_cumprod, schedule.alphas_cumprod, atol=1e-6)
 
 
 def test_the_scheduler_of_a_pipelines_folder_is_found(tmp_path):
-    diffusers.save_scheduler(tmp_path / "scheduler", schedules.get("cosine"), num_steps=10)
+    diffusers.save_scheduler(tmp_path / "scheduler", diffax.schedules.get("cosine"), num_steps=10)
     assert diffusers.load_scheduler(tmp_path).schedule.num_steps == 10
     with pytest.raises(FileNotFoundError, match=r"holds no scheduler_config.json"):
         diffusers.load_scheduler(tmp_path / "unet")
@@ -98,7 +103,7 @@ def test_a_config_that_is_not_known_is_refused(config, said, tmp_path):
 
 
 def test_a_damaged_config_is_named(tmp_path):
-    (tmp_path / diffusers.CONFIG).write_text("{")
+    (tmp_path / schedulers.CONFIG).write_text("{")
     with pytest.raises(ValueError, match="scheduler_config.json is no JSON: "):
         diffusers.load_scheduler(tmp_path)
 
@@ -115,5 +120,120 @@ def test_a_damaged_config_is_named(tmp_path):
 )
 def test_what_diffusers_has_no_scheduler_for_is_refused(schedule, options, said, tmp_path):
     with pytest.raises(ValueError, match=said):
-        diffusers.save_scheduler(tmp_path, schedules.get(schedule), **options)
+        diffusers.save_scheduler(tmp_path, diffax.schedules.get(schedule), **options)
+    assert not any(tmp_path.iterdir())
+
+
+# --- U-Nets -----------------------------------------------------------------------------------
+
+UNETS = json.loads(Path(__file__).with_name("diffusers_unets.json").read_text())
+
+
+def close(found, theirs):
+    np.testing.assert_allclose(found, theirs, rtol=0, atol=1e-5 * np.abs(theirs).max())
+
+
+@pytest.mark.parametrize("name", cases.UNETS)
+def test_a_unet_goes_out_and_answers_as_diffusers_does(name, tmp_path):
+    model, params = cases.unet(name)
+    shape = cases.UNETS[name][1]
+    close(cases.answer(model, params, shape), np.array(UNETS["unets"][name]))
+    diffusers.save_unet(tmp_path, model, params, shape, cases.LEVELS)
+    written = load_file(tmp_path / unets.WEIGHTS)
+    expected = 50 if model.conditioning == "log_snr" else None
+    assert json.loads((tmp_path / unets.CONFIG).read_text()).get("num_train_timesteps") == expected
+    with safe_open(tmp_path / unets.WEIGHTS, "np") as file:
+        assert file.metadata() == {"format": "pt"}
+    if expected is None:
+        again, back = diffusers.load_unet(tmp_path)
+        assert again == model
+        jax.tree.map(np.testing.assert_array_equal, back, params)
+    else:
+        waves = written["time_proj.weight"]
+        level = log_snr_position(cases.LEVELS.log_snrs)
+        np.testing.assert_array_equal(waves, sinusoidal(level, model.channels))
+
+
+@pytest.mark.parametrize("name", cases.OWN_UNETS)
+def test_a_unet_of_diffusers_comes_in_and_answers_as_it_did(name, tmp_path):
+    given = UNETS["own_unets"][name]
+    own_unet(tmp_path, cases.OWN_UNETS[name], given["shapes"])
+    model, params = diffusers.load_unet(tmp_path)
+    config = cases.OWN_UNETS[name]
+    shape = (config["sample_size"], config["sample_size"], config["in_channels"])
+    close(cases.answer(model, params, shape), np.array(given["answer"]))
+
+
+def own_unet(folder, config, shapes, rename=str):
+    folder.mkdir(exist_ok=True)
+    (folder / unets.CONFIG).write_text(json.dumps({"_class_name": "UNet2DModel", **config}))
+    made = cases.weights({name: tuple(shape) for name, shape in shapes.items()})
+    save_file({rename(name): array for name, array in made.items()}, folder / unets.WEIGHTS)
+
+
+def test_old_names_of_attention_and_a_pipelines_folder_are_known(tmp_path):
+    def old(name):
+        if "attentions" not in name:
+            return name
+        for before, now in (("query", "to_q"), ("key", "to_k"), ("value", "to_v")):
+            name = name.replace(now, before)
+        return name.replace("to_out.0", "proj_attn")
+
+    given = UNETS["own_unets"]["ddpm"]["shapes"]
+    own_unet(tmp_path / "unet", cases.OWN_UNETS["ddpm"], given, old)
+    own_unet(tmp_path / "new", cases.OWN_UNETS["ddpm"], given)
+    (_, found), (_, wanted) = map(diffusers.load_unet, (tmp_path, tmp_path / "new"))
+    jax.tree.map(np.testing.assert_array_equal, found, wanted)
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(_class_name="UNet2DConditionModel"), "_class_name is 'UNet2DConditionModel', not"),
+        (dict(act_fn="gelu"), "act_fn='gelu' is not known; only 'silu' is"),
+        (dict(down_block_types=["DownBlock2D", "SkipDownBlock2D"]), "names SkipDownBlock2D; known"),
+        (dict(up_block_types=["UpBlock2D", "UpBlock2D"]), "is not the mirror image of"),
+        (dict(block_out_channels=[8, 12]), "no multiples of the first"),
+        (dict(attn_norm_num_groups=2), "attn_norm_num_groups=2; only norm_num_groups=4"),
+        (dict(layers_per_block=2), "has shape None, and its config asks for"),
+        (dict(in_channels=2), r"first/kernel has shape \(3, 3, 1, 8\), and its config asks for"),
+        (dict(num_class_embeds=3), "noise_embedding/classes/embedding has shape None"),
+    ],
+)
+def test_a_unet_that_is_not_known_is_refused(change, said, tmp_path):
+    given = UNETS["own_unets"]["ddpm"]["shapes"]
+    own_unet(tmp_path, cases.OWN_UNETS["ddpm"] | change, given)
+    with pytest.raises(ValueError, match=said):
+        diffusers.load_unet(tmp_path)
+
+
+def test_arrays_that_no_unet_has_are_named(tmp_path):
+    given = UNETS["own_unets"]["ddpm"]["shapes"]
+    own_unet(tmp_path, cases.OWN_UNETS["ddpm"], given | {"extra.weight": [2]})
+    with pytest.raises(ValueError, match="extra.weight is no array that is known"):
+        diffusers.load_unet(tmp_path)
+    (tmp_path / unets.WEIGHTS).unlink()
+    with pytest.raises(FileNotFoundError, match="holds no diffusion_pytorch_model.safetensors"):
+        diffusers.load_unet(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("fields", "shape", "schedule", "said"),
+    [
+        (dict(num_groups=0), (8, 8, 1), cases.LEVELS, "num_groups is 0, .* train with model.unet"),
+        ({}, (8, 8, 1), None, "schedule is None: the network is conditioned on its log-SNR"),
+        ({}, (8, 4, 1), cases.LEVELS, "takes square images"),
+        (
+            dict(head_width=16, attention_resolutions=(8,), channel_mults=(1, 4)),
+            (8, 8, 1),
+            cases.LEVELS,
+            "head_width=16 exceeds a width with attention, 8, which",
+        ),
+    ],
+)
+def test_a_unet_that_diffusers_has_not_is_refused(fields, shape, schedule, said, tmp_path):
+    model = models.UNet(**cases.UNETS["log-SNR"][0] | fields)
+    _, params = cases.unet("log-SNR")
+    with pytest.raises(ValueError, match=said):
+        diffusers.save_unet(tmp_path, model, params, shape, schedule)
     assert not any(tmp_path.iterdir())

@@ -119,7 +119,7 @@ MAY_IMPORT = {
     "scoring": {"evaluation"},
     "metrics": {"evaluation"},
     "codecs": {"methods", "training"},
-    "interop": CORE | {"files"},
+    "interop": CORE | {"files", "models"},
     "edits": PARTS | {"generator"},
     "report": {"data", "evaluation", "files", "plots", "runtime"},
     "ablation": PARTS | {"training", "report"},

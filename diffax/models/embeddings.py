@@ -62,6 +62,7 @@ class Conditioning(nn.Module):
       conditioning: "log_snr" or "step", the meaning of `noise_level`.
       num_classes: K > 0 adds a table of K + 1 rows, the last of which is the null class.
       dtype: of the dense layers; the sines are taken in float32.
+      max_period: the slowest wave's, in positions, over 2 pi; n of `sinusoidal`.
 
     A label outside 0 .. num_classes can't be refused under `jit`: it gives NaN, not a wrong class.
     """
@@ -71,10 +72,12 @@ class Conditioning(nn.Module):
     conditioning: str
     num_classes: int
     dtype: jnp.dtype
+    max_period: float = 10_000.0
 
     @nn.compact
     def __call__(self, noise_level: jax.Array, label: jax.Array | None) -> jax.Array:
-        waves = sinusoidal(CONDITIONINGS[self.conditioning](noise_level), self.width)
+        position = CONDITIONINGS[self.conditioning](noise_level)
+        waves = sinusoidal(position, self.width, self.max_period)
         emb = nn.Dense(self.features, dtype=self.dtype, name="dense_0")(waves)
         emb = nn.Dense(self.features, dtype=self.dtype, name="dense_1")(nn.silu(emb))
         if self.num_classes:

@@ -2,6 +2,7 @@
 
 import numbers
 from collections.abc import Callable
+from typing import NamedTuple
 
 import flax.linen as nn
 import jax
@@ -101,11 +102,20 @@ def dense(features: int, dtype: jnp.dtype, name: str, **kwargs) -> nn.Dense:
     return nn.Dense(features, dtype=dtype, name=name, dot_general=cpu_conv.product, **kwargs)
 
 
+class Norm(NamedTuple):
+    """How a network normalises: by so many groups, 0 for `num_groups` of each width."""
+
+    groups: int = 0
+    epsilon: float = operations.NORM_EPSILON
+
+
 class GroupNorm(nn.Module):
     """Group normalisation, statistics in float32; the result has x's dtype.
 
     `modulation`, (B, 2C), holds a scale s and a shift b for each example: norm(x) (1 + s) + b.
     """
+
+    norm: Norm = Norm()
 
     @nn.compact
     def __call__(self, x: jax.Array, modulation: jax.Array | None = None) -> jax.Array:
@@ -115,7 +125,8 @@ class GroupNorm(nn.Module):
         if modulation is not None:
             extra, shift = jnp.split(modulation.astype(scale.dtype), 2, axis=-1)
             scale, bias = scale * (1 + extra), bias * (1 + extra) + shift
-        return group_norm(x, scale, bias, num_groups(channels)).astype(x.dtype)
+        groups = self.norm.groups or num_groups(channels)
+        return group_norm(x, scale, bias, groups, self.norm.epsilon).astype(x.dtype)
 
 
 def _add(norm: Callable, h: jax.Array, signal: jax.Array) -> jax.Array:
@@ -142,11 +153,12 @@ class ResBlock(nn.Module):
     dropout: float
     embedding: str
     dtype: jnp.dtype
+    norm: Norm = Norm()
 
     @nn.compact
     def __call__(self, x: jax.Array, emb: jax.Array | None, train: bool) -> jax.Array:
-        spatial, norm = x.ndim - 2, GroupNorm(name="norm_1")
-        h = silu(GroupNorm(name="norm_0")(x))
+        spatial, norm = x.ndim - 2, GroupNorm(self.norm, name="norm_1")
+        h = silu(GroupNorm(self.norm, name="norm_0")(x))
         h = conv(self.channels, spatial, self.dtype, "conv_0")(h)
         if emb is None:
             h = silu(norm(h))
@@ -167,12 +179,13 @@ class Attention(nn.Module):
 
     head_width: int
     dtype: jnp.dtype
+    norm: Norm = Norm()
 
     @nn.compact
     def __call__(self, x: jax.Array) -> jax.Array:
         batch, channels = x.shape[0], x.shape[-1]
         heads = num_heads(channels, self.head_width)
-        h = GroupNorm(name="norm")(x).reshape(batch, -1, channels)
+        h = GroupNorm(self.norm, name="norm")(x).reshape(batch, -1, channels)
         qkv = dense(3 * channels, self.dtype, "qkv")(h)
         qkv = qkv.reshape(batch, -1, 3, heads, channels // heads)
         h = attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])

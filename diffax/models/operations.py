@@ -20,8 +20,10 @@ def variance(mean: jax.Array, mean_of_squares: jax.Array) -> jax.Array:
     return jnp.maximum(mean_of_squares - mean**2, 0.0)
 
 
-def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int) -> jax.Array:
-    """Group normalisation (Wu & He 2018): scale * (x - mean) / sqrt(var + 1e-5) + bias.
+def group_norm(
+    x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int, epsilon: float = NORM_EPSILON
+) -> jax.Array:
+    """Group normalisation (Wu & He 2018): scale * (x - mean) / sqrt(var + epsilon) + bias.
 
     Mean and variance are taken per example over all spatial axes and the channels of a group, in
     one pass (mean and mean of squares) and in float32 or wider. A mean of r deviations would cost
@@ -41,7 +43,7 @@ def group_norm(x: jax.Array, scale: jax.Array, bias: jax.Array, groups: int) -> 
     grouped = grouped - jax.lax.stop_gradient(grouped[:, :1].mean(axis=3, keepdims=True))
     mean = grouped.mean(axis=(1, 3), keepdims=True)
     var = variance(mean, (grouped**2).mean(axis=(1, 3), keepdims=True))
-    normal = ((grouped - mean) * jax.lax.rsqrt(var + NORM_EPSILON)).reshape(x.shape)
+    normal = ((grouped - mean) * jax.lax.rsqrt(var + epsilon)).reshape(x.shape)
     return normal * expand_rows(scale, x.ndim) + expand_rows(bias, x.ndim)
 
 

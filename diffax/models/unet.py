@@ -8,9 +8,12 @@ import flax.linen as nn
 import jax
 import jax.numpy as jnp
 
-from diffax.models import layers
+from diffax.models import layers, operations
 from diffax.models.embeddings import Conditioning
 from diffax.models.layers import check, is_whole
+
+# Of a strided convolution: "SAME" pads an even size behind alone.
+_PADDINGS = {"end": "SAME", "both": 1}
 
 
 class UNet(nn.Module):
@@ -37,6 +40,12 @@ class UNet(nn.Module):
       remat: recompute each block in the backward pass, which saves memory for time.
       remat_levels: of these levels only, 0 the first, where most memory is; () for all.
       learned_variance: give 2 C channels, the second half of which is for the reverse variance.
+      num_groups: of every group normalisation, for weights from elsewhere; it divides all widths.
+        0: at most 32 of at least 4 channels, each width its own.
+      norm_epsilon: what the normalisations add to the variance.
+      max_period: the ratio of the noise embedding's fastest and slowest wave, about.
+      padding: of the strided convolutions: "end" pads by 1 behind (as Ho 2020), "both" on both
+        sides.
 
     Raises:
       ValueError: a field or an argument is not allowed; the sentence names it.
@@ -55,9 +64,21 @@ class UNet(nn.Module):
     remat: bool = False
     remat_levels: Sequence[int] = ()
     learned_variance: bool = False
+    num_groups: int = 0
+    norm_epsilon: float = operations.NORM_EPSILON
+    max_period: float = 10_000.0
+    padding: str = "end"
 
     def __post_init__(self):
         layers.check_shared_fields(self, "channels")
+        groups = self.num_groups
+        fits = is_whole(groups, 0) and (groups == 0 or self.channels % groups == 0)
+        check(fits, "num_groups", groups, f"0, or a divisor of channels={self.channels}")
+        for field in ("norm_epsilon", "max_period"):
+            value = getattr(self, field)
+            fits = isinstance(value, numbers.Real) and 0 < value < math.inf
+            check(fits, field, value, "a positive number")
+        layers.check_name("padding", self.padding, _PADDINGS)
         for field, least in (("channel_mults", 1), ("attention_resolutions", 0)):
             value = getattr(self, field)
             fits = isinstance(value, list | tuple) and all(is_whole(entry, 1) for entry in value)
@@ -139,6 +160,8 @@ class UNet(nn.Module):
     ) -> jax.Array:
         """`__call__` for examples that go through together."""
         dtype, spatial = layers.DTYPES[self.dtype], x.ndim - 2
+        norm = layers.Norm(self.num_groups, self.norm_epsilon)
+        padding = _PADDINGS[self.padding]
 
         emb = Conditioning(
             self.channels,
@@ -146,6 +169,7 @@ class UNet(nn.Module):
             self.conditioning,
             self.num_classes,
             dtype,
+            self.max_period,
             name="noise_embedding",
         )(noise_level, label)
 
@@ -153,9 +177,11 @@ class UNet(nn.Module):
             ResBlock, Attention = layers.ResBlock, layers.Attention
             if self.remat and level in (self.remat_levels or range(len(widths))):
                 ResBlock, Attention = nn.remat(ResBlock, static_argnums=3), nn.remat(Attention)
-            fields = (widths[level], self.dropout, self.embedding, dtype)
+            fields = (widths[level], self.dropout, self.embedding, dtype, norm)
             h = ResBlock(*fields, name=name)(h, emb, train)
-            return Attention(self.head_width, dtype, name=f"{name}_attention")(h) if attend else h
+            if not attend:
+                return h
+            return Attention(self.head_width, dtype, norm, name=f"{name}_attention")(h)
 
         def attends(h: jax.Array) -> bool:
             return max(h.shape[1:-1]) in self.attention_resolutions
@@ -165,8 +191,8 @@ class UNet(nn.Module):
         skips = [h]
         for level in range(len(widths)):
             if level > 0:
-                down = layers.conv(widths[level - 1], spatial, dtype, f"down_{level}", strides=2)
-                h = down(h)
+                name, width = f"down_{level}", widths[level - 1]
+                h = layers.conv(width, spatial, dtype, name, strides=2, padding=padding)(h)
                 skips.append(h)
             for i in range(self.num_blocks):
                 h = block(h, level, attends(h), f"down_{level}_block_{i}")
@@ -183,7 +209,7 @@ class UNet(nn.Module):
             if level > 0:
                 h = layers.upsampling_conv(width, spatial, dtype, f"up_{level}")(h)
 
-        h = layers.silu(layers.GroupNorm(name="last_norm")(h))
+        h = layers.silu(layers.GroupNorm(norm, name="last_norm")(h))
         features = x.shape[-1] * (2 if self.learned_variance else 1)
         last = layers.conv(features, spatial, dtype, "last", kernel_init=nn.initializers.zeros)
         return last(h).astype(jnp.float32)

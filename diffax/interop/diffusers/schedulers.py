@@ -1,4 +1,4 @@
-"""diffusers' schedulers, in and out, without PyTorch and without diffusers itself.
+"""Schedulers of diffusers, in and out.
 
 A scheduler is a folder with a `scheduler_config.json`. `save_scheduler` writes any schedule as one,
 by its betas; `load_scheduler` reads one as a schedule, with what else its config says.

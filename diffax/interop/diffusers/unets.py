@@ -1,0 +1,364 @@
+"""U-Nets of diffusers (`UNet2DModel`), in and out.
+
+A U-Net is a folder with a `config.json` and `diffusion_pytorch_model.safetensors`. Every array of
+the one library is an array of the other under another name, with its axes in another order;
+`_names` lists the pairs. Reading and writing needs `pip install 'diffax[interop]'`.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import flax
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from diffax.files import replacing, write_json
+from diffax.models import UNet
+from diffax.models.embeddings import log_snr_position, sinusoidal
+from diffax.process import AnySchedule
+
+CONFIG = "config.json"
+WEIGHTS = "diffusion_pytorch_model.safetensors"
+_CLASS = "UNet2DModel"
+
+# --- names and axes ---------------------------------------------------------------------------
+
+
+class _Form(NamedTuple):
+    """How an array of diffax is laid out there, and back."""
+
+    out: Callable[[np.ndarray], np.ndarray]
+    back: Callable[[np.ndarray], np.ndarray]
+
+
+_SAME = _Form(np.asarray, np.asarray)
+_DENSE = _Form(np.transpose, np.transpose)
+_CONV = _Form(lambda a: a.transpose(3, 2, 0, 1), lambda a: a.transpose(2, 3, 1, 0))
+_CONV_OF_1 = _Form(lambda a: a.T[:, :, None, None], lambda a: a[:, :, 0, 0].T)
+
+Pair = tuple[tuple[str, ...], str, _Form]
+
+
+def _layer(ours: str, theirs: str, form: _Form) -> Iterator[Pair]:
+    path = tuple(ours.split("/"))
+    yield (*path, "kernel"), f"{theirs}.weight", form
+    yield (*path, "bias"), f"{theirs}.bias", _SAME
+
+
+def _norm(ours: str, theirs: str) -> Iterator[Pair]:
+    path = tuple(ours.split("/"))
+    yield (*path, "scale"), f"{theirs}.weight", _SAME
+    yield (*path, "bias"), f"{theirs}.bias", _SAME
+
+
+def _block(ours: str, theirs: str, number: int) -> Iterator[Pair]:
+    """A residual block, and the attention behind it if there is one."""
+    block, attention = f"{theirs}.resnets.{number}", f"{theirs}.attentions.{number}"
+    for i in (0, 1):
+        yield from _norm(f"{ours}/norm_{i}", f"{block}.norm{i + 1}")
+        yield from _layer(f"{ours}/conv_{i}", f"{block}.conv{i + 1}", _CONV)
+    yield from _layer(f"{ours}/embed", f"{block}.time_emb_proj", _DENSE)
+    yield from _layer(f"{ours}/skip", f"{block}.conv_shortcut", _CONV_OF_1)
+    yield from _norm(f"{ours}_attention/norm", f"{attention}.group_norm")
+    yield from _layer(f"{ours}_attention/project", f"{attention}.to_out.0", _DENSE)
+    for name in "qkv":  # diffax has the three in one array
+        yield from _layer(f"{ours}_attention/qkv/{name}", f"{attention}.to_{name}", _DENSE)
+
+
+def _names(levels: int, num_blocks: int) -> Iterator[Pair]:
+    """(path in diffax, name in diffusers, form) of every array that such a U-Net may have."""
+    yield from _layer("first", "conv_in", _CONV)
+    yield from _layer("noise_embedding/dense_0", "time_embedding.linear_1", _DENSE)
+    yield from _layer("noise_embedding/dense_1", "time_embedding.linear_2", _DENSE)
+    yield ("noise_embedding", "classes", "embedding"), "class_embedding.weight", _SAME
+    for level in range(levels):
+        down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"
+        for i in range(num_blocks):
+            yield from _block(f"down_{level}_block_{i}", down, i)
+        for i in range(num_blocks + 1):
+            yield from _block(f"up_{level}_block_{i}", up, i)
+        yield from _layer(f"down_{level + 1}", f"{down}.downsamplers.0.conv", _CONV)
+        yield from _layer(f"up_{level}", f"{up}.upsamplers.0.conv", _CONV)
+    for i in (0, 1):
+        yield from _block(f"middle_block_{i}", "mid_block", i)
+    yield from _norm("last_norm", "conv_norm_out")
+    yield from _layer("last", "conv_out", _CONV)
+
+
+def _parted(params: Mapping[str, Any]) -> dict[tuple[str, ...], np.ndarray]:
+    """Path -> array, with what an attention's "qkv" holds under the paths qkv/q, qkv/k, qkv/v."""
+    found = {}
+    for path, leaf in flax.traverse_util.flatten_dict(jax.device_get(params)).items():
+        if "qkv" not in path:
+            found[path] = leaf
+            continue
+        for name, part in zip("qkv", np.split(leaf, 3, axis=-1)):
+            found[(*path[:-1], name, path[-1])] = part
+    return found
+
+
+def _joined(parts: Mapping[tuple[str, ...], np.ndarray]) -> dict[str, Any]:
+    """The parameters of `_parted`."""
+    found, of_three = {}, {}
+    for path, part in parts.items():
+        if "qkv" in path:
+            of_three.setdefault((*path[:-2], path[-1]), {})[path[-2]] = part
+        else:
+            found[path] = part
+    for path, three in of_three.items():
+        found[path] = np.concatenate([three[name] for name in "qkv"], axis=-1)
+    return flax.traverse_util.unflatten_dict(found)
+
+
+# --- out --------------------------------------------------------------------------------------
+
+
+def save_unet(
+    path: str | os.PathLike,
+    model: UNet,
+    params: Any,
+    shape: tuple[int, int, int],
+    schedule: AnySchedule | None = None,
+    num_steps: int = 1000,
+) -> Path:
+    """Writes a U-Net as a diffusers `UNet2DModel` into the folder `path`, which it returns.
+
+    diffusers calls a network with the index i = 0 .. T - 1. One that is conditioned on the log-SNR
+    goes with a table of T rows, exactly the waves of `schedule`'s levels: it is right for this
+    schedule and for whole indices alone. One that is conditioned on the step number needs none.
+    With classes, diffusers' class K is the null class of K classes.
+
+    Args:
+      model, params: a `diffax.models.UNet` and its parameters (of a run: the averaged ones).
+      shape: of one example, (height, width, channels).
+      schedule: what the network is sampled under, if it is conditioned on the log-SNR.
+      num_steps: T, of a continuous schedule.
+
+    Raises:
+      ValueError: the network has what `UNet2DModel` has not, as data that are no square images, or
+        a number of groups for each width; or it is conditioned on the log-SNR and no schedule is
+        given.
+      ImportError: safetensors is not installed.
+    """
+    from safetensors.numpy import save_file
+
+    config = _config_of(model, shape)
+    arrays = _parted(params)
+    tensors = {
+        name: form.out(arrays[ours])
+        for ours, name, form in _names(len(model.channel_mults), model.num_blocks)
+        if ours in arrays
+    }
+    if len(tensors) != len(arrays):
+        raise ValueError(f"the parameters are not those of {model}")
+    if model.conditioning == "log_snr":
+        if schedule is None:
+            raise ValueError("schedule is None: the network is conditioned on its log-SNR")
+        discrete = schedule if schedule.num_steps else schedule.discretize(num_steps)
+        positions = log_snr_position(jnp.asarray(discrete.log_snrs))
+        waves = sinusoidal(positions, model.channels, model.max_period)
+        tensors["time_proj.weight"] = np.asarray(waves)
+        config |= {"time_embedding_type": "learned", "num_train_timesteps": discrete.num_steps}
+    folder = Path(path)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder / CONFIG, config)
+    with replacing(folder / WEIGHTS) as partial:
+        float32 = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
+        save_file(float32, partial, metadata={"format": "pt"})
+    return folder
+
+
+def _config_of(model: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
+    if len(shape) != 3 or shape[0] != shape[1]:
+        raise ValueError(
+            f"shape={shape}: a UNet2DModel takes square images, (size, size, channels)"
+        )
+    model.check_sizes((1, *shape))
+    if not model.num_groups:
+        raise ValueError(
+            "num_groups is 0, a number of groups for each width; a UNet2DModel has one for all:"
+            " train with model.unet.num_groups set, 8 for instance"
+        )
+    size, channels = shape[0], shape[2]
+    widths = [model.channels * mult for mult in model.channel_mults]
+    attends = [size // 2**level in model.attention_resolutions for level in range(len(widths))]
+    config = {
+        "_class_name": _CLASS,
+        "sample_size": size,
+        "in_channels": channels,
+        "out_channels": channels * (2 if model.learned_variance else 1),
+        "block_out_channels": widths,
+        "layers_per_block": model.num_blocks,
+        "down_block_types": ["AttnDownBlock2D" if here else "DownBlock2D" for here in attends],
+        "up_block_types": ["AttnUpBlock2D" if here else "UpBlock2D" for here in attends[::-1]],
+        "attention_head_dim": _head_dim(model, [w for w, here in zip(widths, attends) if here]),
+        "norm_num_groups": model.num_groups,
+        "attn_norm_num_groups": model.num_groups,
+        "norm_eps": model.norm_epsilon,
+        "downsample_padding": _PADDING_OUT[model.padding],
+        "resnet_time_scale_shift": _EMBEDDING_OUT[model.embedding],
+        "dropout": model.dropout,
+        "flip_sin_to_cos": False,
+        "freq_shift": _freq_shift(model),
+        "num_class_embeds": model.num_classes + 1 if model.num_classes else None,
+    }
+    return config
+
+
+def _head_dim(model: UNet, attentive: list[int]) -> int | None:
+    """The width of all heads; None for one head everywhere."""
+    widths = [*attentive, model.channels * model.channel_mults[-1]]
+    if max(widths) <= model.head_width:
+        return None
+    if min(widths) < model.head_width:
+        raise ValueError(
+            f"head_width={model.head_width} exceeds a width with attention, {min(widths)}, which"
+            " then has one narrower head; the heads of a UNet2DModel have one width"
+        )
+    return model.head_width
+
+
+_PADDING_OUT = {"end": 0, "both": 1}
+_EMBEDDING_OUT = {"add": "default", "scale_shift": "scale_shift"}
+
+
+def _freq_shift(model: UNet) -> float:
+    """diffusers' frequencies are 10000^(-i / (half - shift)), ours max_period^(-i / half)."""
+    half = model.channels // 2
+    return half - half * np.log(10_000.0) / np.log(model.max_period)
+
+
+# --- in ---------------------------------------------------------------------------------------
+
+_DEFAULTS = {
+    "in_channels": 3, "out_channels": 3, "layers_per_block": 2, "attention_head_dim": 8,
+    "norm_num_groups": 32, "norm_eps": 1e-5, "downsample_padding": 1, "dropout": 0.0,
+    "resnet_time_scale_shift": "default", "flip_sin_to_cos": True, "freq_shift": 0,
+    "time_embedding_type": "positional",
+}  # fmt: skip
+# What diffax's U-Net has no other value of.
+_ONLY = {
+    "act_fn": ("silu",), "downsample_type": ("conv", None), "upsample_type": ("conv", None),
+    "mid_block_scale_factor": (1,), "center_input_sample": (False,), "add_attention": (True,),
+    "class_embed_type": (None,), "time_embedding_type": ("positional",),
+    "mid_block_type": ("UNetMidBlock2D",), "time_embedding_dim": (None,),
+}  # fmt: skip
+# Names of an attention's layers before diffusers 0.16.
+_OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"}
+
+
+def load_unet(path: str | os.PathLike) -> tuple[UNet, dict[str, Any]]:
+    """The U-Net of a diffusers `UNet2DModel`, and its parameters.
+
+    It is conditioned on the step number, as diffusers' networks are.
+
+    Args:
+      path: a folder with config.json and diffusion_pytorch_model.safetensors, or the folder of a
+        pipeline.
+
+    Raises:
+      FileNotFoundError: a file is missing.
+      ValueError: an option that diffax's U-Net has not, or arrays that are not those of the config;
+        the message names them.
+      ImportError: safetensors is not installed.
+    """
+    from safetensors.numpy import load_file
+
+    folder = Path(path)
+    folder = folder if (folder / CONFIG).is_file() else folder / "unet"
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{path} holds no {file} of a {_CLASS}")
+    config = {**_DEFAULTS, **json.loads((folder / CONFIG).read_text(encoding="utf-8"))}
+    model = _model_of(config, folder)
+    tensors = {_renamed(name): value for name, value in load_file(folder / WEIGHTS).items()}
+    found = {}
+    for ours, name, form in _names(len(model.channel_mults), model.num_blocks):
+        if name in tensors:
+            found[ours] = form.back(tensors.pop(name)).astype(np.float32)
+    if tensors:
+        raise ValueError(f"{folder / WEIGHTS}: {sorted(tensors)[0]} is no array that is known")
+    half = model.channels // 2
+    if config["flip_sin_to_cos"]:  # the cosines first: the rows of what reads them change places
+        rows = ("noise_embedding", "dense_0", "kernel")
+        found[rows] = np.roll(found[rows], half, axis=0)
+    params = _joined(found)
+    x = jnp.zeros((1, config["sample_size"], config["sample_size"], config["in_channels"]))
+    wanted = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1))["params"]
+    _check_shapes(params, wanted, folder / WEIGHTS)
+    return model, params
+
+
+def _renamed(name: str) -> str:
+    parts = name.split(".")
+    return ".".join(_OLD.get(part, part) for part in parts) if "attentions" in parts else name
+
+
+def _check_shapes(params: Any, wanted: Any, file: Path) -> None:
+    given, needed = (
+        {path: leaf.shape for path, leaf in flax.traverse_util.flatten_dict(tree).items()}
+        for tree in (params, wanted)
+    )
+    for path in sorted({*given, *needed}):
+        if given.get(path) != needed.get(path):
+            raise ValueError(
+                f"{file}: {'/'.join(path)} has shape {given.get(path)}, and its config asks for"
+                f" {needed.get(path)}"
+            )
+
+
+def _model_of(config: dict[str, Any], folder: Path) -> UNet:
+    file = folder / CONFIG
+    if config.get("_class_name") != _CLASS:
+        raise ValueError(f"{file}: _class_name is {config.get('_class_name')!r}, not {_CLASS}")
+    for key, allowed in _ONLY.items():
+        if config.get(key, allowed[0]) not in allowed:
+            raise ValueError(f"{file}: {key}={config[key]!r} is not known; only {allowed[0]!r} is")
+    for way in ("down", "up"):
+        kinds = {f"{part}{way.capitalize()}Block2D" for part in ("", "Attn")}
+        for kind in config[f"{way}_block_types"]:
+            if kind not in kinds:
+                raise ValueError(
+                    f"{file}: {way}_block_types names {kind}; known are {', '.join(sorted(kinds))}"
+                )
+    attends = [kind.startswith("Attn") for kind in config["down_block_types"]]
+    if attends != [kind.startswith("Attn") for kind in config["up_block_types"]][::-1]:
+        raise ValueError(f"{file}: up_block_types is not the mirror image of down_block_types")
+    widths = config["block_out_channels"]
+    if any(width % widths[0] for width in widths):
+        raise ValueError(f"{file}: block_out_channels={widths} are no multiples of the first")
+    groups = config["norm_num_groups"]
+    of_attention = config.get("attn_norm_num_groups")
+    scaled = config["resnet_time_scale_shift"] == "scale_shift"
+    if of_attention not in ((groups,) if scaled else (None, groups)):
+        raise ValueError(
+            f"{file}: attn_norm_num_groups={of_attention}; only norm_num_groups={groups} is known"
+        )
+    half, size = widths[0] // 2, config["sample_size"]
+    classes = config.get("num_class_embeds")
+    return UNet(
+        channels=widths[0],
+        channel_mults=tuple(width // widths[0] for width in widths),
+        num_blocks=config["layers_per_block"],
+        attention_resolutions=tuple(size // 2**level for level, here in enumerate(attends) if here),
+        head_width=config["attention_head_dim"] or max(widths),
+        dropout=config["dropout"],
+        num_classes=classes - 1 if classes else 0,
+        conditioning="step",
+        embedding={theirs: ours for ours, theirs in _EMBEDDING_OUT.items()}[
+            config["resnet_time_scale_shift"]
+        ],
+        learned_variance=config["out_channels"] == 2 * config["in_channels"],
+        num_groups=groups,
+        norm_epsilon=config["norm_eps"],
+        max_period=float(10_000.0 ** (half / (half - config["freq_shift"]))),
+        padding={theirs: ours for ours, theirs in _PADDING_OUT.items()}[
+            config["downsample_padding"]
+        ],
+    )
