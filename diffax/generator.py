@@ -186,6 +186,10 @@ class Generator:
         num = arguments.whole("num", num, 1, arguments.MOST_EXAMPLES)
         arguments.sizes("num", (num, *self.run.dataset.shape))
         key = arguments.seeded(seed)
+        if name != "sample" and self.run.method.edit is None:
+            through = "" if self.run.config.codec.name == "identity" else " through a codec"
+            method = self.run.config.method.name
+            raise ValueError(f"{name}: method {method!r} edits no data{through}")
         config = self._config(name, options)
         traced = _traced(config)
         found = self._found_grid(name, config)
@@ -273,13 +277,10 @@ class Generator:
             self._compiled.move_to_end(key)
         else:
             method = codecs.build_method(known, self.run.dataset)
+            if fault := method.sampling_fault(self.run.state):
+                raise ValueError(fault)
             sample = method.sample
             if name != "sample":
-                if method.edit is None:
-                    through = "" if config.codec.name == "identity" else " through a codec"
-                    raise ValueError(
-                        f"{name}: method {config.method.name!r} edits no data{through}"
-                    )
                 operation = functools.partial(OPERATIONS[name], **settings)
                 sample = functools.partial(method.edit, operation=operation)
             if found:

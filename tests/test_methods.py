@@ -61,12 +61,29 @@ def signals(num=64):
 def signal_file(tmp_path_factory):
     path = tmp_path_factory.mktemp("signals") / "signals.npz"
     np.savez(path, x=signals(160))
+    config = small_config(objective__prediction="v", training__num_steps=2)
+    training.train(config, path.parent / "teacher")
     return path
 
 
 def config_of(name, signal_file, **changes):
     """A small config of a method."""
     own = {
+        "progressive": dict(
+            objective__prediction="v",
+            method__teacher=str(signal_file.parent / "teacher"),
+            method__teacher_steps=8,
+            method__last_steps=2,
+            method__stage_steps=changes.get("training__num_steps", 12) // 2,
+        ),
+        "consistency": dict(
+            objective__prediction="v",
+            method__teacher=str(signal_file.parent / "teacher"),
+            method__distill=True,
+            method__doubling_steps=3,
+            sampling__sampler="consistency",
+        ),
+        "mean_flow": dict(objective__prediction="flow"),
         "diffusion": dict(LEARNED),
         "autoencoder": dict(
             data__name="npz",
@@ -124,6 +141,7 @@ def training_arrays(state):
 NO_CASE = ("line", "micro-batches")  # it has none
 LAYOUTS = {
     "two devices": dict(parallel__num_devices=2),
+    "eight devices": dict(parallel__num_devices=8),
     "two devices, fsdp": dict(parallel__num_devices=2, parallel__fsdp=2),
     "pmap": dict(parallel__num_devices=2, parallel__mode="pmap"),
     "micro-batches": dict(training__grad_accumulation=2),
@@ -131,7 +149,20 @@ LAYOUTS = {
 }
 
 
-CASES = [(n, how) for n in ("autoencoder", "line") for how in LAYOUTS if (n, how) != NO_CASE]
+CASES = [
+    (name, how)
+    for name in ("autoencoder", "line")
+    for how in LAYOUTS
+    if (name, how) != NO_CASE and how != "eight devices"
+]
+CASES += [
+    ("progressive", "eight devices"),
+    ("consistency", "eight devices"),
+    ("mean_flow", "eight devices"),
+    ("progressive", "pmap"),
+    ("consistency", "micro-batches"),
+    ("mean_flow", "several steps in a call"),
+]
 
 
 @pytest.mark.parametrize(("name", "layout"), CASES)
@@ -143,10 +174,12 @@ def test_layouts_change_nothing_but_rounding(name, layout, signal_file, tmp_path
         {key.replace("__", "."): value for key, value in LAYOUTS[layout].items()}
     )
     state, _ = training.train(config, tmp_path / "laid out")
-    assert_close(state.params, alone.params, rtol=2e-3, atol=2e-5)
+    tight = layout == "eight devices"
+    tolerance = dict(rtol=1e-5, atol=1e-5) if tight else dict(rtol=2e-3, atol=2e-5)
+    assert_close(state.params, alone.params, **tolerance)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "line"])
+@pytest.mark.parametrize("name", ["autoencoder", "line", "progressive"])
 def test_seeds_in_one_program(name, signal_file, tmp_path):
     configs = [config_of(name, signal_file, seed=seed, training__num_steps=4) for seed in (0, 1)]
     together = training.train_together(configs, [tmp_path / "0", tmp_path / "1"])
@@ -154,7 +187,7 @@ def test_seeds_in_one_program(name, signal_file, tmp_path):
     assert_close(together[1][0].params, alone.params, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "line"])
+@pytest.mark.parametrize("name", ["autoencoder", "line", "consistency"])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(name, signal_file):
     config = config_of(name, signal_file)
     method = config_lib.build_method(config, info_of(config))
@@ -292,7 +325,7 @@ class Recorder:
         return iter(self._section)
 
 
-@pytest.mark.parametrize("name", ["diffusion", "autoencoder", "line"])
+@pytest.mark.parametrize("name", NAMES)
 @pytest.mark.parametrize("changes", [{}, {"optimizer__decay": "cosine"}])
 def test_a_method_is_built_from_no_key_that_sharing_ignores(name, changes, signal_file):
     config, read = config_of(name, signal_file, **changes), set()

@@ -44,6 +44,7 @@ _SECTIONS = (
 _KEYS: dict[str, Key] = {
     "seed": _key(0, "of the initialisation, the order of the data, the noise and the samples"),
     "method.name": _key("diffusion", "what is trained"),
+    "method.teacher": _key("", "workdir of the run that a student starts from; empty: none"),
     "codec.name": _key(
         "identity", "the space where the method works: identity, or run: that of an autoencoder"
     ),

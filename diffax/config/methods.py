@@ -13,14 +13,18 @@ from diffax.config.storage import flat
 from diffax.data import DatasetInfo
 from diffax.methods.diffusion import Objective, ScheduleLearning
 from diffax.methods.diffusion_measures import Settings
+from diffax.methods.teacher import Teacher
 from diffax.models.conditioning import Condition
 
 
-def build_method(config: ConfigDict, data: DatasetInfo) -> methods.Method:
+def build_method(
+    config: ConfigDict, data: DatasetInfo, teacher: Teacher | None = None
+) -> methods.Method:
     """The method of `config.method`, for data of which `data` is known.
 
     Each of its parameters that is in `methods.PARTS` is built from the config; the others are its
-    options, keys of `config.method`.
+    options, keys of `config.method`. `teacher`: the run of config.method.teacher, where it is
+    loaded, as it must be for `Method.init`.
 
     Raises:
       ValueError: an option that the method doesn't take, or parts that can't be built.
@@ -34,6 +38,8 @@ def build_method(config: ConfigDict, data: DatasetInfo) -> methods.Method:
             own = ", ".join(argument for argument in taken if argument not in PARTS)
             raise ValueError(f"method {name!r} has no option {key!r}; it has {own or 'none'}")
     parts = {part: PARTS[part](config, data) for part in taken if part in PARTS}
+    if teacher is not None:
+        parts["teacher"] = teacher
     return methods.get(name, **parts, **options)
 
 
@@ -58,20 +64,27 @@ def for_method(config: ConfigDict) -> ConfigDict:
     return plain
 
 
-# Keys, or sections of keys, that have an effect by a part alone.
+# Keys, or sections of keys, that have an effect by one of these parts alone; the first that fits
+# holds.
 _READ_BY = {
-    "schedule.": "schedule",
-    "schedule_learning.": "schedule_learning",
-    "objective.": "objective",
-    "training.grad_accumulation": "grad_accumulation",
-    "model.": "network",
+    "method.teacher": ("teacher",),
+    "schedule.": ("schedule",),
+    "schedule_learning.": ("schedule_learning",),
+    "objective.prediction": ("objective", "prediction"),
+    "objective.time_sampling": ("objective", "times"),
+    "objective.": ("objective",),
+    "training.grad_accumulation": ("grad_accumulation",),
+    "model.": ("network",),
 }
 
 
 def unread_by_method(config: ConfigDict, key: str) -> bool:
     """Whether a key has no effect, since the method of a config does not take the part."""
     taken = methods.arguments_of(config.method.name)
-    return any(key.startswith(keys) and part not in taken for keys, part in _READ_BY.items())
+    of_times = dict.fromkeys((f"objective.{k}" for k in time_sampler_keywords()), ("times",))
+    readers = _READ_BY if "objective" in taken else of_times | _READ_BY
+    parts = next((parts for keys, parts in readers.items() if key.startswith(keys)), ())
+    return bool(parts) and not set(parts) & set(taken)
 
 
 # Data of which only this is known before they are read: enough to build a method.
@@ -89,13 +102,22 @@ def _conditions(config: ConfigDict, data: DatasetInfo) -> dict[str, Condition]:
     return {"label": Condition(data.num_classes, config.model.label_dropout)}
 
 
-def _objective(config: ConfigDict, data: DatasetInfo) -> Objective:
+def _times(config: ConfigDict, data: DatasetInfo) -> time_sampling.TimeSampler:
     section = config.objective
     options = {key: section[key] for key in time_sampler_keywords() if section[key] is not None}
+    return time_sampling.get(section.time_sampling, **options)
+
+
+def _teacher(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
+    return Teacher(config.method.teacher) if config.method.teacher else None
+
+
+def _objective(config: ConfigDict, data: DatasetInfo) -> Objective:
+    section = config.objective
     return Objective(
         prediction=section.prediction,
         weighting=section.weighting,
-        times=time_sampling.get(section.time_sampling, **options),
+        times=_times(config, data),
         importance_weights=section.importance_weights,
         learned_variance=section.learned_variance,
         hybrid_weight=section.hybrid_weight,
@@ -141,11 +163,15 @@ PARTS: dict[str, Callable[[ConfigDict, DatasetInfo], Any]] = {
     "network": build.build_model,
     "conditions": _conditions,
     "schedule": lambda config, data: functools.partial(build.build_schedule, config, data.shape),
+    "teacher": _teacher,
     "schedule_steps": lambda config, data: config.schedule.num_steps,
     "objective": _objective,
+    "prediction": lambda config, data: config.objective.prediction,
+    "times": _times,
     "schedule_learning": _schedule_learning,
     "optimizer": lambda config, data: build.build_optimizer(config),
     "learning_rate": lambda config, data: build.learning_rate_at(config),
+    "num_steps": lambda config, data: config.training.num_steps,
     "ema_decay": lambda config, data: config.ema.decay,
     "grad_accumulation": lambda config, data: config.training.grad_accumulation,
     "evaluation": _settings,

@@ -210,6 +210,7 @@ class DatasetInfo:
       name, shape, num_classes, levels, label_names: the data set's own.
       num_train, num_eval, fingerprint: of the examples a run was trained on; 0 and "" if not known.
       codec: the fingerprint of the codec that a run's method works through; "" for none.
+      teacher: the fingerprint of the run that a run's method starts from; "" for none.
     """
 
     name: str
@@ -221,6 +222,7 @@ class DatasetInfo:
     num_eval: int = 0
     fingerprint: str = ""
     codec: str = ""
+    teacher: str = ""
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
@@ -267,7 +269,12 @@ class DatasetInfo:
             for name in (names if both_known else names[: names.index("num_train")])
         ]
         # A codec that isn't named is no change: measures and reports look at the data alone.
-        differing = [pair for pair in pairs if pair[1] != pair[2] and pair[::2] != ("codec", "")]
+        # Nor is another teacher: it is no part of the data.
+        differing = [
+            pair
+            for pair in pairs
+            if pair[1] != pair[2] and pair[::2] != ("codec", "") and pair[0] != "teacher"
+        ]
         if [name for name, _, _ in differing] == ["fingerprint"]:
             return ["as many examples have another content"]
         return [
@@ -294,6 +301,6 @@ _IS_FIELD: dict[str, Callable[[Any], bool]] = {
     "shape": lambda value: _all(_is_count)(value) and len(value) > 0 and 0 not in value,
     "levels": lambda value: value is None or (_is_count(value) and value > 1),
     "label_names": _all(_is_text),
-    **dict.fromkeys(("name", "fingerprint", "codec"), _is_text),
+    **dict.fromkeys(("name", "fingerprint", "codec", "teacher"), _is_text),
     **dict.fromkeys(("num_classes", "num_train", "num_eval"), _is_count),
 }

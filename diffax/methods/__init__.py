@@ -22,8 +22,11 @@ from diffax.methods.base import (
     moving_average,
     update_size,
 )
+from diffax.methods.consistency import consistency as _consistency
 from diffax.methods.diffusion import TrainState, predictor
 from diffax.methods.diffusion import diffusion as _diffusion
+from diffax.methods.mean_flow import mean_flow as _mean_flow
+from diffax.methods.progressive import progressive as _progressive
 from diffax.registry import Constructors, require
 
 # What a config builds for a method that has a parameter of that name; these are no options.
@@ -32,18 +35,30 @@ PARTS = {
     "network": "the flax module of config.model",
     "conditions": "name -> `diffax.models.conditioning.Condition`",
     "schedule": "key -> the schedule that training begins with",
+    "teacher": "the run of config.method.teacher, a `diffax.methods.teacher.Teacher`, or None",
     "schedule_steps": "T where the schedule acts in discrete time, else 0",
     "objective": "config.objective as `diffax.methods.diffusion.Objective`",
+    "prediction": "what the network predicts, config.objective.prediction",
+    "times": "the density of training times, a `diffax.time_sampling.TimeSampler`",
     "schedule_learning": "config.schedule_learning as a `ScheduleLearning` of that module",
     "optimizer": "the optax transformation of config.optimizer",
     "learning_rate": "step -> learning rate",
+    "num_steps": "of the training",
     "ema_decay": "of the moving average of the parameters",
     "grad_accumulation": "micro-batches per step",
     "evaluation": "how a diffusion model is measured",
     "sampling": "config.sampling as options of `Method.sample`",
 }
 METHODS: Constructors[Method] = Constructors(
-    "method", {"diffusion": _diffusion, "autoencoder": _autoencoder}, no_keys=PARTS
+    "method",
+    {
+        "diffusion": _diffusion,
+        "autoencoder": _autoencoder,
+        "progressive": _progressive,
+        "consistency": _consistency,
+        "mean_flow": _mean_flow,
+    },
+    no_keys=PARTS,
 )
 
 

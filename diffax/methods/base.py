@@ -86,6 +86,11 @@ def no_curves(state: State) -> dict[str, dict[str, list]]:
     return {}
 
 
+def no_fault(state: State) -> str:
+    """The `sampling_fault` of a method whose states can all be sampled."""
+    return ""
+
+
 def no_words(metrics: Mapping[str, float]) -> tuple[str, str | None]:
     """The `diagnose` of a method that has nothing to add."""
     return "", None
@@ -107,6 +112,8 @@ class Method(NamedTuple):
       sample: (state, keys, cond, **options) -> (n, ..., C): samples by the averaged parameters, one
         for each of `keys`, (n,); `cond` maps conditions to arrays of n rows; None if the method
         draws nothing. The options are those of `config.sampling`.
+      sampling_fault: state -> a sentence that says why it can't be sampled with the options that
+        the method was built with, such as more steps than it has learned; empty if it can.
       edit: (state, keys, cond, operation, given, **options) -> what an operation of
         `samplers.editing` makes of the arrays `given`; None if data can't be edited.
       preview: (state, keys, batch) -> (m, ..., C): what a picture shows while training; `keys` and
@@ -130,6 +137,7 @@ class Method(NamedTuple):
     compared: Mapping[str, Measure] = {}
     gradient: Callable[[State, Batch, jax.Array, BatchSharding], Any] | None = None
     preview: Callable[[State, jax.Array, Batch], jax.Array] | None = None
+    sampling_fault: Callable[[State], str] = no_fault
     edit: Callable[..., Any] | None = None
     curves: Callable[[State], dict[str, dict[str, list]]] = no_curves
     profiles: Mapping[str, Callable[[State, Batch, int], dict[str, list]]] = {}

@@ -64,6 +64,11 @@ class Conditioning(nn.Module):
       dtype: of the dense layers; the sines are taken in float32.
       max_period: the slowest wave's, in positions, over 2 pi; n of `sinusoidal`.
 
+    A noise level of shape (B, 2) is two of them: that of x, and another one which tells what is
+    asked of the network, such as the level to which a step goes. The second has sines and dense
+    layers of its own, whose last starts at zero: a network that is given two levels begins as one
+    that is given the first.
+
     A label outside 0 .. num_classes can't be refused under `jit`: it gives NaN, not a wrong class.
     """
 
@@ -78,11 +83,17 @@ class Conditioning(nn.Module):
     def __call__(self, noise_level: jax.Array, label: jax.Array | None) -> jax.Array:
         position = CONDITIONINGS[self.conditioning](noise_level)
         waves = sinusoidal(position, self.width, self.max_period)
-        emb = nn.Dense(self.features, dtype=self.dtype, name="dense_0")(waves)
+        first, *others = [waves] if noise_level.ndim == 1 else [waves[:, 0], waves[:, 1]]
+        emb = nn.Dense(self.features, dtype=self.dtype, name="dense_0")(first)
         emb = nn.Dense(self.features, dtype=self.dtype, name="dense_1")(nn.silu(emb))
+        for second in others:
+            zero = nn.initializers.zeros
+            asked = nn.Dense(self.features, dtype=self.dtype, name="second_0")(second)
+            last = nn.Dense(self.features, dtype=self.dtype, kernel_init=zero, name="second_1")
+            emb = emb + last(nn.silu(asked))
         if self.num_classes:
             if label is None:
-                label = jnp.full(noise_level.shape, self.num_classes)
+                label = jnp.full(noise_level.shape[:1], self.num_classes)
             table = nn.Embed(self.num_classes + 1, self.features, dtype=self.dtype, name="classes")
             # A negative index would count from the end; past the end is NaN.
             emb = emb + table(jnp.where(label < 0, self.num_classes + 1, label))

@@ -54,11 +54,16 @@ def check_shared_fields(module: nn.Module, width_field: str) -> None:
 def check_conditions(
     x: jax.Array, noise_level: jax.Array, label: jax.Array | None, num_classes: int
 ) -> None:
-    """Refuses a noise level or label that is not one number per example, or a label for nothing."""
+    """Refuses a noise level or label that is not one number per example, or a label for nothing.
+
+    The noise level may be two numbers, (B, 2); see `embeddings.Conditioning`.
+    """
     rule = f"{x.shape[:1]}, one number per example of x, whose shape is {x.shape}"
+    of_two = (*x.shape[:1], 2)
     for name, value in (("noise_level", noise_level), ("label", label)):
         shape = x.shape[:1] if value is None else jnp.shape(value)
-        check(shape == x.shape[:1], f"{name}'s shape", shape, rule)
+        fits = shape == x.shape[:1] or (name == "noise_level" and shape == of_two)
+        check(fits, f"{name}'s shape", shape, rule)
     if label is not None and num_classes == 0:
         raise ValueError("a label was given, but num_classes is 0: this network knows no classes")
     if label is not None:

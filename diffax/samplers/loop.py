@@ -20,6 +20,7 @@ from diffax.samplers.base import (
     fold_in,
     standard_normal,
 )
+from diffax.samplers.consistency import consistency
 from diffax.samplers.ddim import ddim
 from diffax.samplers.ddpm import ddpm
 from diffax.samplers.dpm_solver import dpm_solver
@@ -49,6 +50,7 @@ SAMPLERS: Constructors[Sampler] = Constructors(
             dpmpp_2m_sde,
             unipc,
             learned,
+            consistency,
         )
     },
 )

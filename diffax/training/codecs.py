@@ -14,6 +14,7 @@ from diffax.data import DatasetInfo
 from diffax.files import content_hash
 from diffax.methods import Method
 from diffax.methods.codec import Codec, of_autoencoder, seen_through, through
+from diffax.methods.teacher import Teacher
 from diffax.training import workdir
 
 
@@ -72,8 +73,11 @@ def method_inside(config: ConfigDict, data: DatasetInfo) -> Method:
     return config_lib.build_method(config, seen_through(codec_of(config, data), data))
 
 
-def build_method(config: ConfigDict, data: DatasetInfo) -> Method:
+def build_method(config: ConfigDict, data: DatasetInfo, teacher: Teacher | None = None) -> Method:
     """The method of a config for data, through the codec of the config.
+
+    `teacher`: as `training.teachers.teacher_of` gives it. Left out, as of a run that is only read,
+    all of a method but its `init` works.
 
     Raises:
       ValueError: what `config.build_method` refuses; or the codec is another one than that which
@@ -87,7 +91,7 @@ def build_method(config: ConfigDict, data: DatasetInfo) -> Method:
         )
     of_method = config_lib.for_method(config)
     text, versions = config_lib.to_json(of_method), (registry.version(), *_written(of_method))
-    return _method(text, seen_through(codec, data), codec, versions)
+    return _method(text, seen_through(codec, data), codec, teacher, versions)
 
 
 def _written(config: ConfigDict) -> list[int]:
@@ -98,7 +102,13 @@ def _written(config: ConfigDict) -> list[int]:
 
 
 @functools.lru_cache(maxsize=8)
-def _method(text: str, data: DatasetInfo, codec: Codec, versions: tuple[int, ...]) -> Method:
+def _method(
+    text: str,
+    data: DatasetInfo,
+    codec: Codec,
+    teacher: Teacher | None,
+    versions: tuple[int, ...],
+) -> Method:
     """One object for all configs of that text, so that what is compiled of it is compiled once."""
     del versions  # of the tables and files that the names in the config stand for
-    return through(config_lib.build_method(config_lib.from_json(text), data), codec)
+    return through(config_lib.build_method(config_lib.from_json(text), data, teacher), codec)

@@ -24,7 +24,7 @@ from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
 from diffax.runtime import Interrupted, Interruption, local_path, the_same
-from diffax.training import codecs, writers
+from diffax.training import codecs, teachers, writers
 from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.lock import held
 from diffax.training.measuring import make_evaluation
@@ -146,7 +146,9 @@ def _train_in(
     progress.detail(_described(dataset))
     info = DatasetInfo.of(dataset)
     info = dataclasses.replace(info, codec=codecs.codec_of(config, info).fingerprint)
-    method = codecs.build_method(config, info)
+    teacher = teachers.teacher_of(config, info)
+    info = dataclasses.replace(info, teacher=teacher.fingerprint if teacher else "")
+    method = codecs.build_method(config, info, teacher)
     like, init, compiled = compile_run(config, method, mesh, layout)
 
     def logger_of(config: ConfigDict, root: Path) -> RunLogger:

@@ -44,6 +44,7 @@ MAY_CHANGE = (
     "codec.path",
     "data.data_dir",
     "evaluation.",
+    "method.teacher",
     "parallel.",
     "sampling.",
     "training.allow_config_change",
@@ -141,6 +142,12 @@ def check_same_run(
         raise ValueError(
             f"workdir {workdir} holds a run with another config: {'; '.join(changes)}. Take another"
             " workdir, or set config.training.allow_config_change=True to go on with the new one"
+        )
+    if info and info.teacher != dataset.teacher:
+        raise ValueError(
+            f"the teacher, method.teacher={config.method.teacher!r}, is not the one that the run in"
+            f" {workdir} started from: put it back as it was, name a copy of it, or take another"
+            " workdir"
         )
     if changes_of_data:
         raise ValueError(
