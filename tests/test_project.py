@@ -119,12 +119,12 @@ MAY_IMPORT = {
     "scoring": {"evaluation"},
     "metrics": {"evaluation"},
     "codecs": {"methods", "training"},
-    "interop": CORE | {"files", "models"},
+    "interop": PARTS | {"training"},
     "edits": PARTS | {"generator"},
     "report": {"data", "evaluation", "files", "plots", "runtime"},
     "ablation": PARTS | {"training", "report"},
     "tuning": PARTS | {"training", "report", "ablation"},
-    "cli": PARTS | {"training", "generator", "edits", "report", "ablation", "tuning"},
+    "cli": PARTS | {"training", "generator", "edits", "interop", "report", "ablation", "tuning"},
     "__main__": {"cli"},
 }
 

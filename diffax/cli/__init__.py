@@ -28,6 +28,7 @@ from diffax.cli import (
     ablate,
     config,
     evaluate,
+    export,
     grid,
     metrics,
     report,
@@ -51,6 +52,7 @@ COMMANDS: dict[str, Command] = {
     "ablate": Command("compare configs with error bars", ablate.add_flags, ablate.run, True),
     "report": Command("report on an ablation's results", report.add_flags, report.run),
     "grid": Command("find the levels that suit a run and a solver", grid.add_flags, grid.run),
+    "export": Command("write a run's weights for other programs", export.add_flags, export.run),
     "metrics": Command("weights of feature extractors", metrics.add_flags, metrics.run),
     "tune": Command("search a schedule's parameters", tune.add_flags, tune.run, True),
     "schedules": Command("draw noise schedules", schedules.add_flags, schedules.run),
@@ -97,6 +99,7 @@ _NEEDS = {
     "ablate": "diffax.ablation.runner",
     "report": "diffax.ablation",
     "grid": "diffax.training",
+    "export": "diffax.training",
     "tune": "diffax.tuning",
 }
 

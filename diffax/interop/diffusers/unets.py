@@ -11,6 +11,7 @@ import json
 import os
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from types import ModuleType
 from typing import Any, NamedTuple
 
 import flax
@@ -144,10 +145,7 @@ def save_unet(
       ValueError: the network has what `UNet2DModel` has not, as data that are no square images, or
         a number of groups for each width; or it is conditioned on the log-SNR and no schedule is
         given.
-      ImportError: safetensors is not installed.
     """
-    from safetensors.numpy import save_file
-
     config = _config_of(model, shape)
     arrays = _parted(params)
     tensors = {
@@ -168,10 +166,23 @@ def save_unet(
     folder = Path(path)
     folder.mkdir(parents=True, exist_ok=True)
     write_json(folder / CONFIG, config)
-    with replacing(folder / WEIGHTS) as partial:
-        float32 = {name: np.ascontiguousarray(value, np.float32) for name, value in tensors.items()}
-        save_file(float32, partial, metadata={"format": "pt"})
+    save_arrays(folder / WEIGHTS, tensors, "pt")
     return folder
+
+
+def save_arrays(file: Path, arrays: Mapping[str, np.ndarray], format: str) -> None:
+    """Writes float32 arrays as a safetensors file; `format` says who reads it: "pt" or "flax"."""
+    float32 = {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
+    with replacing(file) as partial:
+        _safetensors().save_file(float32, partial, metadata={"format": format})
+
+
+def _safetensors() -> ModuleType:
+    try:
+        import safetensors.numpy
+    except ImportError:
+        raise ValueError("this needs safetensors: pip install 'diffax[interop]'") from None
+    return safetensors.numpy
 
 
 def _config_of(model: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
@@ -266,10 +277,7 @@ def load_unet(path: str | os.PathLike) -> tuple[UNet, dict[str, Any]]:
       FileNotFoundError: a file is missing.
       ValueError: an option that diffax's U-Net has not, or arrays that are not those of the config;
         the message names them.
-      ImportError: safetensors is not installed.
     """
-    from safetensors.numpy import load_file
-
     folder = Path(path)
     folder = folder if (folder / CONFIG).is_file() else folder / "unet"
     for file in (CONFIG, WEIGHTS):
@@ -277,7 +285,9 @@ def load_unet(path: str | os.PathLike) -> tuple[UNet, dict[str, Any]]:
             raise FileNotFoundError(f"{path} holds no {file} of a {_CLASS}")
     config = {**_DEFAULTS, **json.loads((folder / CONFIG).read_text(encoding="utf-8"))}
     model = _model_of(config, folder)
-    tensors = {_renamed(name): value for name, value in load_file(folder / WEIGHTS).items()}
+    tensors = {
+        _renamed(name): value for name, value in _safetensors().load_file(folder / WEIGHTS).items()
+    }
     found = {}
     for ours, name, form in _names(len(model.channel_mults), model.num_blocks):
         if name in tensors:
