@@ -52,6 +52,7 @@ def test_a_pipelines_folder_for_diffusers(images, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\ntags:\n- diffax\n")
     assert "| frechet | 2.5 | 2 to 3 | 64 samples |" in card
+    assert "use_clipped_model_output=True" in card
     assert "| data | digits, 8 x 8 x 1, 10 classes |" in card
     assert re.search(r"\| schedule \| cosine, log-SNR [\d.]+ to -6, 20 steps \|", card)
 

@@ -140,7 +140,18 @@ def card(run: Run, to: str, weights: str, license: str) -> str:
     tags = ["diffax", "diffusion"] + ["diffusers"] * (to == "diffusers")
     head = "\n".join(["---", f"license: {license}", "tags:", *(f"- {tag}" for tag in tags), "---"])
     title = f"# {config.method.name} on {data.name}"
-    return "\n".join([head, "", title, "", "| | |", "|---|---|", *lines, *_scores(run), ""])
+    use = _USE if to == "diffusers" else []
+    return "\n".join([head, "", title, "", "| | |", "|---|---|", *lines, *_scores(run), *use, ""])
+
+
+# diffusers' DDIM clips x0 but goes on with the eps of the unclipped one, unless it is told.
+_USE = """
+```python
+from diffusers import DiffusionPipeline
+
+pipeline = DiffusionPipeline.from_pretrained("this/folder")
+images = pipeline(batch_size=4, num_inference_steps=50, use_clipped_model_output=True).images
+```""".splitlines()
 
 
 def _schedule_in_words(run: Run) -> str:
