@@ -71,6 +71,18 @@ def test_a_grid_that_is_not_there_or_not_for_this_is_refused(run, options, messa
         diffax.Generator(run)(2, **{"grid": "dp", **options})
 
 
+def test_a_rate_by_its_name_is_the_grid_of_equal_rate(run):
+    """Of the run's own network, kept with it; both ends are visited."""
+    three, four = grids.find(run, "entropy", [3, 4], num=16, teacher_steps=100)
+    ends = np.asarray(run.state.schedule.log_snr(np.array([1.0, 0.0])))
+    for entry in (three, four):
+        np.testing.assert_allclose([entry["log_snrs"][0], entry["log_snrs"][-1]], ends, atol=1e-3)
+    levels = Level(*(np.asarray(three[k], np.float32) for k in ("t", "log_snrs")))
+    keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), np.arange(5))
+    want = run.method.sample(run.state, keys, {}, grid=levels)
+    np.testing.assert_allclose(diffax.Generator(run)(5, seed=3, grid="entropy"), want, atol=1e-4)
+
+
 def test_a_grid_of_another_network_is_refused(run):
     other = run._replace(
         state=run.state.replace(ema_params=jax.tree.map(lambda a: a + 1, run.state.ema_params))
@@ -124,7 +136,7 @@ def test_the_command_finds_draws_and_says_what_is_next(run, capsys):
     assert (run.workdir / "grids.png").exists()
     assert (run.workdir / "grids" / "ays-ddim-2.json").exists()
     assert cli.main([*command, "--method=best"]) == 1
-    assert "--method=best: one of dp, gradient, ays, learned" in capsys.readouterr().err
+    assert "--method=best: one of dp, gradient, ays, entropy" in capsys.readouterr().err
     assert cli.main([*command, "--grid=uniform"]) == 1
     assert "that is what is found, by --method" in capsys.readouterr().err
     assert cli.main(["sample", f"--workdir={run.workdir}", "--num=2", "--sampler=ddim",

@@ -86,8 +86,8 @@ def test_every_public_module_is_an_attribute():
 # --- the layout -----------------------------------------------------------------------------
 
 # Which parts of the package each part may import, besides itself. The arrows point one way:
-# schedules <- process <- objectives, samplers, likelihood <- methods (with models, distributed)
-# <- config <- training <- evaluation <- ablation <- cli.
+# schedules <- process <- rates <- objectives, samplers, likelihood <- methods (with models,
+# distributed) <- config <- training <- evaluation <- ablation <- cli.
 CORE = {"arguments", "registry", "plugins", "schedules", "process"}
 FUNCTIONS = CORE | {"objectives", "time_sampling", "samplers", "likelihood", "rates"}
 METHODS = FUNCTIONS | {"models", "data", "distributed", "methods"}
@@ -101,7 +101,7 @@ MAY_IMPORT = {
     "time_sampling": CORE,
     "likelihood": CORE | {"time_sampling"},
     "objectives": CORE | {"time_sampling", "likelihood"},
-    "samplers": CORE,
+    "samplers": CORE | {"rates"},
     "rates": CORE,
     "models": {"arguments", "registry"},
     "files": {"runtime"},

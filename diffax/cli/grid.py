@@ -16,10 +16,18 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--method",
         default="dp",
         help="dp (default): dynamic programming; gradient: through the solver; ays: a bound on the"
-        " KL divergence; learned: with the coefficients of a solver, --sampler=learned",
+        " KL divergence; entropy, second_moment, constant_change or transport: equal rate per step,"
+        " of the network's own rate; learned: with the coefficients of a solver, --sampler=learned",
     )
     text = "numbers of steps, as 5,10,20 (default: the run's)"
-    parser.add_argument("--num", type=whole(8), default=64, help="starts it uses (default 64)")
+    parser.add_argument("--num", type=whole(8), default=32, help="starts it uses (default 32)")
+    parser.add_argument(
+        "--iterations",
+        type=whole(1),
+        default=60,
+        help="of gradient and learned (default 60). One costs about 40 calls of the network for"
+        " each start and step on a CPU; learned takes as many again",
+    )
     parser.add_argument("--seed", type=of_key("seed"), default=0, help="of their noise (default 0)")
     shared.add_sampling_flags(parser, steps=dict(type=shared.counts, metavar="N[,N...]", help=text))
 
@@ -52,7 +60,9 @@ def run(args: argparse.Namespace, _: None) -> None:
         doing = progress.doing(f"finding the levels of {sampler}")
         stopped = "stopped; no grid was kept, and the same command starts again"
         with runtime.Interruption() as signals, signals.at_once(stopped), doing:
-            found = grids.find(loaded.under(config), args.method, steps, args.num, args.seed)
+            found = grids.find(
+                loaded.under(config), args.method, steps, args.num, args.seed, args.iterations
+            )
     print(f"{'steps':>5} {'error':>9} {'held out':>9}  best fixed, held out{'':9} calls  seconds")
     for num, entry in zip(steps, found):
         print(_line(num, entry))

@@ -119,8 +119,9 @@ _KEYS: dict[str, Key] = {
     "sampling.schedule": _key(None, "a name; None: the one trained with", str),
     "sampling.grid": _key(
         None,
-        "which levels are visited; FILE.json: of equal rate, of that file; dp, gradient, ays: those"
-        " that diffax grid has found for the run; None: those that suit the sampler",
+        "which levels are visited; FILE.json: of equal rate, of that file; dp, gradient, ays or a"
+        " rate, as entropy: those that diffax grid has found for the run; None: those that suit the"
+        " sampler",
         str,
     ),
     "sampling.clip_x0": _key(None, "bound on |x0| in every step; None: off", float),

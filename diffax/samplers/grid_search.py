@@ -1,7 +1,7 @@
 """Grids made for a network, a solver and a number of steps, from starts alone: no data are needed.
 
 A teacher takes the starts along many levels to x0. The error of a grid is the root mean square
-distance of what the solver makes of the same starts to the teacher's x0. Three methods lower it:
+distance of what the solver makes of the same starts to the teacher's x0. The methods:
 
 dp: dynamic programming over candidate levels. The cost of a step from level i to level j is
     sqrt(E|J_j e_ij|^2) or its square: e_ij is the error of the solver's own step, begun on the
@@ -19,9 +19,12 @@ ays: dynamic programming over the bound of Sabour 2024 (2404.14507) on the KL di
 gradient: Adam on the levels through the solver (Tong 2025, LD3, learns times so), begun from those
     fixed grids that have the least error; the best levels met are kept, so that on the starts it
     sees it is never worse than any.
-learned: the same for the solver "learned". From the levels found for dpmpp_2m the weights by which
-    a step combines the network's x0 of several steps are learned with them (Frankel 2025, S4S,
-    learns both).
+entropy, second_moment, constant_change, transport: equal rate per step, of that rate in
+    `diffax.rates`, which is estimated from the network on the teacher's x0. They know no solver,
+    and keep both ends.
+learned: the same as gradient, for the solver "learned". From the levels found for dpmpp_2m the
+    weights by which a step combines the network's x0 of several steps are learned with them
+    (Frankel 2025, S4S, learns both).
 """
 
 from __future__ import annotations
@@ -36,7 +39,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from diffax import arguments, process
+from diffax import arguments, process, rates
 from diffax.process import AnySchedule, Predict
 from diffax.registry import unknown
 from diffax.samplers import grids
@@ -51,7 +54,8 @@ _PROBES = 4
 _REMEMBERED = 3  # steps before, of a multistep solver
 _MOVES = (16, 8, 4, 2, 1)  # of the teacher's levels, by which a level is moved
 _ROUNDS = 4  # of all levels by each
-_ADAM_STEPS, _ADAM_RATE, _ADAM_STARTS = 200, 0.1, 3
+ITERATIONS, BEGINS = 200, 3  # of Adam, and grids from which it begins
+_ADAM_RATE = 0.1
 _GRADIENT = 3  # network calls that a gradient costs
 
 
@@ -104,6 +108,8 @@ class _Task(NamedTuple):
     key: jax.Array
     over: grids.Range
     solver: Sampler
+    predict: Predict
+    prediction: str
     denoise: Callable[[jax.Array, Level], Denoised]
     start: jax.Array  # (batch, ..., C)
     used: np.ndarray  # the numbers of the starts that are not held out
@@ -112,6 +118,8 @@ class _Task(NamedTuple):
     error: Callable[..., jax.Array]  # levels, coefficients -> on the starts that are used
     num: int  # of steps
     cost: int  # network calls of one sample
+    iterations: int
+    begins: int
 
 
 # Of one step count: its task -> levels, coefficients, network calls. A method makes it of the first
@@ -328,7 +336,7 @@ def _gradient(first: _Task, coefficients: bool = False) -> tuple[_Solve, int]:
 
         @jax.jit
         def descended(params: dict[str, jax.Array], rate: jax.Array) -> tuple[Any, jax.Array]:
-            optimizer = optax.adam(optax.cosine_decay_schedule(rate, _ADAM_STEPS))
+            optimizer = optax.adam(optax.cosine_decay_schedule(rate, task.iterations))
 
             def step(state: Any, _: None) -> tuple[Any, None]:
                 params, opt_state, best, least = state
@@ -339,10 +347,10 @@ def _gradient(first: _Task, coefficients: bool = False) -> tuple[_Solve, int]:
                 return (params, opt_state, best, jnp.minimum(value, least)), None
 
             start = (params, optimizer.init(params), params, jnp.inf)
-            (_, _, best, least), _ = jax.lax.scan(step, start, None, _ADAM_STEPS)
+            (_, _, best, least), _ = jax.lax.scan(step, start, None, task.iterations)
             return best, least
 
-        starts = [params_of(levels) for levels in list(task.fixed.values())[:_ADAM_STARTS]]
+        starts = [params_of(levels) for levels in list(task.fixed.values())[: task.begins]]
         tried = [descended(start, _ADAM_RATE) for start in starts]
         best, _ = min(tried, key=lambda pair: pair[1])
         if coefficients:
@@ -355,15 +363,41 @@ def _gradient(first: _Task, coefficients: bool = False) -> tuple[_Solve, int]:
         if not task.error(levels, weights) <= task.error(fixed, None):
             levels, weights = fixed, as_dpmpp_2m(fixed) if coefficients else None
         descents = len(starts) + coefficients
-        return levels, weights, (_GRADIENT * _ADAM_STEPS * descents + 2) * task.cost
+        return levels, weights, (_GRADIENT * task.iterations * descents + 2) * task.cost
 
     return solve, 0
+
+
+# --- of equal rate --------------------------------------------------------------------------------
+
+_RATE_LEVELS = 65
+
+
+def _equal_rate(
+    estimate: Callable[..., rates.Rate], calls: int, first: _Task
+) -> tuple[_Solve, int]:
+    """`calls`: of the network for each level of the estimate."""
+    over = first.over
+    rate = estimate(
+        first.predict, over.schedule, first.path.end, jax.random.fold_in(first.key, 3),
+        prediction=first.prediction, num_levels=_RATE_LEVELS,
+        log_snr_max=float(over.log_snr_clean), log_snr_min=float(over.log_snr_noisy),
+    )  # fmt: skip
+
+    def solve(task: _Task) -> tuple[Level, None, int]:
+        return grids.levels(over, rate, task.num), None, 0
+
+    return solve, calls * len(rate.log_snrs)
 
 
 METHODS: dict[str, Callable[[_Task], tuple[_Solve, int]]] = {
     "dp": _dp,
     "gradient": _gradient,
     "ays": _ays,
+    "entropy": functools.partial(_equal_rate, rates.entropy, 1),
+    "second_moment": functools.partial(_equal_rate, rates.second_moment, 1),
+    "constant_change": functools.partial(_equal_rate, rates.constant_change, 2),
+    "transport": functools.partial(_equal_rate, rates.transport, 2),
     "learned": functools.partial(_gradient, coefficients=True),
 }
 
@@ -382,6 +416,8 @@ def search(
     log_snr_min: float = -20.0,
     teacher_steps: int = TEACHER_STEPS,
     candidates: int = CANDIDATES,
+    iterations: int = ITERATIONS,
+    begins: int = BEGINS,
     **options: object,
 ) -> Search:
     """Grids of each number of steps for one network and solver; see the module.
@@ -391,14 +427,17 @@ def search(
       x_init: (batch, ..., C), starts as `sample` draws them, 8 or more; every fourth is held out.
       steps: numbers of steps, each at most `candidates`.
       sampler: a deterministic one.
-      method: "dp", "gradient" or "ays"; "learned" is for the sampler "learned", and it alone.
+      method: of `METHODS`; "learned" is for the sampler "learned", and it alone.
       key: of the probes and of the noise of "ays"; none need be given.
       teacher_steps: levels of the teacher, which is dpmpp_2m on levels equal in log-SNR.
       candidates: levels that dynamic programming chooses from.
+      iterations, begins: of "gradient" and "learned", Adam's steps, and how many fixed grids it
+        begins from. Their cost is in proportion to both; "learned" takes `iterations` more.
 
     Raises:
       ValueError: a stochastic solver, an unknown method, too few starts or candidates, a gradient
-        in discrete time for a predictor conditioned on the index, or what `sample` refuses.
+        in discrete time for a predictor conditioned on the index, or what `sample` or an estimate
+        of `diffax.rates` refuses.
     """
     arguments.check_order("search", predict=predict, schedule=schedule)
     if method not in METHODS:
@@ -429,6 +468,10 @@ def search(
     over = range_of(schedule, prediction, log_snr_max, log_snr_min)
     most = min(candidates, schedule.num_steps or candidates)
     steps = [arguments.whole("steps", n, 1, most) for n in steps]
+    effort = [
+        arguments.whole(*given)
+        for given in (("iterations", iterations, 1, 100_000), ("begins", begins, 1, 100))
+    ]
     key = jax.random.key(0) if key is None else process.typed(key)
     began = time.monotonic()
     common = dict(prediction=prediction, log_snr_max=log_snr_max, log_snr_min=log_snr_min, **limits)
@@ -479,7 +522,10 @@ def search(
         errors = {name: both(levels, None) for name, levels in fixed.items()}
         ranked = {name: fixed[name] for name in sorted(fixed, key=errors.get)}
         cost = _calls(schedule, num, sampler, common, options)
-        task = _Task(key, over, solver, denoise, x, used, path, ranked, error, num, cost)
+        task = _Task(
+            key, over, solver, predict, prediction, denoise, x, used, path, ranked, error, num,
+            cost, *effort,
+        )  # fmt: skip
         if solve is None:
             solve, more = METHODS[method](task)
             shared, seconds = shared + more, time.monotonic() - began

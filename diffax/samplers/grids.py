@@ -204,7 +204,8 @@ def optimize(
     Args:
       sampler: a deterministic one.
       method: "dp" (dynamic programming, then single levels are moved), "gradient" (through the
-        solver) or "ays" (a bound on the KL divergence that knows no solver).
+        solver), "ays" (a bound on the KL divergence that knows no solver), or a rate of
+        `diffax.rates` that is estimated from the network, as "entropy": equal rate per step.
 
     Raises:
       ValueError: as `grid_search.search`.

@@ -30,7 +30,8 @@ from diffax.training.workdir import Run
 
 _LOG = logging.getLogger("diffax")
 FOLDER = "grids"
-NUM_STARTS = 64
+# A network's gradient costs far more than an exact denoiser's: fewer starts and iterations do.
+NUM_STARTS, ITERATIONS, BEGINS = 32, 60, 1
 _STARTS = 0x67726964  # folded into the seed's key: other noise than that of samples
 # Keys of config.sampling that change neither a network's predictions nor a solver's steps.
 _NO_MATTER = ("num_samples", "grid")
@@ -51,12 +52,15 @@ def find(
     steps: Sequence[int],
     num: int = NUM_STARTS,
     seed: int = 0,
+    iterations: int = ITERATIONS,
+    begins: int = BEGINS,
     **settings: Any,
 ) -> list[dict[str, Any]]:
     """Finds the grids of some numbers of steps for a run, sampled as its config says; keeps them.
 
     Args:
       method: of `grid_search`; num: starts; seed: of their noise.
+      iterations, begins: see `grid_search.search`, whose own are larger.
       settings: other arguments of `grid_search.search`.
 
     Returns:
@@ -78,7 +82,8 @@ def find(
     def searched(keys, predict, schedule, shape, num_steps, grid, sampler, **options):
         start = standard_normal(process.split_key(keys)[0], shape)
         asked = (predict, schedule, start, steps, sampler, method)
-        return grid_search.search(*asked, **settings, **options)
+        effort = {"iterations": iterations, "begins": begins}
+        return grid_search.search(*asked, **effort, **settings, **options)
 
     search = inside.edit(run.state, keys, cond, searched)
     kept = []
