@@ -26,7 +26,7 @@ from diffax.models import layers, platform
 
 
 def test_get_knows_the_table():
-    assert models.names() == ["autoencoder", "dit", "mlp", "unet"]
+    assert models.names() == ["autoencoder", "dit", "generator", "mlp", "unet"]
     assert models.get("unet", channels=32).channels == 32
     assert models.get("unet", channel_mults=[1, 2]) == models.get("unet", channel_mults=(1, 2))
     assert hash(models.get("unet", channel_mults=[1, 2])) is not None

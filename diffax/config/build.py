@@ -102,20 +102,33 @@ def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
     Raises:
       ValueError: a field's value is not allowed, or classes are asked for and the data has none.
     """
-    from_others = {}
-    if config.model.class_conditional:
-        if dataset.num_classes == 0:
-            raise ValueError(
-                f"model.class_conditional=True, but the data set {dataset.name!r} has no labels"
-            )
-        from_others["num_classes"] = dataset.num_classes
+    from_others = _of_data(config, dataset)
     if config.objective.learned_variance:
         from_others["learned_variance"] = True
     name = config.model.name
-    if "data_channels" in models.fields(name):
-        from_others["data_channels"] = dataset.shape[-1]
+    known = {"data_channels": dataset.shape[-1], "data_shape": tuple(dataset.shape)}
+    from_others |= {k: value for k, value in known.items() if k in models.fields(name)}
     fields = {field: config.model[name][field] for field in model_fields(name)}
     return models.get(name, **fields, **from_others)
+
+
+def build_discriminator(config: ConfigDict, dataset: Any) -> nn.Module:
+    """The network `config.discriminator.name`, with the fields of `config.discriminator.<name>`;
+    as `build_model`."""
+    name, table = config.discriminator.name, models.DISCRIMINATORS
+    fields = {field: config.discriminator[name][field] for field in model_fields(name, table)}
+    return models.get(name, table, **fields, **_of_data(config, dataset))
+
+
+def _of_data(config: ConfigDict, dataset: Any) -> dict[str, Any]:
+    """The number of classes, where a network is conditioned on them."""
+    if not config.model.class_conditional:
+        return {}
+    if dataset.num_classes == 0:
+        raise ValueError(
+            f"model.class_conditional=True, but the data set {dataset.name!r} has no labels"
+        )
+    return {"num_classes": dataset.num_classes}
 
 
 def conditioning(config: ConfigDict) -> str:
@@ -146,6 +159,15 @@ def build_schedule_optimizer(config: ConfigDict) -> optax.GradientTransformation
     `schedule_decay_at`."""
     section = config.schedule_learning
     return optimizers.optimizer(section.optimizer, section.learning_rate, section.clip_norm)
+
+
+def build_discriminator_optimizer(config: ConfigDict) -> optax.GradientTransformation:
+    """The discriminator's optimiser: no weight decay and no warm-up."""
+    section = config.discriminator
+    rate = optimizers.learning_rate(
+        section.learning_rate, 0, section.decay, config.training.num_steps
+    )
+    return optimizers.optimizer(section.optimizer, rate, section.clip_norm)
 
 
 def schedule_decay_at(config: ConfigDict) -> Callable[[jax.Array], jax.Array]:

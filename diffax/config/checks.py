@@ -109,6 +109,9 @@ RULES: dict[str, Rule] = {
     "model.autoencoder.channel_mults": _wholes(64, 16),
     "model.autoencoder.num_blocks": _whole(1, 32),
     "model.autoencoder.latent_channels": _whole(1, 4_096),
+    "model.generator.channels": _whole(1, 16_384),
+    "model.generator.channel_mults": _wholes(64, 16),
+    "model.generator.num_blocks": _whole(1, 32),
     "method.kl_weight": _NOT_NEGATIVE,
     "model.mlp.depth": _whole(1, 1_000),
     "schedule.name": _one_of(schedules.names),
@@ -141,6 +144,14 @@ RULES: dict[str, Rule] = {
     "optimizer.decay": _one_of(lambda: optimizers.DECAYS),
     "optimizer.clip_norm": _NOT_NEGATIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
+    "discriminator.name": _one_of(lambda: models.DISCRIMINATORS),
+    "discriminator.residual.channels": _whole(1, 16_384),
+    "discriminator.residual.channel_mults": _wholes(64, 16),
+    "discriminator.residual.num_blocks": _whole(1, 32),
+    "discriminator.optimizer": _OPTIMIZER,
+    "discriminator.learning_rate": _NOT_NEGATIVE,
+    "discriminator.decay": _one_of(lambda: optimizers.DECAYS),
+    "discriminator.clip_norm": _NOT_NEGATIVE,
     "ema.decay": _rule(
         lambda value: 0 <= value and np.float32(value) < 1, "at least 0 and below 1, in float32"
     ),
@@ -301,14 +312,21 @@ def _checked(make: Callable[[], AnySchedule]) -> AnySchedule:
 # --- what must fit together ---------------------------------------------------------------------
 
 
-def _model(config: ConfigDict, schedule: AnySchedule) -> None:
-    network = build.build_model(config, STAND_IN)
+def _check_size(network: Any) -> None:
     least = getattr(network, "least_parameters", lambda: 0)()
     if least > _PARAMETERS:
         raise ValueError(
             f"a network of this size has more than {least:,} parameters; at most {_PARAMETERS:,}"
             " are allowed: make it narrower, or of fewer layers"
         )
+
+
+def _discriminator(config: ConfigDict, schedule: AnySchedule) -> None:
+    _check_size(build.build_discriminator(config, STAND_IN))
+
+
+def _model(config: ConfigDict, schedule: AnySchedule) -> None:
+    _check_size(build.build_model(config, STAND_IN))
     if build.conditioning(config) == "step" and schedules.is_learned(schedule):
         raise ValueError(
             "conditioning='step' doesn't give the network the noise level, which a learned schedule"
@@ -512,6 +530,7 @@ _TOGETHER: tuple[tuple[str, Callable[[ConfigDict, AnySchedule], None]], ...] = (
     ("schedule_learning", _schedule_learning),
     ("model", _model),
     ("optimizer", _optimizer),
+    ("discriminator", _discriminator),
     ("sampling", _sampling),
     ("codec", _codec),
     ("method", _method),

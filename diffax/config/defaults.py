@@ -11,7 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from diffax import data, methods, models, registry, samplers, schedules, time_sampling
 from diffax.config.kinds import Kind, kind_of
-from diffax.registry import annotation_of
+from diffax.registry import Registry, annotation_of
 
 
 class Key(NamedTuple):
@@ -33,11 +33,12 @@ def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
 
 
 # Fields of a network that are set by other keys, or by the data.
-_SET_BY_OTHERS = ("num_classes", "learned_variance", "data_channels")
+_SET_BY_OTHERS = ("num_classes", "learned_variance", "data_channels", "data_shape")
 
 _SECTIONS = (
     *("seed", "data", "codec", "method", "model", "schedule", "schedule_learning", "objective"),
-    *("optimizer", "ema", "training", "sampling", "evaluation", "parallel", "plugins"),
+    *("optimizer", "discriminator", "ema", "training", "sampling", "evaluation", "parallel"),
+    "plugins",
 )
 
 # What isn't a field or an argument of something that is named.
@@ -89,6 +90,13 @@ _KEYS: dict[str, Key] = {
     "optimizer.decay": _key("constant", "from the warm-up to the last step"),
     "optimizer.clip_norm": _key(1.0, "on the gradient's global norm; 0: off"),
     "optimizer.weight_decay": _key(0.0, "of the optimisers that have it"),
+    "discriminator.name": _key(
+        "residual", "the network that judges samples, in methods that have one"
+    ),
+    "discriminator.optimizer": _key("adam", "of the discriminator"),
+    "discriminator.learning_rate": _key(3e-4, "of the discriminator"),
+    "discriminator.decay": _key("constant", "of the rate, from the first step to the last"),
+    "discriminator.clip_norm": _key(1.0, "on the discriminator's gradient; 0: off"),
     "ema.decay": _key(
         0.999, "of the parameters' moving average; in step k: min(decay, (1 + k) / (10 + k))"
     ),
@@ -173,8 +181,9 @@ def keys() -> dict[str, Key]:
     """Every dotted key, those of a section together; one that is not here does not exist.
 
     To the table are added the fields of `DataConfig`, those of each network as
-    `model.<network>.<field>`, and the arguments of the schedules, the time samplers and the
-    samplers, with what their docstrings say of them. What is registered later counts.
+    `model.<network>.<field>` and of each discriminator as `discriminator.<name>.<field>`, and the
+    arguments of the schedules, the time samplers and the samplers, with what their docstrings say
+    of them. What is registered later counts.
     """
     return dict(_keys(registry.version()))
 
@@ -183,12 +192,15 @@ def keys() -> dict[str, Key]:
 def _keys(version: int) -> dict[str, Key]:
     del version  # of the tables that are read
     found = dict(_KEYS)
-    for network in models.names():
-        if f"model.{network}" in _KEYS:
-            raise ValueError(
-                f"a network can't be named {network!r}: config.model.{network} has another meaning"
-            )
-        found |= {f"model.{network}.{field}": key for field, key in _of_model(network).items()}
+    for section, table in (("model", models.MODELS), ("discriminator", models.DISCRIMINATORS)):
+        for network in table:
+            if f"{section}.{network}" in _KEYS:
+                raise ValueError(
+                    f"a network can't be named {network!r}: config.{section}.{network} has another"
+                    " meaning"
+                )
+            of_network = _of_network(network, table)
+            found |= {f"{section}.{network}.{field}": key for field, key in of_network.items()}
     for section, kind, members in (
         ("data", "data source", _of_sources()),
         ("method", "method", method_keywords()),
@@ -227,9 +239,10 @@ def is_relevant(key: str, network: str | None) -> bool:
     return section != "model" or len(path) < 2 or path[0] == network
 
 
-def model_fields(name: str) -> dict[str, Any]:
-    """The fields of a network that are keys of `config.model.<name>`, with their defaults."""
-    return {field: key.default for field, key in _of_model(name).items()}
+def model_fields(name: str, table: Registry = models.MODELS) -> dict[str, Any]:
+    """The fields of a network that are keys of `config.model.<name>`, or of a discriminator that
+    are keys of `config.discriminator.<name>`, with their defaults."""
+    return {field: key.default for field, key in _of_network(name, table).items()}
 
 
 def schedule_keywords() -> dict[str, Key]:
@@ -265,9 +278,9 @@ def _of_sources() -> dict[str, Key]:
     return {name: common[name] for name in types if name in common} | own
 
 
-def _of_model(name: str) -> dict[str, Key]:
-    found = _arguments(models.MODELS.lookup(name))
-    wanted = [field for field in models.fields(name) if field not in _SET_BY_OTHERS]
+def _of_network(name: str, table: Registry) -> dict[str, Key]:
+    found = _arguments(table.lookup(name))
+    wanted = [field for field in models.fields(name, table) if field not in _SET_BY_OTHERS]
     return {field: found[field] for field in wanted if field in found}
 
 

@@ -75,6 +75,7 @@ _READ_BY = {
     "objective.": ("objective",),
     "training.grad_accumulation": ("grad_accumulation",),
     "model.": ("network",),
+    "discriminator.": ("discriminator",),
 }
 
 
@@ -172,6 +173,8 @@ PARTS: dict[str, Callable[[ConfigDict, DatasetInfo], Any]] = {
     "optimizer": lambda config, data: build.build_optimizer(config),
     "learning_rate": lambda config, data: build.learning_rate_at(config),
     "num_steps": lambda config, data: config.training.num_steps,
+    "discriminator": build.build_discriminator,
+    "discriminator_optimizer": lambda config, data: build.build_discriminator_optimizer(config),
     "ema_decay": lambda config, data: config.ema.decay,
     "grad_accumulation": lambda config, data: config.training.grad_accumulation,
     "evaluation": _settings,

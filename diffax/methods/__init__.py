@@ -44,6 +44,8 @@ PARTS = {
     "optimizer": "the optax transformation of config.optimizer",
     "learning_rate": "step -> learning rate",
     "num_steps": "of the training",
+    "discriminator": "the flax module of config.discriminator",
+    "discriminator_optimizer": "its optax transformation",
     "ema_decay": "of the moving average of the parameters",
     "grad_accumulation": "micro-batches per step",
     "evaluation": "how a diffusion model is measured",

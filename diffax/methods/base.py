@@ -10,6 +10,7 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
+import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -148,6 +149,15 @@ class Method(NamedTuple):
 
 
 # --- what the steps of methods share --------------------------------------------------------------
+
+
+def require_denoiser(method: str, network: nn.Module) -> None:
+    """Raises ValueError unless a network denoises: see `diffax.models.register`."""
+    if not getattr(network, "denoises", True):
+        raise ValueError(
+            f"method {method!r} trains a network that denoises, and {type(network).__name__} does"
+            " not: set model.name to another network, or method.name to a method that trains it"
+        )
 
 
 def update_size(updates: Any, params: Any) -> jax.Array:

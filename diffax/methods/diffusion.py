@@ -176,11 +176,7 @@ def diffusion(
       grad_accumulation: micro-batches per step.
       sampling: default options of `samplers.sample` and of the denoiser.
     """
-    if hasattr(network, "encode"):
-        raise ValueError(
-            f"method 'diffusion' trains a network that denoises, and {type(network).__name__} does"
-            " not: set model.name to another network, or method.name='autoencoder'"
-        )
+    base.require_denoiser("diffusion", network)
     times = objective.times
     first = jax.eval_shape(schedule, jax.random.key(0))
     is_learned = schedules.is_learned(first)

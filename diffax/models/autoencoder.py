@@ -79,11 +79,10 @@ class Autoencoder(nn.Module):
     data_channels: int = 1
     dtype: str = "float32"
 
+    denoises = False
+
     def __post_init__(self):
-        mults = self.channel_mults
-        fits = isinstance(mults, list | tuple) and mults and all(is_whole(m, 1) for m in mults)
-        check(fits, "channel_mults", mults, "a sequence of at least 1 positive integers")
-        self.channel_mults = tuple(mults)
+        layers.check_channel_mults(self)
         for field in ("channels", "num_blocks", "latent_channels", "data_channels"):
             value = getattr(self, field)
             check(is_whole(value, 1), field, value, "a positive integer")
@@ -122,11 +121,4 @@ class Autoencoder(nn.Module):
             raise ValueError(f"x has shape {shape}; it must be (B, ..., C) with a spatial axis")
         if shape[-1] != self.data_channels:
             raise ValueError(f"x has {shape[-1]} channels; data_channels is {self.data_channels}")
-        levels = len(self.channel_mults)
-        multiple = 2 ** (levels - 1)
-        if any(size == 0 or size % multiple for size in shape[1:-1]):
-            size = " x ".join(map(str, shape[1:-1]))
-            raise ValueError(
-                f"x has spatial size {size}, which {levels} levels can't halve {levels - 1} times;"
-                f" every axis must be a multiple of {multiple}: pad the data or use fewer levels"
-            )
+        layers.check_halvings(shape[1:-1], len(self.channel_mults))

@@ -72,7 +72,9 @@ def apply(
     """The network's output for x, (batch, ..., C), at noise levels, (batch,), under conditions.
 
     A network with the attribute `takes_cond` is given all conditions; another one the label alone,
-    None if there is none.
+    None if there is none, and the latent of a method that draws one.
     """
     given = cond if getattr(model, "takes_cond", False) else cond.get("label")
+    if "latent" in cond and given is not cond:
+        options["latent"] = cond["latent"]
     return model.apply({"params": params}, x, noise_level, given, **options)

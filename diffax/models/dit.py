@@ -97,6 +97,7 @@ class DiT(nn.Module):
         noise_level: jax.Array,
         label: jax.Array | None = None,
         train: bool = False,
+        latent: jax.Array | None = None,
     ) -> jax.Array:
         """The network's prediction for the noised data x.
 
@@ -105,6 +106,8 @@ class DiT(nn.Module):
           noise_level: (B,), the log-SNR (plus and minus infinity allowed) or the step number.
           label: (B,) integer in 0 .. num_classes, or None: the null class for all.
           train: without effect; every network is called alike.
+          latent: (B, Z), noise that the prediction also depends on, if it is there at init; None
+            otherwise.
 
         Returns:
           float32 of x's shape, or (B, ..., 2 C) if `learned_variance`.
@@ -112,17 +115,23 @@ class DiT(nn.Module):
         self.check_sizes(x.shape)
         layers.check_conditions(x, noise_level, label, self.num_classes)
         entries = math.prod(x.shape[1:-1]) * self.width // self.patch_size ** (x.ndim - 2)
-        return layers.in_chunks(DiT._network, entries)(self, x, noise_level, label, train=train)
+        network = layers.in_chunks(DiT._network, entries)
+        return network(self, x, noise_level, label, latent, train=train)
 
     @nn.compact
     def _network(
-        self, x: jax.Array, noise_level: jax.Array, label: jax.Array | None, train: bool
+        self,
+        x: jax.Array,
+        noise_level: jax.Array,
+        label: jax.Array | None,
+        latent: jax.Array | None,
+        train: bool,
     ) -> jax.Array:
         """`__call__` for examples that go through together."""
         dtype, zeros = layers.DTYPES[self.dtype], nn.initializers.zeros
         condition = (self.conditioning, self.num_classes, dtype)
         embed = Conditioning(self.width, self.width, *condition, name="noise_embedding")
-        emb = nn.silu(embed(noise_level, label))
+        emb = nn.silu(embed(noise_level, label, latent))
 
         tokens = to_patches(x, self.patch_size)
         grid = tuple(size // self.patch_size for size in x.shape[1:-1])

@@ -1,4 +1,4 @@
-"""What a network is conditioned on: the noise level as sines and cosines, and a class label."""
+"""What a network is told: the noise level as sines and cosines, a class label, a latent."""
 
 import flax.linen as nn
 import jax
@@ -53,8 +53,37 @@ def step_position(step: jax.Array) -> jax.Array:
 CONDITIONINGS = {"log_snr": log_snr_position, "step": step_position}
 
 
+class Mapping(nn.Module):
+    """A latent z, (B, Z) -> (B, features): z / rms(z), then two dense layers (Karras 2019)."""
+
+    features: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, z: jax.Array) -> jax.Array:
+        z = z * jax.lax.rsqrt(jnp.mean(z**2, axis=-1, keepdims=True) + 1e-8)
+        h = nn.Dense(self.features, dtype=self.dtype, name="dense_0")(z)
+        return nn.Dense(self.features, dtype=self.dtype, name="dense_1")(nn.silu(h))
+
+
+def class_rows(
+    label: jax.Array | None, num: int, num_classes: int, features: int, dtype: jnp.dtype
+) -> jax.Array:
+    """A row of a table of K + 1 for each label, (num,) -> (num, features); None is the null, K.
+
+    For use in a module, whose parameters "classes" the table is. A label outside 0 .. K can't be
+    refused under `jit`: it gives NaN, not a wrong class.
+    """
+    if label is None:
+        label = jnp.full((num,), num_classes)
+    table = nn.Embed(num_classes + 1, features, dtype=dtype, name="classes")
+    # A negative index would count from the end; past the end is NaN.
+    return table(jnp.where(label < 0, num_classes + 1, label))
+
+
 class Conditioning(nn.Module):
-    """Noise level and label -> (B, features): sines, two dense layers, plus a row for the label.
+    """Noise level and label -> (B, features): sines, two dense layers, plus a row for the label,
+    plus what a `Mapping` makes of the latent, if there is one.
 
     Attributes:
       width: width of the sinusoidal embedding, even.
@@ -68,8 +97,6 @@ class Conditioning(nn.Module):
     asked of the network, such as the level to which a step goes. The second has sines and dense
     layers of its own, whose last starts at zero: a network that is given two levels begins as one
     that is given the first.
-
-    A label outside 0 .. num_classes can't be refused under `jit`: it gives NaN, not a wrong class.
     """
 
     width: int
@@ -80,7 +107,9 @@ class Conditioning(nn.Module):
     max_period: float = 10_000.0
 
     @nn.compact
-    def __call__(self, noise_level: jax.Array, label: jax.Array | None) -> jax.Array:
+    def __call__(
+        self, noise_level: jax.Array, label: jax.Array | None, latent: jax.Array | None = None
+    ) -> jax.Array:
         position = CONDITIONINGS[self.conditioning](noise_level)
         waves = sinusoidal(position, self.width, self.max_period)
         first, *others = [waves] if noise_level.ndim == 1 else [waves[:, 0], waves[:, 1]]
@@ -92,9 +121,8 @@ class Conditioning(nn.Module):
             last = nn.Dense(self.features, dtype=self.dtype, kernel_init=zero, name="second_1")
             emb = emb + last(nn.silu(asked))
         if self.num_classes:
-            if label is None:
-                label = jnp.full(noise_level.shape[:1], self.num_classes)
-            table = nn.Embed(self.num_classes + 1, self.features, dtype=self.dtype, name="classes")
-            # A negative index would count from the end; past the end is NaN.
-            emb = emb + table(jnp.where(label < 0, self.num_classes + 1, label))
+            of_classes = (self.num_classes, self.features, self.dtype)
+            emb = emb + class_rows(label, len(noise_level), *of_classes)
+        if latent is not None:
+            emb = emb + Mapping(self.features, self.dtype, name="latent")(latent)
         return emb

@@ -70,6 +70,25 @@ def check_conditions(
         arguments.check_labels(label, num_classes)
 
 
+def check_channel_mults(module: nn.Module) -> None:
+    """Checks a network's `channel_mults` and makes them a tuple."""
+    mults = module.channel_mults
+    fits = isinstance(mults, list | tuple) and mults and all(is_whole(m, 1) for m in mults)
+    check(bool(fits), "channel_mults", mults, "a sequence of at least 1 positive integers")
+    module.channel_mults = tuple(mults)
+
+
+def check_halvings(sizes: tuple[int, ...], levels: int) -> None:
+    """Raises ValueError unless each level but the first can halve spatial axes of these sizes."""
+    multiple = 2 ** (levels - 1)
+    if any(size == 0 or size % multiple for size in sizes):
+        said = " x ".join(map(str, sizes))
+        raise ValueError(
+            f"x has spatial size {said}, which {levels} levels can't halve {levels - 1} times;"
+            f" every axis must be a multiple of {multiple}: pad the data or use fewer levels"
+        )
+
+
 def num_heads(channels: int, head_width: int) -> int:
     """Heads of `head_width` channels each; channels fewer than that form one head."""
     if channels > head_width and channels % head_width:
@@ -177,6 +196,39 @@ class ResBlock(nn.Module):
             # A 1x1 convolution; as a matrix product its gradient is three times as fast on a CPU.
             x = dense(self.channels, self.dtype, "skip")(x)
         return x + h
+
+
+class DenseBlock(nn.Module):
+    """skip(x) + dense(silu(dense(silu(x)) (1 + s) + b)) for points, (B, C).
+
+    The scale s and the shift b are linear in `emb`; without it there are none. The last layer
+    starts at zero. The skip is the identity, or linear if channels change.
+    """
+
+    channels: int
+    dtype: jnp.dtype
+
+    @nn.compact
+    def __call__(self, x: jax.Array, emb: jax.Array | None) -> jax.Array:
+        h = dense(self.channels, self.dtype, "dense_0")(silu(x))
+        if emb is not None:
+            signal = nn.Dense(2 * self.channels, dtype=self.dtype, name="embed")(silu(emb))
+            scale, shift = jnp.split(signal, 2, axis=-1)
+            h = h * (1 + scale) + shift
+        h = dense(self.channels, self.dtype, "dense_1", kernel_init=nn.initializers.zeros)(silu(h))
+        if x.shape[-1] != self.channels:
+            x = dense(self.channels, self.dtype, "skip")(x)
+        return x + h
+
+
+def block(
+    channels: int, spatial: int, dtype: jnp.dtype, name: str
+) -> Callable[[jax.Array, jax.Array | None], jax.Array]:
+    """(x, emb) -> a residual block of x: a `ResBlock`, or for points a `DenseBlock`."""
+    if not spatial:
+        return DenseBlock(channels, dtype, name=name)
+    of_space = ResBlock(channels, 0.0, "scale_shift", dtype, name=name)
+    return lambda x, emb: of_space(x, emb, False)
 
 
 class Attention(nn.Module):

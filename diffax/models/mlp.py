@@ -50,6 +50,7 @@ class MLP(nn.Module):
         noise_level: jax.Array,
         label: jax.Array | None = None,
         train: bool = False,
+        latent: jax.Array | None = None,
     ) -> jax.Array:
         """The network's prediction for the noised points x.
 
@@ -58,6 +59,8 @@ class MLP(nn.Module):
           noise_level: (B,), the log-SNR (plus and minus infinity allowed) or the step number.
           label: (B,) integer in 0 .. num_classes, or None: the null class for all.
           train: without effect; every network is called alike.
+          latent: (B, Z), noise that the prediction also depends on, if it is there at init; None
+            otherwise.
 
         Returns:
           float32 (B, D), or (B, 2 D) if `learned_variance`.
@@ -68,7 +71,8 @@ class MLP(nn.Module):
         dtype = layers.DTYPES[self.dtype]
         widths = (self.width, self.width)
         condition = (self.conditioning, self.num_classes, dtype)
-        emb = Conditioning(*widths, *condition, name="noise_embedding")(noise_level, label)
+        embed = Conditioning(*widths, *condition, name="noise_embedding")
+        emb = embed(noise_level, label, latent)
         emb = nn.silu(emb)
 
         h = nn.Dense(self.width, dtype=dtype, name="first")(x)

@@ -121,14 +121,7 @@ class UNet(nn.Module):
         """Raises ValueError unless the levels can halve the spatial axes of a shape (B, ..., C)."""
         if len(shape) < 3:
             raise ValueError(f"x has shape {shape}; a U-Net takes (B, ..., C) with a spatial axis")
-        levels, spatial = len(self.channel_mults), shape[1:-1]
-        multiple = 2 ** (levels - 1)
-        if any(size == 0 or size % multiple for size in spatial):
-            size = " x ".join(map(str, spatial))
-            raise ValueError(
-                f"x has spatial size {size}, which {levels} levels can't halve {levels - 1} times; "
-                f"every axis must be a multiple of {multiple}: pad the data or use fewer levels"
-            )
+        layers.check_halvings(shape[1:-1], len(self.channel_mults))
 
     def __call__(
         self,
@@ -136,6 +129,7 @@ class UNet(nn.Module):
         noise_level: jax.Array,
         label: jax.Array | None = None,
         train: bool = False,
+        latent: jax.Array | None = None,
     ) -> jax.Array:
         """The network's prediction for the noised data x.
 
@@ -144,6 +138,8 @@ class UNet(nn.Module):
           noise_level: (B,), the log-SNR (plus and minus infinity allowed) or the step number.
           label: (B,) integer in 0 .. num_classes, or None: the null class for all.
           train: whether dropout acts, which needs an rng named "dropout".
+          latent: (B, Z), noise that the prediction also depends on, if it is there at init; None
+            otherwise.
 
         Returns:
           float32 of x's shape, or (B, ..., 2 C) if `learned_variance`.
@@ -152,11 +148,16 @@ class UNet(nn.Module):
         layers.check_conditions(x, noise_level, label, self.num_classes)
         entries = math.prod(x.shape[1:-1]) * self.channels
         network = layers.in_chunks(UNet._network, entries)
-        return network(self, x, noise_level, label, train=train)
+        return network(self, x, noise_level, label, latent, train=train)
 
     @nn.compact
     def _network(
-        self, x: jax.Array, noise_level: jax.Array, label: jax.Array | None, train: bool
+        self,
+        x: jax.Array,
+        noise_level: jax.Array,
+        label: jax.Array | None,
+        latent: jax.Array | None,
+        train: bool,
     ) -> jax.Array:
         """`__call__` for examples that go through together."""
         dtype, spatial = layers.DTYPES[self.dtype], x.ndim - 2
@@ -171,7 +172,7 @@ class UNet(nn.Module):
             dtype,
             self.max_period,
             name="noise_embedding",
-        )(noise_level, label)
+        )(noise_level, label, latent)
 
         def block(h: jax.Array, level: int, attend: bool, name: str) -> jax.Array:
             ResBlock, Attention = layers.ResBlock, layers.Attention
