@@ -31,7 +31,8 @@ class Constant(nn.Module):
 
 def method_with(config, model):
     """The method of a config, with another network."""
-    parts = {name: make(config, MIXTURE) for name, make in PARTS.items()}
+    taken = methods.arguments_of("diffusion")
+    parts = {name: make(config, MIXTURE) for name, make in PARTS.items() if name in taken}
     return methods.get("diffusion", **{**parts, "network": model})
 
 

@@ -193,7 +193,7 @@ def _keys(version: int) -> dict[str, Key]:
     del version  # of the tables that are read
     found = dict(_KEYS)
     for section, table in (("model", models.MODELS), ("discriminator", models.DISCRIMINATORS)):
-        for network in table:
+        for network in sorted(table):
             if f"{section}.{network}" in _KEYS:
                 raise ValueError(
                     f"a network can't be named {network!r}: config.{section}.{network} has another"
