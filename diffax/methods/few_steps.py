@@ -117,12 +117,7 @@ def check(
       solvers: by which the method can be sampled.
     """
     network, teacher, sampling = student.network, student.teacher, student.sampling
-    kind = type(network).__name__
-    if hasattr(network, "encode"):
-        raise ValueError(
-            f"method {name!r} trains a network that denoises, and {kind} does not: set model.name"
-            " to another network"
-        )
+    base.require_denoiser(name, network)
     if getattr(network, "conditioning", "log_snr") != "log_snr":
         raise ValueError(
             f"method {name!r} needs a network that is conditioned on the log-SNR: set"
