@@ -35,6 +35,7 @@ def test_the_notebooks_are_there_and_install_first():
         "03_samplers",
         "04_evaluate",
         "05_ablation_lab",
+        "06_rates",
     ]
     for path in NOTEBOOKS:
         code = [c.source for c in nbformat.read(path, as_version=4).cells if c.cell_type == "code"]
