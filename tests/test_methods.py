@@ -66,6 +66,14 @@ def signal_file(tmp_path_factory):
     return path
 
 
+JUDGE = dict(
+    discriminator__residual__channels=8,
+    discriminator__residual__channel_mults=(1,),
+    discriminator__residual__num_blocks=1,
+    method__latent_size=4,
+)
+
+
 def config_of(name, signal_file, **changes):
     """A small config of a method."""
     own = {
@@ -84,6 +92,14 @@ def config_of(name, signal_file, **changes):
             sampling__sampler="consistency",
         ),
         "mean_flow": dict(objective__prediction="flow"),
+        "gan": dict(
+            model__name="generator",
+            model__generator__channels=8,
+            model__generator__channel_mults=(1,),
+            model__generator__num_blocks=1,
+            **JUDGE,
+            sampling__num_steps=1,
+        ),
         "diffusion": dict(LEARNED),
         "autoencoder": dict(
             data__name="npz",
@@ -159,6 +175,9 @@ CASES += [
     ("progressive", "eight devices"),
     ("consistency", "eight devices"),
     ("mean_flow", "eight devices"),
+    ("gan", "eight devices"),
+    ("gan", "pmap"),
+    ("gan", "micro-batches"),
     ("progressive", "pmap"),
     ("consistency", "micro-batches"),
     ("mean_flow", "several steps in a call"),
@@ -179,7 +198,7 @@ def test_layouts_change_nothing_but_rounding(name, layout, signal_file, tmp_path
     assert_close(state.params, alone.params, **tolerance)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "line", "progressive"])
+@pytest.mark.parametrize("name", ["autoencoder", "line", "progressive", "gan"])
 def test_seeds_in_one_program(name, signal_file, tmp_path):
     configs = [config_of(name, signal_file, seed=seed, training__num_steps=4) for seed in (0, 1)]
     together = training.train_together(configs, [tmp_path / "0", tmp_path / "1"])
@@ -187,7 +206,7 @@ def test_seeds_in_one_program(name, signal_file, tmp_path):
     assert_close(together[1][0].params, alone.params, rtol=2e-3, atol=2e-5)
 
 
-@pytest.mark.parametrize("name", ["autoencoder", "line", "consistency"])
+@pytest.mark.parametrize("name", ["autoencoder", "line", "consistency", "gan"])
 def test_a_step_that_is_not_finite_changes_nothing_but_the_count(name, signal_file):
     config = config_of(name, signal_file)
     method = config_lib.build_method(config, info_of(config))

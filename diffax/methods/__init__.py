@@ -1,4 +1,4 @@
-"""Methods: what is trained. `diffusion` and `autoencoder` are two; a plugin may register others.
+"""Methods: what is trained, by name. A plugin may register others.
 
 A method is a function that returns a `Method` and takes, by name, what a config builds for it
 ("data", "network", "optimizer", ...: `PARTS` lists them) and its own options. The
@@ -25,6 +25,7 @@ from diffax.methods.base import (
 from diffax.methods.consistency import consistency as _consistency
 from diffax.methods.diffusion import TrainState, predictor
 from diffax.methods.diffusion import diffusion as _diffusion
+from diffax.methods.gan import gan as _gan
 from diffax.methods.mean_flow import mean_flow as _mean_flow
 from diffax.methods.progressive import progressive as _progressive
 from diffax.registry import Constructors, require
@@ -59,6 +60,7 @@ METHODS: Constructors[Method] = Constructors(
         "progressive": _progressive,
         "consistency": _consistency,
         "mean_flow": _mean_flow,
+        "gan": _gan,
     },
     no_keys=PARTS,
 )

@@ -97,6 +97,11 @@ def no_words(metrics: Mapping[str, float]) -> tuple[str, str | None]:
     return "", None
 
 
+def no_notice(metrics: Mapping[str, float]) -> str:
+    """The `notice` of a method that has none."""
+    return ""
+
+
 class Method(NamedTuple):
     """What is trained, as pure functions.
 
@@ -125,6 +130,8 @@ class Method(NamedTuple):
         such as the loss by log-SNR, measured on some examples for the ablation's figures.
       diagnose: the metrics of a step that can't be made -> words for the error, and the config's
         section that is at fault, None for that of `required_finite`.
+      notice: the metrics as they are logged, averages over the latest steps -> a sentence that the
+        log says too; "" for none.
       diagnostics: metrics that are for errors and are not logged.
       flags: prefix -> metric. Metrics of that prefix count in the steps where the flag is 1 only.
       batch_factors: what -> number. The batch size is a multiple of their product.
@@ -143,6 +150,7 @@ class Method(NamedTuple):
     curves: Callable[[State], dict[str, dict[str, list]]] = no_curves
     profiles: Mapping[str, Callable[[State, Batch, int], dict[str, list]]] = {}
     diagnose: Callable[[Mapping[str, float]], tuple[str, str | None]] = no_words
+    notice: Callable[[Mapping[str, float]], str] = no_notice
     diagnostics: tuple[str, ...] = ()
     flags: Mapping[str, str] = {}
     batch_factors: Mapping[str, int] = {}

@@ -116,6 +116,8 @@ class RunLogger:
         if train:
             self.latest.pop("skipped_steps", None)  # is there only if there were any
             scalars.update(self.metrics.take_mean())
+            if sentence := self.method.notice(scalars):
+                _LOG.warning("%sstep %d: %s", self._label, step, sentence)
         if evaluate:
             scalars.update(self._evaluate(state))
         if scalars:
