@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from diffax import arguments
+from diffax import arguments, schedules
 from diffax.process import AnySchedule
 from diffax.registry import Constructors, require
 from diffax.schedules.from_rate import Rate, make_rate, read_rate
@@ -204,7 +204,7 @@ def learned_rate(state: OnlineRate) -> Rate:
 
 
 def rate(
-    decay: float = 0.995, floor: float = 0.05, gate: float = 0.0, path: str = ""
+    decay: float = 0.995, floor: float = 0.05, gate: float = 0.0, path: str = "", like: str = ""
 ) -> TimeSampler:
     """Equal rate per draw: the density of log-SNR is proportional to e(l), the mean squared error
     of eps, as the training's own losses have it so far.
@@ -228,11 +228,16 @@ def rate(
       floor: the share of uniform draws, above 0.
       gate: c, 0.2 in InfoNoise's experiments off images; 0: no gate.
       path: of a file with a rate's JSON (`Rate.to_json`), which stands in place of the histogram.
+      like: a schedule's name, in place of the histogram: the log-SNRs are drawn as that schedule's
+        uniform times draw them. With `importance_weights=False` and floor f the loss is that of
+        training on this schedule, in a share 1 - f, and on one's own, in a share f.
     """
     arguments.number("decay", decay, lambda value: 0 < value < 1, "must be above 0 and below 1")
     arguments.number("gate", gate, lambda value: 0 <= value < math.inf, "must be at least 0")
     _check_share("floor", floor)
-    fixed = read_rate(path) if path else None
+    if path and like:
+        raise ValueError(f"path={path!r} and like={like!r}: give one of them")
+    below_of = read_rate(path).cumulative if path else _below_of(like) if like else None
     width = np.diff(_EDGES)
     # Of each bin.
     open_share = jax.nn.sigmoid(-3 * (0.5 * _MIDDLE + math.log(gate))) if gate else 1.0
@@ -245,8 +250,8 @@ def rate(
 
     def masses(state):
         """The probability of each cell of u."""
-        if fixed is not None:
-            below = fixed.cumulative(state.levels)
+        if below_of is not None:
+            below = below_of(state.levels)
         else:
             area = jnp.cumsum(_errors(state) * open_share)
             below = jnp.interp(state.levels, _BOUNDS, jnp.concatenate([jnp.zeros(1), area]))
@@ -279,8 +284,16 @@ def rate(
             "density": (p[seen] / falls[seen]).tolist(),
         }
 
-    keep = _keep if fixed is not None else update
+    keep = update if below_of is None else _keep
     return TimeSampler(init, sample, keep, along, by_level=True, curve=curve)
+
+
+def _below_of(name: str) -> Callable[[jax.Array], jax.Array]:
+    """Log-SNR -> the share of a named schedule's times that are noisier."""
+    schedule = schedules.get(name)
+    if schedules.is_learned(schedule):
+        raise ValueError(f"like={name!r} has parameters, which would be untrained ones")
+    return lambda log_snr: 1 - schedule.inverse_log_snr(log_snr)
 
 
 def _levels_of(schedule: AnySchedule) -> jax.Array:

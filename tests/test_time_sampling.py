@@ -179,6 +179,25 @@ def test_a_rate_of_a_file_stays_and_a_gate_takes_low_noise_away(tmp_path):
     assert high[0] > 0.45 and high[1] < 0.2
 
 
+def test_times_are_drawn_as_another_schedule_draws_them():
+    """On a schedule linear in log-SNR, by cosine's density, whole and in a half of the draws."""
+    line = schedules.linear_logsnr(10.0, -10.0)
+    cosine = schedules.with_endpoints(schedules.cosine(), 10.0, -10.0)
+    for share, floor in ((1.0, 1e-3), (0.5, 0.5)):
+        times = time_sampling.get("rate", like="cosine", floor=floor)
+        state = times.along(times.init(), line)
+        u, weight = times.sample(times.update(state, jnp.zeros(9), jnp.ones(9)), KEY, 20_000)
+        t = cosine.inverse_log_snr(line.log_snr(u))
+        middle = np.mean((np.asarray(t) > 0.25) & (np.asarray(t) < 0.75))
+        of_line = float(jnp.diff(line.inverse_log_snr(cosine.log_snr(jnp.array([0.25, 0.75]))))[0])
+        np.testing.assert_allclose(middle, share * 0.5 + (1 - share) * of_line, atol=0.005)
+        np.testing.assert_allclose(jnp.mean(weight), 1, atol=0.05)
+    with pytest.raises(ValueError, match="path='a.json' and like='cosine': give one of them"):
+        time_sampling.get("rate", path="a.json", like="cosine")
+    with pytest.raises(ValueError, match="cosin"):
+        time_sampling.get("rate", like="cosin")
+
+
 @pytest.mark.parametrize("name", ["importance", "logit_normal"])
 def test_shares_are_shares(name):
     with pytest.raises(ValueError, match="floor=0: must be above 0 and at most 1"):
