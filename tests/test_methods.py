@@ -100,6 +100,7 @@ def config_of(name, signal_file, **changes):
             **JUDGE,
             sampling__num_steps=1,
         ),
+        "denoising_gan": dict(**JUDGE, method__denoising_steps=2, sampling__num_steps=2),
         "diffusion": dict(LEARNED),
         "autoencoder": dict(
             data__name="npz",
@@ -176,6 +177,7 @@ CASES += [
     ("consistency", "eight devices"),
     ("mean_flow", "eight devices"),
     ("gan", "eight devices"),
+    ("denoising_gan", "eight devices"),
     ("gan", "pmap"),
     ("gan", "micro-batches"),
     ("progressive", "pmap"),

@@ -23,6 +23,7 @@ from diffax.methods.base import (
     update_size,
 )
 from diffax.methods.consistency import consistency as _consistency
+from diffax.methods.denoising_gan import denoising_gan as _denoising_gan
 from diffax.methods.diffusion import TrainState, predictor
 from diffax.methods.diffusion import diffusion as _diffusion
 from diffax.methods.gan import gan as _gan
@@ -61,6 +62,7 @@ METHODS: Constructors[Method] = Constructors(
         "consistency": _consistency,
         "mean_flow": _mean_flow,
         "gan": _gan,
+        "denoising_gan": _denoising_gan,
     },
     no_keys=PARTS,
 )
