@@ -1,12 +1,11 @@
 """A consistency model on digits, tuned from a trained diffusion run: one or two calls to a sample.
 
     diffax train --config=configs/digits.py --config.objective.prediction=v --workdir=runs/teacher
-    diffax train --config=configs/consistency_digits.py --workdir=runs/consistency \\
-        --config.method.teacher=runs/teacher
+    diffax train --config=configs/consistency_digits.py --workdir=runs/consistency
     diffax sample --workdir=runs/consistency --steps=1
     diffax evaluate --workdir=runs/consistency --metrics=frechet --steps=2
 
-Without --config.method.teacher it is trained from nothing; with --config.method.distill=true it
+With --config.method.teacher="" it is trained from nothing; with --config.method.distill=true it
 learns from the teacher's steps.
 
 RESULT
@@ -29,6 +28,7 @@ def get_config() -> ConfigDict:
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0
     config.method.name = "consistency"
+    config.method.teacher = "runs/teacher"
     config.method.first_intervals = 8
     config.method.last_intervals = 64
     config.method.doubling_steps = 150

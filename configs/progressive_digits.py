@@ -1,8 +1,7 @@
 """Progressive distillation on digits: a teacher of 16 steps becomes a student of 8, 4, 2 and 1.
 
     diffax train --config=configs/digits.py --config.objective.prediction=v --workdir=runs/teacher
-    diffax train --config=configs/progressive_digits.py --workdir=runs/progressive \\
-        --config.method.teacher=runs/teacher
+    diffax train --config=configs/progressive_digits.py --workdir=runs/progressive
     diffax sample --workdir=runs/progressive --steps=4
     diffax evaluate --workdir=runs/progressive --metrics=frechet --steps=4
 
@@ -26,6 +25,7 @@ def get_config() -> ConfigDict:
     config.schedule.log_snr_max = 10.0
     config.schedule.log_snr_min = -10.0
     config.method.name = "progressive"
+    config.method.teacher = "runs/teacher"
     config.method.teacher_steps = 16
     config.method.stage_steps = 150
     config.objective.prediction = "v"
