@@ -185,6 +185,15 @@ def test_a_stages_parameters_become_the_next_ones_teacher():
         assert_close(after.params, after.ema_params)
 
 
+@pytest.mark.parametrize("num_steps", [None, 64, 50])
+def test_a_students_levels_are_among_its_teachers(num_steps):
+    """In discrete time too."""
+    schedule = schedules.effective(SCHEDULE, num_steps or 0)
+    levels = {n: samplers.visited_levels(schedule, n, "uniform", "v").log_snr for n in (16, 8, 2)}
+    for n in (8, 2):
+        np.testing.assert_array_equal(levels[n], levels[16][:: 16 // n])
+
+
 # --- consistency ----------------------------------------------------------------------------------
 
 
@@ -380,6 +389,18 @@ def test_a_network_that_is_given_two_levels_begins_as_one_that_is_given_the_firs
 
 
 # --- the teacher ----------------------------------------------------------------------------------
+
+
+def test_a_learned_schedule_is_the_teachers_as_it_was_trained():
+    def learned(key):
+        return schedules.get("learned", key=key, log_snr_max=MOST, log_snr_min=LEAST, size=4)
+
+    params, own = blend(0.5, 0.5), learned(jax.random.key(7))
+    teacher = Teacher("run", params, own, "v", "print")
+    options = OF_CONSISTENCY | dict(schedule=learned, teacher=teacher)
+    state = made("consistency", Blend(), **options).init(jax.random.key(0))
+    assert_close(state.params, params)
+    assert_close(state.schedule, own)
 
 
 @pytest.fixture(scope="module")

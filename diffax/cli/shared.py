@@ -186,8 +186,8 @@ SAMPLING_FLAGS: dict[str, tuple[str, str]] = {
     "steps": ("num_steps", "noise levels visited"),
     "sampler": (
         "sampler",
-        "ddim, ddpm, euler, heun, plms, dpm_solver, dpmpp_2s, dpmpp_2m, dpmpp_2m_sde, unipc or"
-        " learned",
+        "ddim, ddpm, euler, heun, plms, dpm_solver, dpmpp_2s, dpmpp_2m, dpmpp_2m_sde, unipc,"
+        " learned or consistency",
     ),
     "grid": ("grid", "which levels are visited (default: those that suit the sampler)"),
     "sampling-schedule": (
