@@ -113,6 +113,11 @@ RULES: dict[str, Rule] = {
     "model.generator.channel_mults": _wholes(64, 16),
     "model.generator.num_blocks": _whole(1, 32),
     "method.kl_weight": _NOT_NEGATIVE,
+    "method.latent_size": _whole(1, 65_536),
+    "method.r1_weight": _NOT_NEGATIVE,
+    "method.r2_weight": _NOT_NEGATIVE,
+    "method.noise_examples": _whole(1, _STEPS),
+    "method.denoising_steps": _whole(1, _LEVELS),
     "model.mlp.depth": _whole(1, 1_000),
     "schedule.name": _one_of(schedules.names),
     "schedule.input_scale": _rule(
@@ -144,6 +149,11 @@ RULES: dict[str, Rule] = {
     "optimizer.decay": _one_of(lambda: optimizers.DECAYS),
     "optimizer.clip_norm": _NOT_NEGATIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
+    "data.modes": _rule(
+        lambda value: value == 0 or (value >= 4 and math.isqrt(value) ** 2 == value <= 10_000),
+        "a square number of at least 4 and at most 10,000, or 0",
+    ),
+    "data.mode_deviation": _rule(lambda value: 0 < value <= 10, "above 0 and at most 10"),
     "discriminator.name": _one_of(lambda: models.DISCRIMINATORS),
     "discriminator.residual.channels": _whole(1, 16_384),
     "discriminator.residual.channel_mults": _wholes(64, 16),

@@ -8,7 +8,7 @@ For instance:
 """
 
 from diffax.data.dataset import DataConfig, Dataset, DatasetInfo, Split, make_dataset
-from diffax.data.mixture import GaussianMixture, default_mixture
+from diffax.data.mixture import GaussianMixture, default_mixture, grid_mixture
 from diffax.data.pipeline import batches
 from diffax.data.sources import (
     SOURCES,
@@ -29,6 +29,7 @@ __all__ = [
     "Split",
     "batches",
     "default_mixture",
+    "grid_mixture",
     "key_types",
     "known_fields",
     "load",

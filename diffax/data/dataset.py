@@ -35,6 +35,10 @@ class DataConfig:
         (): uint8 and int16 have the range of their type, and floats must lie in [-1, 1].
         (-1, 1): floats as they are, whatever they are.
       skip_bad: of `folder`; leave out the files that can't be read, instead of refusing them all.
+      modes: of `mixture2d`; as many round modes on a square grid, such as 25; 0 for the eight
+        elongated ones of `diffax.data.default_mixture`.
+      mode_deviation: of `mixture2d` with `modes`; a mode's deviation over the distance of
+        neighbours on the grid.
     """
 
     name: str = "digits"
@@ -49,6 +53,8 @@ class DataConfig:
     array: str = ""
     range: tuple[float, ...] = ()
     skip_bad: bool = False
+    modes: int = 0
+    mode_deviation: float = 0.025
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,6 +105,7 @@ class Dataset:
       train, eval: the two splits.
       label_names: `num_classes` names, in the order of the labels.
       definition: of data that are computed: says all that determines them.
+      mixture: of points drawn from a known `diffax.data.GaussianMixture`: that; else None.
     """
 
     name: str
@@ -109,6 +116,7 @@ class Dataset:
     eval: Split
     label_names: tuple[str, ...] = ()
     definition: str = ""
+    mixture: Any = None
 
     @functools.cached_property
     def fingerprint(self) -> str:
@@ -129,10 +137,12 @@ def make_dataset(
     evaluation: Split,
     label_names: tuple[str, ...] = (),
     definition: str = "",
+    mixture: Any = None,
 ) -> Dataset:
     """The `Dataset` of two splits; shape and levels are those of their arrays.
 
-    Data that are computed give a `definition`, a text that says all that determines them.
+    Data that are computed give a `definition`, a text that says all that determines them. Those
+    drawn from a `GaussianMixture` give that.
 
     Raises:
       ValueError: the splits differ in shape or dtype, values are not finite, or labels are no
@@ -162,7 +172,7 @@ def make_dataset(
             )
     shape, levels = train.x.shape[1:], 256 if train.x.dtype == np.uint8 else None
     splits = (train, evaluation)
-    return Dataset(name, shape, len(label_names), levels, *splits, label_names, definition)
+    return Dataset(name, shape, len(label_names), levels, *splits, label_names, definition, mixture)
 
 
 def to_float(x: np.ndarray) -> np.ndarray:

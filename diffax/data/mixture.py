@@ -264,16 +264,51 @@ def default_mixture(dtype=None) -> GaussianMixture:
     )
 
 
+def grid_mixture(modes: int, deviation: float) -> GaussianMixture:
+    """Round modes of equal weight on a square grid in the plane; zero mean, identity covariance.
+
+    Args:
+      modes: how many, a square number n^2 of at least 4.
+      deviation: of each mode in either coordinate, over the distance d of neighbours on the grid.
+
+    With d^2 ((n^2 - 1) / 12 + deviation^2) = 1 each coordinate of the whole has unit variance. The
+    customary 25 modes at -4, -2, 0, 2, 4 with deviation 0.05 are `grid_mixture(25, 0.025)`, scaled.
+
+    Raises:
+      ValueError: modes isn't the square of a whole number of at least 2, or deviation not above 0.
+    """
+    n = math.isqrt(max(modes, 0))
+    if n < 2 or n * n != modes:
+        raise ValueError(f"modes is {modes}; it must be a square number of at least 4, such as 25")
+    if not 0 < deviation <= 10:
+        raise ValueError(f"mode_deviation is {deviation}; it must be above 0 and at most 10")
+    apart = 1 / math.sqrt((modes - 1) / 12 + deviation**2)
+    places = (np.arange(n) - (n - 1) / 2) * apart
+    means = np.stack(np.meshgrid(places, places, indexing="ij"), -1).reshape(-1, 2)
+    covariances = np.broadcast_to((deviation * apart) ** 2 * np.eye(2), (modes, 2, 2))
+    return GaussianMixture(np.full(modes, 1 / modes, np.float32), means, covariances)
+
+
+NUM_TRAIN, NUM_EVAL = 50_000, 10_000
+
+
 def load(config: DataConfig) -> Dataset:
     """The data set "mixture2d": 50,000 and 10,000 points of the plane, float32 (2,), drawn from
-    `default_mixture` by a fixed key; without labels."""
-    num = 50_000 + 10_000
-    points = np.asarray(jax.jit(default_mixture().sample, static_argnums=1)(jax.random.key(0), num))
+    `default_mixture`, or where config.modes is set from `grid_mixture`, by a fixed key; without
+    labels."""
+    if config.modes:
+        mixture = grid_mixture(config.modes, config.mode_deviation)
+        called = f"grid_mixture({config.modes}, {config.mode_deviation!r})"
+    else:
+        mixture, called = default_mixture(), "default_mixture()"
+    sample = jax.jit(mixture.sample, static_argnums=1)
+    points = np.asarray(sample(jax.random.key(0), NUM_TRAIN + NUM_EVAL))
     return make_dataset(
         config.name,
-        Split(points[:50_000]),
-        Split(points[50_000:]),
-        definition="mixture2d: 50000 and 10000 points of default_mixture(), key 0",
+        Split(points[:NUM_TRAIN]),
+        Split(points[NUM_TRAIN:]),
+        definition=f"mixture2d: {NUM_TRAIN} and {NUM_EVAL} points of {called}, key 0",
+        mixture=mixture,
     )
 
 

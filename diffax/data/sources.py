@@ -37,7 +37,7 @@ SOURCES: Registry[Source] = Registry(
         "digits": Source(digits.load, _TFDS_FIELDS),
         "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels", "skip_bad")),
         "npz": Source(npz.load, ("path", "array", "range", "channels")),
-        "mixture2d": Source(mixture.load, ()),
+        "mixture2d": Source(mixture.load, ("modes", "mode_deviation")),
     },
 )
 _TFDS = Source(lambda config: tfds_images.load(config, also_known=tuple(SOURCES)), _TFDS_FIELDS)

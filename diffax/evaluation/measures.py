@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
+import scipy.stats
 
 from diffax import data
 from diffax.data import Dataset, Split, folder, npz
@@ -215,6 +216,8 @@ class Measure(NamedTuple):
       over: which networks' features it takes, a key of `scoring.NETWORKS`.
       within_classes: whether it needs the classes of the samples, with two samples of some class.
       fewest_of_reference: the number of training examples that it needs, if they are the reference.
+      impossible: reference -> a sentence that says why it can't be measured against that; "" if it
+        can.
     """
 
     function: Callable[[Seen], dict[str, Any]]
@@ -224,6 +227,7 @@ class Measure(NamedTuple):
     over: str = "any"
     within_classes: bool = False
     fewest_of_reference: int = 1
+    impossible: Callable[[Reference], str] = lambda reference: ""
 
 
 def frechet(seen: Seen) -> dict[str, Any]:
@@ -334,6 +338,54 @@ def sliced_wasserstein(seen: Seen) -> dict[str, Any]:
     }
 
 
+MODE_RADIUS = 3.0  # deviations
+
+
+def modes(seen: Seen) -> dict[str, Any]:
+    """How many modes of a known mixture the samples keep, and how many samples lie off all of them.
+
+    A sample is on the nearest mode (by Mahalanobis distance) if it is within 3 of that mode's
+    deviations, and off every mode otherwise. "modes_kept" is the number of modes with a sample on
+    them; "off_modes" the share of samples off every mode; "modes_kl" the divergence, in nats, of
+    the shares of the modes among the samples on one from the mixture's weights. (Srivastava 2017,
+    VEEGAN, section 4.1, with "high-quality" samples within 3 deviations.)
+
+    "expected_off" is the share off every mode of the mixture itself where its modes lie apart:
+    exp(-9 / 2) in the plane.
+    """
+    mixture = seen.reference.dataset.mixture
+    means, values, vectors, weights = (
+        np.asarray(a, np.float64)
+        for a in (mixture.means, mixture.eigenvalues, mixture.eigenvectors, mixture.weights)
+    )
+    away = np.asarray(seen.x, np.float64)[:, None, :] - means
+    along = np.einsum("kij,nki->nkj", vectors, away) / np.sqrt(values)
+    distance = np.linalg.norm(along, axis=-1)
+    nearest, on = np.argmin(distance, axis=1), np.min(distance, axis=1) <= MODE_RADIUS
+    counts = np.bincount(nearest[on], minlength=len(means))
+    shares = counts / max(counts.sum(), 1)
+    some = shares > 0
+    return {
+        "modes_kept": int(some.sum()),
+        "off_modes": float(np.mean(~on)),
+        "modes_kl": float(np.sum(shares[some] * np.log(shares[some] / weights[some]))),
+        "num_modes": len(means),
+        "radius": MODE_RADIUS,
+        "expected_off": float(scipy.stats.chi2.sf(MODE_RADIUS**2, means.shape[1])),
+        "num_samples": len(seen.x),
+        **seen.reference.about,
+    }
+
+
+def _has_no_mixture(reference: Reference) -> str:
+    if reference.dataset is not None and reference.dataset.mixture is not None:
+        return ""
+    return (
+        "it needs a reference drawn from a known mixture, data.name='mixture2d', with data.modes=25"
+        " for a grid of 25 modes, say"
+    )
+
+
 def lpips_diversity(seen: Seen) -> dict[str, Any]:
     """How far apart images of one class lie: `pretrained.diversity_within_classes`.
 
@@ -406,6 +458,31 @@ _SLICED = _value(
     " Wasserstein distances along random directions.",
     scale="log",
 )
+_MODES = {
+    "modes_kept": Metric(
+        "modes_kept",
+        "Modes kept",
+        lower_is_better=False,
+        digits=1,
+        meaning="How many modes of the mixture have a sample within 3 of their deviations.",
+    ),
+    "off_modes": Metric(
+        "off_modes",
+        "Samples off every mode",
+        digits=4,
+        meaning="The share of samples farther than 3 deviations from every mode of the mixture; of"
+        " the mixture itself exp(-9 / 2) = 0.011 where its modes lie apart.",
+    ),
+    "modes_kl": Metric(
+        "modes_kl",
+        "Imbalance of modes",
+        "nats",
+        digits=4,
+        main=False,
+        meaning="The Kullback-Leibler divergence of the modes’ shares among the samples on one from"
+        " the mixture’s weights: 0 where all have their share.",
+    ),
+}
 # Neither is better of diversity alone: noise is diverse.
 _DIVERSITY = _value(
     "LPIPS diversity within classes",
@@ -427,6 +504,7 @@ MEASURES: Registry[Measure] = Registry(
         ),
         "is": Measure(inception_score, lambda width: 10, _INCEPTION_SCORE, "nothing", INCEPTION),
         "swd": Measure(sliced_wasserstein, lambda width: 1, _SLICED, over="values"),
+        "modes": Measure(modes, lambda width: 1, _MODES, over="values", impossible=_has_no_mixture),
         "lpips_diversity": Measure(
             lpips_diversity, lambda width: 2, _DIVERSITY, "nothing", LPIPS, within_classes=True
         ),

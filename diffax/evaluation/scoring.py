@@ -290,6 +290,8 @@ def _check_classes(name: str, num: int, label: np.ndarray | None) -> None:
 
 
 def _check_reference(name: str, chosen: Measure, reference: Reference) -> None:
+    if sentence := chosen.impossible(reference):
+        raise ValueError(f"metrics={name!r}: {sentence}")
     dataset, fewest = reference.dataset, chosen.fewest_of_reference
     if chosen.of == "examples" and dataset is None:
         raise ValueError(
