@@ -18,6 +18,8 @@ from diffax.evaluation import run as run_module
 from diffax.methods import diffusion, diffusion_measures
 from diffax.process import by_log_snr
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 
 @pytest.fixture(scope="module")
 def run_and_data(tmp_path_factory):

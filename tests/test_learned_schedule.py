@@ -12,6 +12,8 @@ from schedule_cases import in_float64, randomised
 from diffax import schedules
 from diffax.schedules.learned import SHAPES
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 kinds = pytest.mark.parametrize("kind", SHAPES)
 GRID = np.linspace(0, 1, 401)
 

@@ -11,6 +11,8 @@ from schedule_cases import bounded
 
 from diffax import likelihood, process, schedules
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 VARIANCE = 0.4
 N = 40_000
 

@@ -12,6 +12,8 @@ from scipy import stats
 from diffax import likelihood, objectives, process, schedules
 from diffax.objectives import WEIGHTINGS
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 KEY = jax.random.key(0)
 LEVELS = np.linspace(-12, 12, 49)
 

@@ -12,6 +12,8 @@ from scipy import stats
 from diffax import likelihood, schedules
 from diffax.process import by_log_snr
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 KEY = jax.random.key(0)
 ENDS = dict(log_snr_max=8.0, log_snr_min=-24.0)
 SCHEDULE = schedules.linear_logsnr(**ENDS)

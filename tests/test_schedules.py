@@ -12,6 +12,8 @@ from schedule_cases import CONTINUOUS, DISCRETE, NUM_STEPS, REGISTERED, in_float
 
 from diffax import schedules
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 continuous = pytest.mark.parametrize("name", CONTINUOUS)
 discrete = pytest.mark.parametrize("name", DISCRETE)
 

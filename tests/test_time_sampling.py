@@ -13,6 +13,8 @@ from scipy import stats
 from diffax import rates, schedules, time_sampling
 from diffax.time_sampling import TIME_SAMPLERS
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 KEY = jax.random.key(9)
 
 

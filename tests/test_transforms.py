@@ -14,6 +14,8 @@ from schedule_cases import REGISTERED, bounded, randomised
 
 from diffax import schedules
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 INFINITE = ("cosine", "sigmoid", "alpha_bar_linear", "rectified_flow")  # at both ends
 
 
