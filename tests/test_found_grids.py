@@ -9,7 +9,7 @@ import pytest
 from small_runs import compiled_quickly, small_config
 
 import diffax
-from diffax import cli, training
+from diffax import cli, rates, samplers, time_sampling, training
 from diffax import config as config_lib
 from diffax.ablation import measure
 from diffax.samplers import Level
@@ -81,6 +81,32 @@ def test_a_rate_by_its_name_is_the_grid_of_equal_rate(run):
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(3), np.arange(5))
     want = run.method.sample(run.state, keys, {}, grid=levels)
     np.testing.assert_allclose(diffax.Generator(run)(5, seed=3, grid="entropy"), want, atol=1e-4)
+
+
+def test_one_file_is_the_schedule_the_density_and_the_grid_of_a_run(tmp_path):
+    """The log-SNRs that are visited are of equal rate, and t is the share of the rate above."""
+    rate = rates.spectral([2.0, 0.1])
+    path = str(tmp_path / "rate.json")
+    (tmp_path / "rate.json").write_text(rate.to_json())
+    config = small_config(
+        schedule__name="from_rate", schedule__path=path, objective__time_sampling="rate",
+        objective__path=path, sampling__grid=path, sampling__num_steps=5,
+        sampling__sampler="dpmpp_2m",
+    )  # fmt: skip
+    with compiled_quickly(tmp_path / "programs"):
+        training.train(config, tmp_path / "run")
+        found = training.load(tmp_path / "run")
+        schedule = found.state.schedule
+        levels = samplers.visited_levels(schedule, 5, path)
+        shares = rate.cumulative(levels.log_snr)
+        np.testing.assert_allclose(shares, np.linspace(shares[0], shares[-1], 5), atol=1e-3)
+        np.testing.assert_allclose(levels.t, np.linspace(1, 0, 5), atol=1e-3)
+        want = diffax.Generator(found)(6, grid="uniform")
+        x = diffax.Generator(found)(6)
+        assert np.isfinite(x).all() and not np.allclose(x, want, atol=1e-3)
+    times = time_sampling.get("rate", path=path)
+    u, _ = times.sample(times.along(times.init(), schedule), jax.random.key(0), 1000)
+    np.testing.assert_allclose(np.sort(u), (np.arange(1000) + 0.5) / 1000, atol=0.01)
 
 
 def test_a_grid_of_another_network_is_refused(run):

@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from small_runs import compiled_quickly
 
 import diffax
 from diffax import rates, samplers, schedules
@@ -74,6 +75,19 @@ def test_sensitivities_are_the_flow_s_jacobian():
     want = math.sqrt(v) / jnp.sqrt(alpha**2 * v + sigma**2)
     want = jnp.broadcast_to(want[:, None], found[:-1].shape)
     np.testing.assert_allclose(jnp.abs(found[:-1]), want, rtol=0.02)
+
+
+def test_weights_are_no_constants_of_a_program(tmp_path):
+    """Other weights find the program that is on disk."""
+    x, kept = np.ones((3, 4), np.float32), []
+    with compiled_quickly(tmp_path):
+        for seed in (0, 1):
+            weights = np.random.default_rng(seed).standard_normal((4, 5)).astype(np.float32)
+            on_device = jnp.asarray(weights)
+            run = grid_search._compiled(lambda x, w=on_device: {"y": jnp.tanh(x @ w)})
+            np.testing.assert_allclose(run(x)["y"], np.tanh(x @ weights), rtol=1e-5)
+            kept.append(sum("jit_run" in p.name for p in tmp_path.iterdir()))
+    assert kept[0] == kept[1] > 0
 
 
 @exact.in_float64

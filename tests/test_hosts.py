@@ -40,6 +40,7 @@ def config_of(**changes):
         **LEARNED,
         schedule__kind="polynomial",
         schedule_learning__clip_norm=1.0,  # its moments no larger than others
+        objective__time_sampling="rate",  # whose histogram is of the whole batch
         training__checkpoint_every=4,
         evaluation__num_examples=64,  # a batch that needs no filling up on any number of devices
         **changes,

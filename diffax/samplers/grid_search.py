@@ -35,6 +35,7 @@ from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import optax
@@ -116,6 +117,7 @@ class _Task(NamedTuple):
     path: _Path
     fixed: dict[str, Level]  # of the asked number of steps, the least error first
     error: Callable[..., jax.Array]  # levels, coefficients -> on the starts that are used
+    traced_error: Callable[..., jax.Array]  # the same, to be differentiated
     num: int  # of steps
     cost: int  # network calls of one sample
     iterations: int
@@ -129,6 +131,29 @@ _Solve = Callable[[_Task], tuple[Level, Any, int]]
 
 def _at(tree: Any, i: Any) -> Any:
     return jax.tree.map(lambda a: a[i], tree)
+
+
+def _compiled(function: Callable) -> Callable:
+    """jax.jit, but that what `function` closes over, such as a network's weights, is an argument of
+    the program and no constant in it: other weights then find the same program, which JAX keeps on
+    disk where it has a folder for them."""
+    programs: dict[Any, tuple[Callable, list, Any]] = {}
+
+    def call(*args: Any) -> Any:
+        flat, tree = jax.tree.flatten(args)
+        shapes = tuple((jnp.shape(a), jnp.result_type(a)) for a in flat)
+        if (tree, shapes) not in programs:
+            closed, shape = jax.make_jaxpr(function, return_shape=True)(*args)
+
+            def run(constants: list, flat: list) -> list:
+                own = closed.replace(consts=constants)
+                return jax.extend.core.jaxpr_as_fun(own)(*flat)
+
+            programs[tree, shapes] = jax.jit(run), closed.consts, jax.tree.structure(shape)
+        run, constants, out = programs[tree, shapes]
+        return jax.tree.unflatten(out, run(constants, flat))
+
+    return call
 
 
 def _ended(levels: Level) -> Level:
@@ -332,9 +357,9 @@ def _gradient(first: _Task, coefficients: bool = False) -> tuple[_Solve, int]:
 
     def solve(task: _Task) -> tuple[Level, Any, int]:
         def loss(params: dict[str, jax.Array]) -> jax.Array:
-            return jnp.log(task.error(levels_of(params), params.get("coefficients")))
+            return jnp.log(task.traced_error(levels_of(params), params.get("coefficients")))
 
-        @jax.jit
+        @_compiled
         def descended(params: dict[str, jax.Array], rate: jax.Array) -> tuple[Any, jax.Array]:
             optimizer = optax.adam(optax.cosine_decay_schedule(rate, task.iterations))
 
@@ -489,7 +514,7 @@ def search(
     is_held = numbers % HELD_OUT == HELD_OUT - 1
     used, held = numbers[~is_held], numbers[is_held]
 
-    @jax.jit
+    @_compiled
     def taught(x: jax.Array) -> tuple[jax.Array, ...]:
         end, states = draw(x, fine, "dpmpp_2m", return_trajectory=True)
         states = states[kept]
@@ -499,7 +524,6 @@ def search(
     end, *on_path = taught(x)
     path = _Path(fine, kept, _at(fine, kept), *on_path, end)
 
-    @jax.jit
     def errors_of(levels: Level, weights: Any) -> jax.Array:
         """On the starts that are used, and on those held out; drawn together, since a predictor may
         have a condition for each."""
@@ -509,11 +533,16 @@ def search(
         squares = jnp.sum(apart.reshape(len(x), -1) ** 2, axis=1)
         return jnp.sqrt(jnp.stack([jnp.mean(squares[used]), jnp.mean(squares[held])]))
 
+    measured = _compiled(errors_of)
+
     def error(levels: Level, weights: Any) -> jax.Array:
+        return measured(levels, weights)[0]
+
+    def traced_error(levels: Level, weights: Any) -> jax.Array:
         return errors_of(levels, weights)[0]
 
     def both(levels: Level, weights: Any) -> tuple[float, float]:
-        return tuple(map(float, errors_of(levels, weights)))
+        return tuple(map(float, measured(levels, weights)))
 
     solve, shared, found = None, len(fine.t) + most, {}
     for num in steps:
@@ -523,8 +552,8 @@ def search(
         ranked = {name: fixed[name] for name in sorted(fixed, key=errors.get)}
         cost = _calls(schedule, num, sampler, common, options)
         task = _Task(
-            key, over, solver, predict, prediction, denoise, x, used, path, ranked, error, num,
-            cost, *effort,
+            key, over, solver, predict, prediction, denoise, x, used, path, ranked, error,
+            traced_error, num, cost, *effort,
         )  # fmt: skip
         if solve is None:
             solve, more = METHODS[method](task)
