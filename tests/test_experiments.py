@@ -128,3 +128,46 @@ def test_results_are_reused_and_those_of_another_setting_refused(tmp_path, monke
     assert printed("--num-samples=8") == first and len(drawn) == 2
     with pytest.raises(ValueError, match="evaluation.num_samples was 8, is 9"):
         printed("--num-samples=9")
+
+
+# --- found grids on samples ---------------------------------------------------------------------
+
+GRIDS = load(ROOT / "experiments" / "schedules_for_samples.py")
+
+
+def made_up(**at_ten):
+    """Raw numbers of three seeds: 10 for every grid and count, but for those at ten calls."""
+    counts = [str(n) for n in GRIDS.COUNTS]
+    seeds = []
+    for noise in (0.99, 1.0, 1.01):
+        found = {
+            grid: dict.fromkeys(counts, 10.0) | {"10": noise * at_ten.get(grid, 10.0)}
+            for grid in (*GRIDS.FIXED, "dp", "learned")
+        }
+        cost = dict(
+            calls=5, seconds=1.0, shared={"calls": 9, "seconds": 2.0}, held_out=1.0,
+            fixed={"uniform": [1.0, 2.0]},
+        )  # fmt: skip
+        costs = {name: dict.fromkeys(counts, cost) for name in ("dp", "learned")}
+        seeds.append({"dpmpp_2m": {"distances": found, "found": costs, "fine": 9.0}})
+    return {"mlp": {"seeds": seeds}}
+
+
+@pytest.mark.parametrize(
+    ("dp", "learned", "said"),
+    [(8.0, 9.0, ["met", "met"]), (9.0, 11.0, ["not met", "not met"])],
+)
+def test_aims_are_met_or_not_by_the_intervals(dp, learned, said):
+    raw = made_up(dp=dp, learned=learned)
+    lines = GRIDS.aims(raw["mlp"], "dpmpp_2m").splitlines()
+    assert [line.partition("**")[2].removesuffix("**.") for line in lines] == said
+    assert f"{dp / 10:.2f}" in lines[0] and f"{learned / 10:.2f}" in lines[1]
+    page = GRIDS.spliced(f"before\n{GRIDS.BEGIN}\nold\n{GRIDS.END}\nafter\n", GRIDS.tables(raw))
+    assert page.startswith("before") and page.endswith("after\n") and "old" not in page
+    assert page.count("| dp |") == 3  # distances, ratios and cost
+
+
+def test_scales_of_the_search_can_be_trained(tmp_path):
+    for name in ("mlp", "unet"):
+        config_lib.validate(GRIDS.SCALES[name].config(tmp_path / name))
+    config_lib.validate(GRIDS.autoencoder_config())

@@ -25,8 +25,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--iterations",
         type=whole(1),
         default=60,
-        help="of gradient and learned (default 60). One costs about 40 calls of the network for"
-        " each start and step on a CPU; learned takes as many again",
+        help="of gradient and learned (default 60). On a CPU one takes as long as 10 to 15 calls of"
+        " the network for each start and step; learned takes as many again",
     )
     parser.add_argument("--seed", type=of_key("seed"), default=0, help="of their noise (default 0)")
     shared.add_sampling_flags(parser, steps=dict(type=shared.counts, metavar="N[,N...]", help=text))

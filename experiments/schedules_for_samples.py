@@ -1,0 +1,496 @@
+"""Do grids that are found for a network give better samples than fixed ones, call for call?
+
+    python experiments/schedules_for_samples.py                    # an MLP on digits, five seeds
+    python experiments/schedules_for_samples.py --scale=unet       # a U-Net on digits, five seeds
+    python experiments/schedules_for_samples.py --scale=fashion    # latents of Fashion-MNIST, three
+    python experiments/schedules_for_samples.py --page             # the page from the raw numbers
+
+For each seed a network is trained on the cosine schedule, log-SNR from 10 to -10. For each solver
+and number of calls it is sampled along fixed grids and along those that are found for this very
+network (`diffax grid`); all share the starting noise. A distance is the Fréchet distance to the
+training images that `diffax evaluate` gives, over the features of a small classifier. Each piece is
+kept in the working directory as it is measured: the same command resumes if interrupted. The raw
+numbers go to results/schedules_for_samples.json, from which the tables and the picture are made.
+"""
+
+from __future__ import annotations
+
+import argparse
+import functools
+import runpy
+import time
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, NullFormatter
+from ml_collections import ConfigDict
+
+import diffax
+from diffax import config as config_lib
+from diffax import data, evaluation, runtime, samplers, training
+from diffax.files import read_json, write_json
+from diffax.report import figures, statistics
+from diffax.report.formatting import p_text, ratio, significant, span, tick
+from diffax.samplers import Level
+from diffax.training import codecs, grids
+
+ROOT = Path(__file__).resolve().parent.parent
+RESULTS = ROOT / "experiments" / "results"
+NAME = "schedules_for_samples"
+COUNTS = (4, 6, 8, 10, 20)
+FIXED = ("uniform", "quadratic", "logsnr", "karras", "angle")
+FOUND = ("entropy", "second_moment", "dp", "gradient", "ays", "learned")
+SOLVERS = {"dpmpp_2m": FOUND, "ddim": ("entropy", "dp", "gradient", "ays")}
+FINE = 100  # calls of what stands for very many
+AIM_FOUND, AIM_LEARNED = 0.85, 1.0
+
+
+class Scale(NamedTuple):
+    """What is trained.
+
+    Attributes:
+      config: workdir -> the config, but for its seed.
+      about: data and network in words.
+      seeds: by default.
+      solvers: solver -> the methods by which its grids are found.
+      flat: whether an example is a row of numbers; its image is in images.npz.
+    """
+
+    config: Callable[[Path], ConfigDict]
+    about: str
+    seeds: int
+    solvers: Mapping[str, Sequence[str]]
+    num_samples: int = 1000
+    flat: bool = False
+
+
+def config_file(name: str) -> ConfigDict:
+    return runpy.run_path(str(ROOT / "configs" / name))["get_config"]()
+
+
+def ready(config: ConfigDict, num_steps: int) -> ConfigDict:
+    """On cosine between 10 and -10, and nothing measured along the way."""
+    config.schedule.update(name="cosine", log_snr_max=10.0, log_snr_min=-10.0)
+    config.training.update(
+        num_steps=num_steps, eval_every=0, sample_every=0, checkpoint_every=0, log_every=100
+    )
+    return config
+
+
+def mlp_config(workdir: Path) -> ConfigDict:
+    """Digits as rows of 64 numbers, in a file, since the network takes no images; beside it they
+    are as images, cut alike, by which samples are judged."""
+    if not (workdir / "rows.npz").exists():
+        workdir.mkdir(parents=True, exist_ok=True)
+        found = data.load({"name": "digits"})
+        x, label = (
+            np.concatenate([getattr(part, key) for part in (found.train, found.eval)])
+            for key in ("x", "label")
+        )
+        np.savez(workdir / "images.npz", x=x, label=label)
+        np.savez(workdir / "rows.npz", x=x.reshape(len(x), -1), label=label)
+    config = config_lib.default_config()
+    config.data.update(name="npz", path=str(workdir / "rows.npz"))
+    config.model.name = "mlp"
+    config.model.mlp.update(width=128, depth=3)
+    config.optimizer.update(learning_rate=2e-3, decay="cosine")
+    config.ema.decay = 0.995
+    config.training.update(batch_size=64, steps_per_call=100)
+    config.sampling.clip_x0 = 1.0
+    return ready(config, 3000)
+
+
+def unet_config(workdir: Path) -> ConfigDict:
+    """That of configs/ablation_digits.py, trained twice as long."""
+    del workdir
+    return ready(config_file("ablation_digits.py"), 1200)
+
+
+def fashion_data(config: ConfigDict) -> None:
+    config.data.update(name="fashion_mnist", pad_to=32)
+
+
+def autoencoder_config() -> ConfigDict:
+    """32x32 to 8x8x4."""
+    config = config_file("autoencoder_digits.py")
+    fashion_data(config)
+    config.model.autoencoder.update(channels=16, channel_mults=(1, 2, 2), latent_channels=4)
+    config.training.update(
+        num_steps=600, eval_every=0, sample_every=0, checkpoint_every=0, log_every=100
+    )
+    return config
+
+
+def fashion_config(workdir: Path) -> ConfigDict:
+    """A U-Net in the latents of an autoencoder, which is trained first and shared by all seeds."""
+    autoencoder = workdir / "autoencoder"
+    training.train(autoencoder_config(), autoencoder)
+    config = config_file("ablation_digits.py")
+    fashion_data(config)
+    config.codec.update(name="run", path=str(autoencoder))
+    config.sampling.clip_x0 = None
+    config.model.unet.channels = 32
+    return ready(config, 1200)
+
+
+SCALES = {
+    "mlp": Scale(
+        mlp_config,
+        "digits of scikit-learn, 8x8; a residual MLP of width 128 and depth 3, 3,000 steps of"
+        " batch 64",
+        5,
+        {"dpmpp_2m": FOUND},
+        flat=True,
+    ),
+    "unet": Scale(
+        unet_config,
+        "digits of scikit-learn, 8x8; the U-Net of configs/ablation_digits.py (16 channels), 1,200"
+        " steps of batch 64",
+        5,
+        {"dpmpp_2m": FOUND},
+    ),
+    "fashion": Scale(
+        fashion_config,
+        "Fashion-MNIST, 32x32, in the 8x8x4 latents of an autoencoder of 600 steps; a U-Net of 32"
+        " channels, 1,200 steps of batch 64",
+        3,
+        {"dpmpp_2m": FOUND},
+    ),
+}
+
+
+# --- measuring ----------------------------------------------------------------------------------
+
+
+class Laboratory:
+    """The networks of a scale, and what is measured of them; each piece is kept in `workdir`."""
+
+    def __init__(self, scale: str, workdir: Path) -> None:
+        self.scale, self.workdir = SCALES[scale], workdir / scale
+        self.config = self.scale.config(self.workdir)
+        self.dataset = data.load_cached(self.config.data)
+        judge = self.config.data.copy_and_resolve_references()
+        if self.scale.flat:
+            judge.path = str(self.workdir / "images.npz")
+        self.reference = evaluation.Reference.of(data.load_cached(judge), judge)
+        self._drawers: dict[tuple[str, int], Any] = {}
+
+    def kept(self, seed: int, name: str, measure: Callable[[], Any]) -> Any:
+        path = self.workdir / f"seed{seed}" / "measured" / f"{name}.json"
+        if not path.exists():
+            began = time.process_time()
+            found = {"value": measure(), "cpu_seconds": time.process_time() - began}
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_json(path, found)
+            print(f"seed {seed}, {name}: {found['cpu_seconds']:.0f} s of processor", flush=True)
+        return read_json(path)["value"]
+
+    def trained(self, seed: int) -> training.Run:
+        config = config_lib.changed(self.config, {"seed": seed})
+        directory = self.workdir / f"seed{seed}" / "run"
+        training.train(config, directory)
+        return training.load(directory)
+
+    def found(self, run: training.Run, method: str, solver: str, steps: int) -> dict[str, Any]:
+        """What `diffax grid` keeps of a grid; those of all counts are found together."""
+        own = "learned" if method == "learned" else solver
+        options = {"sampling.sampler": own, "sampling.num_steps": steps}
+        run = run.under(config_lib.changed(run.config, options))
+        path = run.workdir / grids.FOLDER / f"{method}-{own}-{steps}.json"
+        if not path.exists():
+            grids.find(run, method, COUNTS)
+        return read_json(path)
+
+    def samples(
+        self, run: training.Run, seed: int, solver: str, levels: Level, coefficients: Any = None
+    ) -> np.ndarray:
+        """Drawn by one program for all grids and seeds of a solver and a number of steps."""
+        key = (solver, len(levels.t))
+        if key not in self._drawers:
+            self._drawers[key] = self._drawer(solver)
+        more = () if coefficients is None else (jnp.asarray(coefficients, jnp.float32),)
+        keys = jax.vmap(jax.random.fold_in, (None, 0))(
+            jax.random.key(seed), np.arange(self.scale.num_samples)
+        )
+        parts = [
+            self._drawers[key](run.state, keys[i : i + 250], levels, *more)
+            for i in range(0, len(keys), 250)
+        ]
+        return np.concatenate(jax.device_get(parts))
+
+    def _drawer(self, solver: str) -> Callable:
+        inside = codecs.method_inside(self.config, training.DatasetInfo.of(self.dataset))
+        decode = codecs.codec_of(self.config, training.DatasetInfo.of(self.dataset)).decode
+
+        @jax.jit
+        def draw(state: Any, keys: jax.Array, levels: Level, *coefficients: jax.Array) -> jax.Array:
+            def operation(keys, predict, schedule, shape, num_steps, grid, sampler, **options):
+                del num_steps, grid, sampler
+                if coefficients:
+                    options["coefficients"] = coefficients[0]
+                return diffax.sample(keys, predict, schedule, shape, solver, grid=levels, **options)
+
+            drawn = inside.edit(state, keys, {}, operation)
+            return decode(drawn)
+
+        return draw
+
+    def distance(self, seed: int, samples: np.ndarray) -> float:
+        """As `diffax evaluate` gives it."""
+        images = samples.reshape(len(samples), *self.reference.dataset.shape)
+        return evaluation.score(images, self.reference, ["frechet"], seed)["frechet"]["frechet"]
+
+
+def levels_of(entry: Mapping[str, Any]) -> Level:
+    return Level(*(jnp.asarray(entry[key], jnp.float32) for key in ("t", "log_snrs")))
+
+
+def measure(lab: Laboratory, seed: int) -> dict[str, Any]:
+    """solver -> {"distances": {grid: {calls: Fréchet distance}}, "found": {grid: {calls: cost}},
+    "fine": the distance of many calls}."""
+    run = lab.trained(seed)
+    schedule = run.state.schedule
+
+    def of_fixed(solver: str, grid: str, counts: Sequence[int]) -> dict[str, float]:
+        found = {}
+        for n in counts:
+            levels = samplers.visited_levels(schedule, n, grid)
+            found[str(n)] = lab.distance(seed, lab.samples(run, seed, solver, levels))
+        return found
+
+    def of_found(solver: str, method: str) -> dict[str, Any]:
+        distances, costs = {}, {}
+        for n in COUNTS:
+            entry = lab.found(run, method, solver, n)
+            own = "learned" if method == "learned" else solver
+            drawn = lab.samples(run, seed, own, levels_of(entry), entry["coefficients"])
+            distances[str(n)] = lab.distance(seed, drawn)
+            kept = (
+                "calls",
+                "seconds",
+                "shared",
+                "error",
+                "held_out",
+                "fixed",
+                "log_snrs",
+                "starts",
+            )
+            costs[str(n)] = {key: entry[key] for key in kept}
+        return {"distances": distances, "found": costs}
+
+    results = {}
+    for solver, methods in lab.scale.solvers.items():
+        one = results[solver] = {"distances": {}, "found": {}}
+        for grid in FIXED:
+            name = f"{solver} {grid}"
+            measured = functools.partial(of_fixed, solver, grid, COUNTS)
+            one["distances"][grid] = lab.kept(seed, name, measured)
+        fine = functools.partial(of_fixed, solver, "logsnr", [FINE])
+        one["fine"] = lab.kept(seed, f"{solver} fine", fine)[str(FINE)]
+        for method in methods:
+            both = lab.kept(seed, f"{solver} {method}", functools.partial(of_found, solver, method))
+            one["distances"][method], one["found"][method] = both["distances"], both["found"]
+    return results
+
+
+# --- tables -------------------------------------------------------------------------------------
+
+
+def column(raw: Mapping[str, Any], solver: str, grid: str, calls: int) -> np.ndarray:
+    """A grid's distances over the seeds, (seeds,)."""
+    return np.array([one[solver]["distances"][grid][str(calls)] for one in raw["seeds"]])
+
+
+def best_fixed(raw: Mapping[str, Any], solver: str, calls: int) -> str:
+    """That of the least geometric mean over these very seeds, which favours it."""
+    return min(FIXED, key=lambda grid: np.mean(np.log(column(raw, solver, grid, calls))))
+
+
+def table(rows: Sequence[Sequence[str]]) -> str:
+    lines = [f"| {' | '.join(row)} |" for row in rows]
+    return "\n".join([lines[0], "|---" * len(rows[0]) + "|", *lines[1:]])
+
+
+def grids_of(raw: Mapping[str, Any], solver: str) -> list[str]:
+    return list(raw["seeds"][0][solver]["distances"])
+
+
+def distances_table(raw: Mapping[str, Any], solver: str) -> str:
+    rows = [["grid", *(f"{n} calls" for n in COUNTS)]]
+    for grid in grids_of(raw, solver):
+        cells = []
+        for n in COUNTS:
+            found = statistics.geometric_interval(column(raw, solver, grid, n))
+            cells.append(
+                f"{significant(found.mean, 3)} ({span(lambda x: significant(x, 3), found)})"
+            )
+        rows.append([grid, *cells])
+    return table(rows)
+
+
+def ratios_table(raw: Mapping[str, Any], solver: str) -> str:
+    """Each found grid over the best fixed one, with p corrected over all cells."""
+    cells = {
+        (grid, n): statistics.paired_ratio(
+            column(raw, solver, grid, n), column(raw, solver, best_fixed(raw, solver, n), n)
+        )
+        for grid in grids_of(raw, solver)
+        if grid not in FIXED
+        for n in COUNTS
+    }
+    corrected = dict(zip(cells, statistics.holm([c.p_value for c in cells.values()])))
+    rows = [["found grid", *(f"{n}: over {best_fixed(raw, solver, n)}" for n in COUNTS)]]
+    for grid in dict.fromkeys(grid for grid, _ in cells):
+        of = [(cells[grid, n], corrected[grid, n]) for n in COUNTS]
+        rows.append(
+            [grid, *(f"{ratio(c.mean)} ({span(ratio, c)}){'*' * bool(p < 0.05)}" for c, p in of)]
+        )
+    return table(rows)
+
+
+def cost_table(raw: Mapping[str, Any], solver: str) -> str:
+    rows = [["method", "calls for all", "s", *(f"{n}: calls, s" for n in COUNTS), "held out, 10"]]
+    for method in raw["seeds"][0][solver]["found"]:
+        of = [one[solver]["found"][method] for one in raw["seeds"]]
+        shared = [next(iter(f.values()))["shared"] for f in of]
+        each = [
+            f"{of[0][str(n)]['calls']:,}, {np.median([f[str(n)]['seconds'] for f in of]):.0f}"
+            for n in COUNTS
+        ]
+        held = np.mean(
+            [f["10"]["held_out"] / min(h for _, h in f["10"]["fixed"].values()) for f in of]
+        )
+        seconds = np.median([s["seconds"] for s in shared])
+        rows.append([method, f"{shared[0]['calls']:,}", f"{seconds:.0f}", *each, f"{held:.2f}"])
+    return table(rows)
+
+
+def aims(raw: Mapping[str, Any], solver: str) -> str:
+    """What was aimed at, and whether it is met."""
+    best = best_fixed(raw, solver, 10)
+    fixed, lines = column(raw, solver, best, 10), []
+
+    def said(words: str, found: Any, most: float) -> str:
+        verdict = "met" if found.high <= most else "not met" if found.mean > most else "undecided"
+        numbers = f"{ratio(found.mean)} ({span(ratio, found)}), p {p_text(found.p_value)}"
+        return f"- {words}: {numbers}: **{verdict}**."
+
+    optimised = [m for m in ("dp", "gradient", "ays") if m in grids_of(raw, solver)]
+    for method in optimised:
+        found = statistics.paired_ratio(column(raw, solver, method, 10), fixed)
+        lines.append(
+            said(f"`{method}` over `{best}` at 10 calls, at most {AIM_FOUND}", found, AIM_FOUND)
+        )
+    if "learned" in grids_of(raw, solver):
+        found = statistics.paired_ratio(
+            column(raw, solver, "learned", 10), column(raw, solver, "uniform", 20)
+        )
+        lines.append(
+            said("`learned` at 10 calls over `uniform` at 20, at most 1", found, AIM_LEARNED)
+        )
+    return "\n".join(lines)
+
+
+def tables(raw: Mapping[str, Any]) -> str:
+    parts = []
+    for scale, found in raw.items():
+        parts.append(f"### {scale}: {SCALES[scale].about}")
+        for solver in found["seeds"][0]:
+            fine = statistics.geometric_interval([one[solver]["fine"] for one in found["seeds"]])
+            parts += [
+                f"**{solver}**, {len(found['seeds'])} seeds, {SCALES[scale].num_samples:,} samples."
+                f" {FINE} calls along `logsnr` have {significant(fine.mean, 3)}"
+                f" ({span(lambda x: significant(x, 3), fine)}).",
+                distances_table(found, solver),
+                "Over the best fixed grid of each column (* p < 0.05 after Holm's correction over"
+                " the table):",
+                ratios_table(found, solver),
+            ]
+            if solver == "dpmpp_2m":
+                parts.append("The aims:\n\n" + aims(found, solver))
+            parts += [
+                "What finding costs: network calls for each start, and seconds of this shared"
+                " machine; last, the distance to the teacher's samples over the best fixed grid's,"
+                " of starts held out:",
+                cost_table(found, solver),
+            ]
+    return "\n\n".join(parts)
+
+
+def draw(raw: Mapping[str, Any]) -> Figure:
+    """Distance against calls: a panel for each scale and solver."""
+    panels = [(scale, solver) for scale, found in raw.items() for solver in found["seeds"][0]]
+    figure = Figure(figsize=(4.6 * len(panels), 4.6), dpi=110, layout="constrained")
+    names = [*FIXED, *FOUND]
+    for axes, (scale, solver) in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels):
+        for grid in grids_of(raw[scale], solver):
+            k = names.index(grid)
+            means = [np.exp(np.mean(np.log(column(raw[scale], solver, grid, n)))) for n in COUNTS]
+            colour = figures.PALETTE[k % len(figures.PALETTE)][0]
+            style = (
+                dict(ls=":", marker="o", ms=3) if grid in FIXED else dict(ls="-", marker="s", ms=4)
+            )
+            axes.plot(COUNTS, means, color=colour, label=grid, **style)
+        axes.set(xscale="log", yscale="log", title=f"{scale}, {solver}", xlabel="network calls")
+        axes.set_xticks(COUNTS, [str(n) for n in COUNTS])
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
+        for axis in (axes.xaxis, axes.yaxis):
+            axis.set_minor_formatter(NullFormatter())
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.axes[0].set_ylabel("Fréchet distance, geometric mean over seeds")
+    handles, labels = figure.axes[0].get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside lower center", ncols=6, frameon=False, fontsize=9)
+    return figure
+
+
+# --- the command --------------------------------------------------------------------------------
+
+BEGIN, END = "<!-- tables of the script begin -->", "<!-- tables of the script end -->"
+
+
+def spliced(page: str, text: str) -> str:
+    """The page with the tables in their place."""
+    before, _, rest = page.partition(BEGIN)
+    return f"{before}{BEGIN}\n\n{text}\n\n{END}{rest.partition(END)[2]}"
+
+
+def write_page(results: Path) -> None:
+    raw = read_json(results / f"{NAME}.json")
+    page = results / f"{NAME}.md"
+    known = page.read_text(encoding="utf-8") if page.exists() else f"{BEGIN}\n{END}\n"
+    page.write_text(spliced(known, tables(raw)), encoding="utf-8")
+    draw(raw).savefig(page.with_suffix(".png"))
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / NAME)
+    parser.add_argument("--results", type=Path, default=RESULTS)
+    parser.add_argument("--scale", choices=sorted(SCALES), default="mlp")
+    parser.add_argument("--seeds", type=int, help="how many, at least 2 (default: the scale's)")
+    parser.add_argument("--page", action="store_true", help="measure nothing, write the page")
+    args = parser.parse_args(argv)
+    num = args.seeds or SCALES[args.scale].seeds
+    if num < 2:
+        parser.error(f"--seeds={num}: an interval needs at least 2")
+    if not args.page:
+        runtime.start(trains=True)
+        lab = Laboratory(args.scale, args.workdir.absolute())
+        found = {"seeds": [measure(lab, seed) for seed in range(num)]}
+        path = args.results / f"{NAME}.json"
+        before = read_json(path) if path.exists() else {}
+        merged = before | {args.scale: found}
+        write_json(path, {scale: merged[scale] for scale in SCALES if scale in merged})
+    write_page(args.results)
+    print((args.results / f"{NAME}.md").read_text(encoding="utf-8"))
+
+
+if __name__ == "__main__":
+    main()
