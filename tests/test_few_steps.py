@@ -517,5 +517,5 @@ def test_a_student_begins_as_its_teacher_and_is_sampled_without_it(teachers, tmp
 def test_a_student_is_measured_as_an_arm_of_an_ablation(teachers, tmp_path):
     config = student_config("consistency", teachers / "0", method__distill=True)
     _, found = measure.train_and_evaluate(config, tmp_path)
-    assert {metric.key for metric in measure.metrics_of(config)} >= {"loss"}
-    assert np.isfinite(found["metrics"]["loss"])
+    assert {metric.key for metric in measure.metrics_of(config)} >= {"consistency_loss"}
+    assert np.isfinite(found["metrics"]["consistency_loss"])

@@ -194,4 +194,6 @@ def consistency(
         return {"intervals": intervals(step)}
 
     teachers = 1 if distill else 0
-    return few_steps.method(student, draw, losses, sample, num_teachers=teachers, logged=logged)
+    return few_steps.method(
+        "consistency", student, draw, losses, sample, num_teachers=teachers, logged=logged
+    )

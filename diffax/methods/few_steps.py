@@ -221,13 +221,20 @@ def sampled(
 
 # --- the method -----------------------------------------------------------------------------------
 
-LOSS = Metric(
-    "loss",
-    "Loss",
-    digits=4,
-    meaning="The loss that the method descends, on held-out examples by the averaged parameters."
-    " Each method has its own: it compares runs of one method with the same options.",
-)
+
+def metric(name: str) -> Metric:
+    """The held-out loss of a method, by a key of its own, so that no report sets the losses of two
+    methods beside each other."""
+    return Metric(
+        f"{name}_loss",
+        f"Loss of {name}",
+        digits=4,
+        meaning=f"The loss that method {name} descends, on held-out examples by the averaged"
+        " parameters. It compares runs with the same options of the method.",
+        entry="loss",
+    )
+
+
 REQUIRED = {"loss": base.LOSS, "grad_norm": base.GRAD_NORM, "update_size": base.UPDATE_SIZE}
 
 # (params, state, rows, dropout) -> {"loss": (batch,)}, and "error" where the loss is weighted by
@@ -237,6 +244,7 @@ Losses = Callable[[Any, StudentState, Batch, Any], dict[str, jax.Array]]
 
 
 def method(
+    name: str,
     student: Student,
     draw: Callable[[StudentState, jax.Array, int], Batch],
     losses: Losses,
@@ -253,6 +261,7 @@ def method(
     "grad_norm", before clipping; "learning_rate"; "update_size"; and what `logged` adds.
 
     Args:
+      name: the method's.
       draw: (state, key, num) -> the random numbers of so many examples, beside the noise.
       losses: the loss of each example.
       sample: as `Method.sample`.
@@ -354,7 +363,7 @@ def method(
     def preview(state: StudentState, keys: jax.Array, batch: Batch) -> jax.Array:
         return sample(state, keys, conditioning.conditions_of(conditions, batch))
 
-    measure = Measure(held_out, _summary, student.repeats, _logged, metrics=(LOSS,))
+    measure = Measure(held_out, _summary, student.repeats, _logged, metrics=(metric(name),))
     return Method(
         init=init,
         step=step,

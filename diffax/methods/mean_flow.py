@@ -155,4 +155,4 @@ def mean_flow(
 
         return few_steps.sampled(student, state, keys, predict, "flow", options)
 
-    return few_steps.method(student, draw, losses, sample)
+    return few_steps.method("mean_flow", student, draw, losses, sample)

@@ -233,6 +233,7 @@ def progressive(
         return {"student_steps": jnp.asarray(taught, jnp.float32)[stage_of(step)]}
 
     return few_steps.method(
+        "progressive",
         student, draw, losses, sample, num_teachers=len(taught), rate=rate, after=after,
         logged=logged, sampling_fault=sampling_fault,
     )  # fmt: skip
