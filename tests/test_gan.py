@@ -1,6 +1,7 @@
 """Methods with a discriminator against what is known of them in closed form."""
 
 import functools
+import json
 
 import flax.linen as nn
 import jax
@@ -11,8 +12,9 @@ import pytest
 from small_runs import MIXTURE, assert_close, assert_equal, batch_of, small_config, step_of
 
 import diffax
+from diffax import ablation, methods, process, training
 from diffax import config as config_lib
-from diffax import methods, process, training
+from diffax.ablation import runner
 from diffax.config.methods import PARTS
 from diffax.distributed import LOCAL
 from diffax.methods import adversarial, gan
@@ -141,14 +143,19 @@ def test_neither_update_leaks_into_the_other():
     method, state, after, metrics = one_step()
     game = method.step.__self__
     keys = jax.random.split(jax.random.fold_in(state.key, 0))
-    first, second = (game.rows(state, batch_of(8), key, LOCAL) for key in keys)
-    of_judge = jax.grad(game.discriminator_loss, has_aux=True)(
-        state.discriminator, state.params, first
-    )[0]
+    rows = jax.jit(lambda key: game.rows(state, batch_of(8), key, LOCAL))
+    first, second = map(rows, keys)
+    gradient = jax.jit(jax.grad(game.discriminator_loss, has_aux=True))
+    of_judge, _ = gradient(state.discriminator, state.params, first)
     assert_close(momentum(after.discriminator_opt_state), of_judge, rtol=1e-4, atol=1e-6)
     moved = jax.tree.map(lambda p, g: p - 0.2 * g, state.discriminator, of_judge)
     assert_close(after.discriminator, moved, rtol=1e-5, atol=1e-6)
-    of_maker = jax.grad(game.generator_loss)(state.params, after.discriminator, second)
+    gradient = jax.jit(jax.grad(game.generator_loss))
+    of_maker = gradient(state.params, after.discriminator, second)
+    halves = game._replace(grad_accumulation=2).generator_gradient
+    against = state.replace(discriminator=after.discriminator)
+    in_halves = jax.jit(lambda rows: halves(against, rows, LOCAL)[1])(second)
+    assert_close(in_halves, of_maker, rtol=1e-4, atol=1e-6)
     assert_close(momentum(after.opt_state), of_maker, rtol=1e-4, atol=1e-6)
     moved = jax.tree.map(lambda p, g: p - 0.1 * g, state.params, of_maker)
     assert_close(after.params, moved, rtol=1e-5, atol=1e-6)
@@ -318,3 +325,28 @@ def test_a_bound_guidance_and_edits_are_refused(tmp_path):
         generate.inpaint(np.zeros((2, 2)), np.ones((2, 2)))
     np.testing.assert_array_equal(generate(3, seed=1)[:2], generate(2, seed=1))
     assert np.abs(generate(8, clip_x0=0.01)).max() <= 0.01
+
+
+def test_it_is_an_arm_beside_diffusion_judged_by_the_modes_that_it_keeps(tmp_path):
+    """Two seeds of each; of the bound the GAN has nothing, and the report says so."""
+    config = small_config(
+        data__modes=25,
+        evaluation__metrics=("modes",),
+        evaluation__num_samples=40,
+        evaluation__repeats=2,
+        training__num_steps=3,
+        **{key: value for key, value in GAN.items() if key.startswith(("model__gen", "discr"))},
+    )
+    own = ("method.name", "method.latent_size", "model.name", "sampling.num_steps")
+    overrides = {key: GAN[key.replace(".", "__")] for key in own}
+    arms = [ablation.Arm("diffusion", {}), ablation.Arm("gan", overrides)]
+    spec = ablation.Spec("Modes", "Which keeps more modes?", "diffusion", ())
+    report = runner.run_ablation(spec, config, arms, [0, 1], tmp_path)
+    found = {
+        path.parts[-3]: json.loads(path.read_text())["result"]["metrics"]
+        for path in sorted(tmp_path.glob("runs/*/*/result.json"))
+    }
+    assert "bpd" in found["diffusion"] and "bpd" not in found["gan"]
+    assert "sample_variance" in found["gan"]
+    assert all(0 <= run["off_modes"] <= 1 and run["modes_kept"] <= 25 for run in found.values())
+    assert "Modes kept" in report.markdown.read_text()
