@@ -26,7 +26,7 @@ OWN = {
     ("changes", "times"),
     [
         (dict(schedule__name="cosine"), [0, 1 / 3, 2 / 3, 1]),
-        (dict(schedule__name="rectified_flow", objective__prediction="v"), [0, 1 / 3, 2 / 3, 1]),
+        (dict(schedule__name="rectified_flow"), [0, 1 / 3, 2 / 3, 1]),
         # After 20, 40 and 60 steps; index t is after t + 1 steps.
         (dict(schedule__name="linear", schedule__num_steps=60), [-1, 19, 39, 59]),
     ],

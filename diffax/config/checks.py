@@ -344,8 +344,14 @@ def _model(config: ConfigDict, schedule: AnySchedule) -> None:
         )
 
 
+def _prediction(config: ConfigDict) -> str:
+    """What the network predicts; x0, which any schedule allows, if the method has no choice."""
+    unread = unread_by_method(config, "objective.prediction")
+    return "x0" if unread else config.objective.prediction
+
+
 def _schedule(config: ConfigDict, schedule: AnySchedule) -> None:
-    process.refuse_eps_at_zero_snr(schedule, config.objective.prediction)
+    process.refuse_eps_at_zero_snr(schedule, _prediction(config))
     if schedules.is_learned(schedule) and config.schedule_learning.update_every > 0:
         if sentence := build.infinite_ends(config, "learning the schedule"):
             raise ValueError(sentence)
@@ -470,7 +476,7 @@ def _sampling(config: ConfigDict, schedule: AnySchedule) -> None:
     options = build.sampling_options(config)
     if config.sampling.schedule is not None:
         schedule = _sampling_schedule(config, schedule)
-    visit = (options["num_steps"], options["grid"], options["prediction"])
+    visit = (options["num_steps"], options["grid"], _prediction(config))
 
     def visited() -> Any:
         acting = schedules.effective(schedule, config.schedule.num_steps)
@@ -509,7 +515,7 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
     _checked(lambda: other)
     if schedules.is_learned(other):
         raise ValueError(f"{field} has parameters, which would be untrained ones: name a fixed one")
-    process.refuse_eps_at_zero_snr(other, config.objective.prediction)
+    process.refuse_eps_at_zero_snr(other, _prediction(config))
     return other
 
 
