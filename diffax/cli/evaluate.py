@@ -20,6 +20,8 @@ DATA_FLAGS: dict[str, str] = {
     "channels": "of --data=folder: 1 grey, 3 colour (default: as the files are)",
     "range": "of --data=npz: the LOW,HIGH that become -1 and 1 (default: by the type)",
     "skip-bad": "of --data=folder: leave out the files that can't be read",
+    "modes": "of --data=mixture2d: so many on a square grid (default: its eight elongated ones)",
+    "mode-deviation": "of --modes: a mode's deviation over the distance of neighbours",
     "train-split": "the TFDS split that is the reference (default train)",
     "eval-split": "the TFDS split that gives the floor (default test)",
 }
