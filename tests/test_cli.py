@@ -19,6 +19,8 @@ import diffax
 from diffax import cli, evaluation, generator, plots, samplers, training
 from diffax.config import defaults
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):

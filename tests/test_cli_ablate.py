@@ -13,6 +13,8 @@ from diffax import config as config_lib
 from diffax.ablation import Arm, Metric, Spec, measure, runner
 from diffax.cli import ablate
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 ROOT = Path(__file__).parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
 

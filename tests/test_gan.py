@@ -341,7 +341,7 @@ def test_it_is_an_arm_beside_diffusion_judged_by_the_modes_that_it_keeps(tmp_pat
     overrides = {key: GAN[key.replace(".", "__")] for key in own}
     arms = [ablation.Arm("diffusion", {}), ablation.Arm("gan", overrides)]
     spec = ablation.Spec("Modes", "Which keeps more modes?", "diffusion", ())
-    report = runner.run_ablation(spec, config, arms, [0, 1], tmp_path)
+    report = runner.run_ablation(spec, config, arms, [0, 1], tmp_path, 1)
     found = {
         path.parts[-3]: json.loads(path.read_text())["result"]["metrics"]
         for path in sorted(tmp_path.glob("runs/*/*/result.json"))

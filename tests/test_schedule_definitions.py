@@ -14,6 +14,8 @@ from schedule_cases import REGISTERED
 import diffax
 from diffax import schedules
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 # Where the written-out forms have ten digits.
 TIMES = np.concatenate([[1e-3], np.linspace(0.01, 0.99, 99), [0.995]])
 
