@@ -376,7 +376,7 @@ def test_fields_of_other_networks_count_nowhere():
     assert config_lib.relevant(config) == config_lib.relevant(other)
     assert "mlp" not in config_lib.relevant(config)["model"]
     assert config_lib.relevant(config, ["mlp"])["model"]["mlp"]["width"] == 64
-    assert "model.mlp.width have no effect" in config_lib.remarks(config)[0]
+    assert "model.mlp.width has no effect" in config_lib.remarks(config)[0]
     config.model.name = "mlp"
     assert config_lib.differences(config, other) == {"model.name": ("mlp", "unet")}
     config_lib.validate(config)

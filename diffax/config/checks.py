@@ -405,7 +405,8 @@ def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
     for key, without_effect in (("model.name", unused), ("method.name", unread)):
         if without_effect:
             listed = ", ".join(without_effect)
-            found.append(f"{key} is {given[key]!r}, so that {listed} have no effect")
+            verb = "have" if len(without_effect) > 1 else "has"
+            found.append(f"{key} is {given[key]!r}, so that {listed} {verb} no effect")
     if dataset is not None:
         network = build.build_model(config, dataset)
         of_network = getattr(network, "remarks", lambda shape: [])(dataset.shape)

@@ -65,7 +65,7 @@ def gan(
     discriminator has no average.
 
     With `noised` the discriminator sees x_t = alpha x + sigma eps of real and of fake examples
-    under the config's schedule, and is told the log-SNR (Wang 2022, "Diffusion-GAN"). Half of the
+    under the config's schedule, and the log-SNR (Wang 2022, "Diffusion-GAN"). Half of the
     pairs are clean. Of the others t has a density that rises in proportion to t up to
     T = 0.01 + 0.99 strength. Every 4 steps the strength rises by their number of examples over
     `noise_examples` if the mean sign of the discriminator's margin was above `noise_target`, and

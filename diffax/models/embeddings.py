@@ -1,4 +1,4 @@
-"""What a network is told: the noise level as sines and cosines, a class label, a latent."""
+"""What a network is conditioned on: noise levels as sines and cosines, a class, a latent."""
 
 import flax.linen as nn
 import jax
