@@ -1,4 +1,4 @@
-"""The examples of docs/extending.md are run as they stand."""
+"""The examples of the documentation are run as they stand."""
 
 import re
 from pathlib import Path
@@ -11,7 +11,8 @@ import diffax
 from diffax import config as config_lib
 from diffax import plugins, training
 
-TEXT = (Path(__file__).parents[1] / "docs" / "extending.md").read_text(encoding="utf-8")
+DOCS = Path(__file__).parents[1] / "docs"
+TEXT = (DOCS / "extending.md").read_text(encoding="utf-8")
 EXAMPLES = dict(re.findall(r"```python\n# (\w+)\.py\n(.*?)```", TEXT, re.DOTALL))
 CHANGES = {
     "midpoint": dict(sampling__sampler="midpoint", sampling__fraction=0.4),
@@ -42,3 +43,16 @@ def test_an_example_trains_and_draws(name, tmp_path):
     run = training.load(tmp_path / "run")
     if run.method.sample is not None:
         assert np.isfinite(diffax.Generator(run, num_devices=1)(4)).all()
+
+
+def test_the_letters_of_other_libraries_agree_with_ours():
+    text = (DOCS / "coming_from.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n(.*?)```", text, re.DOTALL)
+    assert code.count("assert ") == 5
+    exec(code, {})
+    names = set(re.findall(r'schedules\.get\("(\w+)"', text))
+    assert names <= set(diffax.schedules.names()) and len(names) == 4
+    for name in re.findall(r'`?sampler="(\w+)"', text):
+        assert diffax.samplers.get(name)
+    for name in re.findall(r'grid="(\w+)"', text):
+        assert name in diffax.samplers.grids.GRIDS
