@@ -77,6 +77,21 @@ def test_intervals_of_several_parts_are_wider():
     assert finding.estimate.confidence == pytest.approx(0.99)
 
 
+def test_a_ratio_without_a_direction_is_taken_either_way():
+    """Above 1.1 or below 1 / 1.1 alike; the interval of the reciprocal is the reciprocal's."""
+    b = np.array([3.0, 4.0, 5.0])
+    says = dict(low=1.1, inside="shifts", outside="stays")
+    for ratios in ([1.3, 1.32, 1.28], [0.7, 0.72, 0.69]):
+        part = verdicts.ratio_of("q", b * ratios, b, **says)
+        found = verdicts.judge(verdicts.either_way(part))
+        assert found.outcome == SUPPORTED and found.figures[0].estimate.mean > 1.1
+        once, other = part.estimate(0.95), verdicts.either_way(part).estimate(0.95)
+        assert {once.low, once.high} in ({other.low, other.high}, {1 / other.low, 1 / other.high})
+    for ratios, outcome in (([0.99, 1.0, 1.02], CONTRADICTED), ([0.7, 1.0, 1.2], UNDECIDED)):
+        part = verdicts.either_way(verdicts.ratio_of("q", b * ratios, b, **says))
+        assert verdicts.judge(part).outcome == outcome
+
+
 def test_an_exact_number_has_no_interval():
     said = dict(inside="left", outside="none")
     assert verdicts.judge(verdicts.exact("x", 0.006, low=1e-6, **said)).outcome == SUPPORTED
@@ -146,6 +161,39 @@ HOLDS = {
         },
         "learned": {"bpd learned": 4.5, "ddpm learned": 40},
     },
+    "variance_schedule_is_entropy_rate": {
+        "learned": dict(apart_entropy=0.02, variance=10, variance_entropy=10.2)
+    },
+    "learned_grid_10_matches_20": {
+        "cosine": {"learned-10": 9, "gradient-10": 10, "uniform-20": 10}
+    },
+    "each_solver_needs_its_grid": {
+        "cosine": {
+            f"{solver} on {other}": 8 if solver == other else 10
+            for solver in ("ddim", "dpmpp_2m", "unipc")
+            for other in ("ddim", "dpmpp_2m", "unipc")
+        }
+    },
+    "learned_times_save_steps": {
+        "uniform, 3,000 steps": dict(frechet=10), "uniform, 2,100 steps": dict(frechet=12),
+        "learned, 2,100 steps": dict(frechet=9),
+    },
+    "flow_matching_beats_cosine": {
+        "flow matching": {"frechet-25": 8}, "cosine, noise": {"frechet-25": 10},
+        "cosine, v": {"frechet-25": 9},
+    },
+    "schedule_changes_quality_untrained": {
+        "cosine": dict(cosine=10, linear=12, sigmoid=8, linear_logsnr=20)
+    },
+    "schedule_and_prediction_interact": {
+        f"{name}, {words}": dict(frechet=value)
+        for name, values in (("cosine", (10, 10, 10)), ("linear", (12, 10, 15)))
+        for words, value in zip(("the noise", "v", "x0"), values)
+    },
+    "thousands_of_steps_gain_little": {
+        "T = 1000": dict(frechet=10, seconds=1), "T = 2000": dict(frechet=9.7, seconds=2),
+        "T = 5000": dict(frechet=9.5, seconds=5),
+    },
 }  # fmt: skip
 FAILS = {
     "cosine_beats_linear": ("cosine", "ddim", 14),
@@ -160,6 +208,14 @@ FAILS = {
     "input_scaling_helps_large_images": ("8x8, b = 0.5", "frechet", 7),
     "learned_schedule_lowers_variance": ("log-SNR-linear", "early", 4.5),
     "learned_variance_improves_bound": ("learned", "bpd learned", 5.5),
+    "variance_schedule_is_entropy_rate": ("learned", "variance_entropy", 20),
+    "learned_grid_10_matches_20": ("cosine", "gradient-10", 12),
+    "each_solver_needs_its_grid": ("cosine", "unipc on unipc", 12),
+    "learned_times_save_steps": ("learned, 2,100 steps", "frechet", 11),
+    "flow_matching_beats_cosine": ("cosine, v", "frechet-25", 7),
+    "schedule_changes_quality_untrained": ("cosine", "sigmoid", 9.8),
+    "schedule_and_prediction_interact": ("linear, v", "frechet", 12.2),
+    "thousands_of_steps_gain_little": ("T = 2000", "frechet", 11),
 }
 
 

@@ -10,6 +10,7 @@ m parts the intervals are of 1 - 0.05 / m each, so that they hold together with 
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
@@ -101,6 +102,20 @@ def _three(says: Mapping[str, str]) -> dict[str, str]:
         "below": says.get("below", outside),
         "above": says.get("above", outside),
     }
+
+
+def either_way(part: Part) -> Part:
+    """The part about a ratio, or about its reciprocal if the ratio is found below 1: for claims
+    that something differs and that name no direction. The interval stays two-sided."""
+
+    def estimate(level: float) -> Difference | Interval:
+        found = part.estimate(level)
+        if found.mean >= 1:
+            return found
+        mean, low, high = 1 / found.mean, 1 / found.high, 1 / found.low
+        return dataclasses.replace(found, mean=mean, low=low, high=high)
+
+    return part._replace(estimate=estimate)
 
 
 def judge(*parts: Part) -> Verdict:
