@@ -62,6 +62,11 @@ def mean_flow(
     where u is the velocity itself. A step of a sampler from t to r is z_r = z_t - (t - r) u: DDIM
     with the prediction "flow". One call from t = 1 to r = 0 gives x0.
 
+    The weight keeps single examples from throwing training off, and moves the minimum away from the
+    mean where |.|^2 varies much between examples, as it does in few dimensions: for points take
+    power 0. (On the nine modes of `mixture2d`, after 3000 steps, the sliced Wasserstein distance of
+    samples of one and of two calls was 0.38 and 0.35 with power 1, 0.17 and 0.07 with 0.)
+
     A log-SNR l of any schedule is the time t = sigma / (alpha + sigma) of that path, where x =
     alpha x0 + sigma eps is (alpha + sigma) z: the schedule decides how often each t is trained, and
     where a sampler of several steps stops. Under `rectified_flow` it is the published method.
