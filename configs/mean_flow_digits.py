@@ -4,7 +4,7 @@
     diffax sample --workdir=runs/mean_flow --steps=1
     diffax evaluate --workdir=runs/mean_flow --metrics=frechet --steps=1
 
-RESULT
+1,000 steps.
 """
 
 from ml_collections import ConfigDict
