@@ -9,9 +9,9 @@ With --config.method.teacher="" it is trained from nothing; with --config.method
 learns from the teacher's steps.
 
 600 steps, about 7 a second on two cores, are far too few: the Fréchet distance of 500 samples (see
-configs/progressive_digits.py; the teacher's is 2.4 at 100 steps) is 57 at one step, 72 at two and 90
-at four; the samples are digits under noise. Progressive distillation gets much further in as many
-steps.
+configs/progressive_digits.py; the teacher's is 2.4 at 100 steps) is 57 at one step, 72 at two and
+90 at four. These samples are digits under noise. Progressive distillation gets much further in as
+many steps.
 """
 
 from ml_collections import ConfigDict
