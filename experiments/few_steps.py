@@ -165,7 +165,8 @@ def config_of(args: argparse.Namespace, name: str, seed: int, steps: int) -> Con
         config.method.teacher = str(folder(args, "diffusion", seed))
     if config.method.name == "progressive":
         config.method.teacher_steps = 16
-        config.method.stage_steps = max(steps // 4, 1)
+        at_once = config.training.steps_per_call
+        config.method.stage_steps = max(steps // 4 // at_once, 1) * at_once
         config.training.num_steps = 4 * config.method.stage_steps
     if config.method.name == "consistency":
         config.method.first_intervals, config.method.last_intervals = 8, 128
@@ -197,7 +198,10 @@ def measure(args: argparse.Namespace, name: str, seed: int, dataset: Dataset) ->
     info, setting = DatasetInfo.of(dataset), SETTINGS[args.data]
     base = operations(config_of(args, "diffusion", seed, args.steps), info)
     each = operations(config_of(args, name, seed, args.steps), info)
-    config = config_of(args, name, seed, max(round(args.steps * base / each), 1))
+    # Whole calls of the training step: another number of steps in the last would be compiled anew.
+    at_once = setting.base().training.steps_per_call
+    steps = max(round(args.steps * base / each / at_once), 1) * at_once
+    config = config_of(args, name, seed, steps)
     workdir = folder(args, name, seed)
     began = time.monotonic()
     training.train(config, workdir)
