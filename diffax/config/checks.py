@@ -118,6 +118,12 @@ RULES: dict[str, Rule] = {
     "method.r2_weight": _NOT_NEGATIVE,
     "method.noise_examples": _whole(1, _STEPS),
     "method.denoising_steps": _whole(1, _LEVELS),
+    "method.teacher_steps": _whole(2, _LEVELS),
+    "method.last_steps": _whole(1, _LEVELS),
+    "method.stage_steps": _whole(1, _STEPS),
+    "method.first_intervals": _whole(1, _LEVELS),
+    "method.last_intervals": _whole(1, _LEVELS),
+    "method.doubling_steps": _whole(1, _STEPS),
     "model.mlp.depth": _whole(1, 1_000),
     "schedule.name": _one_of(schedules.names),
     "schedule.input_scale": _rule(
