@@ -1,6 +1,7 @@
 """The main experiment's arms can be run; sampler_quality counts, reads and reuses rightly."""
 
 import importlib.util
+import json
 from pathlib import Path
 
 import jax
@@ -150,7 +151,7 @@ def made_up(**at_ten):
         )  # fmt: skip
         costs = {name: dict.fromkeys(counts, cost) for name in ("dp", "learned")}
         seeds.append({"dpmpp_2m": {"distances": found, "found": costs, "fine": 9.0}})
-    return {"mlp": {"seeds": seeds}}
+    return {"mlp": {"numbers": [0, 1, 2], "seeds": seeds}}
 
 
 @pytest.mark.parametrize(
@@ -171,3 +172,15 @@ def test_scales_of_the_search_can_be_trained(tmp_path):
     for name in ("mlp", "unet"):
         config_lib.validate(GRIDS.SCALES[name].config(tmp_path / name))
     config_lib.validate(GRIDS.autoencoder_config())
+
+
+LEARNED = load(ROOT / "experiments" / "learned_for_samples.py")
+
+
+def test_the_page_on_samples_holds_what_the_committed_numbers_give():
+    folder = ROOT / "experiments" / "results"
+    page = (folder / "schedules_for_samples.md").read_text(encoding="utf-8")
+    raw = json.loads((folder / "schedules_for_samples.json").read_text(encoding="utf-8"))
+    assert GRIDS.spliced(page, GRIDS.tables(raw)) == page
+    learned = json.loads((folder / "learned_for_samples.json").read_text(encoding="utf-8"))
+    assert LEARNED.tables(learned) in page and set(learned) == set(LEARNED.NETWORKS)
