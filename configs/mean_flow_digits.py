@@ -4,7 +4,10 @@
     diffax sample --workdir=runs/mean_flow --steps=1
     diffax evaluate --workdir=runs/mean_flow --metrics=frechet --steps=1
 
-1,000 steps.
+1,000 steps, 2 to 4 a second on two cores that others used too. The Fréchet distance of 500 samples
+(see configs/progressive_digits.py, whose teacher has 2.4 at 100 steps after 700 steps of training):
+20.6 at one step (18.5 to 22.7), 1.3 at two (0.7 to 1.9), 1.3 at four. A person
+recognises the digits of one step, which are somewhat blurred.
 """
 
 from ml_collections import ConfigDict
