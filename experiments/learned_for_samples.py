@@ -1,6 +1,7 @@
 """What of a learned noise schedule costs the samples, and which configuration does without it?
 
     python experiments/learned_for_samples.py                     # digits, five seeds, one CPU core
+    python experiments/learned_for_samples.py --unet --seeds 3    # the same arms on a U-Net
 
 A schedule decides three things unless they are chosen apart: at which log-SNRs the network trains
 (the density), how much each counts in its loss (the weighting), and which levels a sampler visits
@@ -8,12 +9,14 @@ A schedule decides three things unless they are chosen apart: at which log-SNRs 
 density and weighting, and with half of either; every network is sampled along its own schedule and
 along cosine. Network, data and judge are those of the claims ledger (claims/laboratory.py), log-SNR
 from 10 to -10. The raw numbers go to results/learned_for_samples.json, from which the tables are
-made (--page). The same command resumes if interrupted.
+made (--page). With --unet the arms are those of an ablation on configs/ablation_digits.py, which
+writes a report of its own into the workdir. The same command resumes if interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import runpy
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -22,6 +25,7 @@ from typing import Any
 import numpy as np
 
 from diffax import evaluation, runtime
+from diffax.ablation import Arm, Spec, runner
 from diffax.files import read_json, write_json
 from diffax.report import statistics
 from diffax.report.formatting import ratio, signed, significant, span
@@ -57,6 +61,30 @@ def measure(lab: Laboratory, name: str, seed: int) -> dict[str, float]:
         "own": lab.distance(trained, seed, **draws),
         "cosine": lab.distance(trained, seed, schedule="cosine", **draws),
     }
+
+
+def on_unet(workdir: Path, seeds: int) -> str:
+    """The table of an ablation of the same arms on the U-Net of configs/ablation_digits.py."""
+    config = runpy.run_path(str(ROOT / "configs" / "ablation_digits.py"))["get_config"]()
+    draws = {
+        "sampling.sampler": "dpmpp_2m",
+        "sampling.num_steps": 20,
+        "sampling.grid": "uniform",
+    }
+    arms = [
+        Arm(f"{name}, {along}", {**network.overrides, **draws, **own})
+        for name, network in NETWORKS.items()
+        for along, own in (("own levels", {}), ("cosine's levels", {"sampling.schedule": "cosine"}))
+        if name != "cosine" or not own
+    ]
+    spec = Spec(
+        title="A learned schedule without the harm",
+        question="What of a learned schedule costs a U-Net's samples?",
+        baseline="cosine, own levels",
+        metrics=(),
+        command=f"python experiments/learned_for_samples.py --unet --seeds {seeds}",
+    )
+    return runner.run_ablation(spec, config, arms, range(seeds), workdir).table
 
 
 def column(raw: Mapping[str, Any], name: str, key: str) -> np.ndarray:
@@ -104,9 +132,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results")
     parser.add_argument("--seeds", type=int, default=5, help="how many, at least 2 (default 5)")
     parser.add_argument("--page", action="store_true", help="measure nothing, show the tables")
+    parser.add_argument("--unet", action="store_true", help="on the U-Net of make ablation")
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error(f"--seeds={args.seeds}: an interval needs at least 2")
+    if args.unet:
+        runtime.start(trains=True)
+        print(on_unet(args.workdir / "unet", args.seeds))
+        return
     raw = args.results / f"{NAME}.json"
     if not args.page:
         runtime.start(trains=True)

@@ -48,6 +48,7 @@ def odd(tmp_path_factory):
             "--search=schedule.input_scale=1:2",
         ],
         "grid": [f"--workdir={folder}"],
+        "export": [f"--workdir={folder}", f"--out={folder}/out"],
         "report": [f"--workdir={folder}"],
         "metrics": ["convert-inception", f"{folder}/none.pth"],
         "schedules": ["--names=cosine"],
