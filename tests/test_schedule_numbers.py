@@ -12,6 +12,8 @@ from diffax.data import sources
 from diffax.distributed import steps
 from diffax.schedules.fields import numbers, with_numbers
 
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+
 
 def fixed_schedules():
     for name in schedules.names():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import signal
 
 import jax
@@ -146,23 +147,34 @@ WILD = [
 ]
 
 
+SAVED_OFTEN = {
+    "training__checkpoint_every": 1, "training__keep_checkpoints": 1, "training__num_steps": 8,
+    "schedule__name": "learned", "schedule__size": 8,
+}  # fmt: skip
+
+
+@pytest.fixture(scope="module")
+def healthy_run(tmp_path_factory):
+    """A run of eight steps, saved after every step, of which one stays; and its parameters."""
+    workdir = tmp_path_factory.mktemp("healthy") / "run"
+    state, _ = training.train(small_config(**SAVED_OFTEN), workdir)
+    return workdir, jax.device_get(state.params)
+
+
 @pytest.mark.parametrize(("key", "rate", "largest_update", "left"), WILD)
 def test_a_wild_rate_is_named_and_a_lower_one_goes_on_from_what_was_good(
-    key, rate, largest_update, left, tmp_path, monkeypatch
+    key, rate, largest_update, left, healthy_run, tmp_path, monkeypatch
 ):
-    """Healthy to step 8; saved after every step, of which one stays."""
+    workdir, healthy = healthy_run
+    shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
     for name, table in (
         ("update_size", diffusion.REQUIRED),
         ("schedule_update_size", diffusion.REQUIRED_OF_SCHEDULE),
     ):
         monkeypatch.setitem(table, name, table[name]._replace(largest=largest_update))
-    settings = {
-        "training__checkpoint_every": 1, "training__keep_checkpoints": 1,
-        "training__num_steps": 8, "schedule__name": "learned", "schedule__size": 8,
+    settings = SAVED_OFTEN | {
+        "training__allow_config_change": True, "training__num_steps": 24,
     }  # fmt: skip
-    healthy, _ = training.train(small_config(**settings), tmp_path)
-    healthy = jax.device_get(healthy.params)
-    settings |= {"training__allow_config_change": True, "training__num_steps": 24}
     wild = small_config(**settings, **{key.replace(".", "__"): rate})
     with pytest.raises(NonFiniteError) as caught:
         training.train(wild, tmp_path)
