@@ -135,7 +135,8 @@ SETTINGS = {
         ("modes_kept", "off_modes", "modes_kl", "swd"),
         {
             "GAN": _GAN_OF_POINTS,
-            "denoising GAN": {**_GAN_OF_POINTS, "method.r2_weight": 0.0},
+            "denoising GAN": _GAN_OF_POINTS,
+            "mean flow": {"method.adaptive_power": 0.0},
         },
         steps=6000,
         seeds=5,

@@ -1,5 +1,6 @@
 """The main experiment's arms can be run; sampler_quality counts, reads and reuses rightly."""
 
+import argparse
 import importlib.util
 import json
 from pathlib import Path
@@ -11,7 +12,7 @@ from small_runs import small_config
 
 import diffax
 from diffax import config as config_lib
-from diffax import samplers
+from diffax import methods, samplers
 from diffax.ablation import runner
 
 ROOT = Path(__file__).parents[1]
@@ -184,3 +185,30 @@ def test_the_page_on_samples_holds_what_the_committed_numbers_give():
     assert GRIDS.spliced(page, GRIDS.tables(raw)) == page
     learned = json.loads((folder / "learned_for_samples.json").read_text(encoding="utf-8"))
     assert LEARNED.tables(learned) in page and set(learned) == set(LEARNED.NETWORKS)
+
+
+FEW_STEPS = load(ROOT / "experiments" / "few_steps.py")
+
+
+@pytest.mark.parametrize("name", FEW_STEPS.SETTINGS)
+def test_every_method_of_few_steps_can_be_trained_and_sampled(name, tmp_path):
+    args = argparse.Namespace(data=name, workdir=tmp_path)
+    for method, entry in FEW_STEPS.METHODS.items():
+        config = FEW_STEPS.config_of(args, method, 0, 1000)
+        for count in {entry.counts[0], entry.counts[-1]}:
+            config_lib.validate(config_lib.changed(config, {"sampling.num_steps": count}))
+        assert bool(config.method.teacher) == entry.taught
+    assert {FEW_STEPS.config_of(args, m, 0, 8).method.name for m in FEW_STEPS.METHODS} == {
+        *methods.METHODS
+    } - {"autoencoder"}
+
+
+def test_the_table_of_few_steps_has_intervals_over_seeds():
+    setting = FEW_STEPS.SETTINGS["mixture"]
+    at = {str(n): dict.fromkeys(setting.numbers, 2.0) | {"seconds_per_sample": 0.001} for n in (1,)}
+    one = dict(at=at, parameters=10, training_steps=20, operations=3e9)
+    other = json.loads(json.dumps(one))
+    other["at"]["1"]["modes_kept"] = 4.0
+    row = FEW_STEPS.table(setting, {"GAN": {0: one, 1: other}}).splitlines()[-1]
+    assert row.startswith("| GAN | 1 | 3 (-9.71 to 15.7) | 2 (2 to 2) |")
+    assert row.endswith("| 1 | 10 | 20 | 3e+09 |")
