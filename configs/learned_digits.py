@@ -6,8 +6,8 @@ The learned schedule lowers the variance of the likelihood bound's estimate. The
 the log-SNRs, and with the loss, of cosine, and is sampled along cosine's levels. In an ablation on
 the network of configs/ablation_digits.py, three seeds, that had 0.0033 times cosine's Var(VLB) and
 1.01 times its distance; a learned schedule that also decides the times and the levels has 0.0025
-and 4.0 times (experiments/results/schedules_for_samples.md). This config's 700 steps, two minutes on
-two cores, came to 4.86 bits/dim and a distance of 3.4 (2.5 to 4.3) in 25 steps of ddim.
+and 4.0 times (experiments/results/schedules_for_samples.md). The 700 steps here take two minutes on
+two cores, and came to 4.86 bits/dim and a distance of 3.4 (2.5 to 4.3) in 25 steps of ddim.
 """
 
 from ml_collections import ConfigDict
