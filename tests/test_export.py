@@ -29,7 +29,10 @@ def images(tmp_path_factory):
     workdir = tmp_path_factory.mktemp("images")
     with compiled_quickly(workdir / "cache"):
         state = first_state(config, codecs.build_method(config, DIGITS))
-    evaluated = {"frechet": {"frechet": 2.5, "low": 2.0, "high": 3.0, "num_samples": 64}}
+    evaluated = {
+        "frechet": {"frechet": 2.5, "low": 2.0, "high": 3.0, "num_samples": 64, "step": 0},
+        "kid": {"kid": 0.5, "step": 1},  # of another checkpoint
+    }
     (workdir / "evaluation.json").write_text(json.dumps(evaluated))
     return run_of(config, state, DIGITS)._replace(workdir=workdir)
 
@@ -52,7 +55,7 @@ def test_a_pipelines_folder_for_diffusers(images, tmp_path):
     card = (tmp_path / "README.md").read_text()
     assert card.startswith("---\nlicense: mit\ntags:\n- diffax\n")
     assert "| frechet | 2.5 | 2 to 3 | 64 samples |" in card
-    assert "use_clipped_model_output=True" in card
+    assert "kid" not in card and "use_clipped_model_output" not in card
     assert "| data | digits, 8 x 8 x 1, 10 classes |" in card
     assert re.search(r"\| schedule \| cosine, log-SNR [\d.]+ to -6, 20 steps \|", card)
 
@@ -88,16 +91,53 @@ def test_what_is_not_known_is_refused(points, tmp_path, capsys):
     out = f"--out={tmp_path / 'out'}"
     for words, said in (
         ([], "model.name=mlp: only a U-Net has a form in diffusers"),
-        (["--to=onnx"], "--to='onnx': allowed are diffusers, safetensors, npz"),
-        (["--weights=ema"], "--weights='ema': allowed are average, raw"),
+        (["--to=onnx"], "to='onnx': allowed are diffusers, safetensors, npz"),
+        (["--weights=ema"], "weights='ema': allowed are average, raw"),
     ):
         assert cli.main(["export", f"--workdir={points}", out, *words]) == 1
         assert said in capsys.readouterr().err
         assert not (tmp_path / "out").exists()
 
 
-def test_a_method_that_diffusers_has_not_is_refused(images, tmp_path):
-    other = images.config.copy_and_resolve_references()
-    other.method.name = "autoencoder"
-    with pytest.raises(ValueError, match="method.name=autoencoder, codec.name=identity: diffusers"):
-        export(images._replace(config=other), tmp_path)
+def changed(run, **changes):
+    """The run under another config, without any training."""
+    config = run.config.copy_and_resolve_references()
+    config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+    return run._replace(config=config)
+
+
+def test_a_run_goes_under_the_schedule_that_it_is_sampled_under(images, tmp_path):
+    run = changed(images, sampling__schedule="linear_logsnr", sampling__clip_x0=1.0)
+    export(run, tmp_path, sampler="ddpm", weights="raw")
+    found = diffusers.load_scheduler(tmp_path)
+    first = float(images.state.schedule.log_snrs[0])  # the ends are those of the trained one
+    steps = np.diff(found.schedule.log_snrs)
+    np.testing.assert_allclose(steps, steps.mean(), atol=1e-3)
+    np.testing.assert_allclose(found.schedule.log_snrs[-1], -6, atol=1e-4)
+    assert first - 0.6 < found.schedule.log_snrs[0] < first + 1e-4
+    assert found.clip_x0 == 1.0
+    card = (tmp_path / "README.md").read_text()
+    assert "frechet" not in card  # which is of the averaged weights
+    assert "num_inference_steps=50)" in card  # a word that DDPMPipeline does not know is not there
+    assert json.loads((tmp_path / "model_index.json").read_text())["_class_name"] == "DDPMPipeline"
+    export(run, tmp_path)
+    assert "use_clipped_model_output=True" in (tmp_path / "README.md").read_text()
+
+
+@pytest.mark.parametrize(
+    ("changes", "options", "said"),
+    [
+        ({}, dict(sampler="dpmpp_2m"), "sampler='dpmpp_2m'.*: allowed are ddim, ddpm"),
+        ({}, dict(weights="ema"), "weights='ema'.*: allowed are average, raw"),
+        (dict(model__unet__num_groups=0), {}, "num_groups is 0, a number of groups for each width"),
+        (dict(objective__learned_variance=True), {}, "no network with a variance"),
+        (dict(objective__prediction="score"), {}, "prediction='score'.*: allowed are eps"),
+        (dict(method__name="autoencoder"), {}, "method.name=autoencoder, codec.name=identity"),
+    ],
+)
+def test_what_diffusers_has_no_word_for_is_refused_and_nothing_written(
+    changes, options, said, images, tmp_path
+):
+    with pytest.raises(ValueError, match=said):
+        export(changed(images, **changes), tmp_path / "out", **options)
+    assert not (tmp_path / "out").exists()

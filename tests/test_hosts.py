@@ -141,7 +141,7 @@ def test_a_killed_process_ends_the_job_which_goes_on_exactly(killable, together,
     assert found[1] == expected[1]
 
 
-def test_an_autoencoder_in_two_processes_is_as_in_one(killable, tmp_path):
+def test_an_autoencoder_in_two_processes_goes_on_after_a_kill_as_in_one(killable, tmp_path):
     """A method without a schedule, a bound or a sampler."""
     data = tmp_path / "signals.npz"
     phase = np.random.default_rng(0).uniform(0, 6, (160, 1, 2))
@@ -154,6 +154,10 @@ def test_an_autoencoder_in_two_processes_is_as_in_one(killable, tmp_path):
     with compiled_quickly(tmp_path / "compiled"):
         training.train(config, tmp_path / "one")
     config.update_from_flattened_dict({"parallel.num_devices": 0, "parallel.fsdp": 4})
+    pids = killable.start(config, tmp_path / "two", two_processes())
+    wait_until(lambda: 4 in on_disk(tmp_path / "two")[0])
+    os.kill(pids[0], signal.SIGKILL)
+    assert -signal.SIGKILL in killable.wait() and max(on_disk(tmp_path / "two")[0]) < 12
     killable.start(config, tmp_path / "two", two_processes())
     assert killable.wait() == [0, 0]
     assert_same_run(tmp_path / "two", tmp_path / "one")

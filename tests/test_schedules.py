@@ -18,8 +18,8 @@ continuous = pytest.mark.parametrize("name", CONTINUOUS)
 discrete = pytest.mark.parametrize("name", DISCRETE)
 
 # Times in float32, dense at both ends; the reference takes the very same numbers in float64.
-TIMES = np.concatenate(  # none at a knot of a table, where the slope jumps
-    [[1e-6, 1e-5, 1e-4, 1e-3], np.linspace(0.0103, 0.9903, 99), [0.995, 0.999, 1 - 1e-4]]
+TIMES = np.concatenate(
+    [[1e-6, 1e-5, 1e-4, 1e-3], np.linspace(0.01, 0.99, 99), [0.995, 0.999, 1 - 1e-4]]
 ).astype(np.float32)
 EPS32 = 2.0**-23
 # Where the slope is compared with a difference: starts and steps. 1e-13 at the ends lies within the
@@ -162,7 +162,14 @@ def test_inverse_of_values_beyond_the_ends_is_the_end(name):
 @continuous
 def test_inverse_has_the_inverse_slope(name):
     out = double(name)
-    np.testing.assert_allclose(out["inverse slope"] * out["slope"], 1.0, rtol=1e-5)
+    slope, inverse = out["slope"].copy(), out["inverse slope"]
+    if "piecewise_linear" in name:
+        # Rounding takes the inverse at a knot to either side, where the slope is its neighbour's.
+        knots = 1 + np.flatnonzero(TIMES[1:-1] * 8 % 1 == 0)
+        for at in knots:
+            sides = slope[at - 1], slope[at + 1]
+            slope[at] = min(sides, key=lambda side, at=at: abs(inverse[at] * side - 1))
+    np.testing.assert_allclose(inverse * slope, 1.0, rtol=1e-5)
 
 
 @continuous

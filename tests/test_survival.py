@@ -77,7 +77,7 @@ def arrays(workdir, step):
 
 def test_a_run_that_is_killed_anywhere_ends_as_if_nothing_had_happened(killable, tmp_path):
     """Bit by bit: parameters, averages, optimizer, the learned schedule; metrics and pictures."""
-    kills = 13
+    kills = 21
     config = small_config(
         **LEARNED, schedule__kind="polynomial", training__num_steps=48,
         schedule_learning__update_every=2, training__checkpoint_every=2, training__log_every=3,
@@ -89,7 +89,7 @@ def test_a_run_that_is_killed_anywhere_ends_as_if_nothing_had_happened(killable,
     # The moments were of many kinds: before the first checkpoint, while one was written, later.
     assert not found[0][0]
     assert sum(bool(begun) for _, begun in found) >= 2
-    assert len({max(whole, default=0) for whole, _ in found}) > 3
+    assert len({max(whole, default=0) for whole, _ in found}) > 5
     killable.start(config, tmp_path / "killed")
     assert killable.wait() == [0]
 

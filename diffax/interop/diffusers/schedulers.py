@@ -38,7 +38,8 @@ class Scheduler(NamedTuple):
       clip_x0: the bound to which the predicted x0 is clipped, None for none.
       learned_variance: whether the network gives the reverse variance too.
       grid: num_steps -> the indices, or of flow matching the times, that it visits, the noisiest
-        first, as `diffax.sample(grid=...)` takes them.
+        first, as `diffax.sample(grid=...)` takes them. diffax's last step goes to x0, as that of
+        `set_alpha_to_one` and of `final_sigmas_type="zero"` there; other ends are not read.
     """
 
     schedule: AnySchedule
@@ -235,6 +236,24 @@ def save_scheduler(
 ) -> Path:
     """Writes a schedule as a diffusers scheduler, `path`/scheduler_config.json; returns the file.
 
+    Args and errors as `scheduler_config`, which is what is written.
+    """
+    config = scheduler_config(schedule, prediction, num_steps, clip_x0, sampler)
+    file = Path(path) / CONFIG
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_json(file, config)
+    return file
+
+
+def scheduler_config(
+    schedule: AnySchedule,
+    prediction: str = "eps",
+    num_steps: int = 1000,
+    clip_x0: float | None = None,
+    sampler: str = "ddim",
+) -> dict[str, Any]:
+    """The config of the diffusers scheduler that a schedule is.
+
     The schedule goes as `trained_betas`: those of `discretize(num_steps)`, or its own if it is
     discrete. The spacing is "trailing", as diffax's uniform grid. A network of
     `prediction="flow"` goes with `rectified_flow`, shifted or not, as FlowMatchEuler.
@@ -251,18 +270,13 @@ def save_scheduler(
       ValueError: a prediction or sampler that diffusers has no scheduler for; eps-prediction at
         zero SNR; flow prediction under another schedule than `rectified_flow`.
     """
-    if prediction == "flow":
-        config = {
-            "_class_name": _FLOW,
-            "num_train_timesteps": schedule.num_steps or num_steps,
-            "shift": _flow_shift(schedule),
-        }
-    else:
-        config = _beta_config(schedule, prediction, num_steps, clip_x0, sampler)
-    file = Path(path) / CONFIG
-    file.parent.mkdir(parents=True, exist_ok=True)
-    write_json(file, config)
-    return file
+    if prediction != "flow":
+        return _beta_config(schedule, prediction, num_steps, clip_x0, sampler)
+    return {
+        "_class_name": _FLOW,
+        "num_train_timesteps": schedule.num_steps or num_steps,
+        "shift": _flow_shift(schedule),
+    }
 
 
 def _beta_config(

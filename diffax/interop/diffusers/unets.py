@@ -164,17 +164,21 @@ def save_unet(
         tensors["time_proj.weight"] = np.asarray(waves)
         config |= {"time_embedding_type": "learned", "num_train_timesteps": discrete.num_steps}
     folder = Path(path)
-    folder.mkdir(parents=True, exist_ok=True)
-    write_json(folder / CONFIG, config)
     save_arrays(folder / WEIGHTS, tensors, "pt")
+    write_json(folder / CONFIG, config)
     return folder
 
 
 def save_arrays(file: Path, arrays: Mapping[str, np.ndarray], format: str) -> None:
-    """Writes float32 arrays as a safetensors file; `format` says who reads it: "pt" or "flax"."""
+    """Writes float32 arrays as a safetensors file; `format` says who reads it: "pt" or "flax".
+
+    Its folder is made. Raises ValueError before that if safetensors is not installed.
+    """
+    save_file = _safetensors().save_file
     float32 = {name: np.ascontiguousarray(value, np.float32) for name, value in arrays.items()}
+    file.parent.mkdir(parents=True, exist_ok=True)
     with replacing(file) as partial:
-        _safetensors().save_file(float32, partial, metadata={"format": format})
+        save_file(float32, partial, metadata={"format": format})
 
 
 def _safetensors() -> ModuleType:
