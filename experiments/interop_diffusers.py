@@ -26,8 +26,10 @@ sys.path.insert(0, str(ROOT / "tests"))
 
 import interop_cases as cases  # noqa: E402
 
+import diffax  # noqa: E402
 from diffax.interop import diffusers as interop  # noqa: E402
 from diffax.interop.diffusers import schedulers  # noqa: E402
+from diffax.interop.export import export  # noqa: E402
 
 
 def predict(x: np.ndarray, log_snr: float) -> np.ndarray:
@@ -114,6 +116,41 @@ def unets() -> dict[str, Any]:
     return found
 
 
+def drawn(folder: Path, start: np.ndarray) -> np.ndarray:
+    """What diffusers' DDIM makes of a start in 50 steps, by the pipeline in a folder."""
+    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
+    pipeline.scheduler.set_timesteps(50)
+    x = torch.tensor(start).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            out = pipeline.unet(x, t).sample
+            step = pipeline.scheduler.step(out, t, x, use_clipped_model_output=True)
+            x = step.prev_sample
+    return x.permute(0, 2, 3, 1).numpy()
+
+
+def pipelines() -> None:
+    """50 steps of a run that goes out, and of a pipeline that comes in; prints the differences."""
+    with tempfile.TemporaryDirectory() as folder:
+        run, start = cases.run_with_learned_schedule()
+        export(run, Path(folder))
+        schedule = run.state.schedule.discretize(1000)
+        predict = diffax.training.predictor(run.model, run.state.ema_params)
+        ours = cases.ddim(predict, schedule, start, prediction="eps", clip_x0=1.0)
+        compare("50 steps, a run out", ours, drawn(Path(folder), start))
+    with tempfile.TemporaryDirectory() as folder:
+        unet = diffusers.UNet2DModel(**cases.OWN_UNETS["ddpm"])
+        shapes = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
+        made = {key: torch.tensor(0.3 * value) for key, value in cases.weights(shapes).items()}
+        unet.load_state_dict(made)
+        diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler()).save_pretrained(folder)
+        read = interop.load_scheduler(folder)
+        predict = diffax.training.predictor(*interop.load_unet(folder))
+        options = dict(grid=read.grid(50), prediction=read.prediction, clip_x0=read.clip_x0)
+        ours = cases.ddim(predict, read.schedule, start, **options)
+        compare("50 steps, one in", ours, drawn(Path(folder), start))
+
+
 def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
     apart = np.abs(ours - theirs).max() / np.abs(theirs).max()
     print(f"{name:24s} differs by {apart:.0e} of the largest")
@@ -132,6 +169,7 @@ def main() -> None:
             found["written"][name] = of_written(name, Path(folder))
             ours = cases.drawn(name, folder)
         compare(name, ours, np.array(found["written"][name]["samples"]))
+    pipelines()
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}")
     for file, numbers in (("schedulers", found), ("unets", unets())):
         if args.write:

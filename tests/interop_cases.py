@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from pathlib import Path
 
 import flax
@@ -9,11 +10,13 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from exact import in_float64, wrong
+from small_runs import first_state, run_of, small_config
 
 import diffax
-from diffax import models, schedules
+from diffax import models, schedules, training
 from diffax.interop import diffusers
 from diffax.process import by_log_snr
+from diffax.training import codecs
 
 NUM_STEPS = 10
 SHAPE = (4, 3)
@@ -125,6 +128,29 @@ def answer(model: models.UNet, params: dict, shape: tuple[int, int, int]) -> np.
     label = np.arange(3) if model.num_classes else None
     apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
     return np.asarray(apply({"params": params}, x, level, label))
+
+
+def run_with_learned_schedule() -> tuple[training.Run, np.ndarray]:
+    """A run of a U-Net that isn't zero, conditioned on the log-SNR; and starts."""
+    config = small_config(
+        data__name="digits", model__name="unet", schedule__name="learned", schedule__size=8,
+        sampling__clip_x0=1.0,
+        **{f"model__unet__{field}": value for field, value in UNETS["log-SNR"][0].items()},
+    )  # fmt: skip
+    info = training.DatasetInfo("digits", (8, 8, 1), 10, None, ())
+    state = first_state(config, codecs.build_method(config, info))
+    rng = np.random.default_rng(0)
+    moved = jax.tree.map(lambda a: a + 0.1 * rng.normal(size=a.shape).astype("f"), state.ema_params)
+    run = run_of(config, state.replace(ema_params=moved), info)
+    return run, rng.normal(size=(4, 8, 8, 1)).astype("f")
+
+
+def ddim(predict, schedule, start: np.ndarray, grid="trailing", **options) -> np.ndarray:
+    """50 steps of DDIM."""
+    draw = functools.partial(
+        diffax.sample, jax.random.key(0), predict, schedule, start.shape, "ddim", 50, grid=grid
+    )
+    return np.asarray(jax.jit(lambda start: draw(x_init=start, **options))(start))
 
 
 # case -> schedule, and the other arguments of `save_scheduler`

@@ -20,7 +20,7 @@ import optax
 from diffax import likelihood, schedules
 from diffax.distributed.batch import BatchSharding, over_micro_batches
 from diffax.methods import base
-from diffax.methods.base import Arrays, Batch, Bounded, Measure, Metrics
+from diffax.methods.base import Arrays, Batch, Bounded, Measure, Method, Metrics
 from diffax.metric import Metric
 from diffax.models import conditioning
 from diffax.models.conditioning import Cond, Condition
@@ -289,6 +289,26 @@ class Game(NamedTuple):
             adapted=adapted,
         )
         return state, metrics
+
+
+    def method(self, sample: Callable[..., jax.Array], shape: tuple[int, ...]) -> Method:
+        """The method of this game for examples of a shape, whose samples are those of `sample`."""
+
+        def preview(state: AdversarialState, keys: jax.Array, batch: Batch) -> jax.Array:
+            return sample(state, keys, conditioning.conditions_of(self.conditions, batch))
+
+        return Method(
+            init=lambda key: self.first_state(key, shape),
+            step=self.step,
+            sample=sample,
+            measures=diversity(sample, self.conditions, shape),
+            required_finite=REQUIRED,
+            gradient=self.gradient,
+            preview=preview,
+            notice=notice_collapse,
+            diagnostics=DIAGNOSTICS,
+            batch_factors={"config.training.grad_accumulation": self.grad_accumulation},
+        )
 
 
 # --- what shows a collapse ------------------------------------------------------------------------

@@ -190,18 +190,4 @@ def denoising_gan(
         start = process.drawn(normal, keys, shape)
         return jax.lax.scan(step, start, (numbers, *levels()))[0]
 
-    def preview(state: AdversarialState, keys: jax.Array, batch: Batch) -> jax.Array:
-        return sample(state, keys, conditioning.conditions_of(conditions, batch))
-
-    return Method(
-        init=lambda key: game.first_state(key, data.shape),
-        step=game.step,
-        sample=sample,
-        measures=adversarial.diversity(sample, conditions, data.shape),
-        required_finite=adversarial.REQUIRED,
-        gradient=game.gradient,
-        preview=preview,
-        notice=adversarial.notice_collapse,
-        diagnostics=adversarial.DIAGNOSTICS,
-        batch_factors={"config.training.grad_accumulation": grad_accumulation},
-    )
+    return game.method(sample, data.shape)

@@ -16,7 +16,6 @@ from diffax.data import DatasetInfo
 from diffax.methods import adversarial
 from diffax.methods.adversarial import AdversarialState, Game, Turn
 from diffax.methods.base import Batch, Method, Metrics
-from diffax.models import conditioning
 from diffax.models.conditioning import Cond, Condition
 from diffax.process import AnySchedule
 from diffax.time_sampling import times_of
@@ -203,18 +202,4 @@ def gan(
         bound = {**sampling, **options}["clip_x0"]
         return made if bound is None else jnp.clip(made, -bound, bound)
 
-    def preview(state: AdversarialState, keys: jax.Array, batch: Batch) -> jax.Array:
-        return sample(state, keys, conditioning.conditions_of(conditions, batch))
-
-    return Method(
-        init=lambda key: game.first_state(key, data.shape),
-        step=game.step,
-        sample=sample,
-        measures=adversarial.diversity(sample, conditions, data.shape),
-        required_finite=adversarial.REQUIRED,
-        gradient=game.gradient,
-        preview=preview,
-        notice=adversarial.notice_collapse,
-        diagnostics=adversarial.DIAGNOSTICS,
-        batch_factors={"config.training.grad_accumulation": grad_accumulation},
-    )
+    return game.method(sample, data.shape)
