@@ -10,7 +10,8 @@ density and weighting, and with half of either; every network is sampled along i
 along cosine. Network, data and judge are those of the claims ledger (claims/laboratory.py), log-SNR
 from 10 to -10. The raw numbers go to results/learned_for_samples.json, from which the tables are
 made (--page). With --unet the arms are those of an ablation on configs/ablation_digits.py, which
-writes a report of its own into the workdir. The same command resumes if interrupted.
+writes a report of its own into the workdir; the file is results/learned_for_samples_unet.json. The
+same command resumes if interrupted.
 """
 
 from __future__ import annotations
@@ -63,8 +64,8 @@ def measure(lab: Laboratory, name: str, seed: int) -> dict[str, float]:
     }
 
 
-def on_unet(workdir: Path, seeds: int) -> str:
-    """The table of an ablation of the same arms on the U-Net of configs/ablation_digits.py."""
+def on_unet(workdir: Path, seeds: int) -> dict[str, list[dict[str, float]]]:
+    """What `measure` finds of every arm and seed, on the U-Net of configs/ablation_digits.py."""
     config = runpy.run_path(str(ROOT / "configs" / "ablation_digits.py"))["get_config"]()
     draws = {
         "sampling.sampler": "dpmpp_2m",
@@ -84,7 +85,29 @@ def on_unet(workdir: Path, seeds: int) -> str:
         metrics=(),
         command=f"python experiments/learned_for_samples.py --unet --seeds {seeds}",
     )
-    return runner.run_ablation(spec, config, arms, range(seeds), workdir).table
+    report = runner.run_ablation(spec, config, arms, range(seeds), workdir)
+    return of_runs(read_json(report.json)["runs"])
+
+
+def of_runs(runs: Sequence[Mapping[str, Any]]) -> dict[str, list[dict[str, float]]]:
+    """The numbers of an ablation's results as `measure` gives them."""
+    of = {(run["arm"], run["seed"]): run["metrics"] for run in runs}
+    seeds = sorted({run["seed"] for run in runs})
+    found: dict[str, list] = {}
+    for name in NETWORKS:
+        own = [of[f"{name}, own levels", seed] for seed in seeds]
+        # Cosine's own levels are cosine's.
+        along = own if name == "cosine" else [of[f"{name}, cosine's levels", s] for s in seeds]
+        found[name] = [
+            {
+                "bpd": one["bpd"],
+                "variance": one["vlb_variance"],
+                "own": one["frechet"],
+                "cosine": other["frechet"],
+            }
+            for one, other in zip(own, along)
+        ]
+    return found
 
 
 def column(raw: Mapping[str, Any], name: str, key: str) -> np.ndarray:
@@ -136,12 +159,11 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     if args.seeds < 2:
         parser.error(f"--seeds={args.seeds}: an interval needs at least 2")
-    if args.unet:
+    raw = args.results / f"{NAME}{'_unet' if args.unet else ''}.json"
+    if args.unet and not args.page:
         runtime.start(trains=True)
-        print(on_unet(args.workdir / "unet", args.seeds))
-        return
-    raw = args.results / f"{NAME}.json"
-    if not args.page:
+        write_json(raw, on_unet(args.workdir / "unet", args.seeds))
+    elif not args.page:
         runtime.start(trains=True)
         lab = Laboratory(SCALES["digits"], args.workdir / "digits")
         found: dict[str, list] = {name: [] for name in NETWORKS}

@@ -183,8 +183,23 @@ def test_the_page_on_samples_holds_what_the_committed_numbers_give():
     page = (folder / "schedules_for_samples.md").read_text(encoding="utf-8")
     raw = json.loads((folder / "schedules_for_samples.json").read_text(encoding="utf-8"))
     assert GRIDS.spliced(page, GRIDS.tables(raw)) == page
-    learned = json.loads((folder / "learned_for_samples.json").read_text(encoding="utf-8"))
-    assert LEARNED.tables(learned) in page and set(learned) == set(LEARNED.NETWORKS)
+    for file in ("learned_for_samples.json", "learned_for_samples_unet.json"):
+        learned = json.loads((folder / file).read_text(encoding="utf-8"))
+        assert LEARNED.tables(learned) in page and set(learned) == set(LEARNED.NETWORKS)
+
+
+def test_the_numbers_of_an_ablation_become_those_of_the_table():
+    numbers = {"bpd": 5.0, "vlb_variance": 2.0, "frechet": 3.0}
+    runs = [
+        {"arm": f"{name}, {along}", "seed": seed, "metrics": numbers | {"frechet": frechet + seed}}
+        for name in LEARNED.NETWORKS
+        for along, frechet in (("own levels", 3.0), ("cosine's levels", 7.0))
+        for seed in (1, 0)
+        if (name, along) != ("cosine", "cosine's levels")
+    ]
+    found = LEARNED.of_runs(runs)
+    assert found["cosine"][1] == {"bpd": 5.0, "variance": 2.0, "own": 4.0, "cosine": 4.0}
+    assert found["learned"][0] == {"bpd": 5.0, "variance": 2.0, "own": 3.0, "cosine": 7.0}
 
 
 FEW_STEPS = load(ROOT / "experiments" / "few_steps.py")
