@@ -131,6 +131,17 @@ def test_rematerialisation_changes_no_value_and_no_gradient():
     assert_trees_close(*results, rtol=1e-4)
 
 
+def test_the_place_of_a_patch_matters():
+    """Without places, what is moved by a patch would come out moved."""
+    x, log_snr = inputs((4, 4, 1))
+    module = dit()
+    variables, apply = random_variables(module, x, log_snr), quick_jit(module.apply)
+    moved = apply(variables, jnp.roll(x, 2, axis=1), log_snr)
+    back = jnp.roll(moved, -2, axis=1)
+    out = apply(variables, x, log_snr)
+    assert float(jnp.abs(back - out).max()) > 1e-2 * float(jnp.abs(out).max())
+
+
 def test_wrong_sizes_are_refused():
     x, log_snr = inputs((6, 8, 1))
     key = jax.random.key(0)

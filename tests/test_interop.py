@@ -164,6 +164,23 @@ def test_a_unet_of_diffusers_comes_in_and_answers_as_it_did(name, tmp_path):
     close(cases.answer(model, params, shape), np.array(given["answer"]))
 
 
+def test_a_unet_that_came_in_goes_out_as_it_was(tmp_path):
+    """Its frequencies too, which are a period here and a shift there."""
+    shapes, config = UNETS["own_unets"]["ddpm"]["shapes"], cases.OWN_UNETS["ddpm"]
+    own_unet(tmp_path / "in", config, shapes)
+    model, params = diffusers.load_unet(tmp_path / "in")
+    diffusers.save_unet(tmp_path / "out", model, params, (8, 8, 1))
+    written = json.loads((tmp_path / "out" / unets.CONFIG).read_text())
+    assert written["freq_shift"] == pytest.approx(1)
+    assert {key: written[key] for key in config if key != "freq_shift"} == {
+        key: value for key, value in config.items() if key != "freq_shift"
+    }
+    before, after = (load_file(tmp_path / way / unets.WEIGHTS) for way in ("in", "out"))
+    assert before.keys() == after.keys()
+    for name in before:
+        np.testing.assert_array_equal(after[name], before[name])
+
+
 def own_unet(folder, config, shapes, rename=str):
     folder.mkdir(exist_ok=True)
     (folder / unets.CONFIG).write_text(json.dumps({"_class_name": "UNet2DModel", **config}))

@@ -16,7 +16,7 @@ class Teacher:
     `init` makes no state that can be trained from, only one of the right shapes.
 
     Attributes:
-      path: the workdir, as the config names it.
+      path: the workdir.
       params: the averaged parameters of its network; None where it isn't loaded.
       schedule: as it was trained, in continuous time where it was.
       prediction: what its network predicts.

@@ -12,11 +12,12 @@ from diffax.data import DatasetInfo
 from diffax.files import content_hash
 from diffax.methods.teacher import Teacher
 from diffax.training import workdir
-from diffax.training.workdir import Run
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, step: int, written: int) -> tuple[Run, str]:
+def _load(path: str, step: int, written: int) -> tuple[Teacher, DatasetInfo]:
+    """One object for one checkpoint, so that the methods that take it can be told apart by it; and
+    the data that it was trained on."""
     del written  # when the checkpoint was
     run = workdir.load(path, step)
     if run.config.method.name != "diffusion":
@@ -24,22 +25,15 @@ def _load(path: str, step: int, written: int) -> tuple[Run, str]:
             f"method.teacher is {path}, which holds a run of method {run.config.method.name!r}; it"
             " must hold one of method 'diffusion'"
         )
-    used = jax.device_get((run.state.ema_params, run.state.schedule))
-    return run, content_hash(*jax.tree.leaves(used))
-
-
-@functools.lru_cache(maxsize=4)
-def _teacher(named: str, path: str, step: int, written: int) -> Teacher:
-    """One object for one checkpoint, so that the methods that take it can be told apart by it."""
-    run, fingerprint = _load(path, step, written)
-    state = jax.device_get(run.state)
-    return Teacher(
-        path=named,
-        params=state.ema_params,
-        schedule=state.schedule,
+    params, schedule = jax.device_get((run.state.ema_params, run.state.schedule))
+    teacher = Teacher(
+        path=path,
+        params=params,
+        schedule=schedule,
         prediction=run.config.objective.prediction,
-        fingerprint=fingerprint,
+        fingerprint=content_hash(*jax.tree.leaves((params, schedule))),
     )
+    return teacher, run.dataset
 
 
 def teacher_of(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
@@ -66,15 +60,15 @@ def teacher_of(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
     checkpoint = Path(path) / workdir.CHECKPOINTS / str(step)
     at = (path, step, checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0)
     try:
-        run, _ = _load(*at)
+        teacher, trained_on = _load(*at)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"method.teacher is {named!r}: {error}") from None
-    changes = run.dataset.changes(data)
-    if run.dataset.codec != data.codec and not any("codec" in change for change in changes):
+    changes = trained_on.changes(data)
+    if trained_on.codec != data.codec and not any("codec" in change for change in changes):
         changes = [*changes, "it works through a codec, and the student does not"]
     if changes:
         raise ValueError(
             f"method.teacher is {named!r}, which was trained on other data than the student:"
             f" {'; '.join(changes)}"
         )
-    return _teacher(named, *at)
+    return teacher
