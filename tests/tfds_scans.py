@@ -22,6 +22,7 @@ class Scans(tfds.core.GeneratorBasedBuilder):
                     "image": tfds.features.Image(shape=(8, 8, 1), encoding_format="png"),
                     "label": tfds.features.ClassLabel(names=[str(i) for i in range(10)]),
                     "index": np.int64,
+                    "caption": tfds.features.Text(),
                 }
             ),
             disable_shuffling=True,
@@ -38,4 +39,5 @@ class Scans(tfds.core.GeneratorBasedBuilder):
     def _generate_examples(self, split):
         for row, (x, label) in enumerate(zip(split.x, split.label)):
             # Encoded here: TFDS would need TensorFlow to encode an array.
-            yield row, {"image": io.BytesIO(encode_png(x)), "label": int(label), "index": row}
+            image, caption = io.BytesIO(encode_png(x)), f"the digit {label}"
+            yield row, {"image": image, "label": int(label), "index": row, "caption": caption}

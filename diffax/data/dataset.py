@@ -4,9 +4,10 @@ it, a `DatasetInfo`."""
 import dataclasses
 import functools
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any, Self
 
+import jax
 import numpy as np
 
 from diffax.files import content_hash
@@ -64,6 +65,9 @@ class Split:
     Attributes:
       x: (N, ..., C), as stored: uint8 for 8-bit data, float32 for real data.
       label: (N,) int32, or None.
+      arrays: what else is known of each example, by name: "text", (N,) words; "control",
+        (N, ..., C), numbers as in x. Each is an array of N rows, or has a length and, indexed by
+        integers, gives a pytree of arrays, as a `Table` does.
 
     Raises:
       ValueError: if a dtype is another one, the split is empty, or the lengths differ.
@@ -71,6 +75,7 @@ class Split:
 
     x: np.ndarray
     label: np.ndarray | None = None
+    arrays: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
     def __post_init__(self):
         if self.x.dtype not in (np.uint8, np.float32) or self.x.ndim < 2 or len(self.x) == 0:
@@ -84,6 +89,12 @@ class Split:
                 f"Split.label must be int32 of shape ({len(self.x)},); "
                 f"got {label.dtype} {label.shape}."
             )
+        for name, rows in self.arrays.items():
+            if name in ("x", "label", "number") or len(rows) != len(self.x):
+                raise ValueError(
+                    f"Split.arrays[{name!r}] has {len(rows)} rows; it must have {len(self.x)}, and"
+                    " another name than x, label and number."
+                )
 
     def __len__(self) -> int:
         return len(self.x)
@@ -91,6 +102,38 @@ class Split:
     def array(self, indices=None) -> np.ndarray:
         """x (all, or those at `indices`) as float32: 8-bit k as k / 127.5 - 1, real data as is."""
         return to_float(self.x if indices is None else self.x[indices])
+
+    def take(self, indices: np.ndarray) -> Self:
+        """The examples at `indices` as a split."""
+        label = None if self.label is None else self.label[indices]
+        arrays = {name: rows[indices] for name, rows in self.arrays.items()}
+        return dataclasses.replace(self, x=self.x[indices], label=label, arrays=arrays)
+
+    def batch(self, indices: np.ndarray, mirrored: np.ndarray | None = None) -> dict[str, Any]:
+        """The examples at `indices`, (n,): "x", "label", which may be None, and a pytree for each
+        of `arrays`.
+
+        Words are left out, since no device takes them; 8-bit numbers become floats, as in x.
+        `mirrored`, (n,) booleans: the examples whose images, arrays (n, H, W, C), are mirrored left
+        to right.
+        """
+
+        def ready(array: np.ndarray) -> np.ndarray:
+            if mirrored is not None and array.ndim == 4:
+                array[mirrored] = array[mirrored][:, :, ::-1]
+            return to_float(array) if array.dtype == np.uint8 else array
+
+        rows = {name: rows for name, rows in self.arrays.items() if not is_text(rows)}
+        return {
+            "x": ready(self.x[indices]),
+            "label": None if self.label is None else self.label[indices],
+            **{name: jax.tree.map(ready, array[indices]) for name, array in rows.items()},
+        }
+
+
+def is_text(rows: Any) -> bool:
+    """Whether these are words: an array of strings."""
+    return isinstance(rows, np.ndarray) and rows.dtype.kind == "U"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -120,7 +163,8 @@ class Dataset:
 
     @functools.cached_property
     def fingerprint(self) -> str:
-        """The hash of all examples and labels as they are here: decoded, resized, in order.
+        """The hash of all examples, labels and further arrays as they are here: decoded, resized,
+        in order.
 
         Of computed data it is the hash of their definition, since the last digits of computed
         values depend on the machine and on its compiler.
@@ -128,7 +172,11 @@ class Dataset:
         if self.definition:
             return content_hash(self.definition)
         splits = (self.train, self.eval)
-        return content_hash(*(part for split in splits for part in (split.x, split.label)))
+        parts = [part for split in splits for part in (split.x, split.label)]
+        for split in splits:
+            for name, rows in sorted(split.arrays.items()):
+                parts += [name, rows.tolist() if is_text(rows) else rows[np.arange(len(split))]]
+        return content_hash(*parts)
 
 
 def make_dataset(
@@ -170,9 +218,20 @@ def make_dataset(
                 f"data.name={name!r}: the labels of the {said} split go from {split.label.min()} "
                 f"to {split.label.max()}, and the {len(label_names)} classes are numbered from 0."
             )
+    kinds = [{k: _kind(rows) for k, rows in split.arrays.items()} for split in (train, evaluation)]
+    if kinds[0] != kinds[1]:
+        raise ValueError(
+            f"data.name={name!r}: the train split has beside its examples {kinds[0] or 'nothing'},"
+            f" the eval split {kinds[1] or 'nothing'}; they must agree."
+        )
     shape, levels = train.x.shape[1:], 256 if train.x.dtype == np.uint8 else None
     splits = (train, evaluation)
     return Dataset(name, shape, len(label_names), levels, *splits, label_names, definition, mixture)
+
+
+def _kind(rows: Any) -> tuple[str, tuple[int, ...]]:
+    """ "text" or the dtype of an array's entries, and the shape of one row."""
+    return "text" if is_text(rows) else str(rows.dtype), tuple(rows.shape[1:])
 
 
 def to_float(x: np.ndarray) -> np.ndarray:
@@ -219,6 +278,8 @@ class DatasetInfo:
     Attributes:
       name, shape, num_classes, levels, label_names: the data set's own.
       num_train, num_eval, fingerprint: of the examples a run was trained on; 0 and "" if not known.
+      arrays: (name, shape of one row) for each further array of the examples, such as
+        ("text", ()) and ("control", (64, 64, 1)).
       codec: the fingerprint of the codec that a run's method works through; "" for none.
       teacher: the fingerprint of the run that a run's method starts from; "" for none.
     """
@@ -231,6 +292,7 @@ class DatasetInfo:
     num_train: int = 0
     num_eval: int = 0
     fingerprint: str = ""
+    arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
     codec: str = ""
     teacher: str = ""
 
@@ -244,6 +306,7 @@ class DatasetInfo:
             dataset.levels,
             tuple(dataset.label_names),
             *(len(dataset.train), len(dataset.eval), dataset.fingerprint),
+            tuple((name, _kind(rows)[1]) for name, rows in sorted(dataset.train.arrays.items())),
         )
 
     def to_json(self) -> str:
@@ -268,7 +331,7 @@ class DatasetInfo:
                 raise ValueError(f"what is {name!r}?")
             if not _IS_FIELD[name](value):
                 raise ValueError(f"{name!r} is {value!r}")
-        return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+        return cls(**{name: _as_tuple(value) for name, value in values.items()})
 
     def changes(self, new: Self) -> list[str]:
         """In what another data set differs, in words; what isn't known of this one is left out."""
@@ -294,6 +357,11 @@ class DatasetInfo:
         ]
 
 
+def _as_tuple(value: Any) -> Any:
+    """Lists, at any depth, as tuples."""
+    return tuple(map(_as_tuple, value)) if isinstance(value, list) else value
+
+
 def _is_count(value: Any) -> bool:
     return type(value) is int and value >= 0
 
@@ -311,6 +379,13 @@ _IS_FIELD: dict[str, Callable[[Any], bool]] = {
     "shape": lambda value: _all(_is_count)(value) and len(value) > 0 and 0 not in value,
     "levels": lambda value: value is None or (_is_count(value) and value > 1),
     "label_names": _all(_is_text),
+    "arrays": _all(
+        lambda pair: (
+            len(pair) == 2 and _is_text(pair[0]) and _all(_is_count)(pair[1])
+            if isinstance(pair, list)
+            else False
+        )
+    ),
     **dict.fromkeys(("name", "fingerprint", "codec", "teacher"), _is_text),
     **dict.fromkeys(("num_classes", "num_train", "num_eval"), _is_count),
 }

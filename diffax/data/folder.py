@@ -9,11 +9,11 @@ import os
 import pathlib
 import stat
 from collections.abc import Callable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 
-from diffax.data import images
+from diffax.data import images, metadata
 from diffax.data.dataset import DataConfig, Dataset, Split, cut, make_dataset
 from diffax.files import check_fits
 
@@ -33,6 +33,10 @@ def load(config: DataConfig) -> Dataset:
     `config.channels`, and framed to `config.pad_to`. The tenth of the files whose relative paths
     have the highest SHA-256 is the eval split: the same on every machine.
 
+    With a file metadata.jsonl in the folder the images are those that it names, and the classes are
+    its own; see `diffax.data.metadata`. Its captions become the array "text", (N,), its controls
+    "control", (N, H, W, C), which are resized as the images are, and grey if every one is.
+
     Files that can't be read are an error that names them all, the first ten by name; with
     `config.skip_bad` they are left out, and the log says how many.
 
@@ -41,33 +45,83 @@ def load(config: DataConfig) -> Dataset:
       ValueError: if images or a folder can't be read, sizes differ without `image_size`, or images
         lie both in the folder and in sub-folders; the message names the files.
     """
-    x, relative = read(config)
+    found = read(config)
+    x, relative = found.x, found.paths
     if len(x) < 2:
         raise ValueError(
             f"data.path={config.path!r} holds one image, {_named(relative[0])}; at least 2 are "
             "needed, one of them to evaluate on."
         )
-    label, names = classes(relative)
     digests = [hashlib.sha256(os.fsencode(path.as_posix())).hexdigest() for path in relative]
-    train, evaluation = (
-        Split(x[i], None if label is None else label[i]) for i in cut(len(x), np.argsort(digests))
-    )
-    return make_dataset(config.name, train, evaluation, names)
+    whole = Split(x, found.label, found.arrays)
+    train, evaluation = map(whole.take, cut(len(x), np.argsort(digests)))
+    return make_dataset(config.name, train, evaluation, found.label_names)
 
 
-def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
-    """Every image as in `load`, (N, H, W, C) uint8, and their paths within the folder.
+class Found(NamedTuple):
+    """What a folder holds.
 
-    A single image will do here.
+    Attributes:
+      x: (N, H, W, C) uint8.
+      paths: of each within the folder.
+      label: (N,) int32, or None.
+      label_names: the classes' names; () without.
+      arrays: as in `Split`.
     """
+
+    x: np.ndarray
+    paths: list[pathlib.Path]
+    label: np.ndarray | None
+    label_names: tuple[str, ...]
+    arrays: dict[str, np.ndarray]
+
+
+def read(config: DataConfig) -> Found:
+    """Every image as in `load`; a single one will do here."""
     if config.channels not in (0, 1, 3):
         raise ValueError(
             f"data.channels={config.channels} must be 1 (grey), 3 (colour) or 0 (as the files are)."
         )
     root = pathlib.Path(config.path)
+    if not config.path or not os.path.isdir(root):
+        raise FileNotFoundError(
+            f"data.path={config.path!r} is not a folder: data.name='folder' needs one with images."
+        )
+    described = metadata.read(root)
+    files = [root / name for name in sorted(described)] if described else _files(root, config)
     bad: dict[pathlib.Path, str] = {}
-    files = _files(root, config)
-    headers = dict(_tried(files, images.header, bad))
+    controls = {
+        root / name: root / entry.control for name, entry in described.items() if entry.control
+    }
+    # An image without its control is of no use, so that is read first.
+    control, with_control = _decoded(list(controls.values()), config, 0, bad)
+    readable = set(with_control)
+    files = [path for path in files if path not in controls or controls[path] in readable]
+    x, paths = _decoded(files, config, config.channels, bad)
+    _report(bad, len(files) + len(set(controls.values()) - readable), config)
+    if not paths:
+        raise FileNotFoundError(f"no image below data.path={config.path!r} can be read.")
+    relative = [path.relative_to(root) for path in paths]
+    if not described:
+        return Found(x, relative, *classes(relative), {})
+    entries = [described[path.as_posix()] for path in relative]
+    arrays = {}
+    if entries[0].text is not None:
+        arrays["text"] = np.array([entry.text for entry in entries])
+    if controls:
+        row = {path: i for i, path in enumerate(with_control)}
+        arrays["control"] = control[[row[controls[path]] for path in paths]]
+    return Found(x, relative, *metadata.classes([entry.label for entry in entries]), arrays)
+
+
+def _decoded(
+    files: Sequence[pathlib.Path], config: DataConfig, channels: int, bad: dict[pathlib.Path, str]
+) -> tuple[np.ndarray, list[pathlib.Path]]:
+    """The images that can be read, (N, H, W, C), and their paths; the others go to `bad`.
+
+    `channels`: 0 for grey if every file is, and else colour.
+    """
+    headers = dict(_tried(dict.fromkeys(files), images.header, bad))
     sizes = {path: header.size for path, header in headers.items()}
     if not config.image_size:
         for path, size in sizes.items():
@@ -78,7 +132,7 @@ def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
                     f"{_named(path)} is {size[0]} by {size[1]} pixels; bring them to one size, "
                     "those of a data set by data.image_size."
                 )
-    channels = config.channels or (1 if all(header.grey for header in headers.values()) else 3)
+    channels = channels or (1 if all(header.grey for header in headers.values()) else 3)
     side = config.image_size
     shape = (side, side) if side else next(iter(sizes.values()), (1, 1))
     check_fits(len(headers) * math.prod(shape) * channels, f"data.path={config.path!r}")
@@ -95,9 +149,6 @@ def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
     for path, image in images.counted(decoded, len(headers), "folder"):
         x[len(paths)] = image
         paths.append(path)
-    _report(bad, len(files), config)
-    if not paths:
-        raise FileNotFoundError(f"no image below data.path={config.path!r} can be read.")
     animated = [path for path in paths if headers[path].animated]
     if animated:
         _LOG.warning(
@@ -105,7 +156,7 @@ def read(config: DataConfig) -> tuple[np.ndarray, list[pathlib.Path]]:
             len(animated),
             _named(animated[0]),
         )
-    return images.pad(x[: len(paths)], config.pad_to), [path.relative_to(root) for path in paths]
+    return images.pad(x[: len(paths)], config.pad_to), paths
 
 
 def classes(paths: list[pathlib.Path]) -> tuple[np.ndarray | None, tuple[str, ...]]:
@@ -171,10 +222,6 @@ def _identity(folder: pathlib.Path) -> tuple[int, int]:
 
 def _files(root: pathlib.Path, config: DataConfig) -> list[pathlib.Path]:
     """Those that are to be images, in the order of their paths."""
-    if not config.path or not os.path.isdir(root):
-        raise FileNotFoundError(
-            f"data.path={config.path!r} is not a folder: data.name='folder' needs one with images."
-        )
     found = list(walk(root))
     files = sorted(p for p in found if p.suffix.lower() in SUFFIXES or _leads_nowhere(p))
     if not files:

@@ -11,6 +11,7 @@ from diffax.files import read_npz
 
 _LOG = logging.getLogger("diffax")
 _PREFERRED_KEYS = ("x", "audio", "samples", "arr_0")
+_BESIDE = ("label", "text", "control")  # of the examples
 _AS_THEY_ARE = (-1.0, 1.0)
 _CHUNK = 1024  # examples that are float64 at a time
 # Of floats that are taken as they are: the largest without data.range, and with it.
@@ -35,24 +36,24 @@ def load(config: DataConfig) -> Dataset:
     (-1, 1) takes floats as they are, whatever they are, such as points or standardised data.
 
     An array `label` (N,) gives the classes: integers from 0, or words, whose classes are numbered
-    in the order of the alphabet. A tenth of the examples, drawn once and for all (Philox, key 0),
-    is the eval split.
+    in the order of the alphabet. An array `text` (N,) of words gives captions, and `control`,
+    (N, ..., C), 8-bit or floats in [-1, 1], what each example is controlled by. A tenth of the
+    examples, drawn once and for all (Philox, key 0), is the eval split.
 
     Raises:
       FileNotFoundError: if the file is missing.
       ValueError: if it is no .npz, or the array is not found or not usable; it names the file.
     """
-    raw, label = _arrays(config)
-    where = f"the array in {config.path!r}"
+    raw, beside = _arrays(config)
+    label, where = beside.pop("label", None), f"the array in {config.path!r}"
     _check_layout(raw.shape, raw.dtype, config.channels, where)
     x = _within(raw, config.range, where) if config.range else _of_order_one(raw, where)
     names: tuple[str, ...] = ()
     if label is not None:
         label, names = _classes(label, len(x), config.path)
     order = np.argsort(np.random.Philox(key=0).random_raw(len(x)), kind="stable")
-    train, evaluation = (
-        Split(x[i], None if label is None else label[i]) for i in cut(len(x), order)
-    )
+    whole = Split(x, label, beside)
+    train, evaluation = map(whole.take, cut(len(x), order))
     return make_dataset(config.name, train, evaluation, names)
 
 
@@ -61,22 +62,24 @@ def read(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
 
     Floats are as they are, int16 is k / 32768.
     """
-    raw, label = _arrays(config)
-    return _numbers(raw, f"the array in {config.path!r}"), label
+    raw, beside = _arrays(config)
+    return _numbers(raw, f"the array in {config.path!r}"), beside.get("label")
 
 
-def _arrays(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
+def _arrays(config: DataConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The examples, and what else is known of each, checked but for the label."""
     if not os.path.isfile(config.path):
         raise FileNotFoundError(
             f"data.path={config.path!r} is not a file: data.name='npz' needs the path of an .npz."
         )
 
     def pick(names: Sequence[str]) -> Iterable[str]:
-        return dict.fromkeys([_key(config, names), *({"label"} & set(names))])
+        return dict.fromkeys([_key(config, names), *(name for name in _BESIDE if name in names)])
 
     found = read_npz(config.path, pick)
-    label = found.pop("label", None)
-    (x,) = found.values() if found else (label,)
+    name = _key(config, list(found))
+    x = found[name]
+    beside = {key: array for key, array in found.items() if key != name or name == "label"}
     if x.ndim < 2 or len(x) < 2 or 0 in x.shape:
         raise ValueError(
             f"the array in {config.path!r} has shape {x.shape}; it must be (N, ..., channels) with "
@@ -84,11 +87,35 @@ def _arrays(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
         )
     if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
         raise ValueError(f"the array in {config.path!r} has values that are not finite.")
-    return x.astype(x.dtype.newbyteorder("="), copy=False), label
+    if "text" in beside:
+        _check_text(beside["text"], len(x), config.path)
+    if "control" in beside:
+        beside["control"] = _control(beside["control"], len(x), config.path)
+    return x.astype(x.dtype.newbyteorder("="), copy=False), beside
+
+
+def _check_text(text: np.ndarray, num: int, path: str) -> None:
+    if text.shape != (num,) or text.dtype.kind != "U":
+        raise ValueError(
+            f"'text' in {path!r} must hold {num} captions, one for each example; it is {text.dtype}"
+            f" {text.shape}."
+        )
+
+
+def _control(control: np.ndarray, num: int, path: str) -> np.ndarray:
+    """The controls as uint8 or float32."""
+    is_fit = control.ndim >= 2 and len(control) == num and 0 not in control.shape
+    is_float = control.dtype.kind == "f"
+    if not (is_fit and (control.dtype == np.uint8 or (is_float and np.all(np.abs(control) <= 1)))):
+        raise ValueError(
+            f"'control' in {path!r} must be an array ({num}, ..., channels) of 8-bit numbers or of"
+            f" floats in [-1, 1]; it is {control.dtype} {control.shape}."
+        )
+    return control.astype(np.float32) if is_float else control
 
 
 def _key(config: DataConfig, keys: Sequence[str]) -> str:
-    candidates = [key for key in keys if key != "label"]
+    candidates = [key for key in keys if key not in _BESIDE]
     listed = ", ".join(keys) or "no array"
     if config.array:
         if config.array not in keys:

@@ -3,10 +3,11 @@
 import dataclasses
 import functools
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 
-from diffax.data.dataset import Split, check_flip, to_float
+from diffax.data.dataset import Split, check_flip
 
 _ENDLESS = 2**62
 _PERMUTATIONS, _FLIPS = 0, 1  # the random streams of a seed
@@ -31,14 +32,15 @@ def batches(
       split: the examples.
       batch_size: examples a step over all shards together (`training.batch_size`).
       seed: 0 <= seed < 2**64.
-      flip: mirror each image left to right with probability 1/2.
+      flip: mirror each image, and its control, left to right with probability 1/2.
       shard_index, shard_count: this host's place among the hosts. Each host receives its contiguous
         piece of every batch; the pieces joined in order are the batch of a single host.
       num_threads: threads that prepare batches ahead; the order does not depend on it. 0: none.
 
     Returns:
       A `grain.DatasetIterator` of {"x": float32 (batch_size / shard_count, ..., C), "label": int32
-      (batch_size / shard_count,), or None for a split without labels}. `get_state()` gives a
+      (batch_size / shard_count,), or None for a split without labels} and of what else the split
+      has; see `Split.batch`. `get_state()` gives a
       small dict that JSON can hold; after `set_state(state)` the iterator goes on exactly as the
       one that gave it.
 
@@ -80,16 +82,14 @@ class _Gather:
     shard_index: int
     shard_count: int
 
-    def __call__(self, number: int) -> dict[str, np.ndarray | None]:
+    def __call__(self, number: int) -> dict[str, Any]:
         size = self.batch_size // self.shard_count
         piece = slice(self.shard_index * size, (self.shard_index + 1) * size)
         indices = self.indices(number)[piece]
-        x = self.split.x[indices]
+        mirrored = None
         if self.flip:
-            flipped = (_random_bits(self.seed, _FLIPS, number, self.batch_size) >> 63)[piece] == 1
-            x[flipped] = x[flipped][:, :, ::-1]
-        label = None if self.split.label is None else self.split.label[indices]
-        return {"x": to_float(x), "label": label}
+            mirrored = (_random_bits(self.seed, _FLIPS, number, self.batch_size) >> 63)[piece] == 1
+        return self.split.batch(indices, mirrored)
 
     def indices(self, number: int) -> np.ndarray:
         """The examples of batch `number`, of all shards."""

@@ -8,6 +8,8 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from diffax.data import digits, folder, mixture, npz, tfds_images
 from diffax.data.dataset import DataConfig, Dataset, check_flip
 from diffax.registry import Registry, arguments, shared_arguments, suggestion
@@ -139,8 +141,8 @@ def _cached(values: tuple, data_dir: str, files: tuple) -> Dataset:
     del data_dir, files  # what else it depends on
     dataset = load(dict(values))
     for split in (dataset.train, dataset.eval):
-        for array in (split.x, split.label):
-            if array is not None:
+        for array in (split.x, split.label, *split.arrays.values()):
+            if isinstance(array, np.ndarray):
                 array.flags.writeable = False
     return dataset
 

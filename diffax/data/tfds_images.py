@@ -19,6 +19,7 @@ from diffax.files import check_fits
 _LOG = logging.getLogger("diffax")
 _AGAIN = "delete its folder and prepare the set again"
 _CHUNK = 512  # records per read
+_CAPTIONS = ("text", "caption")
 
 
 def data_dir(given: str) -> str:
@@ -29,6 +30,7 @@ def data_dir(given: str) -> str:
 def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
     """Loads the TFDS image set `config.name` from its `data_dir`, downloading it if need be.
 
+    Its captions, the array "text", are those of a feature "text" or "caption".
     A set that is prepared there (in a format with random access, such as array_record) is read.
     Any other set that TFDS knows is downloaded and prepared there; that needs internet, once,
     and for most sets TensorFlow as well, once.
@@ -53,14 +55,15 @@ def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
             f"the description of {config.name!r} in {root} can't be read "
             f"({_first_line(error)}): {_AGAIN}."
         ) from error
-    image_key, label_key = _feature_keys(config.name, builder.info.features)
+    image_key, label_key, text_key = _feature_keys(config.name, builder.info.features)
     # Both are opened before the first is decoded, so that an error comes at once.
     train, evaluation = [
         _open(config, builder, field, image_key) for field in ("train_split", "eval_split")
     ]
     channels = builder.info.features[image_key].shape[-1] or 3
     train, evaluation = (
-        _decode(config, source, channels, image_key, label_key) for source in (train, evaluation)
+        _decode(config, source, channels, image_key, label_key, text_key)
+        for source in (train, evaluation)
     )
     names = tuple(builder.info.features[label_key].names) if label_key else ()
     return make_dataset(config.name, train, evaluation, names)
@@ -70,8 +73,8 @@ def _first_line(error: Exception) -> str:
     return (str(error).splitlines() or [type(error).__name__])[0]
 
 
-def _feature_keys(name: str, features) -> tuple[str, str | None]:
-    """The keys of the image and (or None) of the class label."""
+def _feature_keys(name: str, features) -> tuple[str, str | None, str | None]:
+    """The keys of the image and (or None) of the class label and of the caption."""
     import tensorflow_datasets as tfds
 
     keys = list(features.keys()) if isinstance(features, tfds.features.FeaturesDict) else []
@@ -85,7 +88,9 @@ def _feature_keys(name: str, features) -> tuple[str, str | None]:
         raise ValueError(
             f"data.name={name!r} is not a set of 8-bit images: its features are {keys or features}."
         )
-    return image, pick(tfds.features.ClassLabel, "label")
+    # By name alone: many sets keep a file's name as text.
+    texts = [key for key in _CAPTIONS if isinstance(dict(features).get(key), tfds.features.Text)]
+    return image, pick(tfds.features.ClassLabel, "label"), next(iter(texts), None)
 
 
 def _open(config: DataConfig, builder, field: str, image_key: str):
@@ -122,10 +127,15 @@ def naming_split(config: DataConfig, field: str, splits: Iterable[str]) -> Itera
 
 
 def _decode(
-    config: DataConfig, source, channels: int, image_key: str, label_key: str | None
+    config: DataConfig,
+    source,
+    channels: int,
+    image_key: str,
+    label_key: str | None,
+    text_key: str | None,
 ) -> Split:
     num = len(source)
-    x, label = None, np.zeros(num, np.int32)
+    x, label, text = None, np.zeros(num, np.int32), []
     for i, record in enumerate(images.counted(_records(source, config.name), num, config.name)):
         try:
             image = images.decode(record[image_key], channels, config.image_size)
@@ -144,7 +154,10 @@ def _decode(
         x[i] = image
         if label_key:
             label[i] = record[label_key]
-    return Split(images.pad(x, config.pad_to), label if label_key else None)
+        if text_key:
+            text.append(record[text_key].decode("utf-8", "replace"))
+    arrays = {"text": np.array(text)} if text_key else {}
+    return Split(images.pad(x, config.pad_to), label if label_key else None, arrays)
 
 
 def _records(source, name: str) -> Iterator[Any]:

@@ -84,8 +84,8 @@ def read_samples(path: str | Path, dataset: Dataset | None = None, array: str = 
     config = DataConfig(path=str(path), channels=channels, array=array)
     try:
         if Path(path).is_dir():
-            x, files = folder.read(config)
-            label, _ = folder.classes(files)
+            found = folder.read(config)
+            x, label = found.x, found.label
         else:
             x, label = npz.read(config)
     except (ValueError, FileNotFoundError) as error:

@@ -172,5 +172,5 @@ def profiles(
     run: Run, split: Split, num_examples: int = 512, seed: int = 0
 ) -> dict[str, dict[str, list[float]]]:
     """The method's profiles on the first examples of a split: name -> {column: numbers}."""
-    batch = measuring.examples(split, np.arange(min(num_examples, len(split))))
+    batch = split.batch(np.arange(min(num_examples, len(split))))
     return {name: profile(run.state, batch, seed) for name, profile in run.method.profiles.items()}

@@ -57,7 +57,7 @@ def over_split(
         for i in progress.counted(range(0, num, size), "evaluating", "batches"):
             # The last batch is filled up, so that all have one shape, and cut afterwards.
             indices = np.minimum(np.arange(i, i + size), num - 1)
-            batch = {**examples(split, indices), "number": indices}
+            batch = {**split.batch(indices), "number": indices}
             batch = distributed.place_batch(batch, mesh)
             # One ends before the next begins, since the CPUs of several hosts keep no order.
             repeated = [jax.device_get(compiled(state, key, batch)) for key in keys]
@@ -72,12 +72,6 @@ def over_split(
         return jax.tree.map(lambda array: array.astype(np.float64), whole)
 
     return run
-
-
-def examples(split: Split, indices: np.ndarray) -> Batch:
-    """Examples of a split as a batch: "x" and "label"."""
-    label = None if split.label is None else split.label[indices]
-    return {"x": split.array(indices), "label": label}
 
 
 def make_gradient_variance(
@@ -120,7 +114,7 @@ def make_gradient_variance(
         batches = range(num_batches)
         for i in progress.counted(batches, "measuring the variance of the gradient", "batches"):
             rows = rng.choice(len(split), batch_size, replace=batch_size > len(split))
-            batch = distributed.place_batch(examples(split, rows), mesh)
+            batch = distributed.place_batch(split.batch(rows), mesh)
             key = jax.random.fold_in(jax.random.key(seed), i)
             # One ends before the next begins, since the CPUs of several hosts keep no order.
             sums = jax.block_until_ready(add(state, sums, batch, key))

@@ -24,7 +24,6 @@ from diffax.methods.base import State
 from diffax.runtime import the_same
 from diffax.training import progress, writers
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
-from diffax.training.measuring import examples
 from diffax.training.metric_buffer import MetricBuffer, Trust
 from diffax.training.progress import Pace
 from diffax.training.workdir import CHECKPOINTS, PLUGINS, as_remembered, check_same_run
@@ -209,7 +208,7 @@ def make_drawing(
     classes come in turn where there are classes. The noise is the same every time.
     """
     num, split = config.sampling.num_samples, dataset.eval
-    batch = examples(split, np.arange(num) % len(split))
+    batch = split.batch(np.arange(num) % len(split))
     batch["label"] = np.arange(num) % max(dataset.num_classes, 1)
 
     keys = jax.random.split(jax.random.key(config.seed), num)
