@@ -49,19 +49,32 @@ def test_null_of_each():
     assert nulls["text"].shape == (4000, 3, 2) and not np.any(nulls["text"])
 
 
+def test_a_condition_may_be_a_pytree():
+    """Each leaf has its null; one null may stand for a subtree; rows are dropped whole."""
+    value = {"image": jnp.ones((4, 3, 3, 2)), "strengths": (jnp.ones(4), 2 * jnp.ones((4, 2)))}
+    conditions = {"control": Condition(null={"image": 0.0, "strengths": -1.0}, dropout=0.5)}
+    nulls = conditioning.null_of(conditions, {"control": value})["control"]
+    assert jax.tree.structure(nulls) == jax.tree.structure(value)
+    for null, own, expected in zip(*map(jax.tree.leaves, (nulls, value)), (0, -1, -1)):
+        assert null.shape == own.shape and np.all(null == expected)
+    mask = {"control": jnp.array([True, False, False, True])}
+    found = conditioning.drop(conditions, {"control": value}, mask)["control"]
+    for own, null, kept in zip(*map(jax.tree.leaves, (found, nulls, value))):
+        np.testing.assert_array_equal(own[::3], null[::3])
+        np.testing.assert_array_equal(own[1:3], kept[1:3])
+
+
 class TwoConditions(nn.Module):
     """x scaled by what the text and the label say."""
 
-    takes_cond = True
     conditioning = "log_snr"
 
     @nn.compact
-    def __call__(self, x, noise_level, cond=None, train=False):
+    def __call__(self, x, noise_level, label=None, train=False, text=None):
         w = self.param("w", nn.initializers.constant(0.5), ())
-        if not cond:
+        if label is None:
             return w * x
-        text = jnp.sum(cond["text"], (1, 2)) if "text" in cond else 0.0
-        return w * x * (1 + cond["label"] + 10 * text)[:, None]
+        return w * x * (1 + label + 10 * jnp.sum(text, (1, 2)))[:, None]
 
 
 def test_two_conditions_go_through_training_guidance_and_samples():
@@ -98,14 +111,29 @@ def test_two_conditions_go_through_training_guidance_and_samples():
     )
 
 
-def test_a_network_that_takes_a_label_gets_the_label_alone():
-    class ByLabel(nn.Module):
+def test_a_network_gets_its_label_in_place_and_the_others_by_name():
+    class Takes(nn.Module):
         @nn.compact
-        def __call__(self, x, noise_level, label=None, train=False):
-            return x if label is None else x * label[:, None]
+        def __call__(self, x, noise_level, label=None, train=False, text=None):
+            return (x if label is None else x * label[:, None]) + (0 if text is None else text)
 
     x, level = jnp.ones((3, 2)), jnp.zeros(3)
-    cond = {"label": jnp.array([1.0, 2.0, 3.0]), "text": jnp.zeros((3, 1))}
-    found = conditioning.apply(ByLabel(), {}, x, level, cond)
-    np.testing.assert_array_equal(found[:, 0], [1, 2, 3])
-    np.testing.assert_array_equal(conditioning.apply(ByLabel(), {}, x, level, {}), x)
+    cond = {"label": jnp.array([1.0, 2.0, 3.0]), "text": 10 * jnp.ones((3, 1))}
+    found = conditioning.apply(Takes(), {}, x, level, cond)
+    np.testing.assert_array_equal(found[:, 0], [11, 12, 13])
+    np.testing.assert_array_equal(conditioning.apply(Takes(), {}, x, level, {}), x)
+    conditioning.check_takes(Takes(), ("label", "text"))
+    with pytest.raises(ValueError, match="condition.control is set, and Takes takes no control"):
+        conditioning.check_takes(Takes(), ("text", "control"))
+
+
+@pytest.mark.parametrize("name", ["gan", "denoising_gan"])
+def test_methods_with_a_discriminator_refuse_what_it_does_not_see(name):
+    config = small_config(method__name=name, model__name="unet", sampling__num_steps=4)
+    if name == "gan":
+        config.update_from_flattened_dict({"model.name": "generator", "sampling.num_steps": 1})
+    taken = methods.arguments_of(name)
+    parts = {part: make(config, MIXTURE) for part, make in PARTS.items() if part in taken}
+    parts["conditions"] = {"text": CONDITIONS["text"]}
+    with pytest.raises(ValueError, match="its discriminator sees no text: leave condition.text"):
+        methods.get(name, **parts)

@@ -36,7 +36,8 @@ def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
 _SET_BY_OTHERS = ("num_classes", "learned_variance", "data_channels", "data_shape")
 
 _SECTIONS = (
-    *("seed", "data", "codec", "method", "model", "schedule", "schedule_learning", "objective"),
+    *("seed", "data", "codec", "method", "model", "condition", "schedule", "schedule_learning"),
+    "objective",
     *("optimizer", "discriminator", "ema", "training", "sampling", "evaluation", "parallel"),
     "plugins",
 )

@@ -14,6 +14,7 @@ from diffax.data import DatasetInfo
 from diffax.methods.diffusion import Objective, ScheduleLearning
 from diffax.methods.diffusion_measures import Settings
 from diffax.methods.teacher import Teacher
+from diffax.models import conditioning
 from diffax.models.conditioning import Condition
 
 
@@ -27,7 +28,8 @@ def build_method(
     loaded, as it must be for `Method.init`.
 
     Raises:
-      ValueError: an option that the method doesn't take, or parts that can't be built.
+      ValueError: an option that the method doesn't take, parts that can't be built, or a network
+        that doesn't take a condition.
     """
     name = config.method.name
     taken = methods.arguments_of(name)
@@ -38,6 +40,8 @@ def build_method(
             own = ", ".join(argument for argument in taken if argument not in PARTS)
             raise ValueError(f"method {name!r} has no option {key!r}; it has {own or 'none'}")
     parts = {part: PARTS[part](config, data) for part in taken if part in PARTS}
+    if {"network", "conditions"} <= parts.keys():
+        conditioning.check_takes(parts["network"], parts["conditions"])
     if teacher is not None:
         parts["teacher"] = teacher
     return methods.get(name, **parts, **options)
@@ -75,6 +79,7 @@ _READ_BY = {
     "objective.": ("objective",),
     "training.grad_accumulation": ("grad_accumulation",),
     "model.": ("network",),
+    "condition.": ("conditions",),
     "discriminator.": ("discriminator",),
 }
 

@@ -290,7 +290,6 @@ class Game(NamedTuple):
         )
         return state, metrics
 
-
     def method(self, sample: Callable[..., jax.Array], shape: tuple[int, ...]) -> Method:
         """The method of this game for examples of a shape, whose samples are those of `sample`."""
 
@@ -412,6 +411,16 @@ def refuse_learned_schedule(method: str, schedule: Callable[[jax.Array], AnySche
         raise ValueError(
             f"method {method!r} learns no schedule: set schedule.name to one without parameters"
         )
+
+
+def refuse_conditions(method: str, conditions: Mapping[str, Condition]) -> None:
+    """Raises ValueError for conditions other than the label, which discriminators don't see."""
+    for name in conditions:
+        if name != "label":
+            raise ValueError(
+                f"method {method!r} is conditioned on the class label alone, since its discriminator"
+                f" sees no {name}: leave condition.{name} empty"
+            )
 
 
 def check_options(loss: str, latent_size: int, **weights: float) -> None:

@@ -111,6 +111,7 @@ def denoising_gan(
     adversarial.check_options(adversarial_loss, latent_size, **weights)
     adversarial.refuse_options(name, sampling, num_steps=denoising_steps)
     adversarial.refuse_learned_schedule(name, schedule)
+    adversarial.refuse_conditions(name, conditions)
 
     def levels() -> tuple[jax.Array, jax.Array]:
         """The log-SNRs before and after each step, (T,), the noisiest first."""
@@ -126,9 +127,9 @@ def denoising_gan(
 
     def init(key: jax.Array, x: jax.Array, cond: Cond) -> tuple[Any, Any]:
         keys, level = jax.random.split(key), jnp.zeros(1)
-        told = cond if getattr(network, "takes_cond", False) else cond.get("label")
-        params = network.init(keys[0], x, level, told, latent=jnp.zeros((1, latent_size)))["params"]
-        return params, discriminator.init(keys[1], x, level, cond.get("label"), x)["params"]
+        label, latent = cond.get("label"), jnp.zeros((1, latent_size))
+        params = network.init(keys[0], x, level, label, latent=latent)["params"]
+        return params, discriminator.init(keys[1], x, level, label, x)["params"]
 
     def draw(key: jax.Array, num: int, state: AdversarialState) -> dict[str, jax.Array]:
         del state

@@ -117,6 +117,7 @@ def gan(
     weights = dict(r1_weight=r1_weight, r2_weight=r2_weight)
     adversarial.check_options(adversarial_loss, latent_size, **weights)
     adversarial.refuse_options("gan", sampling, num_steps=1)
+    adversarial.refuse_conditions("gan", conditions)
     if not -1 <= noise_target <= 1:
         raise ValueError(f"method.noise_target is {noise_target}; it must be between -1 and 1")
     if noise_examples < 1:
