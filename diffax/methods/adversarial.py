@@ -418,8 +418,8 @@ def refuse_conditions(method: str, conditions: Mapping[str, Condition]) -> None:
     for name in conditions:
         if name != "label":
             raise ValueError(
-                f"method {method!r} is conditioned on the class label alone, since its discriminator"
-                f" sees no {name}: leave condition.{name} empty"
+                f"method {method!r} is conditioned on the class label alone, since its"
+                f" discriminator sees no {name}: leave condition.{name} empty"
             )
 
 
