@@ -47,7 +47,7 @@ class Generator:
     A sample depends on the run, the seed, its own number and the options, not on how many are drawn
     with it, how they are cut into batches, nor on how many devices draw them (to rounding).
     The latest 16 compiled functions are kept: a call with options that one of them was made for
-    compiles nothing. Seed, labels and guidance scale are free.
+    compiles nothing. Seed, labels and the options of guidance are free.
 
     Every method takes `options`, keys of `config.sampling` such as sampler, num_steps, grid,
     schedule, eta, clip_x0 and guidance_scale; the rest is as in the run's config. `seed` is from 0
@@ -194,7 +194,6 @@ class Generator:
         traced = _traced(config)
         found = self._found_grid(name, config)
         draw = self._drawer(config, name, settings, traced, found)
-        scale = config.sampling.guidance_scale
         labels = self.labels(num, label)
         conditional = config.model.class_conditional
         size = min(self._batch_size, -(-num // self._mesh.size) * self._mesh.size)
@@ -208,7 +207,7 @@ class Generator:
                 cond = {"label": labels[rows]} if conditional else {}
                 batch = {"number": numbers, "cond": cond, "given": given_rows}
                 placed = distributed.place_batch(batch, self._mesh)
-                parts.append(draw(self._state, key, placed, scale, traced))
+                parts.append(draw(self._state, key, placed, traced))
             parts = jax.device_get(parts)
         drawn = jax.tree.map(lambda *arrays: np.concatenate(arrays)[:num], *parts)
         wrong = sum(num_not_finite(array) for array in jax.tree.leaves(drawn)[:1])
@@ -264,12 +263,10 @@ class Generator:
         traced: dict[str, Any],
         found: dict[str, Any],
     ) -> Callable:
-        """The compiled function of these options; the scale and what is traced are arguments.
+        """The compiled function of these options, which takes the values of those in `traced`.
         `found` is what a grid that was found for the run adds to the config's options."""
-        guided = config.sampling.guidance_scale != 1
         known = config_lib.from_json(config_lib.to_json(config))
-        known.sampling.guidance_scale = 2.0 if guided else 1.0
-        known.sampling.update(dict.fromkeys(traced, 1.0))
+        known.sampling.update({option: keys()[f"sampling.{option}"].default for option in traced})
         fixed = jax.tree.map(np.ndarray.tolist, jax.device_get(found.get("grid")))
         fixed = [fixed, found.get("coefficients")]
         key = json.dumps([name, settings, config_lib.to_json(known), fixed])
@@ -286,7 +283,7 @@ class Generator:
             if found:
                 sample = functools.partial(sample, **found)
             self._compiled[key] = distributed.jit_over_numbers(
-                _drawing(sample, guided, edits=name != "sample"),
+                _drawing(sample, edits=name != "sample"),
                 out_shardings=distributed.split(self._mesh),
             )
             if len(self._compiled) > KEPT_PROGRAMS:
@@ -295,23 +292,26 @@ class Generator:
 
 
 @functools.lru_cache(maxsize=8)
-def _drawing(sample: Callable, guided: bool, edits: bool) -> Callable:
+def _drawing(sample: Callable, edits: bool) -> Callable:
     """What a `Generator` compiles: samples, or edits, of the rows of a batch."""
 
-    def draw(state: Any, key: jax.Array, batch: Any, scale: float, traced: Any) -> Any:
+    def draw(state: Any, key: jax.Array, batch: Any, traced: Any) -> Any:
         keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, batch["number"])
-        options = traced | ({"guidance_scale": scale} if guided else {})
         given = {"given": batch["given"]} if edits else {}
-        return sample(state, keys, batch["cond"], **options, **given)
+        return sample(state, keys, batch["cond"], **traced, **given)
 
     return draw
 
 
-def _traced(config: Any) -> dict[str, np.float32]:
-    """The options of `samplers.sample` that may be traced, but those that are off."""
+def _traced(config: Any) -> dict[str, Any]:
+    """The options of samples whose values a compiled function takes, but those that are off."""
     sampling = config.sampling
-    names = ("clip_x0", "dynamic_threshold", *samplers.TRACED.get(sampling.sampler, ()))
-    return {name: np.float32(sampling[name]) for name in names if sampling[name]}
+    names = ["clip_x0", "dynamic_threshold", *samplers.TRACED.get(sampling.sampler, ())]
+    if sampling.guidance_scale != 1:
+        names += ["guidance_scale", "guidance_interval", "guidance_rescale"]
+    # 0 and None are off. A scale of 0 isn't: it is the unconditional model.
+    on = [name for name in names if sampling[name] or name == "guidance_scale"]
+    return {name: jax.tree.map(np.float32, sampling[name]) for name in on}
 
 
 def in_turn(num: int, num_classes: int) -> np.ndarray:

@@ -66,31 +66,51 @@ def test_what_was_compiled_is_used_again(run, monkeypatch):
         generate(4, seed=seed, guidance_scale=3.5)
         generate(4, seed=seed, num_steps=6)
         generate(4, seed=seed, num_steps=np.int32(6), label=1)
-    assert len(made) == 3  # unguided, guided, six steps
-    compiled = [function.compiled._cache_size() for function in generate._compiled.values()]
-    assert compiled == [1, 1, 1]
+    assert len(made) == 2  # of ten steps, guided or not, and of six
+    assert programs(generate) == [2, 1]
 
 
 def test_one_program_takes_any_value_of_a_number(run):
     """And gives what `samplers` gives for that value."""
     generate = diffax.Generator(run, num_devices=1)
+    guided = [{"guidance_rescale": share} for share in (0.3, 0.9)]
+    guided += [{"guidance_interval": span} for span in ((-2.0, 2.0), (-5.0, 0.0))]
+    guided += [both | one for both, one in zip(guided[:2], guided[2:])]
+    guided = [{"guidance_scale": 3.0, "clip_x0": 1.0} | options for options in guided]
+    outs = [generate(4, **options) for options in guided]
+    assert programs(generate) == [3]
+    for i, (out, options) in enumerate(zip(outs, guided)):
+        assert all(not np.allclose(out, other, rtol=1e-3) for other in outs[:i])
+        config = run.config.copy_and_resolve_references()
+        config.sampling.update(options)
+        np.testing.assert_allclose(out, direct(config, run), rtol=1e-5, atol=1e-6)
+
     x = np.linspace(-1, 1, 8, dtype=np.float32).reshape(4, 2)
     drawn = [generate(4, eta=eta, clip_x0=clip) for eta, clip in ((0.5, 1.0), (1.0, 0.7))]
     drawn += [generate(4, clip_x0=1.0, dynamic_threshold=share) for share in (0.5, 0.9)]
-    assert [function.compiled._cache_size() for function in generate._compiled.values()] == [1, 1]
+    assert programs(generate) == [3 + 2]
     for one in drawn:
         assert all(not np.allclose(one, other, rtol=1e-3) for other in drawn if other is not one)
     options = dict(label=1, eta=0.5, num_steps=10)
     edited = [generate.sdedit(x, share, **options) for share in (0.5, 0.52, 0.48, 0.8)]
-    assert len(generate._compiled) == 4  # of five levels and of eight
+    assert len(generate._compiled) == 3  # sdedit's are of five levels and of eight
     np.testing.assert_array_equal(edited[0], edited[1])
     np.testing.assert_array_equal(edited[0], edited[2])
     config = run.config.copy_and_resolve_references()
     config.sampling.update(eta=0.5, clip_x0=1.0)
+    np.testing.assert_allclose(drawn[0], direct(config, run), rtol=1e-5, atol=1e-6)
+
+
+def programs(generate):
+    """How many programs each of a generator's functions has been compiled to."""
+    return [function.compiled._cache_size() for function in generate._compiled.values()]
+
+
+def direct(config, run):
+    """Four samples by the method itself, its options those of the config."""
     method = config_lib.build_method(config, run.dataset)
     keys = jax.vmap(jax.random.fold_in, (None, 0))(jax.random.key(0), np.arange(4))
-    expected = jax.jit(method.sample)(run.state, keys, {"label": np.arange(4) % 4})
-    np.testing.assert_allclose(drawn[0], expected, rtol=1e-5, atol=1e-6)
+    return jax.jit(method.sample)(run.state, keys, {"label": np.arange(4) % 4})
 
 
 def test_few_compiled_functions_are_kept(run, monkeypatch):

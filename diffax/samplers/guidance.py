@@ -37,7 +37,8 @@ def classifier_free(
       label: (batch,), the class of each sample, or a pytree of conditions, each (batch, ...).
       null: the null class, () or (batch,), or a pytree like `label` that broadcasts to it.
       scale: a number, or a function of log-SNR.
-      interval: (low, high) in log-SNR; outside it the scale is 1 (Kynkäänniemi 2024).
+      interval: (low, high) in log-SNR; outside it the scale is 1 (Kynkäänniemi 2024). It may be
+        traced, as `scale` and `rescale` may; then its order isn't checked.
       rescale: share, 0 to 1, by which each example's deviation is brought back to that of cond (Lin
         2023, eqs. 15-16), against over-exposure at large scales. One without any
         deviation stays as it is.
@@ -47,10 +48,11 @@ def classifier_free(
     """
     for leaf in jax.tree.leaves(label):
         arguments.check_labels(leaf)
-    if interval is not None and not interval[0] < interval[1]:
+    ends = arguments.concrete(interval)
+    if interval is not None and ends is not None and not ends[0] < ends[1]:
         raise ValueError(f"interval={interval}: must be (low, high) in log-SNR, low < high")
-    if not 0 <= rescale <= 1:
-        raise ValueError(f"rescale={rescale}: must be between 0 and 1")
+    rescaled = arguments.concrete(rescale)
+    arguments.check_within("rescale", rescale, 1, "must be between 0 and 1")
 
     def guided(x: jax.Array, log_snr: jax.Array) -> jax.Array:
         labels = jax.tree.map(
@@ -67,7 +69,7 @@ def classifier_free(
             inside = (log_snr >= interval[0]) & (log_snr <= interval[1])
             extra = jnp.where(inside, extra, 0.0)
         out = cond + expand_to(extra, cond) * (cond - uncond)
-        if rescale > 0:
+        if rescaled is None or rescaled > 0:
             out = out * (1 - rescale + rescale * _ratio_of_deviations(cond, out))
         return jnp.concatenate([out, variance], axis=-1)
 
