@@ -2,6 +2,8 @@
 
 import math
 import numbers
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -44,6 +46,8 @@ class DiT(nn.Module):
         output are float32.
       remat: recompute each block in the backward pass, which saves memory for time.
       learned_variance: give 2 C channels, the second half of which is for the reverse variance.
+      control_shape: (..., C'), of one example's control, which is then cut into patches beside x
+        (see `layers.beside`); () for none.
 
     Raises:
       ValueError: a field or an argument is not allowed; the sentence names it.
@@ -59,6 +63,7 @@ class DiT(nn.Module):
     dtype: str = "float32"
     remat: bool = False
     learned_variance: bool = False
+    control_shape: Sequence[int] = ()
 
     def __post_init__(self):
         layers.check_shared_fields(self, "width")
@@ -69,6 +74,7 @@ class DiT(nn.Module):
         fits = isinstance(ratio, numbers.Real) and 0 < ratio < math.inf
         check(fits and ratio * self.width >= 1, "mlp_ratio", ratio, "a positive number")
         layers.num_heads(self.width, self.head_width)
+        self.control_shape = tuple(self.control_shape)
         super().__post_init__()
 
     def least_parameters(self) -> int:
@@ -98,6 +104,7 @@ class DiT(nn.Module):
         label: jax.Array | None = None,
         train: bool = False,
         latent: jax.Array | None = None,
+        control: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array:
         """The network's prediction for the noised data x.
 
@@ -108,32 +115,32 @@ class DiT(nn.Module):
           train: without effect; every network is called alike.
           latent: (B, Z), noise that the prediction also depends on, if it is there at init; None
             otherwise.
+          control: {"image": (B, *control_shape), "strength": (B, n)}, or None for no control; a
+            network without `control_shape` takes none.
 
         Returns:
           float32 of x's shape, or (B, ..., 2 C) if `learned_variance`.
         """
         self.check_sizes(x.shape)
         layers.check_conditions(x, noise_level, label, self.num_classes)
+        layers.check_control(x, control, self.control_shape)
         entries = math.prod(x.shape[1:-1]) * self.width // self.patch_size ** (x.ndim - 2)
         network = layers.in_chunks(DiT._network, entries)
-        return network(self, x, noise_level, label, latent, train=train)
+        given = {"label": label, "latent": latent, "control": control}
+        return network(self, x, noise_level, given, train=train)
 
     @nn.compact
     def _network(
-        self,
-        x: jax.Array,
-        noise_level: jax.Array,
-        label: jax.Array | None,
-        latent: jax.Array | None,
-        train: bool,
+        self, x: jax.Array, noise_level: jax.Array, given: Mapping[str, Any], train: bool
     ) -> jax.Array:
-        """`__call__` for examples that go through together."""
+        """`__call__` for examples that go through together; `given`: its conditions by name."""
         dtype, zeros = layers.DTYPES[self.dtype], nn.initializers.zeros
         condition = (self.conditioning, self.num_classes, dtype)
         embed = Conditioning(self.width, self.width, *condition, name="noise_embedding")
-        emb = nn.silu(embed(noise_level, label, latent))
+        emb = nn.silu(embed(noise_level, given["label"], given["latent"]))
 
-        tokens = to_patches(x, self.patch_size)
+        seen = layers.beside(x, given["control"], self.control_shape)
+        tokens = to_patches(seen, self.patch_size)
         grid = tuple(size // self.patch_size for size in x.shape[1:-1])
         h = nn.Dense(self.width, dtype=dtype, name="first")(tokens)
         h = h + places(grid, self.width).astype(dtype)

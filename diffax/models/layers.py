@@ -1,7 +1,7 @@
 """Building blocks of the networks, for any number of spatial axes: x is (B, ..., C) throughout."""
 
 import numbers
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import NamedTuple
 
 import flax.linen as nn
@@ -68,6 +68,40 @@ def check_conditions(
         raise ValueError("a label was given, but num_classes is 0: this network knows no classes")
     if label is not None:
         arguments.check_labels(label, num_classes)
+
+
+def check_control(
+    x: jax.Array, control: Mapping[str, jax.Array] | None, shape: tuple[int, ...]
+) -> None:
+    """Refuses a control that is not of the shape that a network was made for, or for nothing."""
+    if control is None:
+        return
+    if not shape:
+        raise ValueError("a control was given, and this network was made without one")
+    found, expected = jnp.shape(control["image"]), (len(x), *shape)
+    check(found == expected, "the control's shape", found, f"{expected}, as the network was made")
+
+
+def beside(
+    x: jax.Array, control: Mapping[str, jax.Array] | None, shape: tuple[int, ...]
+) -> jax.Array:
+    """[x, strength image, strength] along the channels; x itself without a control's shape.
+
+    The last channel tells a control of zeros from none (None is a strength of 0). An image that is
+    larger than x by whole factors is folded to its size: each block of it becomes channels.
+
+    Raises:
+      ValueError: an image of another size.
+    """
+    if not shape:
+        return x
+    if control is None:
+        zeros = {"image": jnp.zeros((len(x), *shape), x.dtype)}
+        control = zeros | {"strength": jnp.zeros((len(x), 1), x.dtype)}
+    strength = operations.expand_rows(control["strength"][:, :1], x.ndim)
+    image = operations.folded(control["image"], x.shape[1:-1])
+    flag = jnp.broadcast_to(strength, (*x.shape[:-1], 1))
+    return jnp.concatenate([x, strength * image, flag], axis=-1)
 
 
 def check_channel_mults(module: nn.Module) -> None:

@@ -75,6 +75,25 @@ def upsample(x: jax.Array) -> jax.Array:
     return x
 
 
+def folded(x: jax.Array, size: tuple[int, ...]) -> jax.Array:
+    """(B, ..., C) with spatial axes of another `size`, which divides them: each block of entries
+    that becomes one has its entries in its channels, in row-major order.
+
+    Raises:
+      ValueError: an axis is no multiple of its size.
+    """
+    axes = len(size)
+    if x.ndim != axes + 2 or any(own % new or own == 0 for own, new in zip(x.shape[1:-1], size)):
+        raise ValueError(
+            f"spatial axes of {x.shape[1:-1]} can't be folded to {tuple(size)}: each must be a"
+            " multiple of its own"
+        )
+    cut = [part for own, new in zip(x.shape[1:-1], size) for part in (new, own // new)]
+    x = x.reshape(len(x), *cut, x.shape[-1])
+    outer, inner = range(1, 2 * axes, 2), range(2, 2 * axes + 1, 2)
+    return x.transpose(0, *outer, *inner, 2 * axes + 1).reshape(len(x), *size, -1)
+
+
 def upsampled_conv(x: jax.Array, kernel: jax.Array) -> jax.Array:
     """A padded convolution of `upsample`d x with a kernel of 3."""
     return convolve(upsample(x), kernel)

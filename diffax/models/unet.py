@@ -2,7 +2,8 @@
 
 import math
 import numbers
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 import flax.linen as nn
 import jax
@@ -46,6 +47,8 @@ class UNet(nn.Module):
       max_period: the ratio of the noise embedding's fastest and slowest wave, about.
       padding: of the strided convolutions: "end" pads by 1 behind (as Ho 2020), "both" on both
         sides.
+      control_shape: (..., C'), of one example's control, which then stands beside x at the first
+        convolution (see `layers.beside`); () for none.
 
     Raises:
       ValueError: a field or an argument is not allowed; the sentence names it.
@@ -68,6 +71,7 @@ class UNet(nn.Module):
     norm_epsilon: float = operations.NORM_EPSILON
     max_period: float = 10_000.0
     padding: str = "end"
+    control_shape: Sequence[int] = ()
 
     def __post_init__(self):
         layers.check_shared_fields(self, "channels")
@@ -99,6 +103,7 @@ class UNet(nn.Module):
         fits = isinstance(rate, numbers.Real) and 0 <= rate < 1
         check(fits, "dropout", rate, "a number in [0, 1)")
         layers.check_name("embedding", self.embedding, layers.EMBEDDINGS)
+        self.control_shape = tuple(self.control_shape)
         super().__post_init__()
 
     def least_parameters(self) -> int:
@@ -130,6 +135,7 @@ class UNet(nn.Module):
         label: jax.Array | None = None,
         train: bool = False,
         latent: jax.Array | None = None,
+        control: Mapping[str, jax.Array] | None = None,
     ) -> jax.Array:
         """The network's prediction for the noised data x.
 
@@ -140,77 +146,108 @@ class UNet(nn.Module):
           train: whether dropout acts, which needs an rng named "dropout".
           latent: (B, Z), noise that the prediction also depends on, if it is there at init; None
             otherwise.
+          control: {"image": (B, *control_shape), "strength": (B, n)}, or None for no control; a
+            network without `control_shape` takes none.
 
         Returns:
           float32 of x's shape, or (B, ..., 2 C) if `learned_variance`.
         """
         self.check_sizes(x.shape)
         layers.check_conditions(x, noise_level, label, self.num_classes)
+        layers.check_control(x, control, self.control_shape)
         entries = math.prod(x.shape[1:-1]) * self.channels
-        network = layers.in_chunks(UNet._network, entries)
-        return network(self, x, noise_level, label, latent, train=train)
+        network = layers.in_chunks(type(self)._network, entries)
+        given = {"label": label, "latent": latent, "control": control}
+        return network(self, x, noise_level, given, train=train)
 
     @nn.compact
     def _network(
         self,
         x: jax.Array,
         noise_level: jax.Array,
-        label: jax.Array | None,
-        latent: jax.Array | None,
+        given: Mapping[str, Any],
         train: bool,
+        joints: Sequence[jax.Array] = (),
     ) -> jax.Array:
-        """`__call__` for examples that go through together."""
-        dtype, spatial = layers.DTYPES[self.dtype], x.ndim - 2
-        norm = layers.Norm(self.num_groups, self.norm_epsilon)
-        padding = _PADDINGS[self.padding]
+        """`__call__` for examples that go through together.
 
-        emb = Conditioning(
-            self.channels,
-            4 * self.channels,
-            self.conditioning,
-            self.num_classes,
-            dtype,
-            self.max_period,
-            name="noise_embedding",
-        )(noise_level, label, latent)
+        Args:
+          given: the conditions by name.
+          joints: what is added to each skip connection, in their order, and to the middle; () for
+            nothing.
+        """
+        emb = self._embedded(noise_level, given)
+        seen = layers.beside(x, given["control"], self.control_shape)
+        h, skips = self._down(seen, emb, train)
+        if joints:
+            *skips, h = (own + joint for own, joint in zip([*skips, h], joints, strict=True))
+        return self._up(h, skips, emb, x.shape[-1], train)
 
-        def block(h: jax.Array, level: int, attend: bool, name: str) -> jax.Array:
-            ResBlock, Attention = layers.ResBlock, layers.Attention
-            if self.remat and level in (self.remat_levels or range(len(widths))):
-                ResBlock, Attention = nn.remat(ResBlock, static_argnums=3), nn.remat(Attention)
-            fields = (widths[level], self.dropout, self.embedding, dtype, norm)
-            h = ResBlock(*fields, name=name)(h, emb, train)
-            if not attend:
-                return h
-            return Attention(self.head_width, dtype, norm, name=f"{name}_attention")(h)
+    # --- its parts, in the order of the data; called within `_network` ---
 
-        def attends(h: jax.Array) -> bool:
-            return max(h.shape[1:-1]) in self.attention_resolutions
+    def _embedded(self, noise_level: jax.Array, given: Mapping[str, Any]) -> jax.Array:
+        """The embedding of noise level, label and latent, (B, 4 channels)."""
+        fields = (self.conditioning, self.num_classes, layers.DTYPES[self.dtype], self.max_period)
+        embed = Conditioning(self.channels, 4 * self.channels, *fields, name="noise_embedding")
+        return embed(noise_level, given["label"], given["latent"])
 
-        widths = [self.channels * mult for mult in self.channel_mults]
+    def _norm(self) -> layers.Norm:
+        return layers.Norm(self.num_groups, self.norm_epsilon)
+
+    def _widths(self) -> list[int]:
+        return [self.channels * mult for mult in self.channel_mults]
+
+    def _attends(self, h: jax.Array) -> bool:
+        return max(h.shape[1:-1]) in self.attention_resolutions
+
+    def _block(
+        self, h: jax.Array, emb: jax.Array, train: bool, level: int, attend: bool, name: str
+    ) -> jax.Array:
+        """A residual block of a level, and attention after it."""
+        dtype, norm, widths = layers.DTYPES[self.dtype], self._norm(), self._widths()
+        ResBlock, Attention = layers.ResBlock, layers.Attention
+        if self.remat and level in (self.remat_levels or range(len(widths))):
+            ResBlock, Attention = nn.remat(ResBlock, static_argnums=3), nn.remat(Attention)
+        fields = (widths[level], self.dropout, self.embedding, dtype, norm)
+        h = ResBlock(*fields, name=name)(h, emb, train)
+        if not attend:
+            return h
+        return Attention(self.head_width, dtype, norm, name=f"{name}_attention")(h)
+
+    def _down(
+        self, x: jax.Array, emb: jax.Array, train: bool, hint: jax.Array | None = None
+    ) -> tuple[jax.Array, list[jax.Array]]:
+        """The first convolution, to which a hint is added, the way down and the middle: what comes
+        out of the middle, and the skip connections in their order."""
+        dtype, spatial, widths = layers.DTYPES[self.dtype], x.ndim - 2, self._widths()
         h = layers.conv(self.channels, spatial, dtype, "first")(x.astype(dtype))
+        h = h if hint is None else h + hint
         skips = [h]
         for level in range(len(widths)):
             if level > 0:
-                name, width = f"down_{level}", widths[level - 1]
-                h = layers.conv(width, spatial, dtype, name, strides=2, padding=padding)(h)
+                name, padding = f"down_{level}", _PADDINGS[self.padding]
+                down = dict(strides=2, padding=padding)
+                h = layers.conv(widths[level - 1], spatial, dtype, name, **down)(h)
                 skips.append(h)
             for i in range(self.num_blocks):
-                h = block(h, level, attends(h), f"down_{level}_block_{i}")
+                h = self._block(h, emb, train, level, self._attends(h), f"down_{level}_block_{i}")
                 skips.append(h)
+        last = len(widths) - 1
+        h = self._block(h, emb, train, last, True, "middle_block_0")
+        return self._block(h, emb, train, last, False, "middle_block_1"), skips
 
-        last_level = len(widths) - 1
-        h = block(h, last_level, True, "middle_block_0")
-        h = block(h, last_level, False, "middle_block_1")
-
-        for level, width in reversed(list(enumerate(widths))):
+    def _up(
+        self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, channels: int, train: bool
+    ) -> jax.Array:
+        """The way up, and the last convolution: data of so many channels."""
+        dtype, spatial, skips = layers.DTYPES[self.dtype], h.ndim - 2, list(skips)
+        for level, width in reversed(list(enumerate(self._widths()))):
             for i in range(self.num_blocks + 1):
                 h = jnp.concatenate([h, skips.pop()], axis=-1)
-                h = block(h, level, attends(h), f"up_{level}_block_{i}")
+                h = self._block(h, emb, train, level, self._attends(h), f"up_{level}_block_{i}")
             if level > 0:
                 h = layers.upsampling_conv(width, spatial, dtype, f"up_{level}")(h)
-
-        h = layers.silu(layers.GroupNorm(norm, name="last_norm")(h))
-        features = x.shape[-1] * (2 if self.learned_variance else 1)
+        h = layers.silu(layers.GroupNorm(self._norm(), name="last_norm")(h))
+        features = channels * (2 if self.learned_variance else 1)
         last = layers.conv(features, spatial, dtype, "last", kernel_init=nn.initializers.zeros)
         return last(h).astype(jnp.float32)
