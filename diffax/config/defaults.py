@@ -33,7 +33,9 @@ def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
 
 
 # Fields of a network that are set by other keys, or by the data.
-_SET_BY_OTHERS = ("num_classes", "learned_variance", "data_channels", "data_shape")
+_SET_BY_OTHERS = (
+    *("num_classes", "learned_variance", "data_channels", "data_shape", "control_shape"),
+)
 
 _SECTIONS = (
     *("seed", "data", "codec", "method", "model", "condition", "schedule", "schedule_learning"),

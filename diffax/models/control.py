@@ -1,4 +1,4 @@
-"""A ControlNet: a trained copy of a U-Net's encoder beside the U-Net itself, which stays as it was."""
+"""A ControlNet: a trained copy of a U-Net's encoder beside the U-Net, which stays as it was."""
 
 import dataclasses
 from collections.abc import Mapping, Sequence
