@@ -3,12 +3,13 @@
 codec = diffax.codecs.load("runs/autoencoder")
 z = codec.encode(x)      # (n, ..., C) -> (n, *codec.shape), about unit variance
 x = codec.decode(z)
+codec = diffax.codecs.taef2("weights/taef2", (64, 64, 3))   # the published files of TAEF2
 """
 
 from diffax.methods.codec import Codec
-from diffax.training.codecs import CODECS, load
+from diffax.training.codecs import CODECS, load, taef2
 
-__all__ = ["CODECS", "Codec", "identity", "load"]
+__all__ = ["CODECS", "Codec", "identity", "load", "taef2"]
 
 
 def identity(shape: tuple[int, ...]) -> Codec:

@@ -86,7 +86,7 @@ _OPTIMIZER = _one_of(lambda: optimizers.OPTIMIZERS)
 
 RULES: dict[str, Rule] = {
     "seed": _rule(lambda value: 0 <= value < 2**32, "at least 0 and below 2**32"),
-    "codec.name": _one_of(lambda: ("identity", "run")),
+    "codec.name": _one_of(lambda: ("identity", "run", "taef2")),
     "method.name": _one_of(lambda: methods.METHODS),
     "model.name": _one_of(models.names),
     "model.label_dropout": _SHARE,
@@ -527,14 +527,15 @@ def _sampling_schedule(config: ConfigDict, trained: AnySchedule) -> AnySchedule:
 
 
 def _codec(config: ConfigDict, schedule: AnySchedule) -> None:
-    path = config.codec.path
-    if path and not (Path(path).expanduser() / "config.json").exists():
-        raise ValueError(f"path is {path!r}, which holds no run: there is no config.json")
-    if (config.codec.name == "run") != bool(config.codec.path):
+    name, path = config.codec.name, config.codec.path
+    if (name != "identity") != bool(path):
         raise ValueError(
-            f"name={config.codec.name!r} and path={config.codec.path!r}: path is the workdir of a"
-            " trained autoencoder with name='run', and empty with name='identity'"
+            f"name={name!r} and path={path!r}: path is the workdir of a trained autoencoder with"
+            " name='run', the folder with TAEF2's files with name='taef2', and empty with"
+            " name='identity'"
         )
+    if name == "run" and not (Path(path).expanduser() / "config.json").exists():
+        raise ValueError(f"path is {path!r}, which holds no run: there is no config.json")
 
 
 def _method(config: ConfigDict, schedule: AnySchedule) -> None:

@@ -50,9 +50,18 @@ _KEYS: dict[str, Key] = {
     "method.name": _key("diffusion", "what is trained"),
     "method.teacher": _key("", "workdir of the run that a student starts from; empty: none"),
     "codec.name": _key(
-        "identity", "the space where the method works: identity, or run: that of an autoencoder"
+        "identity",
+        "the space where the method works: identity; run: that of an autoencoder; taef2: that of"
+        " TAEF2, for colour images",
     ),
-    "codec.path": _key("", "of codec.name=run: the autoencoder's workdir"),
+    "codec.path": _key(
+        "",
+        "of codec.name=run: the autoencoder's workdir; of taef2: the folder with"
+        " taef2_encoder.pth and taef2_decoder.pth, from https://github.com/madebyollin/taesd",
+    ),
+    "codec.cache": _key(
+        True, "encode the data once and keep the latents on disk; false: in each training step"
+    ),
     "model.name": _key("unet", "the network"),
     "model.class_conditional": _key(False, "condition the network on the class label"),
     "model.label_dropout": _key(0.1, "share of labels that are replaced by the null class"),

@@ -4,6 +4,7 @@ it, a `DatasetInfo`."""
 import dataclasses
 import functools
 import json
+import math
 from collections.abc import Callable, Mapping
 from typing import Any, Self
 
@@ -68,6 +69,8 @@ class Split:
       arrays: what else is known of each example, by name: "text", (N,) words; "control",
         (N, ..., C), numbers as in x. Each is an array of N rows, or has a length and, indexed by
         integers, gives a pytree of arrays, as a `Table` does.
+      mirrored: each example flipped left to right, as x; None where that is x with its columns
+        reversed, as of images. Of latents it is not.
 
     Raises:
       ValueError: if a dtype is another one, the split is empty, or the lengths differ.
@@ -76,12 +79,19 @@ class Split:
     x: np.ndarray
     label: np.ndarray | None = None
     arrays: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+    mirrored: np.ndarray | None = None
 
     def __post_init__(self):
         if self.x.dtype not in (np.uint8, np.float32) or self.x.ndim < 2 or len(self.x) == 0:
             raise ValueError(
                 "Split.x must be a uint8 or float32 array (N, ..., C) with N > 0; "
                 f"got {self.x.dtype} {self.x.shape}."
+            )
+        other = self.x if self.mirrored is None else self.mirrored
+        if (other.dtype, other.shape) != (self.x.dtype, self.x.shape):
+            raise ValueError(
+                f"Split.mirrored must be {self.x.dtype} {self.x.shape} as x is; "
+                f"got {other.dtype} {other.shape}."
             )
         label = self.label
         if label is not None and (label.dtype != np.int32 or label.shape != self.x.shape[:1]):
@@ -106,8 +116,11 @@ class Split:
     def take(self, indices: np.ndarray) -> Self:
         """The examples at `indices` as a split."""
         label = None if self.label is None else self.label[indices]
+        mirrored = None if self.mirrored is None else self.mirrored[indices]
         arrays = {name: rows[indices] for name, rows in self.arrays.items()}
-        return dataclasses.replace(self, x=self.x[indices], label=label, arrays=arrays)
+        return dataclasses.replace(
+            self, x=self.x[indices], label=label, arrays=arrays, mirrored=mirrored
+        )
 
     def batch(self, indices: np.ndarray, mirrored: np.ndarray | None = None) -> dict[str, Any]:
         """The examples at `indices`, (n,): "x", "label", which may be None, and a pytree for each
@@ -118,14 +131,15 @@ class Split:
         to right.
         """
 
-        def ready(array: np.ndarray) -> np.ndarray:
+        def ready(array: np.ndarray, flipped: np.ndarray | None = None) -> np.ndarray:
             if mirrored is not None and array.ndim == 4:
-                array[mirrored] = array[mirrored][:, :, ::-1]
+                other = array[mirrored][:, :, ::-1]
+                array[mirrored] = other if flipped is None else flipped[indices[mirrored]]
             return to_float(array) if array.dtype == np.uint8 else array
 
         rows = {name: rows for name, rows in self.arrays.items() if not is_text(rows)}
         return {
-            "x": ready(self.x[indices]),
+            "x": ready(self.x[indices], self.mirrored),
             "label": None if self.label is None else self.label[indices],
             **{name: jax.tree.map(ready, array[indices]) for name, array in rows.items()},
         }
@@ -281,6 +295,8 @@ class DatasetInfo:
       arrays: (name, shape of one row) for each further array of the examples, such as
         ("text", ()) and ("control", (64, 64, 1)).
       codec: the fingerprint of the codec that a run's method works through; "" for none.
+      latent_mean, latent_deviation: of the training split's latents, per channel, by which the
+        method sees them normalised; () for latents as the codec gives them.
       teacher: the fingerprint of the run that a run's method starts from; "" for none.
     """
 
@@ -295,6 +311,8 @@ class DatasetInfo:
     arrays: tuple[tuple[str, tuple[int, ...]], ...] = ()
     codec: str = ""
     teacher: str = ""
+    latent_mean: tuple[float, ...] = ()
+    latent_deviation: tuple[float, ...] = ()
 
     @classmethod
     def of(cls, dataset: Dataset) -> Self:
@@ -342,11 +360,12 @@ class DatasetInfo:
             for name in (names if both_known else names[: names.index("num_train")])
         ]
         # A codec that isn't named is no change: measures and reports look at the data alone.
-        # Nor is another teacher: it is no part of the data.
+        # Nor are another teacher, and what follows from data and codec: no part of the data.
+        no_part = ("teacher", "latent mean", "latent deviation")
         differing = [
             pair
             for pair in pairs
-            if pair[1] != pair[2] and pair[::2] != ("codec", "") and pair[0] != "teacher"
+            if pair[1] != pair[2] and pair[::2] != ("codec", "") and pair[0] not in no_part
         ]
         if [name for name, _, _ in differing] == ["fingerprint"]:
             return ["as many examples have another content"]
@@ -374,6 +393,10 @@ def _is_text(value: Any) -> bool:
     return isinstance(value, str)
 
 
+def _is_finite(value: Any) -> bool:
+    return isinstance(value, float | int) and math.isfinite(value)
+
+
 # What a field of `DatasetInfo` is in JSON.
 _IS_FIELD: dict[str, Callable[[Any], bool]] = {
     "shape": lambda value: _all(_is_count)(value) and len(value) > 0 and 0 not in value,
@@ -387,5 +410,6 @@ _IS_FIELD: dict[str, Callable[[Any], bool]] = {
         )
     ),
     **dict.fromkeys(("name", "fingerprint", "codec", "teacher"), _is_text),
+    **dict.fromkeys(("latent_mean", "latent_deviation"), _all(_is_finite)),
     **dict.fromkeys(("num_classes", "num_train", "num_eval"), _is_count),
 }

@@ -7,11 +7,12 @@ draws.
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 
 from diffax.data import DatasetInfo
 from diffax.methods.autoencoder import AutoencoderState, latent_deviation
@@ -58,23 +59,41 @@ def of_autoencoder(
     return Codec(network.latent_shape(shape), encode, decode, fingerprint)
 
 
+def normalised(codec: Codec, mean: Sequence[float], deviation: Sequence[float]) -> Codec:
+    """The codec whose latents are (z - mean) / deviation, per channel; itself for () and ()."""
+    if not mean:
+        return codec
+    m, s = (jnp.asarray(values, jnp.float32) for values in (mean, deviation))
+
+    def encode(x: jax.Array) -> jax.Array:
+        return (codec.encode(x) - m) / s
+
+    def decode(z: jax.Array) -> jax.Array:
+        return codec.decode(z * s + m)
+
+    return codec._replace(encode=encode, decode=decode)
+
+
 def seen_through(codec: Codec, data: DatasetInfo) -> DatasetInfo:
     """What a method knows of data that a codec encodes: real numbers of the codec's shape."""
     return dataclasses.replace(data, shape=codec.shape, levels=None) if codec.fingerprint else data
 
 
-def through(method: Method, codec: Codec) -> Method:
+def through(method: Method, codec: Codec, of_latents: bool = False) -> Method:
     """The method on data in data space, working in the codec's.
 
-    Its measures are of the codec's space, and say so. Data can't be edited through a codec.
+    Its measures are of the codec's space, and say so. What is drawn is decoded. Data can't be
+    edited through a codec.
+
+    `of_latents`: its batches hold latents already, so that nothing is encoded.
     """
     if not codec.fingerprint:
         return method
 
     def encoded(batch: Batch) -> Batch:
-        return {**batch, "x": codec.encode(batch["x"])}
+        return batch if of_latents else {**batch, "x": codec.encode(batch["x"])}
 
-    def of_latents(measure: Measure) -> Measure:
+    def in_its_space(measure: Measure) -> Measure:
         def per_example(state: Any, key: jax.Array, batch: Batch) -> dict[str, jax.Array]:
             return measure.per_example(state, key, encoded(batch))
 
@@ -91,8 +110,8 @@ def through(method: Method, codec: Codec) -> Method:
             state, encoded(batch), *others, **named
         )
 
-    def all_of_latents(measures: Mapping[str, Measure]) -> dict[str, Measure]:
-        return {name: of_latents(measure) for name, measure in measures.items()}
+    def all_in_its_space(measures: Mapping[str, Measure]) -> dict[str, Measure]:
+        return {name: in_its_space(measure) for name, measure in measures.items()}
 
     def sample(state: Any, keys: jax.Array, cond: Any, **options: Any) -> jax.Array:
         return codec.decode(method.sample(state, keys, cond, **options))
@@ -106,7 +125,7 @@ def through(method: Method, codec: Codec) -> Method:
         sample=method.sample and sample,
         preview=method.preview and preview,
         edit=None,
-        measures=all_of_latents(method.measures),
-        compared=all_of_latents(method.compared),
+        measures=all_in_its_space(method.measures),
+        compared=all_in_its_space(method.compared),
         profiles={name: with_encoded(profile) for name, profile in method.profiles.items()},
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from diffax.data import DatasetInfo
 from diffax.process import AnySchedule
 
 
@@ -21,6 +22,7 @@ class Teacher:
       schedule: as it was trained, in continuous time where it was.
       prediction: what its network predicts.
       fingerprint: tells its parameters and schedule from others.
+      data: what is known of the data that it was trained on.
     """
 
     path: str
@@ -28,3 +30,4 @@ class Teacher:
     schedule: AnySchedule | None = None
     prediction: str = ""
     fingerprint: str = ""
+    data: DatasetInfo | None = None

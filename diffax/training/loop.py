@@ -24,13 +24,13 @@ from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
 from diffax.runtime import Interrupted, Interruption, local_path, the_same
-from diffax.training import codecs, teachers, writers
+from diffax.training import codecs, latents, teachers, writers
 from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.lock import held
 from diffax.training.measuring import make_evaluation
 from diffax.training.progress import ProgressDisplay
 from diffax.training.run_logger import RunLogger, make_drawing
-from diffax.training.workdir import Run, check_writable, explain_os_errors
+from diffax.training.workdir import Run, check_writable, explain_os_errors, trained_on
 
 _LOG = logging.getLogger("diffax")
 
@@ -145,18 +145,24 @@ def _train_in(
         dataset = data.load_cached(config.data)
     progress.detail(_described(dataset))
     info = DatasetInfo.of(dataset)
-    info = dataclasses.replace(info, codec=codecs.codec_of(config, info).fingerprint)
+    codec = codecs.codec_of(config, info)
+    info = dataclasses.replace(info, codec=codec.fingerprint)
     teacher = teachers.teacher_of(config, info)
     info = dataclasses.replace(info, teacher=teacher.fingerprint if teacher else "")
+    seen = dataset  # by a step
+    if codec.fingerprint:
+        known = trained_on(roots[0]) or (teacher and teacher.data)
+        seen, info = latents.prepared(config, codec, dataset, info, known)
     method = codecs.build_method(config, info, teacher)
-    like, init, compiled = compile_run(config, method, mesh, layout)
+    inner = codecs.build_method(config, info, teacher, of_latents=seen is not dataset)
+    like, init, compiled = compile_run(config, inner, mesh, layout)
 
     def logger_of(config: ConfigDict, root: Path) -> RunLogger:
         of_host = dict(shard_index=jax.process_index(), shard_count=jax.process_count())
         size, flip = settings.batch_size, config.data.flip
-        batches = data.batches(dataset.train, size, config.seed, flip=flip, **of_host)
-        evaluate = make_evaluation(config, method, dataset, mesh)
-        draw = method.preview and make_drawing(config, method, dataset, root, mesh)
+        batches = data.batches(seen.train, size, config.seed, flip=flip, **of_host)
+        evaluate = make_evaluation(config, inner, seen, mesh)
+        draw = inner.preview and make_drawing(config, inner, seen, root, mesh)
         return RunLogger(config, root, method, info, batches, evaluate, draw, layout)
 
     with ExitStack() as stack:

@@ -15,9 +15,8 @@ from diffax.training import workdir
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, step: int, written: int) -> tuple[Teacher, DatasetInfo]:
-    """One object for one checkpoint, so that the methods that take it can be told apart by it; and
-    the data that it was trained on."""
+def _load(path: str, step: int, written: int) -> Teacher:
+    """One object for one checkpoint, so that the methods that take it can be told apart by it."""
     del written  # when the checkpoint was
     run = workdir.load(path, step)
     if run.config.method.name != "diffusion":
@@ -26,14 +25,14 @@ def _load(path: str, step: int, written: int) -> tuple[Teacher, DatasetInfo]:
             " must hold one of method 'diffusion'"
         )
     params, schedule = jax.device_get((run.state.ema_params, run.state.schedule))
-    teacher = Teacher(
+    return Teacher(
         path=path,
         params=params,
         schedule=schedule,
         prediction=run.config.objective.prediction,
         fingerprint=content_hash(*jax.tree.leaves((params, schedule))),
+        data=run.dataset,
     )
-    return teacher, run.dataset
 
 
 def teacher_of(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
@@ -60,11 +59,11 @@ def teacher_of(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
     checkpoint = Path(path) / workdir.CHECKPOINTS / str(step)
     at = (path, step, checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0)
     try:
-        teacher, trained_on = _load(*at)
+        teacher = _load(*at)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"method.teacher is {named!r}: {error}") from None
-    changes = trained_on.changes(data)
-    if trained_on.codec != data.codec and not any("codec" in change for change in changes):
+    changes = teacher.data.changes(data)
+    if teacher.data.codec != data.codec and not any("codec" in change for change in changes):
         changes = [*changes, "it works through a codec, and the student does not"]
     if changes:
         raise ValueError(

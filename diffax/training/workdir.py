@@ -41,6 +41,7 @@ CHECKPOINTS, PLUGINS = "checkpoints", "plugins"
 # A resumed run may have other values for these: they change how long it goes on, what is looked at
 # meanwhile, and where it runs.
 MAY_CHANGE = (
+    "codec.cache",
     "codec.path",
     "data.data_dir",
     "evaluation.",
@@ -172,6 +173,18 @@ def _trained_with(loop: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Datas
         return None, None
     config, dataset = (json.dumps(loop[name]) for name in ("config", "dataset"))
     return config_lib.saved(config), DatasetInfo.from_json(dataset)
+
+
+def trained_on(workdir: Path) -> DatasetInfo | None:
+    """What the run in a directory knew of its data at its latest sound checkpoint; None if there is
+    none, or it is older than that was kept."""
+    if latest_step(workdir / CHECKPOINTS) is None:
+        return None
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
+    try:
+        return _trained_with(checkpoints.remembered())[1]
+    finally:
+        checkpoints.close()
 
 
 def read_config(workdir: Path) -> ConfigDict:
