@@ -1,5 +1,6 @@
 """Latents that are encoded once: the cache, their statistics, flips."""
 
+import dataclasses
 import logging
 
 import numpy as np
@@ -11,7 +12,7 @@ from diffax.methods.codec import Codec, normalised
 from diffax.training import latents
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
-INFO = training.DatasetInfo("pictures", (4, 3, 2), 0, None, (), 40, 10, "data", "codec")
+INFO = training.DatasetInfo("pictures", (4, 3, 2), 0, None, (), fingerprint="data", codec="codec")
 
 
 @pytest.fixture
@@ -90,9 +91,7 @@ def test_statistics_make_unit_variance_and_the_codec_inverts(codec, pictures):
 
 def test_what_a_run_was_trained_with_holds(codec, pictures):
     codec, _ = codec
-    known = INFO.__class__(
-        **{**vars(INFO), "latent_mean": (1.0, 2.0), "latent_deviation": (3.0, 4.0)}
-    )
+    known = dataclasses.replace(INFO, latent_mean=(1.0, 2.0), latent_deviation=(3.0, 4.0))
     seen, info = latents.prepared(small_config(), codec, pictures, INFO, known)
     assert info == known
     np.testing.assert_allclose(
