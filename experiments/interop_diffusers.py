@@ -30,6 +30,7 @@ import diffax  # noqa: E402
 from diffax.interop import diffusers as interop  # noqa: E402
 from diffax.interop.diffusers import schedulers  # noqa: E402
 from diffax.interop.export import export  # noqa: E402
+from diffax.interop.imports import import_run  # noqa: E402
 
 
 def predict(x: np.ndarray, log_snr: float) -> np.ndarray:
@@ -118,19 +119,13 @@ def unets() -> dict[str, Any]:
 
 def drawn(folder: Path, start: np.ndarray) -> np.ndarray:
     """What diffusers' DDIM makes of a start in 50 steps, by the pipeline in a folder."""
-    pipeline = diffusers.DiffusionPipeline.from_pretrained(folder)
-    pipeline.scheduler.set_timesteps(50)
-    x = torch.tensor(start).permute(0, 3, 1, 2)
-    with torch.no_grad():
-        for t in pipeline.scheduler.timesteps:
-            out = pipeline.unet(x, t).sample
-            step = pipeline.scheduler.step(out, t, x, use_clipped_model_output=True)
-            x = step.prev_sample
-    return x.permute(0, 2, 3, 1).numpy()
+    return cases.drawn_by_diffusers(diffusers.DiffusionPipeline.from_pretrained(folder), start)
 
 
-def pipelines() -> None:
-    """50 steps of a run that goes out, and of a pipeline that comes in; prints the differences."""
+def pipelines(shapes: dict[str, Any]) -> np.ndarray:
+    """50 steps of a run that goes out, of a pipeline that comes in, and of the run made of that,
+    fine-tuned under a learned schedule and written again; prints the differences, and gives
+    diffusers' samples of the pipeline."""
     with tempfile.TemporaryDirectory() as folder:
         run, start = cases.run_with_learned_schedule()
         export(run, Path(folder))
@@ -138,17 +133,24 @@ def pipelines() -> None:
         predict = diffax.training.predictor(run.model, run.state.ema_params)
         ours = cases.ddim(predict, schedule, start, prediction="eps", clip_x0=1.0)
         compare("50 steps, a run out", ours, drawn(Path(folder), start))
-    with tempfile.TemporaryDirectory() as folder:
-        unet = diffusers.UNet2DModel(**cases.OWN_UNETS["ddpm"])
-        shapes = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
-        made = {key: torch.tensor(0.3 * value) for key, value in cases.weights(shapes).items()}
-        unet.load_state_dict(made)
-        diffusers.DDIMPipeline(unet, diffusers.DDIMScheduler()).save_pretrained(folder)
+    with tempfile.TemporaryDirectory() as name:
+        folder = Path(name) / "pipeline"
+        cases.pipeline(folder, shapes)
+        theirs, start = drawn(folder, cases.starts()), cases.starts()
         read = interop.load_scheduler(folder)
         predict = diffax.training.predictor(*interop.load_unet(folder))
         options = dict(grid=read.grid(50), prediction=read.prediction, clip_x0=read.clip_x0)
-        ours = cases.ddim(predict, read.schedule, start, **options)
-        compare("50 steps, one in", ours, drawn(Path(folder), start))
+        compare("50 steps, one in", cases.ddim(predict, read.schedule, start, **options), theirs)
+        imported = import_run(folder, Path(name) / "imported", data_config={"name": "digits"})
+        compare("50 steps, imported", cases.drawn_by(diffax.training.load(imported)), theirs)
+        config = cases.fine_tuning(imported)
+        config.training.update(num_steps=200, batch_size=64)
+        diffax.training.train(config, Path(name) / "tuned")
+        tuned = diffax.training.load(Path(name) / "tuned")
+        export(tuned, Path(name) / "out")
+        ours = cases.drawn_by(tuned, "trailing")
+        compare("50 steps, fine-tuned", ours, drawn(Path(name) / "out", start))
+    return theirs
 
 
 def compare(name: str, ours: np.ndarray, theirs: np.ndarray) -> None:
@@ -169,9 +171,10 @@ def main() -> None:
             found["written"][name] = of_written(name, Path(folder))
             ours = cases.drawn(name, folder)
         compare(name, ours, np.array(found["written"][name]["samples"]))
-    pipelines()
+    networks = unets()
+    networks["pipeline"] = pipelines(networks["own_unets"]["ddpm"]["shapes"]).tolist()
     print(f"diffusers {diffusers.__version__}, torch {torch.__version__}")
-    for file, numbers in (("schedulers", found), ("unets", unets())):
+    for file, numbers in (("schedulers", found), ("unets", networks)):
         if args.write:
             text = json.dumps(numbers, indent=None if file == "unets" else 1)
             (args.write / f"diffusers_{file}.json").write_text(text + "\n", encoding="utf-8")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import functools
+import json
+import re
 from pathlib import Path
 
 import flax
@@ -10,11 +12,15 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from exact import in_float64, wrong
+from ml_collections import ConfigDict
+from safetensors.numpy import save_file
 from small_runs import first_state, run_of, small_config
 
 import diffax
 from diffax import models, schedules, training
+from diffax.config import storage
 from diffax.interop import diffusers
+from diffax.interop.diffusers import schedulers, unets
 from diffax.process import by_log_snr
 from diffax.training import codecs
 
@@ -75,6 +81,11 @@ UNETS = {
              num_classes=3, learned_variance=True),
         (8, 8, 3),
     ),
+    "step, by log-SNR": (
+        dict(channels=8, channel_mults=(1,), num_blocks=1, attention_resolutions=(), head_width=8,
+             num_groups=4, step_log_snrs=tuple(np.linspace(9.0, -5.0, 200).tolist())),
+        (8, 8, 1),
+    ),
 }  # fmt: skip
 # case -> the config of a UNet2DModel
 OWN_UNETS = {
@@ -98,6 +109,48 @@ def weights(shapes: dict[str, tuple[int, ...]]) -> dict[str, np.ndarray]:
     rng = np.random.default_rng(7)
     made = {name: 0.3 * rng.normal(size=shapes[name]) for name in sorted(shapes)}
     return {name: value.astype(np.float32) for name, value in made.items()}
+
+
+def own_unet(folder: Path, config: dict, shapes: dict, rename=str, scale: float = 1.0) -> None:
+    """Writes a UNet2DModel of `weights` times `scale`."""
+    folder.mkdir(exist_ok=True)
+    (folder / unets.CONFIG).write_text(json.dumps({"_class_name": "UNet2DModel", **config}))
+    made = weights({name: tuple(shape) for name, shape in shapes.items()})
+    arrays = {rename(name): np.float32(scale) * array for name, array in made.items()}
+    save_file(arrays, folder / unets.WEIGHTS, {"format": "pt"})
+
+
+def pipeline(folder: Path, shapes: dict) -> None:
+    """Writes the DDIMPipeline whose samples diffusers_unets.json has."""
+    folder.mkdir(exist_ok=True)
+    own_unet(folder / "unet", OWN_UNETS["ddpm"], shapes, scale=0.3)
+    (folder / "scheduler").mkdir(exist_ok=True)
+    # Of "eps" without a denoiser, every sample would end at the bound of x0, or be huge.
+    options = {"prediction_type": "v_prediction", "clip_sample": False, "beta_end": 0.015}
+    scheduler = {"_class_name": "DDIMScheduler", **options}
+    (folder / "scheduler" / schedulers.CONFIG).write_text(json.dumps(scheduler))
+    index = {
+        "_class_name": "DDIMPipeline",
+        "scheduler": ["diffusers", "DDIMScheduler"],
+        "unet": ["diffusers", "UNet2DModel"],
+    }
+    (folder / "model_index.json").write_text(json.dumps(index))
+
+
+def starts() -> np.ndarray:
+    """Where its samples, and those of a run made of it, start."""
+    return np.random.default_rng(0).normal(size=(4, 8, 8, 1)).astype("f")
+
+
+def fine_tuning(imported: Path) -> ConfigDict:
+    """The config of docs/coming_from.md that goes on from an imported run."""
+    text = (Path(__file__).parents[1] / "docs" / "coming_from.md").read_text(encoding="utf-8")
+    (code,) = re.findall(r"```python\n# finetune.py\n(.*?)```", text, re.DOTALL)
+    path = imported.parent / "finetune.py"
+    path.write_text(code.replace("runs/ddpm", str(imported)))
+    config = storage.read_file(str(path))
+    config.schedule.size = 8
+    return config
 
 
 def inputs(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
@@ -151,6 +204,29 @@ def ddim(predict, schedule, start: np.ndarray, grid="trailing", **options) -> np
         diffax.sample, jax.random.key(0), predict, schedule, start.shape, "ddim", 50, grid=grid
     )
     return np.asarray(jax.jit(lambda start: draw(x_init=start, **options))(start))
+
+
+def drawn_by(run: training.Run, grid="leading") -> np.ndarray:
+    """50 steps of DDIM from `starts`, under the run's schedule in 1000 steps."""
+    schedule = run.state.schedule
+    schedule = schedule if schedule.num_steps else schedule.discretize(1000)
+    predict = training.predictor(run.model, run.state.ema_params)
+    options = dict(prediction=run.config.objective.prediction, clip_x0=run.config.sampling.clip_x0)
+    return ddim(predict, schedule, starts(), grid, **options)
+
+
+def drawn_by_diffusers(pipeline, start: np.ndarray) -> np.ndarray:
+    """What diffusers' DDIM makes of a start in 50 steps, where it is installed."""
+    import torch
+
+    pipeline.scheduler.set_timesteps(50)
+    x = torch.tensor(start).permute(0, 3, 1, 2)
+    with torch.no_grad():
+        for t in pipeline.scheduler.timesteps:
+            out = pipeline.unet(x, t).sample
+            step = pipeline.scheduler.step(out, t, x, use_clipped_model_output=True)
+            x = step.prev_sample
+    return x.permute(0, 2, 3, 1).numpy()
 
 
 # case -> schedule, and the other arguments of `save_scheduler`

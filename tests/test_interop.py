@@ -8,13 +8,13 @@ import jax
 import numpy as np
 import pytest
 from safetensors import safe_open
-from safetensors.numpy import load_file, save_file
+from safetensors.numpy import load_file
 
 import diffax
 from diffax import models
 from diffax.interop import diffusers
 from diffax.interop.diffusers import schedulers, unets
-from diffax.models.embeddings import log_snr_position, sinusoidal
+from diffax.models.embeddings import noise_position, sinusoidal
 
 GIVEN = json.loads(Path(__file__).with_name("diffusers_schedulers.json").read_text())
 EXPECTED = {  # prediction, bound of x0, learned variance
@@ -150,14 +150,14 @@ def test_a_unet_goes_out_and_answers_as_diffusers_does(name, tmp_path):
         jax.tree.map(np.testing.assert_array_equal, back, params)
     else:
         waves = written["time_proj.weight"]
-        level = log_snr_position(cases.LEVELS.log_snrs)
+        level = noise_position(cases.LEVELS.log_snrs, "log_snr", model.step_log_snrs)
         np.testing.assert_array_equal(waves, sinusoidal(level, model.channels))
 
 
 @pytest.mark.parametrize("name", cases.OWN_UNETS)
 def test_a_unet_of_diffusers_comes_in_and_answers_as_it_did(name, tmp_path):
     given = UNETS["own_unets"][name]
-    own_unet(tmp_path, cases.OWN_UNETS[name], given["shapes"])
+    cases.own_unet(tmp_path, cases.OWN_UNETS[name], given["shapes"])
     model, params = diffusers.load_unet(tmp_path)
     config = cases.OWN_UNETS[name]
     shape = (config["sample_size"], config["sample_size"], config["in_channels"])
@@ -167,7 +167,7 @@ def test_a_unet_of_diffusers_comes_in_and_answers_as_it_did(name, tmp_path):
 def test_a_unet_that_came_in_goes_out_as_it_was(tmp_path):
     """Its frequencies too, which are a period here and a shift there."""
     shapes, config = UNETS["own_unets"]["ddpm"]["shapes"], cases.OWN_UNETS["ddpm"]
-    own_unet(tmp_path / "in", config, shapes)
+    cases.own_unet(tmp_path / "in", config, shapes)
     model, params = diffusers.load_unet(tmp_path / "in")
     diffusers.save_unet(tmp_path / "out", model, params, (8, 8, 1))
     written = json.loads((tmp_path / "out" / unets.CONFIG).read_text())
@@ -181,13 +181,6 @@ def test_a_unet_that_came_in_goes_out_as_it_was(tmp_path):
         np.testing.assert_array_equal(after[name], before[name])
 
 
-def own_unet(folder, config, shapes, rename=str):
-    folder.mkdir(exist_ok=True)
-    (folder / unets.CONFIG).write_text(json.dumps({"_class_name": "UNet2DModel", **config}))
-    made = cases.weights({name: tuple(shape) for name, shape in shapes.items()})
-    save_file({rename(name): array for name, array in made.items()}, folder / unets.WEIGHTS)
-
-
 def test_old_names_of_attention_and_a_pipelines_folder_are_known(tmp_path):
     def old(name):
         if "attentions" not in name:
@@ -197,8 +190,8 @@ def test_old_names_of_attention_and_a_pipelines_folder_are_known(tmp_path):
         return name.replace("to_out.0", "proj_attn")
 
     given = UNETS["own_unets"]["ddpm"]["shapes"]
-    own_unet(tmp_path / "unet", cases.OWN_UNETS["ddpm"], given, old)
-    own_unet(tmp_path / "new", cases.OWN_UNETS["ddpm"], given)
+    cases.own_unet(tmp_path / "unet", cases.OWN_UNETS["ddpm"], given, old)
+    cases.own_unet(tmp_path / "new", cases.OWN_UNETS["ddpm"], given)
     (_, found), (_, wanted) = map(diffusers.load_unet, (tmp_path, tmp_path / "new"))
     jax.tree.map(np.testing.assert_array_equal, found, wanted)
 
@@ -219,14 +212,14 @@ def test_old_names_of_attention_and_a_pipelines_folder_are_known(tmp_path):
 )
 def test_a_unet_that_is_not_known_is_refused(change, said, tmp_path):
     given = UNETS["own_unets"]["ddpm"]["shapes"]
-    own_unet(tmp_path, cases.OWN_UNETS["ddpm"] | change, given)
+    cases.own_unet(tmp_path, cases.OWN_UNETS["ddpm"] | change, given)
     with pytest.raises(ValueError, match=said):
         diffusers.load_unet(tmp_path)
 
 
 def test_arrays_that_no_unet_has_are_named(tmp_path):
     given = UNETS["own_unets"]["ddpm"]["shapes"]
-    own_unet(tmp_path, cases.OWN_UNETS["ddpm"], given | {"extra.weight": [2]})
+    cases.own_unet(tmp_path, cases.OWN_UNETS["ddpm"], given | {"extra.weight": [2]})
     with pytest.raises(ValueError, match="extra.weight is no array that is known"):
         diffusers.load_unet(tmp_path)
     (tmp_path / unets.WEIGHTS).unlink()

@@ -30,6 +30,7 @@ from diffax.cli import (
     evaluate,
     export,
     grid,
+    import_run,
     metrics,
     report,
     sample,
@@ -53,6 +54,9 @@ COMMANDS: dict[str, Command] = {
     "report": Command("report on an ablation's results", report.add_flags, report.run),
     "grid": Command("find the levels that suit a run and a solver", grid.add_flags, grid.run),
     "export": Command("write a run's weights for other programs", export.add_flags, export.run),
+    "import": Command(
+        "make a run of another library's network", import_run.add_flags, import_run.run
+    ),
     "metrics": Command("weights of feature extractors", metrics.add_flags, metrics.run),
     "tune": Command("search a schedule's parameters", tune.add_flags, tune.run, True),
     "schedules": Command("draw noise schedules", schedules.add_flags, schedules.run),
@@ -100,6 +104,7 @@ _NEEDS = {
     "report": "diffax.ablation",
     "grid": "diffax.training",
     "export": "diffax.training",
+    "import": "diffax.interop.imports",
     "tune": "diffax.tuning",
 }
 

@@ -23,9 +23,10 @@ def build_schedule(
 ) -> AnySchedule:
     """The noise schedule of `config.schedule`.
 
-    Built in this order: the constructor; its endpoints, by `with_endpoints` where it takes none
-    itself; the input scale; the resolution shift; zero terminal SNR; discrete time. A learned one
-    is learned in continuous time and stays in it: see `schedules.effective`.
+    Built in this order: the constructor, or `betas` where there are some; its endpoints, by
+    `with_endpoints` where it takes none itself; the input scale; the resolution shift; zero
+    terminal SNR; discrete time. A learned one is learned in continuous time and stays in it: see
+    `schedules.effective`.
 
     Args:
       config: the whole config.
@@ -41,7 +42,10 @@ def build_schedule(
     ends = {k: given.pop(k) for k in _ENDS if k in given and k not in allowed}
     if "key" in allowed:
         given["key"] = key
-    schedule = schedules.get(section.name, **given)
+    if section.betas:
+        schedule = schedules.from_betas(section.betas)
+    else:
+        schedule = schedules.get(section.name, **given)
     if ends:
         if len(ends) < len(_ENDS):
             raise ValueError(
@@ -76,7 +80,7 @@ def build_sampling_schedule(config: ConfigDict, shape: Sequence[int]) -> AnySche
     ends = schedules.concrete_ends(build_schedule(config, shape))
     other = copy.deepcopy(config)
     other.schedule.update(dict.fromkeys(schedule_keywords()), name=config.sampling.schedule)
-    other.schedule.update(input_scale=1.0, base_resolution=0, zero_terminal_snr=False)
+    other.schedule.update(betas=(), input_scale=1.0, base_resolution=0, zero_terminal_snr=False)
     if all(map(math.isfinite, ends)):
         other.schedule.update(dict(zip(_ENDS, ends)))
     return build_schedule(other, shape)

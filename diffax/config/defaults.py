@@ -66,6 +66,11 @@ _KEYS: dict[str, Key] = {
     "model.class_conditional": _key(False, "condition the network on the class label"),
     "model.label_dropout": _key(0.1, "share of labels that are replaced by the null class"),
     "schedule.name": _key("cosine", "the noise schedule"),
+    "schedule.betas": _key(
+        (),
+        "betas of discrete time, each in (0, 1], in place of the schedule of that name; (): none",
+        tuple[float, ...],
+    ),
     "schedule.input_scale": _key(1.0, "b, the factor on the data (Chen 2023); 1: off"),
     "schedule.base_resolution": _key(
         0, "pixels a side for which the schedule is meant: it is shifted to the data's; 0: off"
@@ -113,6 +118,9 @@ _KEYS: dict[str, Key] = {
         0.999, "of the parameters' moving average; in step k: min(decay, (1 + k) / (10 + k))"
     ),
     "training.batch_size": _key(128, "examples, over all devices"),
+    "training.init_from": _key(
+        "", "workdir of a run whose averaged weights are the first ones; empty: random weights"
+    ),
     "training.grad_accumulation": _key(
         1, "micro-batches to a batch, one after the other: saves memory"
     ),

@@ -1,5 +1,7 @@
 """What a network is conditioned on: noise levels as sines and cosines, a class, a latent."""
 
+from collections.abc import Sequence
+
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
@@ -53,6 +55,28 @@ def step_position(step: jax.Array) -> jax.Array:
 CONDITIONINGS = {"log_snr": log_snr_position, "step": step_position}
 
 
+def step_at(log_snr: jax.Array, log_snrs: Sequence[float]) -> jax.Array:
+    """The step number at which a falling table, (T,), has a log-SNR, any shape: linear between two
+    steps, exact at each, and 0 or T - 1 beyond the ends."""
+    falls = -jnp.asarray(log_snrs, jnp.float32)
+    return jnp.interp(-log_snr, falls, jnp.arange(len(falls), dtype=jnp.float32))
+
+
+def noise_position(
+    noise_level: jax.Array, conditioning: str, step_log_snrs: Sequence[float] = ()
+) -> jax.Array:
+    """Where a noise level stands among the waves of `sinusoidal`.
+
+    Args:
+      noise_level: as `conditioning`, a key of `CONDITIONINGS`, says.
+      step_log_snrs: of a network that was trained by step numbers, the log-SNR of each: it is then
+        told the step number that has its log-SNR.
+    """
+    if len(step_log_snrs) and conditioning == "log_snr":
+        return step_at(noise_level, step_log_snrs)
+    return CONDITIONINGS[conditioning](noise_level)
+
+
 class Mapping(nn.Module):
     """A latent z, (B, Z) -> (B, features): z / rms(z), then two dense layers (Karras 2019)."""
 
@@ -92,6 +116,7 @@ class Conditioning(nn.Module):
       num_classes: K > 0 adds a table of K + 1 rows, the last of which is the null class.
       dtype: of the dense layers; the sines are taken in float32.
       max_period: the slowest wave's, in positions, over 2 pi; n of `sinusoidal`.
+      step_log_snrs: see `noise_position`.
 
     A noise level of shape (B, 2) is two of them: that of x, and another one which tells what is
     asked of the network, such as the level to which a step goes. The second has sines and dense
@@ -105,12 +130,13 @@ class Conditioning(nn.Module):
     num_classes: int
     dtype: jnp.dtype
     max_period: float = 10_000.0
+    step_log_snrs: Sequence[float] = ()
 
     @nn.compact
     def __call__(
         self, noise_level: jax.Array, label: jax.Array | None, latent: jax.Array | None = None
     ) -> jax.Array:
-        position = CONDITIONINGS[self.conditioning](noise_level)
+        position = noise_position(noise_level, self.conditioning, self.step_log_snrs)
         waves = sinusoidal(position, self.width, self.max_period)
         first, *others = [waves] if noise_level.ndim == 1 else [waves[:, 0], waves[:, 1]]
         emb = nn.Dense(self.features, dtype=self.dtype, name="dense_0")(first)

@@ -1,5 +1,6 @@
 """The U-Net of Ho 2020, with choices of Dhariwal & Nichol 2021, for signals, images and volumes."""
 
+import itertools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
@@ -49,6 +50,9 @@ class UNet(nn.Module):
         sides.
       control_shape: (..., C'), of one example's control, which then stands beside x at the first
         convolution (see `layers.beside`); () for none.
+      step_log_snrs: of weights that were trained by step numbers, the log-SNR of each step, so that
+        they can be sampled and trained under any schedule: conditioning "log_snr" then gives them
+        the step number that has it, in proportion between two steps; (): no such weights.
 
     Raises:
       ValueError: a field or an argument is not allowed; the sentence names it.
@@ -72,6 +76,7 @@ class UNet(nn.Module):
     max_period: float = 10_000.0
     padding: str = "end"
     control_shape: Sequence[int] = ()
+    step_log_snrs: Sequence[float] = ()
 
     def __post_init__(self):
         layers.check_shared_fields(self, "channels")
@@ -104,6 +109,13 @@ class UNet(nn.Module):
         check(fits, "dropout", rate, "a number in [0, 1)")
         layers.check_name("embedding", self.embedding, layers.EMBEDDINGS)
         self.control_shape = tuple(self.control_shape)
+        table = self.step_log_snrs
+        fits = isinstance(table, list | tuple) and all(
+            isinstance(entry, numbers.Real) and math.isfinite(entry) for entry in table
+        )
+        fits = fits and len(table) != 1 and all(b < a for a, b in itertools.pairwise(table))
+        check(fits, "step_log_snrs", table, "two or more finite numbers that fall, or ()")
+        self.step_log_snrs = tuple(table)
         super().__post_init__()
 
     def least_parameters(self) -> int:
@@ -187,8 +199,16 @@ class UNet(nn.Module):
 
     def _embedded(self, noise_level: jax.Array, given: Mapping[str, Any]) -> jax.Array:
         """The embedding of noise level, label and latent, (B, 4 channels)."""
-        fields = (self.conditioning, self.num_classes, layers.DTYPES[self.dtype], self.max_period)
-        embed = Conditioning(self.channels, 4 * self.channels, *fields, name="noise_embedding")
+        embed = Conditioning(
+            self.channels,
+            4 * self.channels,
+            self.conditioning,
+            self.num_classes,
+            layers.DTYPES[self.dtype],
+            self.max_period,
+            self.step_log_snrs,
+            name="noise_embedding",
+        )
         return embed(noise_level, given["label"], given["latent"])
 
     def _norm(self) -> layers.Norm:

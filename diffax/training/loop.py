@@ -172,6 +172,8 @@ def _train_in(
         if states is None:
             with progress.doing("initialising the network"):
                 states = [init(jax.random.key(run.config.seed)) for run in runs]
+            if (params := teachers.starting_params(config, info, like)) is not None:
+                states = [teachers.started_from(own, params) for own in states]
         for run, own in zip(runs, states):
             run.begin(own)
         begun = done = int(states[0].step)

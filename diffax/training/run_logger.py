@@ -75,7 +75,8 @@ class RunLogger:
         loop = self.checkpoints.remembered(step)
         check_same_run(self.root, self.config, self.dataset, rates, loop)
         state, self._memory = self.checkpoints.restore(like, sharding, step)
-        self.batches.set_state(self._memory["data"])
+        if self._memory["data"] is not None:  # as of a run that was imported
+            self.batches.set_state(self._memory["data"])
         num = self.config.training.num_steps
         if state.step > num:
             raise ValueError(

@@ -1,17 +1,23 @@
-"""The teacher that a config names: another run, read once."""
+"""Other runs that a config names: the teacher, read once; and the run that training starts from."""
 
 import functools
+import logging
 import os
 from pathlib import Path
+from typing import Any
 
 import jax
+import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import methods
 from diffax.data import DatasetInfo
 from diffax.files import content_hash
+from diffax.methods.base import State
 from diffax.methods.teacher import Teacher
 from diffax.training import workdir
+
+_LOG = logging.getLogger("diffax")
 
 
 @functools.lru_cache(maxsize=4)
@@ -71,3 +77,70 @@ def teacher_of(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
             f" {'; '.join(changes)}"
         )
     return teacher
+
+
+def starting_params(config: ConfigDict, data: DatasetInfo, like: State) -> Any:
+    """The averaged parameters of the run in training.init_from, at its latest checkpoint, from
+    which a new run starts; None if none is named.
+
+    Args:
+      data: what is trained on, and the codec that it works through.
+      like: the shapes of a state of the new run.
+
+    Raises:
+      FileNotFoundError: the workdir holds no run or no checkpoint.
+      ValueError: its network has other parameters, or worked through another codec; or the config's
+        method starts from a teacher.
+    """
+    named = config.training.init_from
+    if not named:
+        return None
+    if config.method.teacher:
+        raise ValueError(
+            f"training.init_from is {named!r} and method.teacher is {config.method.teacher!r}: a"
+            " method with a teacher starts from that; leave training.init_from empty"
+        )
+    path = os.path.abspath(os.path.expanduser(named))
+    try:
+        run = workdir.load(path)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"training.init_from is {named!r}: {error}") from None
+    if run.dataset.codec != data.codec:
+        raise ValueError(
+            f"training.init_from is {named!r}, which was trained through another codec (codec.path)"
+        )
+    params = jax.device_get(getattr(run.state, "ema_params", run.state.params))
+    there, needed = ({k: v.shape for k, v in _by_path(t).items()} for t in (params, like.params))
+    for name in sorted({*there, *needed}):
+        if there.get(name) != needed.get(name):
+            raise ValueError(
+                f"training.init_from is {named!r}, whose network is not that of config.model: "
+                f"{name} has shape {there.get(name, 'none')} there, and {needed.get(name, 'none')}"
+                " is needed; config.model must be as in its config.json"
+            )
+    before, now = run.config.objective.prediction, config.objective.prediction
+    if before != now:
+        _LOG.warning(
+            "the network in %s predicts %r, and objective.prediction is %r: it has that to learn"
+            " anew",
+            *(named, before, now),
+        )
+    return params
+
+
+def _by_path(tree: Any) -> dict[str, Any]:
+    found = jax.tree_util.tree_flatten_with_path(tree)[0]
+    return {jax.tree_util.keystr(path, simple=True, separator="/"): leaf for path, leaf in found}
+
+
+def started_from(state: State, params: Any) -> State:
+    """A first state with these parameters, and with them as their average, where its own lie."""
+
+    def placed() -> Any:  # each time a copy: the training step gives both away
+        return jax.tree.map(
+            lambda new, old: jax.device_put(np.array(new, old.dtype), old.sharding),
+            *(params, state.params),
+        )
+
+    average = {"ema_params": placed()} if hasattr(state, "ema_params") else {}
+    return state.replace(params=placed(), **average)

@@ -40,6 +40,8 @@ class Scheduler(NamedTuple):
       grid: num_steps -> the indices, or of flow matching the times, that it visits, the noisiest
         first, as `diffax.sample(grid=...)` takes them. diffax's last step goes to x0, as that of
         `set_alpha_to_one` and of `final_sigmas_type="zero"` there; other ends are not read.
+      sampler: diffax's solver that takes its steps.
+      spacing: the name of diffax's grid that is `grid` where `steps_offset` is 0, or near it.
     """
 
     schedule: AnySchedule
@@ -47,6 +49,8 @@ class Scheduler(NamedTuple):
     clip_x0: float | None
     learned_variance: bool
     grid: Callable[[int], list]
+    sampler: str
+    spacing: str
 
 
 # --- in ---------------------------------------------------------------------------------------
@@ -192,6 +196,8 @@ def load_scheduler(path: str | os.PathLike) -> Scheduler:
         clip_x0=config["clip_sample_range"] if config.get("clip_sample", kind.clips) else None,
         learned_variance=config.get("variance_type") == "learned_range",
         grid=grid,
+        sampler=next(ours for ours, (theirs, _) in SAMPLERS.items() if theirs == name),
+        spacing=spacing,
     )
 
 
@@ -209,7 +215,7 @@ def _flow_matching(config: dict[str, Any]) -> Scheduler:
     schedule = schedules.get("rectified_flow")
     if shift != 1:
         schedule = schedules.shifted(schedule, shift, 1)
-    return Scheduler(schedule, "flow", None, False, grid)
+    return Scheduler(schedule, "flow", None, False, grid, "ddim", "linspace")
 
 
 # --- out --------------------------------------------------------------------------------------

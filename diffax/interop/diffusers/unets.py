@@ -21,7 +21,7 @@ import numpy as np
 
 from diffax.files import replacing, write_json
 from diffax.models import UNet
-from diffax.models.embeddings import log_snr_position, sinusoidal
+from diffax.models.embeddings import noise_position, sinusoidal
 from diffax.process import AnySchedule
 
 CONFIG = "config.json"
@@ -159,7 +159,8 @@ def save_unet(
         if schedule is None:
             raise ValueError("schedule is None: the network is conditioned on its log-SNR")
         discrete = schedule if schedule.num_steps else schedule.discretize(num_steps)
-        positions = log_snr_position(jnp.asarray(discrete.log_snrs))
+        log_snrs = jnp.asarray(discrete.log_snrs)
+        positions = noise_position(log_snrs, "log_snr", model.step_log_snrs)
         waves = sinusoidal(positions, model.channels, model.max_period)
         tensors["time_proj.weight"] = np.asarray(waves)
         config |= {"time_embedding_type": "learned", "num_train_timesteps": discrete.num_steps}
@@ -282,12 +283,7 @@ def load_unet(path: str | os.PathLike) -> tuple[UNet, dict[str, Any]]:
       ValueError: an option that diffax's U-Net has not, or arrays that are not those of the config;
         the message names them.
     """
-    folder = Path(path)
-    folder = folder if (folder / CONFIG).is_file() else folder / "unet"
-    for file in (CONFIG, WEIGHTS):
-        if not (folder / file).is_file():
-            raise FileNotFoundError(f"{path} holds no {file} of a {_CLASS}")
-    config = {**_DEFAULTS, **json.loads((folder / CONFIG).read_text(encoding="utf-8"))}
+    folder, config = _config_in(path)
     model = _model_of(config, folder)
     tensors = {
         _renamed(name): value for name, value in _safetensors().load_file(folder / WEIGHTS).items()
@@ -303,10 +299,28 @@ def load_unet(path: str | os.PathLike) -> tuple[UNet, dict[str, Any]]:
         rows = ("noise_embedding", "dense_0", "kernel")
         found[rows] = np.roll(found[rows], half, axis=0)
     params = _joined(found)
-    x = jnp.zeros((1, config["sample_size"], config["sample_size"], config["in_channels"]))
+    x = jnp.zeros((1, *_shape_of(config)))
     wanted = jax.eval_shape(model.init, jax.random.key(0), x, jnp.zeros(1))["params"]
     _check_shapes(params, wanted, folder / WEIGHTS)
     return model, params
+
+
+def _config_in(path: str | os.PathLike) -> tuple[Path, dict[str, Any]]:
+    folder = Path(path)
+    folder = folder if (folder / CONFIG).is_file() else folder / "unet"
+    for file in (CONFIG, WEIGHTS):
+        if not (folder / file).is_file():
+            raise FileNotFoundError(f"{path} holds no {file} of a {_CLASS}")
+    return folder, {**_DEFAULTS, **json.loads((folder / CONFIG).read_text(encoding="utf-8"))}
+
+
+def _shape_of(config: dict[str, Any]) -> tuple[int, int, int]:
+    return config["sample_size"], config["sample_size"], config["in_channels"]
+
+
+def sample_shape(path: str | os.PathLike) -> tuple[int, int, int]:
+    """(height, width, channels) of an example, of the U-Net that `load_unet` reads."""
+    return _shape_of(_config_in(path)[1])
 
 
 def _renamed(name: str) -> str:
