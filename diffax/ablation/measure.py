@@ -169,7 +169,7 @@ def refuse_other_data(config: ConfigDict, directory: Path) -> None:
     data than the config's data are now. An old training without a fingerprint is not checked."""
     if not (directory / "dataset.json").exists():
         return
-    dataset = training.DatasetInfo.of(data.load_cached(config.data))
+    dataset = training.DatasetInfo.of(config_lib.load_data(config))
     changes = read_dataset(directory).changes(dataset)
     if changes:
         raise ValueError(
@@ -204,7 +204,7 @@ def train_and_evaluate(config: ConfigDict, directory: Path) -> tuple[training.Ru
     # Who evaluates the run again does so by the config, not as was looked at on the way.
     write_text(directory / "config.json", config_lib.to_json(config))
     run = training.load(directory).under(config)
-    dataset = data.load_cached(config.data)
+    dataset = config_lib.load_data(config)
     # The seed decides the noise of the evaluation too: shared by all seeds, it would be missing
     # from their spread.
     evaluated = evaluation.compare(run, dataset, config.seed)
@@ -273,7 +273,7 @@ def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
       has.
     """
     config = run.config
-    dataset = data.load_cached(config.data)
+    dataset = config_lib.load_data(config)
     count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
     found = {"metrics": {}, "evaluation": {}, "samples": None, "grid": None, "parameters": count}
     if run.method.sample is None:

@@ -95,7 +95,7 @@ def run_ablation(
             measure.require_measure(each)
     # Read here first, so that an error comes at once and the workers find everything prepared.
     with ProgressDisplay(), doing(f"reading {config.data.name}"):
-        dataset = data.load_cached(config.data)
+        dataset = config_lib.load_data(config)
     for arm, seed in itertools.product(arms, seeds):
         own, directory = arm_config(config, arm, seed), training_directory(workdir, arm, seed)
         store.check_fingerprint(directory, measure.training_configuration(own))

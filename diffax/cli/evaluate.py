@@ -151,7 +151,7 @@ Prepared = tuple[dict[str, Callable[[], Entry]], dict[str, Sequence[Any]], Entry
 def _of_run(args: argparse.Namespace) -> Prepared:
     import jax
 
-    from diffax import config, data, evaluation, files
+    from diffax import config, evaluation, files
     from diffax.training.progress import ProgressDisplay
 
     with ProgressDisplay() as progress:
@@ -161,7 +161,7 @@ def _of_run(args: argparse.Namespace) -> Prepared:
     if args.num_samples is not None:
         trained.config.evaluation.num_samples = args.num_samples
         config.validate(trained.config)
-    dataset = data.load(trained.config.data)
+    dataset = config.load_data(trained.config)
     method, chosen = trained.method, trained.config.evaluation.metrics
     scores = [*(chosen or ["frechet"])] if method.sample is not None else []
     own = [name for name in method.compared if name in method.measures]

@@ -13,6 +13,9 @@ from diffax.config.build import (
     build_schedule,
     build_schedule_optimizer,
     conditioning,
+    control_names,
+    control_shapes,
+    load_data,
     sampling_options,
 )
 from diffax.config.checks import remarks, validate
@@ -42,10 +45,13 @@ __all__ = [
     "changed",
     "completed",
     "conditioning",
+    "control_names",
+    "control_shapes",
     "default_config",
     "differences",
     "for_method",
     "from_json",
+    "load_data",
     "load_plugins",
     "method_before_data",
     "register_optimizer",

@@ -10,9 +10,11 @@ import jax
 import optax
 from ml_collections import ConfigDict
 
-from diffax import models, samplers, schedules
+from diffax import data, models, samplers, schedules
 from diffax.config import optimizers
 from diffax.config.defaults import model_fields, sampler_keywords, schedule_keywords
+from diffax.data import controls
+from diffax.models.control import ControlNet
 from diffax.process import AnySchedule
 
 _ENDS = ("log_snr_max", "log_snr_min")
@@ -101,19 +103,64 @@ def infinite_ends(config: ConfigDict, purpose: str) -> str:
 
 def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
     """The network `config.model.name`, with the fields of `config.model.<name>`, for data of
-    `dataset.shape` and `dataset.num_classes` classes.
+    `dataset.shape` and `dataset.num_classes` classes; a `ControlNet` on it with a condition.base.
 
     Raises:
-      ValueError: a field's value is not allowed, or classes are asked for and the data has none.
+      ValueError: a field's value is not allowed, or classes or controls are asked for and the data
+        have none.
     """
     from_others = _of_data(config, dataset)
     if config.objective.learned_variance:
         from_others["learned_variance"] = True
     name = config.model.name
     known = {"data_channels": dataset.shape[-1], "data_shape": tuple(dataset.shape)}
+    shapes = control_shapes(config, dataset)
+    if shapes:
+        known["control_shape"] = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
     from_others |= {k: value for k, value in known.items() if k in models.fields(name)}
     fields = {field: config.model[name][field] for field in model_fields(name)}
-    return models.get(name, **fields, **from_others)
+    if not (config.condition.base and shapes):
+        return models.get(name, **fields, **from_others)
+    if name != "unet":
+        raise ValueError(
+            f"condition.base is set and model.name is {name!r}: a ControlNet copies the encoder of"
+            " a 'unet'; leave condition.base empty, and the control is an input of the network"
+        )
+    return ControlNet(**fields, **from_others, control_channels=[s[-1] for s in shapes])
+
+
+def control_names(config: ConfigDict) -> tuple[str, ...]:
+    """The controls that a config's network is conditioned on."""
+    return controls.names_of(config.condition.control)
+
+
+def control_shapes(config: ConfigDict, info: Any) -> list[tuple[int, ...]]:
+    """The shape of one example of each control, (..., C'), by what is known of the data.
+
+    Raises:
+      ValueError: the data have no such array, or controls of several sizes.
+    """
+    names, known = control_names(config), dict(getattr(info, "arrays", ()))
+    shapes = []
+    for name in names:
+        # Before data are read, what they may have is taken for there.
+        unread = (*info.shape[:-1], 1) if not getattr(info, "fingerprint", "") else None
+        shape = known.get(controls.array_of(name), unread)
+        if shape is None:
+            raise ValueError(
+                f"condition.control={name!r}, and the data set {info.name!r} was read without it"
+            )
+        shapes.append(tuple(shape))
+    if len({shape[:-1] for shape in shapes}) > 1:
+        listed = ", ".join(f"{name} {shape}" for name, shape in zip(names, shapes))
+        raise ValueError(f"condition.control names controls of several sizes: {listed}")
+    return shapes
+
+
+def load_data(config: ConfigDict) -> data.Dataset:
+    """The data of `config.data`, with the controls of `config.condition`; the set that was read
+    last is kept. Raises ValueError and FileNotFoundError as `data.load`."""
+    return controls.with_controls(data.load_cached(config.data), control_names(config))
 
 
 def build_discriminator(config: ConfigDict, dataset: Any) -> nn.Module:

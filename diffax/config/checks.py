@@ -28,6 +28,7 @@ from diffax.config.kinds import Kind
 from diffax.config.methods import STAND_IN, method_before_data, unread_by_method
 from diffax.config.reading import check_kind, unknown
 from diffax.config.storage import flat, load_plugins
+from diffax.data import controls
 from diffax.process import AnySchedule
 from diffax.registry import suggestion
 
@@ -125,6 +126,12 @@ RULES: dict[str, Rule] = {
     "method.last_intervals": _whole(1, _LEVELS),
     "method.doubling_steps": _whole(1, _STEPS),
     "model.mlp.depth": _whole(1, 1_000),
+    "condition.control": Rule(
+        lambda value: all(name in controls.known() for name in controls.names_of(value)),
+        lambda: f"of {', '.join(controls.known())}, several joined by commas, or empty",
+        controls.known,
+    ),
+    "condition.control_dropout": _SHARE,
     "schedule.name": _one_of(schedules.names),
     "schedule.input_scale": _rule(
         lambda value: 1e-3 <= value <= 1e3, "at least 0.001 and at most 1000, a positive number"
@@ -350,6 +357,20 @@ def _model(config: ConfigDict, schedule: AnySchedule) -> None:
         )
 
 
+def _condition(config: ConfigDict, schedule: AnySchedule) -> None:
+    section, method = config.condition, config.method.name
+    if section.base and not build.control_names(config):
+        raise ValueError(
+            f"base={section.base!r} with control='': a ControlNet is trained beside its base to"
+            " follow a control; name one, or leave base empty"
+        )
+    if section.base and unread_by_method(config, "condition.base"):
+        raise ValueError(
+            f"base={section.base!r} with method {method!r}: a ControlNet is trained by method"
+            " 'diffusion'; leave base empty, and the control is an input of the network itself"
+        )
+
+
 def _prediction(config: ConfigDict) -> str:
     """What the network predicts; x0, which any schedule allows, if the method has no choice."""
     unread = unread_by_method(config, "objective.prediction")
@@ -496,12 +517,20 @@ def _guidance(config: ConfigDict) -> None:
     scale, model = config.sampling.guidance_scale, config.model
     if scale == 1:
         return
-    needs = {
-        "model.class_conditional=True, a network that is conditioned on classes": (
-            model.class_conditional
+    given = {
+        "model.label_dropout": (model.class_conditional, model.label_dropout),
+        "condition.control_dropout": (
+            bool(build.control_names(config)), config.condition.control_dropout,
         ),
-        "model.label_dropout above 0 in training, so that the network knows the null class": (
-            model.label_dropout > 0
+    }  # fmt: skip
+    dropouts = {key: rate for key, (is_given, rate) in given.items() if is_given}
+    dropped = " or ".join(dropouts or given)
+    needs = {
+        "a network that is conditioned, by model.class_conditional=True or condition.control": (
+            bool(dropouts)
+        ),
+        f"{dropped} above 0 in training, so that the network knows what is no condition": (
+            any(rate > 0 for rate in dropouts.values())
         ),
         f"model.{model.name}.conditioning='log_snr'": build.conditioning(config) == "log_snr",
     }
@@ -552,6 +581,7 @@ _TOGETHER: tuple[tuple[str, Callable[[ConfigDict, AnySchedule], None]], ...] = (
     ("schedule", _schedule),
     ("objective", _objective),
     ("schedule_learning", _schedule_learning),
+    ("condition", _condition),
     ("model", _model),
     ("optimizer", _optimizer),
     ("discriminator", _discriminator),

@@ -65,6 +65,19 @@ _KEYS: dict[str, Key] = {
     "model.name": _key("unet", "the network"),
     "model.class_conditional": _key(False, "condition the network on the class label"),
     "model.label_dropout": _key(0.1, "share of labels that are replaced by the null class"),
+    "condition.control": _key(
+        "",
+        "spatial controls, several joined by commas: files, those of the data; or computed from"
+        " them, edges, blurred, low_resolution, grey, masked; empty: none",
+    ),
+    "condition.control_dropout": _key(
+        0.0, "share of examples without their control in training; 0: guidance keeps the control"
+    ),
+    "condition.base": _key(
+        "",
+        "workdir of a diffusion run that stays as it is, beside which a ControlNet is trained;"
+        " empty: the control is an input of the network itself",
+    ),
     "schedule.name": _key("cosine", "the noise schedule"),
     "schedule.betas": _key(
         (),

@@ -1,16 +1,18 @@
 """The method of a config: its parts, built from the names in the config."""
 
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
+import jax
+import jax.numpy as jnp
 from ml_collections import ConfigDict
 
 from diffax import methods, time_sampling
 from diffax.config import build
 from diffax.config.defaults import default_config, method_keywords, time_sampler_keywords
 from diffax.config.storage import flat
-from diffax.data import DatasetInfo
+from diffax.data import DatasetInfo, controls
 from diffax.methods.diffusion import Objective, ScheduleLearning
 from diffax.methods.diffusion_measures import Settings
 from diffax.methods.teacher import Teacher
@@ -24,8 +26,8 @@ def build_method(
     """The method of `config.method`, for data of which `data` is known.
 
     Each of its parameters that is in `methods.PARTS` is built from the config; the others are its
-    options, keys of `config.method`. `teacher`: the run of config.method.teacher, where it is
-    loaded, as it must be for `Method.init`.
+    options, keys of `config.method`. `teacher`: the run of config.method.teacher, or of
+    config.condition.base, where it is loaded, as it must be for `Method.init`.
 
     Raises:
       ValueError: an option that the method doesn't take, parts that can't be built, or a network
@@ -43,7 +45,7 @@ def build_method(
     if {"network", "conditions"} <= parts.keys():
         conditioning.check_takes(parts["network"], parts["conditions"])
     if teacher is not None:
-        parts["teacher"] = teacher
+        parts["frozen" if config.condition.base else "teacher"] = teacher
     return methods.get(name, **parts, **options)
 
 
@@ -79,6 +81,7 @@ _READ_BY = {
     "objective.": ("objective",),
     "training.grad_accumulation": ("grad_accumulation",),
     "model.": ("network",),
+    "condition.base": ("frozen",),
     "condition.": ("conditions",),
     "discriminator.": ("discriminator",),
 }
@@ -103,9 +106,24 @@ def method_before_data(config: ConfigDict) -> methods.Method:
 
 
 def _conditions(config: ConfigDict, data: DatasetInfo) -> dict[str, Condition]:
-    if not config.model.class_conditional:
-        return {}
-    return {"label": Condition(data.num_classes, config.model.label_dropout)}
+    found = {}
+    if config.model.class_conditional:
+        found["label"] = Condition(data.num_classes, config.model.label_dropout)
+    if names := build.control_names(config):
+        of = functools.partial(_control, names)
+        null = {"image": 0.0, "strength": 0.0}
+        found["control"] = Condition(null, config.condition.control_dropout, of)
+    return found
+
+
+def _control(names: Sequence[str], batch: Mapping[str, Any]) -> dict[str, jax.Array]:
+    """The controls of a batch side by side, (n, ..., C'), each at its full strength, (n, names)."""
+    image = jnp.concatenate(controls.images(batch, names), axis=-1)
+    return {"image": image, "strength": jnp.ones((len(image), len(names)), image.dtype)}
+
+
+def _frozen(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
+    return Teacher(config.condition.base) if config.condition.base else None
 
 
 def _times(config: ConfigDict, data: DatasetInfo) -> time_sampling.TimeSampler:
@@ -170,6 +188,7 @@ PARTS: dict[str, Callable[[ConfigDict, DatasetInfo], Any]] = {
     "conditions": _conditions,
     "schedule": lambda config, data: functools.partial(build.build_schedule, config, data.shape),
     "teacher": _teacher,
+    "frozen": _frozen,
     "schedule_steps": lambda config, data: config.schedule.num_steps,
     "objective": _objective,
     "prediction": lambda config, data: config.objective.prediction,

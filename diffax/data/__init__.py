@@ -7,6 +7,7 @@ For instance:
     next(batches)["x"]  # float32 (128, 8, 8, 1) in [-1, 1]
 """
 
+from diffax.data.controls import CONTROLS, register_control
 from diffax.data.dataset import DataConfig, Dataset, DatasetInfo, Split, make_dataset
 from diffax.data.mixture import GaussianMixture, default_mixture, grid_mixture
 from diffax.data.pipeline import batches
@@ -21,6 +22,7 @@ from diffax.data.sources import (
 )
 
 __all__ = [
+    "CONTROLS",
     "SOURCES",
     "DataConfig",
     "Dataset",
@@ -36,5 +38,6 @@ __all__ = [
     "load_cached",
     "make_dataset",
     "register",
+    "register_control",
     "registered",
 ]

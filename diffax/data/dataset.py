@@ -178,7 +178,7 @@ class Dataset:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The hash of all examples, labels and further arrays as they are here: decoded, resized,
-        in order.
+        in order. Arrays that are computed from these are left out.
 
         Of computed data it is the hash of their definition, since the last digits of computed
         values depend on the machine and on its compiler.
@@ -188,7 +188,8 @@ class Dataset:
         splits = (self.train, self.eval)
         parts = [part for split in splits for part in (split.x, split.label)]
         for split in splits:
-            for name, rows in sorted(split.arrays.items()):
+            given = {k: v for k, v in split.arrays.items() if not getattr(v, "is_computed", False)}
+            for name, rows in sorted(given.items()):
                 parts += [name, rows.tolist() if is_text(rows) else rows[np.arange(len(split))]]
         return content_hash(*parts)
 

@@ -38,6 +38,7 @@ PARTS = {
     "conditions": "name -> `diffax.models.conditioning.Condition`",
     "schedule": "key -> the schedule that training begins with",
     "teacher": "the run of config.method.teacher, a `diffax.methods.teacher.Teacher`, or None",
+    "frozen": "the run of config.condition.base beside which a ControlNet is trained, likewise",
     "schedule_steps": "T where the schedule acts in discrete time, else 0",
     "objective": "config.objective as `diffax.methods.diffusion.Objective`",
     "prediction": "what the network predicts, config.objective.prediction",

@@ -6,6 +6,7 @@ schedule, the training step, samples. What is measured of a state stands in `dif
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
@@ -21,8 +22,10 @@ from diffax.data import DatasetInfo
 from diffax.distributed.batch import BatchSharding, over_micro_batches
 from diffax.methods import base, diffusion_measures
 from diffax.methods.base import Batch, Bounded, Method, Metrics
-from diffax.models import conditioning
+from diffax.methods.teacher import Teacher
+from diffax.models import conditioning, control
 from diffax.models.conditioning import Cond, Condition
+from diffax.models.control import BASE
 from diffax.process import AnySchedule, Predict
 from diffax.time_sampling import TimeSampler, times_of
 
@@ -38,6 +41,12 @@ class TrainState(flax.struct.PyTreeNode):
     schedule_opt_state: Any  # () unless the schedule is learned
     time_sampler_state: Any
     key: jax.Array  # PRNG key; constant: the keys of a step are folded from it and the step
+
+
+class ControlState(TrainState):
+    """That of a ControlNet: `params` are those of its branches."""
+
+    base: Any = None  # the parameters of the U-Net that stays as it was; constant
 
 
 class Objective(NamedTuple):
@@ -150,11 +159,15 @@ def diffusion(
     grad_accumulation: int,
     evaluation: diffusion_measures.Settings,
     sampling: Mapping[str, Any],
+    frozen: Teacher | None = None,
 ) -> Method:
     """Diffusion: the network descends the mean of weight * loss at times drawn by the time sampler.
 
     A learned schedule then descends its own objective, with the network held fixed. Gradients flow
     from neither into the other. Both are averaged over micro-batches.
+
+    With `frozen` the network is a `ControlNet`: its branches start from that run's parameters and
+    are trained, and these parameters themselves stand in the state as they are.
 
     The step's metrics: "loss"; "loss_variance", over the batch; "grad_norm", before clipping;
     "learning_rate"; "update_size", the norm of the update over that of the parameters (at least 1);
@@ -175,6 +188,10 @@ def diffusion(
       ema_decay: of the moving average of the parameters.
       grad_accumulation: micro-batches per step.
       sampling: default options of `samplers.sample` and of the denoiser.
+      frozen: the run whose network the branches of a ControlNet stand beside; None for none.
+
+    Raises:
+      ValueError: a network that doesn't denoise, or parameters of `frozen` that don't fit it.
     """
     base.require_denoiser("diffusion", network)
     times = objective.times
@@ -185,14 +202,24 @@ def diffusion(
     def effective(own: AnySchedule) -> AnySchedule:
         return schedules.effective(own, schedule_steps)
 
+    def first_params(key: jax.Array) -> Any:
+        return network.init(key, jnp.zeros((1, *data.shape)), jnp.zeros((1,)))["params"]
+
+    if frozen is not None and frozen.params is not None:
+        own = jax.eval_shape(first_params, jax.random.key(0))[BASE]
+        frozen.check_fits(objective.prediction, own, first, "base")
+
     def init(key: jax.Array) -> TrainState:
         init_key, schedule_key, run_key = jax.random.split(key, 3)
-        x = jnp.zeros((1, *data.shape))
-        params = network.init(init_key, x, jnp.zeros((1,)))["params"]
-        own = schedule(schedule_key)
+        params, own, of_state = first_params(init_key), schedule(schedule_key), TrainState
+        if frozen is not None:
+            stays = params[BASE] if frozen.params is None else frozen.params
+            stays = jax.tree.map(jnp.asarray, stays)
+            params, own = control.started(params, stays), frozen.schedule_or(own)
+            of_state = functools.partial(ControlState, base=stays)
         # The types of an update; weak ones of Python's numbers would compile the second step anew.
         own = jax.tree.map(lambda leaf: jnp.asarray(leaf, leaf.dtype), own)
-        return TrainState(
+        return of_state(
             step=jnp.zeros((), jnp.int32),
             params=params,
             ema_params=params,
@@ -202,6 +229,10 @@ def diffusion(
             time_sampler_state=times.init(),
             key=run_key,
         )
+
+    def all_params(state: TrainState, params: Any) -> Any:
+        """The parameters of the network, of which `params` are trained."""
+        return params if frozen is None else {**params, BASE: state.base}
 
     # --- the network's loss ---
 
@@ -230,7 +261,13 @@ def diffusion(
         def loss_of(params: Any, rows: Batch, dropout: jax.Array) -> tuple[jax.Array, Batch]:
             losses, aux = objectives.training_loss(
                 None,
-                predictor(network, params, rows["cond"], train=True, rngs={"dropout": dropout}),
+                predictor(
+                    network,
+                    all_params(state, params),
+                    rows["cond"],
+                    train=True,
+                    rngs={"dropout": dropout},
+                ),
                 acting,
                 rows["x0"],
                 times_of(acting, rows["u"]),
@@ -306,7 +343,8 @@ def diffusion(
         draw = jax.vmap(lambda key: likelihood.draw(key, shape, x0.dtype), out_axes=1)
         rows = {**pairs, "draws": sharding.local(draw(jax.random.split(key)))}
         # Device by device, since XLA would move the batch about to join the halves' axis with it.
-        halves, terms = sharding.by_device(schedule_gradients, (state.schedule, state.params), rows)
+        given = state.schedule, all_params(state, state.params)
+        halves, terms = sharding.by_device(schedule_gradients, given, rows)
         mean = jax.tree.map(lambda g: jnp.mean(g, axis=0), halves)
         apart = jax.tree.map(lambda g: 0.5 * (g[0] - g[1]), halves)
         updates, opt_state = schedule_learning.optimizer.update(
@@ -408,7 +446,9 @@ def diffusion(
         mean_only = objective.learned_variance and not with_variance
 
         def under(cond: Cond) -> Predict:
-            return predictor(network, state.ema_params, cond, mean_only=mean_only)
+            return predictor(
+                network, all_params(state, state.ema_params), cond, mean_only=mean_only
+            )
 
         predict = under(cond)
         if guidance_scale is not None:
@@ -449,8 +489,8 @@ def diffusion(
 
     def averaged(state: TrainState, batch: Batch) -> Predict:
         cond = conditioning.conditions_of(conditions, batch)
-        mean_only = objective.learned_variance
-        return predictor(network, state.ema_params, cond, mean_only=mean_only)
+        params, mean_only = all_params(state, state.ema_params), objective.learned_variance
+        return predictor(network, params, cond, mean_only=mean_only)
 
     measures = diffusion_measures.Measures(
         averaged, lambda state: effective(state.schedule), objective.prediction, data.levels,

@@ -148,34 +148,8 @@ def check(
             " teacher that has learned it"
         )
     if teacher is not None and teacher.params is not None:
-        _check_teacher(student, teacher, first)
-
-
-def _check_teacher(student: Student, teacher: Teacher, schedule: AnySchedule) -> None:
-    if teacher.prediction != student.prediction:
-        raise ValueError(
-            f"objective.prediction is {student.prediction!r}, and the teacher in {teacher.path}"
-            f" predicts {teacher.prediction!r}: a student starts from its weights; name the same"
-        )
-    own = jax.eval_shape(student._replace(teacher=None).first_params, jax.random.key(0))
-    ours, theirs = (
-        {jax.tree_util.keystr(path): jnp.shape(leaf) for path, leaf in leaves}
-        for leaves in (jax.tree_util.tree_leaves_with_path(t) for t in (own, teacher.params))
-    )
-    if ours != theirs:
-        where = next(k for k in [*ours, *theirs] if ours.get(k) != theirs.get(k))
-        raise ValueError(
-            f"the network can't start from the weights of the teacher in {teacher.path}: {where} is"
-            f" {ours.get(where, 'not there')} here and {theirs.get(where, 'not there')} there; give"
-            " config.model the teacher's values"
-        )
-    if schedules.is_learned(schedule):
-        learned = jax.tree.structure(schedule), jax.tree.structure(teacher.schedule)
-        if learned[0] != learned[1]:
-            raise ValueError(
-                f"a learned schedule is the teacher's as it was trained, and the teacher in"
-                f" {teacher.path} has another one: give config.schedule the teacher's values"
-            )
+        own = jax.eval_shape(student._replace(teacher=None).first_params, jax.random.key(0))
+        teacher.check_fits(student.prediction, own, first, "teacher")
 
 
 def ddim(x0: jax.Array, eps: jax.Array, log_snr: jax.Array) -> jax.Array:
@@ -277,8 +251,7 @@ def method(
         init_key, schedule_key, run_key = jax.random.split(key, 3)
         params = student.first_params(init_key)
         own = student.schedule(schedule_key)
-        if schedules.is_learned(own) and student.teacher.schedule is not None:
-            own = student.teacher.schedule
+        own = own if student.teacher is None else student.teacher.schedule_or(own)
         teachers: Any = ()
         if num_teachers:
             teachers = jax.tree.map(

@@ -7,7 +7,7 @@ network's prediction under `cond` with that under the null of each.
 
 import functools
 import inspect
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -23,21 +23,28 @@ class Condition(NamedTuple):
     Attributes:
       null: the value of one example that stands for no condition: a pytree of its structure, or
         the beginning of one, whose leaves broadcast to those of the example.
-      dropout: the probability with which training replaces an example's value by `null`.
+      dropout: the probability with which training replaces an example's value by `null`. Of one
+        that is never dropped the network knows no null, so that guidance keeps it.
+      of: batch -> the values of its examples; None for the batch's entry of the condition's name.
     """
 
     null: Any
     dropout: float = 0.0
+    of: Callable[[Mapping[str, Any]], Any] | None = None
 
 
 def conditions_of(conditions: Mapping[str, Condition], batch: Mapping[str, Any]) -> Cond:
-    """The entries of a batch that are conditions."""
-    return {name: batch[name] for name in conditions}
+    """The conditions of a batch."""
+    return {name: batch[name] if c.of is None else c.of(batch) for name, c in conditions.items()}
 
 
 def null_of(conditions: Mapping[str, Condition], cond: Cond) -> Cond:
-    """The null of each condition, in the shapes of `cond`."""
-    return {name: _filled(conditions[name].null, value) for name, value in cond.items()}
+    """The null of each condition that training drops, in the shapes of `cond`; the others as they
+    are."""
+    return {
+        name: _filled(conditions[name].null, value) if conditions[name].dropout else value
+        for name, value in cond.items()
+    }
 
 
 def _filled(null: Any, like: Any) -> Any:

@@ -142,7 +142,7 @@ def _train_in(
     config, settings = configs[0], configs[0].training
     writers.check_tensorboard(settings.tensorboard)
     with progress.doing(f"reading {config.data.name}"):
-        dataset = data.load_cached(config.data)
+        dataset = config_lib.load_data(config)
     progress.detail(_described(dataset))
     info = DatasetInfo.of(dataset)
     codec = codecs.codec_of(config, info)

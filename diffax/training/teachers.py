@@ -1,4 +1,5 @@
-"""Other runs that a config names: the teacher, read once; and the run that training starts from."""
+"""Other runs that a config names: the teacher, or the base of a ControlNet, read once; and the run
+that training starts from."""
 
 import functools
 import logging
@@ -27,8 +28,13 @@ def _load(path: str, step: int, written: int) -> Teacher:
     run = workdir.load(path, step)
     if run.config.method.name != "diffusion":
         raise ValueError(
-            f"method.teacher is {path}, which holds a run of method {run.config.method.name!r}; it"
-            " must hold one of method 'diffusion'"
+            f"{path} holds a run of method {run.config.method.name!r}; it must hold one of method"
+            " 'diffusion'"
+        )
+    if run.config.condition.base:
+        raise ValueError(
+            f"{path} holds a ControlNet, by which no student is taught, and beside which no other"
+            f" ControlNet is trained; name its base, {run.config.condition.base}"
         )
     params, schedule = jax.device_get((run.state.ema_params, run.state.schedule))
     return Teacher(
@@ -42,17 +48,21 @@ def _load(path: str, step: int, written: int) -> Teacher:
 
 
 def teacher_of(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
-    """The teacher of a config, at its latest checkpoint; None if it names none.
+    """The teacher of a config, or the base of its ControlNet, at its latest checkpoint; None if it
+    names none.
 
     Args:
-      data: what the student is trained on, and the codec that it works through.
+      data: what the run is trained on, and the codec that it works through.
 
     Raises:
       FileNotFoundError: the workdir holds no run or no checkpoint.
       ValueError: it holds a run of another method than diffusion, or one that was trained on other
-        data or through another codec; or the config's method takes no teacher.
+        data (a base: on data of another shape) or through another codec; or the config's method
+        takes no teacher.
     """
     named = config.method.teacher
+    if config.condition.base:
+        return _base_of(config, data)
     if not named:
         return None
     if "teacher" not in methods.arguments_of(config.method.name):
@@ -60,14 +70,7 @@ def teacher_of(config: ConfigDict, data: DatasetInfo) -> Teacher | None:
             f"method.teacher is {named!r}, and method {config.method.name!r} takes no teacher:"
             " leave it empty"
         )
-    path = os.path.abspath(os.path.expanduser(named))
-    step = workdir.steps_done(path)
-    checkpoint = Path(path) / workdir.CHECKPOINTS / str(step)
-    at = (path, step, checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0)
-    try:
-        teacher = _load(*at)
-    except FileNotFoundError as error:
-        raise FileNotFoundError(f"method.teacher is {named!r}: {error}") from None
+    teacher = _read("method.teacher", named)
     changes = teacher.data.changes(data)
     if teacher.data.codec != data.codec and not any("codec" in change for change in changes):
         changes = [*changes, "it works through a codec, and the student does not"]
@@ -144,3 +147,33 @@ def started_from(state: State, params: Any) -> State:
 
     average = {"ema_params": placed()} if hasattr(state, "ema_params") else {}
     return state.replace(params=placed(), **average)
+
+
+def _read(key: str, named: str) -> Teacher:
+    """The run that a key of a config names; errors name the key."""
+    path = os.path.abspath(os.path.expanduser(named))
+    step = workdir.steps_done(path)
+    checkpoint = Path(path) / workdir.CHECKPOINTS / str(step)
+    at = (path, step, checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0)
+    try:
+        return _load(*at)
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key} is {named!r}: {error}") from None
+    except ValueError as error:
+        raise ValueError(f"{key} is {named!r}: {error}") from None
+
+
+def _base_of(config: ConfigDict, data: DatasetInfo) -> Teacher:
+    """The base of a ControlNet. It may have been trained on other examples, of the same shape."""
+    named = config.condition.base
+    base = _read("condition.base", named)
+    same = ("shape", "codec", *(["num_classes"] if config.model.class_conditional else []))
+    for name in same:
+        theirs, ours = (getattr(info, name) for info in (base.data, data))
+        if theirs != ours:
+            words = name.replace("num_", "number of ")
+            raise ValueError(
+                f"condition.base is {named!r}, which was trained on other data than the ControlNet:"
+                f" their {words} was {theirs!r}, and is {ours!r}"
+            )
+    return base

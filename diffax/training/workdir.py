@@ -43,6 +43,7 @@ CHECKPOINTS, PLUGINS = "checkpoints", "plugins"
 MAY_CHANGE = (
     "codec.cache",
     "codec.path",
+    "condition.base",
     "data.data_dir",
     "evaluation.",
     "method.teacher",
@@ -145,10 +146,12 @@ def check_same_run(
             " workdir, or set config.training.allow_config_change=True to go on with the new one"
         )
     if info and info.teacher != dataset.teacher:
+        key, named = "condition.base", config.condition.base
+        if not named:
+            key, named = "method.teacher", config.method.teacher
         raise ValueError(
-            f"the teacher, method.teacher={config.method.teacher!r}, is not the one that the run in"
-            f" {workdir} started from: put it back as it was, name a copy of it, or take another"
-            " workdir"
+            f"{key}={named!r} is not the one that the run in {workdir} started from: put it back as"
+            " it was, name a copy of it, or take another workdir"
         )
     if changes_of_data:
         raise ValueError(

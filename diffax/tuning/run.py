@@ -11,7 +11,7 @@ from flax.traverse_util import unflatten_dict
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, plugins
+from diffax import evaluation, plugins
 from diffax.ablation import Arm, Metric, Report, Spec, runner
 from diffax.ablation.measure import metrics_of, score_metrics
 from diffax.config.storage import flat
@@ -89,7 +89,7 @@ def tune(
         raise ValueError(f"confirm={confirm}: 0 for none, or at least 2 seeds, for an interval")
     space = Space(config, [read(text) for text in searched])
     check_metric(metric, config)
-    dataset = data.load_cached(config.data)
+    dataset = config_lib.load_data(config)
     check_metric(metric, config, dataset)
     steps = rungs(config.training.num_steps, num_rungs)
     depends = flat(config_lib.relevant(config, space.networks()))
