@@ -37,7 +37,19 @@ def train_step_options() -> dict[str, str] | None:
     in memory; asked to spare memory, it needs a quarter less for a U-Net's step, in the same time.
     """
     order = {"xla_cpu_scheduler_type": "CPU_SCHEDULER_TYPE_MEMORY_OPTIMIZED"}
-    return order if on_cpu() else None
+    return order if on_cpu() and _knows(tuple(order.items())) else None
+
+
+@functools.cache
+def _knows(options: tuple[tuple[str, str], ...]) -> bool:
+    """Whether this XLA has these `compiler_options`: JAX 0.7's lacks the scheduler's."""
+    try:
+        jax.jit(lambda x: x, compiler_options=dict(options)).lower(0.0).compile()
+    except jax.errors.JaxRuntimeError as error:
+        if "No such compile option" not in str(error):
+            raise
+        return False
+    return True
 
 
 def by_platform(cpu: Callable, plain: Callable) -> Callable:
