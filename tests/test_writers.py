@@ -56,4 +56,34 @@ def test_tensorboard_without_tensorflow_is_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
     with pytest.raises(ValueError, match="TensorFlow, which writes those files, is not installed"):
         training.train(small_config(training__tensorboard=True), tmp_path)
-    writers.check_tensorboard(False)
+    writers.check_boards(small_config().training)
+
+
+def test_weights_and_biases_gets_the_metrics_and_the_samples(tmp_path, monkeypatch):
+    """In offline mode, by its own library; what resumes goes on as the same run."""
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    for steps in ((4, 8), (8, 12)):
+        pace, config = progress.Pace(12), small_config(training__wandb=True)
+        boards = writers.boards_of(config.training)
+        writer = writers.Writer(tmp_path, pace, steps[0] - 4, boards, config=config)
+        for step in steps:
+            writer.write_scalars(step, {"loss": 0.5, "grad_norm": 1.0})
+        writer.write_images(steps[-1], {"samples": np.full((1, 8, 8, 1), step, np.uint8)})
+        writer.close()
+    identifier = (tmp_path / "wandb_id.txt").read_text()
+    logs = sorted(tmp_path.glob("wandb/offline-run-*/*.wandb"))
+    assert [path.name for path in logs] == [f"run-{identifier}.wandb"] * 2
+    for path in logs:
+        content = path.read_bytes()
+        for word in (b"loss", b"grad_norm", b"samples", b"schedule_learning"):
+            assert word in content
+        (picture,) = path.parent.glob("files/media/images/samples_*.png")
+        assert picture.stat().st_size > 0
+
+
+def test_weights_and_biases_without_its_library_is_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(writers.importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="wandb is True, but the library of Weights & Biases is"):
+        training.train(small_config(training__wandb=True), tmp_path)

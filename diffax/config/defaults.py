@@ -152,6 +152,7 @@ _KEYS: dict[str, Key] = {
         10, "steps in a row whose loss or gradient is not finite; more: an error"
     ),
     "training.tensorboard": _key(False, "also write TensorBoard files; needs TensorFlow"),
+    "training.wandb": _key(False, "also log to Weights & Biases; needs wandb"),
     "training.allow_config_change": _key(
         False, "resume although the config is not the one of before"
     ),

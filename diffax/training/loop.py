@@ -140,7 +140,7 @@ def _train_in(
 ) -> list[tuple[State, dict[str, float]]]:
     """Trains in directories that exist; `check_ours` raises OSError if they are another job's."""
     config, settings = configs[0], configs[0].training
-    writers.check_tensorboard(settings.tensorboard)
+    writers.check_boards(settings)
     with progress.doing(f"reading {config.data.name}"):
         dataset = config_lib.load_data(config)
     progress.detail(_described(dataset))

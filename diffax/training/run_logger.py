@@ -102,7 +102,8 @@ class RunLogger:
         self._trust = Trust(self.method.required_finite, trusted, doubted)
         self.latest = dict(self._memory["metrics"])
         self.pace = Pace(settings.num_steps, step)
-        self._writer = writers.Writer(self.root, self.pace, step, settings.tensorboard, self._label)
+        boards = writers.boards_of(settings)
+        self._writer = writers.Writer(self.root, self.pace, step, boards, self._label, self.config)
         if step == 0:
             count = parameter_overview.count_parameters(state.params)
             progress.detail(f"{self._label}{count:,} parameters")

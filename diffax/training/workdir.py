@@ -59,6 +59,7 @@ MAY_CHANGE = (
     "training.sample_every",
     "training.steps_per_call",
     "training.tensorboard",
+    "training.wandb",
 )
 # So may this, where the data have the same fingerprint.
 _PLACE = "data.path"

@@ -1,15 +1,17 @@
-"""Where metrics go: a JSON Lines file always, log lines, and TensorBoard if asked for."""
+"""Where metrics go: a JSON Lines file always, log lines, and TensorBoard or Weights & Biases."""
 
 import importlib.util
 import json
 import logging
 import math
 import os
-from collections.abc import Mapping
+import secrets
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
+from ml_collections import ConfigDict
 
 from diffax.files import write_text
 from diffax.training import hosts
@@ -62,43 +64,110 @@ def called(name: str) -> str:
     return " ".join(_WORDS.get(word, word) for word in name.split("_"))
 
 
-def check_tensorboard(wanted: bool) -> None:
-    """Raises ValueError if TensorBoard files are wanted, but not TensorFlow, which writes them."""
-    if wanted and importlib.util.find_spec("tensorflow") is None:
-        raise ValueError(
-            "config.training.tensorboard is True, but TensorFlow, which writes those files, is not"
-            " installed: pip install 'diffax[tensorboard]', or set it to False"
+class WeightsAndBiases:
+    """A run of Weights & Biases, by its own library: metrics by step, and pictures of samples.
+
+    The library's own variables apply: WANDB_PROJECT ("diffax" if it isn't set), WANDB_MODE=offline
+    and others. A workdir keeps the identifier of its run, so that a run that resumes goes on there
+    under the same name.
+    """
+
+    def __init__(self, workdir: Path, config: ConfigDict | None):
+        import wandb
+
+        self._image = wandb.Image
+        identifier = workdir / "wandb_id.txt"
+        if not identifier.exists():
+            write_text(identifier, secrets.token_hex(4))
+        self._run = wandb.init(
+            project=os.environ.get("WANDB_PROJECT", "diffax"),
+            id=identifier.read_text(encoding="utf-8").strip(),
+            name=workdir.name,
+            dir=os.fspath(workdir),
+            config=config.to_dict() if config is not None else None,
+            resume="allow",
+            reinit="create_new",  # several runs may be trained in one program
         )
+        # After a restart some steps come again, which the library's own counter would refuse.
+        self._run.define_metric("*", step_metric="step")
+
+    def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
+        self._run.log({"step": int(step), **{name: float(v) for name, v in scalars.items()}})
+
+    def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
+        shown = {name: [self._image(_pixels(x)) for x in batch] for name, batch in images.items()}
+        self._run.log({"step": int(step), **shown})
+
+    def close(self) -> None:
+        self._run.finish()
+
+
+def _pixels(x: np.ndarray) -> np.ndarray:
+    return x[..., 0] if x.shape[-1] == 1 else x
+
+
+def _tensorboard(workdir: Path, config: ConfigDict | None) -> Any:
+    from clu import metric_writers  # imports TensorFlow
+
+    return metric_writers.SummaryWriter(os.fspath(workdir / "tensorboard"))
+
+
+class Board(NamedTuple):
+    """A place besides the workdir's files where metrics can be seen.
+
+    Attributes:
+      title: what a person calls it.
+      package: what must be installed, and is imported when the board is opened.
+      open: (workdir, config) -> a writer with write_scalars, write_images and close.
+    """
+
+    title: str
+    package: str
+    open: Callable[[Path, ConfigDict | None], Any]
+
+
+# By the key of `config.training` that asks for it, and the extra of diffax that installs it.
+BOARDS = {
+    "tensorboard": Board("TensorFlow, which writes those files,", "tensorflow", _tensorboard),
+    "wandb": Board("the library of Weights & Biases", "wandb", WeightsAndBiases),
+}
+
+
+def boards_of(settings: ConfigDict) -> tuple[str, ...]:
+    """The names in `BOARDS` that `config.training` asks for."""
+    return tuple(name for name in BOARDS if settings[name])
+
+
+def check_boards(settings: ConfigDict) -> None:
+    """Raises ValueError if a board is asked for, but what writes it isn't installed."""
+    for name in boards_of(settings):
+        if importlib.util.find_spec(BOARDS[name].package) is None:
+            raise ValueError(
+                f"config.training.{name} is True, but {BOARDS[name].title} is not installed:"
+                f" pip install 'diffax[{name}]', or set it to False"
+            )
 
 
 class Writer:
-    """Writes to workdir/metrics.jsonl, to the log, each line behind `label`, and, if asked for, to
-    workdir/tensorboard. Of several processes only the first writes.
-
-    Raises:
-      ValueError: see `check_tensorboard`.
-    """
+    """Writes to workdir/metrics.jsonl, to the log, each line behind `label`, and to the boards that
+    are named. Of several processes only the first writes."""
 
     def __init__(
         self,
         workdir: str | os.PathLike,
         pace: Pace,
         last_step: int = 0,
-        tensorboard: bool = False,
+        boards: Sequence[str] = (),
         label: str = "",
+        config: ConfigDict | None = None,
     ):
-        check_tensorboard(tensorboard)
-        self._pace, self._label, self._board, self._lines = pace, label, None, None
+        self._pace, self._label, self._boards, self._lines = pace, label, [], None
         if hosts.is_first():
             self._lines = JsonLines(Path(workdir) / "metrics.jsonl", last_step)
-            if tensorboard:
-                from clu import metric_writers  # imports TensorFlow
-
-                folder = os.fspath(Path(workdir) / "tensorboard")
-                self._board = metric_writers.SummaryWriter(folder)
+            self._boards = [BOARDS[name].open(Path(workdir), config) for name in boards]
 
     def _open(self) -> list[Any]:
-        return [writer for writer in (self._lines, self._board) if writer is not None]
+        return self._boards if self._lines is None else [self._lines, *self._boards]
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         """Writes the numbers of one step; a log line says how far it is, and the time left."""
@@ -109,9 +178,9 @@ class Writer:
             _LOG.info("%s%s  %s", self._label, self._pace.at(step), values)
 
     def write_images(self, step: int, images: Mapping[str, np.ndarray]) -> None:
-        """Writes images, (N, H, W, C) uint8, to TensorBoard alone."""
-        if self._board is not None:
-            self._board.write_images(step, images)
+        """Writes images, (N, H, W, C) uint8, to the boards alone."""
+        for board in self._boards:
+            board.write_images(step, images)
 
     def close(self) -> None:
         """Flushes and ends."""
