@@ -1,13 +1,13 @@
 # The two commands of the README are `make ablation` and `make test`. Each makes the environment
 # it needs on first use, and again only when the files under requirements/ or setup.py change.
 #
-# There are two environments, so that what the experiment runs on never depends on whether the
-# tests were run before: .venv is small (no TensorFlow), .venv-test adds the test tools,
-# notebooks and TensorFlow (for the TensorBoard writer's tests).
+# There are environments of their own, so that what the experiment runs on never depends on whether
+# the tests were run before: .venv is small (no TensorFlow), .venv-test adds the test tools,
+# notebooks and TensorFlow (for the TensorBoard writer's tests), .venv-docs what makes the site.
 
 .DEFAULT_GOAL := help
 .NOTPARALLEL:
-.PHONY: help ablation test lint lock clean
+.PHONY: help ablation test docs lint lock clean
 
 # The first of these that is a usable Python is taken; PYTHON=/path/to/python names one.
 PYTHON ?= python3 python3.12 python3.11 python3.13
@@ -43,6 +43,10 @@ test: lint  ## ruff, then the whole test suite on the CPU
 	JAX_PLATFORMS=cpu .venv-test/bin/python -m pytest -n $(JOBS) --dist loadfile \
 	  --no-loadscope-reorder $(ARGS)
 
+docs: .venv-docs/.made  ## the documentation's site, in build/site; warnings are errors
+	JAX_PLATFORMS=cpu NO_MKDOCS_2_WARNING=1 .venv-docs/bin/python -m mkdocs build $(ARGS)
+	@echo "open build/site/index.html"
+
 lint: .venv-test/.made  ## ruff alone
 	.venv-test/bin/ruff check .
 
@@ -50,12 +54,13 @@ lock:  ## find new pins for requirements/*.txt from setup.py and base.in (needs 
 	$(COMPILE) --output-file requirements/run.txt
 	$(COMPILE) --output-file requirements/test.txt --constraints requirements/run.txt \
 	  --extra test --extra tensorboard
+	$(COMPILE) --output-file requirements/docs.txt --constraints requirements/run.txt --extra docs
 
 COMPILE = uv pip compile --quiet --upgrade --universal --python-version 3.11 \
   --no-annotate --custom-compile-command 'make lock' setup.py requirements/base.in
 
 clean:  ## remove the environments, caches and build products (results stay)
-	rm -rf .venv .venv-test build dist *.egg-info
+	rm -rf .venv .venv-test .venv-docs build dist *.egg-info
 	rm -rf .pytest_cache .ruff_cache .hypothesis
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
@@ -64,3 +69,6 @@ clean:  ## remove the environments, caches and build products (results stay)
 
 .venv-test/.made: requirements/test.txt setup.py
 	$(call make-env,.venv-test,requirements/test.txt)
+
+.venv-docs/.made: requirements/docs.txt setup.py
+	$(call make-env,.venv-docs,requirements/docs.txt)

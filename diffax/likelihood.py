@@ -113,6 +113,17 @@ def vlb(
       ValueError: an infinite end (names `with_endpoints`), an unknown prediction, a num_steps that
         is not the discrete schedule's, arguments in another order, or quantised data outside
         [-1, 1].
+
+    Examples:
+      >>> import jax
+      >>> import diffax
+      >>> from diffax import schedules
+      >>> predict = diffax.by_log_snr(lambda x, l: schedules.sigma_of(l)[:, None] * x)
+      >>> schedule = schedules.get("linear_logsnr", log_snr_max=10.0, log_snr_min=-10.0)
+      >>> x0 = jax.random.normal(jax.random.key(0), (4096, 2))
+      >>> bound = diffax.vlb(jax.random.key(1), predict, schedule, x0, levels=None)
+      >>> abs(float(bound.total.mean()) - 2.05) < 0.2  # log2(2 pi e) / 2, a standard normal's
+      True
     """
     arguments.check_order("vlb", key=key, predict=predict, schedule=schedule, x0=x0)
     process.check_prediction(prediction)

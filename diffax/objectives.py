@@ -139,6 +139,18 @@ def training_loss(
         schedule, or a weighting by the slope with a discrete one; `learned_variance` with a
         continuous schedule; a prediction of the wrong shape; arguments in another order, times
         outside the schedule (unless they are traced), or noise of another shape than x0's.
+
+    Examples:
+      >>> import jax, jax.numpy as jnp
+      >>> import diffax
+      >>> from diffax import objectives
+      >>> cosine = diffax.schedules.get("cosine")
+      >>> x0, t = jnp.ones((4, 2)), jnp.array([0.2, 0.4, 0.6, 0.8])
+      >>> losses, aux = objectives.training_loss(
+      ...     jax.random.key(0), lambda x, t: x, cosine, x0, t, weighting="min_snr"
+      ... )
+      >>> losses.shape, sorted(aux)
+      ((4,), ['log_snr', 'mse'])
     """
     arguments.check_order("training_loss", key=key, predict=predict, schedule=schedule, x0=x0)
     x0 = arguments.data("x0", x0)
@@ -304,6 +316,19 @@ def schedule_gradient(
     Raises:
       ValueError: an unknown objective, "vlb" without num_steps, a discrete schedule, infinite ends
         or arguments in another order.
+
+    Examples:
+      >>> import jax
+      >>> import diffax
+      >>> from diffax import objectives, schedules
+      >>> learned = schedules.get("learned", log_snr_max=8.0, log_snr_min=-8.0)
+      >>> predict = diffax.by_log_snr(lambda x, l: 0.9 * schedules.sigma_of(l)[:, None] * x)
+      >>> x0 = jax.random.normal(jax.random.key(0), (64, 2))
+      >>> gradient = objectives.schedule_gradient(
+      ...     jax.random.key(1), predict, learned, x0, levels=None
+      ... )
+      >>> jax.tree.structure(gradient) == jax.tree.structure(learned)
+      True
     """
     order = dict(key=key, predict=predict, schedule=schedule, x0=x0)
     arguments.check_order("schedule_gradient", **order)

@@ -77,6 +77,15 @@ def q_sample(schedule: AnySchedule, x0: jax.Array, t: jax.Array, noise: jax.Arra
     Raises:
       ValueError: a time outside the schedule (unless it is traced), bytes for x0, or shapes that
         don't agree.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> import diffax
+      >>> cosine = diffax.schedules.get("cosine")
+      >>> x0, noise = jnp.ones((2, 3)), jnp.zeros((2, 3))
+      >>> x_t = diffax.q_sample(cosine, x0, jnp.array([0.1, 0.9]), noise)
+      >>> [round(float(a), 2) for a in x_t[:, 0]]
+      [0.99, 0.16]
     """
     arguments.check_order("q_sample", schedule=schedule, x0=x0)
     x0 = arguments.data("x0", x0)
@@ -277,6 +286,13 @@ def convert(
 
     Raises:
       ValueError: an unknown source or target, bytes for numbers, or shapes that don't fit.
+
+    Examples:
+      >>> import diffax
+      >>> x0, eps, alpha, sigma = 2.0, 1.0, 0.8, 0.6
+      >>> v = diffax.convert(eps, alpha * x0 + sigma * eps, alpha, sigma, "eps", "v")
+      >>> print(f"{v:.2f}")  # 0.8 * 1 - 0.6 * 2
+      -0.40
     """
     check_prediction(source, "source")
     check_prediction(target, "target")

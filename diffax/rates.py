@@ -118,6 +118,13 @@ def spectral(
     A schedule from the data's covariance alone: `spectral(np.linalg.eigvalsh(covariance(x)[1]))`.
     The idea of a schedule by the data's spectrum is that of Benita 2025 (2502.00180), who optimise
     the distance that remains after a number of steps instead.
+
+    Examples:
+      >>> from diffax import rates, schedules
+      >>> rate = rates.spectral([4.0, 1.0, 0.01])
+      >>> schedule = schedules.from_rate(rate, log_snr_max=8.0, log_snr_min=-8.0)
+      >>> print(f"{schedule.log_snr(0.0):.1f} {schedule.log_snr(1.0):.1f}")
+      8.0 -8.0
     """
     return gaussian(eigenvalues, 0.0, "entropy", log_snr_max, log_snr_min, num_levels)
 

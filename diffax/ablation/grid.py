@@ -92,8 +92,8 @@ class GridError(Failed, RuntimeError):
 def grid(axes: Mapping[str, Sequence[Any]]) -> list[Arm]:
     """The full product of the axes, the last axis varying fastest.
 
-    >>> [arm.name for arm in grid({"schedule.name": ["linear", "cosine"], "seed_noise": [0,
-    1]})][:2] ['schedule.name=linear,seed_noise=0', 'schedule.name=linear,seed_noise=1']
+    >>> [arm.name for arm in grid({"schedule.name": ["linear"], "seed": [0, 1]})]
+    ['schedule.name=linear,seed=0', 'schedule.name=linear,seed=1']
 
     Args:
       axes: dotted config key -> the values that it takes.

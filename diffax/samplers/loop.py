@@ -147,6 +147,16 @@ def sample(
     Raises:
       ValueError: an unknown name or option, a step count or grid that does not fit the schedule,
         eps-prediction where zero SNR is visited, or arguments in another order.
+
+    Examples:
+      >>> import jax
+      >>> import diffax
+      >>> from diffax import schedules
+      >>> predict = diffax.by_log_snr(lambda x, l: schedules.sigma_of(l)[:, None] * x)
+      >>> cosine = schedules.get("cosine")
+      >>> x = diffax.sample(jax.random.key(0), predict, cosine, (4, 2), num_steps=5)
+      >>> x.shape
+      (4, 2)
     """
     arguments.check_order("sample", key=key, predict=predict, schedule=schedule)
     shape = arguments.sizes("shape", shape)

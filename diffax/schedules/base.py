@@ -308,6 +308,12 @@ def from_betas(betas: Any) -> DiscreteSchedule:
 
     Raises:
       ValueError: not one-dimensional, empty, or a beta outside its range.
+
+    Examples:
+      >>> from diffax import schedules
+      >>> schedule = schedules.from_betas([0.1, 0.2, 0.5])
+      >>> [round(float(a), 2) for a in schedule.alphas_cumprod]
+      [0.9, 0.72, 0.36]
     """
     if np.ndim(betas) != 1 or len(betas) == 0:
         raise ValueError(f"betas must have shape (T,) with T >= 1, got shape {np.shape(betas)}")

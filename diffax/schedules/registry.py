@@ -66,6 +66,16 @@ def get(name: str, **arguments: Any) -> Schedule:
     Raises:
       ValueError: an unknown name or keyword, of which the message lists the allowed ones; or a
         keyword without a default that isn't given.
+
+    Examples:
+      >>> import jax.numpy as jnp
+      >>> from diffax import schedules
+      >>> cosine = schedules.get("cosine")
+      >>> print(f"{cosine.log_snr(jnp.array(0.5)):.2f}")
+      -0.02
+      >>> ddpm = schedules.get("linear").discretize(1000)
+      >>> print(f"{ddpm.betas[0]:.4f} {ddpm.betas[-1]:.4f}")
+      0.0001 0.0200
     """
     made = SCHEDULES.build(name, **arguments)
     return require(f"schedule {name!r}", made, "schedule", "log_snr", "num_steps")

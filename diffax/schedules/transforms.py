@@ -140,6 +140,12 @@ def with_endpoints(
     Raises:
       ValueError: an unknown `how`, ends out of order, beyond the schedule's range (truncate) or an
         infinite end of its own (stretch); truncation of a discrete schedule.
+
+    Examples:
+      >>> from diffax import schedules
+      >>> bounded = schedules.with_endpoints(schedules.get("cosine"), 8.0, -8.0)
+      >>> print(f"{bounded.log_snr(0.0):.1f} {bounded.log_snr(1.0):.1f}")
+      8.0 -8.0
     """
     log_snr_max, log_snr_min = check_endpoints(log_snr_max, log_snr_min)
     if how not in _HOW:
@@ -221,6 +227,12 @@ def zero_terminal_snr(schedule: AnySchedule) -> AnySchedule:
     sqrt(alpha_bar) is shifted so that its last value is 0, then scaled so that its first is
     unchanged; of a discrete schedule exactly their rescaling. eps-prediction is undefined at zero
     SNR: train and sample with v or x0 prediction.
+
+    Examples:
+      >>> from diffax import schedules
+      >>> ddpm = schedules.get("linear").discretize(1000)
+      >>> print(f"{ddpm.alpha(999):.4f} {schedules.zero_terminal_snr(ddpm).alpha(999):.4f}")
+      0.0064 0.0000
     """
     return schedule.map_log_snr(ZeroTerminalSnr())
 
@@ -241,6 +253,12 @@ def shifted(schedule: AnySchedule, resolution: float, base_resolution: float) ->
 
     Gives images of size `resolution` the noise, seen at `base_resolution`, that the schedule was
     made for. Both in pixels along a side, positive.
+
+    Examples:
+      >>> from diffax import schedules
+      >>> flow = schedules.get("rectified_flow")
+      >>> print(f"{flow.log_snr(0.5):.2f} {schedules.shifted(flow, 64, 32).log_snr(0.5):.2f}")
+      0.00 -1.39
     """
     resolution = positive("resolution", resolution)
     base_resolution = positive("base_resolution", base_resolution)
