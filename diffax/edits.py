@@ -88,6 +88,7 @@ def _interpolate(generate: Generator, x: np.ndarray, frames: int = 8, **common: 
     return Drawn({"given": x, "interpolated": result}, drawn)
 
 
+_MOST_TITLES = 8  # prompts under which their samples are drawn
 _FRAMES = 10_000  # of an interpolation, at most
 # The error of inversion falls as 1 / steps, and is several times as small on this grid as over t.
 _FINE = {"num_steps": 100, "grid": "logsnr"}
@@ -126,24 +127,51 @@ def edit(
         raise ValueError(f"--steps={','.join(map(str, counts))}: one count with --edit")
     if "seed" in options and not chosen.draws:
         raise ValueError(f"--seed={options['seed']}: --edit={name} draws no noise (it is DDIM's)")
-    x, label = examples(generate.run, paths, num, chosen.num)
+    x, known = examples(generate.run, paths, num, chosen.num)
     options = {**chosen.options, **options}
     options |= {"num_steps": counts[0]} if counts else {}
-    if options.get("label") is None:
-        options["label"] = label
+    options |= {k: value for k, value in known.items() if options.get(k) is None}
     return chosen.run(generate, x, **flags, **options)
 
 
 def draw(
     generate: Generator, num: int | None, counts: Sequence[int] | None, options: Mapping[str, Any]
 ) -> Drawn:
-    """`num` samples (64) with each of the step counts (the run's own), from the same noise."""
-    num = 64 if num is None else num
+    """`num` samples with each of the step counts (the run's own), from the same noise.
+
+    By default they are 64, or as many as there are prompts, `options["text"]`, which come in turn.
+    """
+    prompts = options.get("text") or []
+    num = max(64, len(prompts)) if num is None else num
+    if prompts:
+        options = {**options, "text": [prompts[i % len(prompts)] for i in range(num)]}
     counts = list(dict.fromkeys(counts or [generate.run.config.sampling.num_steps]))
     drawn = {f"{n} steps": generate(num, num_steps=n, **options) for n in counts}
     if len(drawn) == 1:
-        return Drawn({"samples": drawn[f"{counts[0]} steps"]}, drawn)
+        (x,) = drawn.values()
+        if 1 < len(prompts) <= _MOST_TITLES:
+            drawn = {p: x[i :: len(prompts)] for i, p in enumerate(prompts) if i < num}
+        return Drawn({"samples": x}, drawn)
     return Drawn({f"samples_{n}": x for n, x in zip(counts, drawn.values())}, drawn)
+
+
+def read_prompts(path: str | None) -> list[str]:
+    """The lines of a text file that are not empty; [] without a file.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: it is no text, or holds nothing.
+    """
+    if path is None:
+        return []
+    try:
+        lines = Path(path).read_text(encoding="utf-8").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        kind = FileNotFoundError if isinstance(error, FileNotFoundError) else ValueError
+        raise kind(f"--prompts={path}: can't be read ({error})") from None
+    if not (prompts := [line.strip() for line in lines if line.strip()]):
+        raise ValueError(f"--prompts={path}: holds no prompt")
+    return prompts
 
 
 def not_finite(drawn: Drawn) -> str:
@@ -251,10 +279,10 @@ def anew(mask: str, shape: tuple[int, ...]) -> np.ndarray:
 
 def examples(
     run: Any, paths: Sequence[str] | None, num: int | None, default: int
-) -> tuple[np.ndarray, Any]:
-    """(x, label) of files, or of the first `num` of the run's evaluation split.
+) -> tuple[np.ndarray, dict[str, Any]]:
+    """x of files, or of the first `num` of the run's evaluation split, and the "label" and "text"
+    of each, of a network that takes them; those of files are not known.
 
-    label is None for files, whose classes are not known, and of a network without classes.
     With `num` None they are all that the files hold, or `default` of the split, or all it has.
 
     Raises:
@@ -267,7 +295,11 @@ def examples(
         where = "--input holds" if paths else "the evaluation split has"
         raise ValueError(f"--num={num}: {where} {there} examples")
     if paths:
-        return x[:num], None
+        return x[:num], {}
     indices = np.arange(min(default, there) if num is None else num)
-    known = run.config.model.class_conditional
-    return split.array(indices), split.label[indices] if known else None
+    known = {}
+    if run.config.model.class_conditional:
+        known["label"] = split.label[indices]
+    if run.config.condition.text:
+        known["text"] = split.arrays["text"][indices].tolist()
+    return split.array(indices), known

@@ -8,6 +8,7 @@ x = generate.inpaint(images, mask)
 import collections
 import functools
 import json
+import logging
 import os
 import warnings
 from collections.abc import Callable, Sequence
@@ -25,6 +26,7 @@ from diffax.samplers.editing import OPERATIONS
 from diffax.training import Run, codecs, grids
 from diffax.training.progress import doing
 
+_LOG = logging.getLogger("diffax")
 KEPT_PROGRAMS = 16  # of a few megabytes each
 _MOST = 2**20  # examples at a time, and devices
 
@@ -52,7 +54,8 @@ class Generator:
     Every method takes `options`, keys of `config.sampling` such as sampler, num_steps, grid,
     schedule, eta, clip_x0 and guidance_scale; the rest is as in the run's config. `seed` is from 0
     to 2**32 - 1. `label` is the class of all, or of each, of a class-conditional network, by its
-    name or its number; when samples are drawn the classes come in turn by default. Data are floats,
+    name or its number; when samples are drawn the classes come in turn by default. `text` is the
+    caption of all, or of each, of a network that takes captions; none by default. Data are floats,
     those of 8 bits in [-1, 1] as samples are.
     All raise ValueError for an unknown option or one that can't be, and for a number, data or a
     label that doesn't fit, and warn (`NotFinite`) of samples that are not finite.
@@ -85,10 +88,12 @@ class Generator:
         num: int,
         seed: int = 0,
         label: int | str | Sequence[int | str] | None = None,
+        text: str | Sequence[str] | None = None,
         **options: Any,
     ) -> np.ndarray:
         """`num` samples (at least 1), (num, ..., C); `seed` is that of the noise."""
-        return self._draw("sample", {}, (), num, seed, label, options)
+        asked = {"label": label, "text": text}
+        return self._draw("sample", {}, (), num, seed, asked, options)
 
     def labels(self, num: int, label: int | str | Sequence[int | str] | None = None) -> np.ndarray:
         """The numbers of the classes of `num` samples, (num,); `label` as in a call."""
@@ -105,21 +110,55 @@ class Generator:
         numbers = np.array([class_number(one, self.run.dataset) for one in given])
         return np.broadcast_to(numbers, (num,))
 
+    def texts(self, num: int, text: str | Sequence[str] | None = None) -> list[str]:
+        """The captions of `num` samples, empty ones where none are asked; `text` as in a call.
+
+        The log says which are longer than the network reads, and that empty ones are none.
+        """
+        if text is None:
+            return [""] * num
+        config = self.run.config
+        if not config.condition.text:
+            raise ValueError(f"text={text!r}: this network is not conditioned on captions")
+        given = [text] * num if isinstance(text, str) else list(text)
+        if len(given) != num or not all(isinstance(one, str) for one in given):
+            raise ValueError(
+                f"text has {len(given)} entries: a caption of all, or one for each of {num}"
+            )
+        for remark in config_lib.conditions.remarks_on(config, given):
+            _LOG.warning("%s", remark)
+        return given
+
+    def _conditions(self, num: int, label: Any, text: Any) -> dict[str, Any]:
+        """Condition -> what `num` samples have of it, by their numbers."""
+        labels, texts, config = self.labels(num, label), self.texts(num, text), self.run.config
+        found: dict[str, Any] = {"label": labels} if config.model.class_conditional else {}
+        if config.condition.text:
+            found["text"] = config_lib.conditions.text_table(config, texts)
+        return found
+
     def from_start(
-        self, start: np.ndarray, seed: int = 0, label: Any = None, **options: Any
+        self, start: np.ndarray, seed: int = 0, label: Any = None, text: Any = None, **options: Any
     ) -> np.ndarray:
         """Samples from given starts, (n, ..., C), such as those of `invert`."""
-        start = self._shaped("start", start)
-        return self._edit("from_start", {}, (start,), seed, label, options)
+        start, asked = self._shaped("start", start), {"label": label, "text": text}
+        return self._edit("from_start", {}, (start,), seed, asked, options)
 
     def sdedit(
-        self, x: np.ndarray, strength: float, seed: int = 0, label: Any = None, **options: Any
+        self,
+        x: np.ndarray,
+        strength: float,
+        seed: int = 0,
+        label: Any = None,
+        text: Any = None,
+        **options: Any,
     ) -> np.ndarray:
         """x, (n, ..., C), noised by a share of the levels and sampled anew; `samplers.sdedit`."""
         # As a number of levels: those of one number are one program.
         num_steps = self._config("sdedit", options).sampling.num_steps
         settings = {"strength": samplers.kept_levels(strength, num_steps) / num_steps}
-        return self._edit("sdedit", settings, (self._data("x", x),), seed, label, options)
+        asked = {"label": label, "text": text}
+        return self._edit("sdedit", settings, (self._data("x", x),), seed, asked, options)
 
     def inpaint(
         self,
@@ -127,6 +166,7 @@ class Generator:
         mask: np.ndarray,
         seed: int = 0,
         label: Any = None,
+        text: Any = None,
         jump_length: int | None = None,
         num_resamples: int = 10,
         **options: Any,
@@ -141,14 +181,18 @@ class Generator:
         x = np.asarray(arguments.data("x", x))
         mask = np.asarray(arguments.mask(mask, x.shape))
         x = self._data("x", np.where(mask > 0, x, np.zeros((), x.dtype)))
-        return self._edit("inpaint", settings, (x, mask), seed, label, options)
+        asked = {"label": label, "text": text}
+        return self._edit("inpaint", settings, (x, mask), seed, asked, options)
 
-    def invert(self, x: np.ndarray, label: Any = None, **options: Any) -> Inversion:
+    def invert(
+        self, x: np.ndarray, label: Any = None, text: Any = None, **options: Any
+    ) -> Inversion:
         """The starts from which DDIM gives x, (n, ..., C), again, and how nearly it does.
 
         See `samplers.invert` and `samplers.reconstruct`. There is no choice of a sampler.
         """
-        return Inversion(*self._edit("invert", {}, (self._data("x", x),), 0, label, options))
+        asked = {"label": label, "text": text}
+        return Inversion(*self._edit("invert", {}, (self._data("x", x),), 0, asked, options))
 
     def interpolate(
         self,
@@ -156,33 +200,38 @@ class Generator:
         b: np.ndarray,
         shares: Sequence[float],
         label: int | str | Sequence[int | str] | None = None,
+        text: str | Sequence[str] | None = None,
         **options: Any,
     ) -> np.ndarray:
         """From a to b, (..., C) each, by way of their starts: (len(shares), ..., C).
 
         Both are inverted, the starts lie on the great circle between theirs
         (`samplers.interpolate`), and DDIM samples from them without clipping. `label`: the class of
-        both, or that of a and that of b, of which each frame has the nearer one's.
+        both, or that of a and that of b, of which each frame has the nearer one's; `text` likewise.
         """
         arguments.check_within("shares", shares, 1, "each lies between 0 and 1")
         if np.ndim(shares) != 1 or len(shares) == 0:
             raise ValueError(f"shares={shares}: a list of numbers between 0 and 1")
         a, b = (self._data(name, np.asarray(x)[None]) for name, x in (("a", a), ("b", b)))
-        start = self.invert(np.concatenate([a, b]), label, **options).start
+        start = self.invert(np.concatenate([a, b]), label, text, **options).start
         between = np.asarray(interpolate(start[0], start[1], shares))
-        if label is not None:
-            label = np.broadcast_to(label, 2)[(np.asarray(shares) > 0.5).astype(int)]
-        return self._edit("from_inversion", {}, (between,), 0, label, options)
+        nearer = (np.asarray(shares) > 0.5).astype(int)
+        asked = {
+            name: one if one is None else np.broadcast_to(one, 2)[nearer].tolist()
+            for name, one in (("label", label), ("text", text))
+        }
+        return self._edit("from_inversion", {}, (between,), 0, asked, options)
 
-    def _edit(self, name, settings, given, seed, label, options) -> Any:
-        if label is None and self.run.config.model.class_conditional:
+    def _edit(self, name, settings, given, seed, asked, options) -> Any:
+        if asked["label"] is None and self.run.config.model.class_conditional:
             raise ValueError(
                 "label=None: this network is conditioned on classes: give those of the data"
             )
-        return self._draw(name, settings, given, len(given[0]), seed, label, options)
+        return self._draw(name, settings, given, len(given[0]), seed, asked, options)
 
-    def _draw(self, name, settings, given, num, seed, label, options) -> Any:
-        """An operation by its name, of examples `given`, with its own `settings`."""
+    def _draw(self, name, settings, given, num, seed, asked, options) -> Any:
+        """An operation by its name, of examples `given`, with its own `settings`, under the
+        conditions that are `asked`."""
         num = arguments.whole("num", num, 1, arguments.MOST_EXAMPLES)
         arguments.sizes("num", (num, *self.run.dataset.shape))
         key = arguments.seeded(seed)
@@ -194,8 +243,7 @@ class Generator:
         traced = _traced(config)
         found = self._found_grid(name, config)
         draw = self._drawer(config, name, settings, traced, found)
-        labels = self.labels(num, label)
-        conditional = config.model.class_conditional
+        of_all = self._conditions(num, **asked)
         size = min(self._batch_size, -(-num // self._mesh.size) * self._mesh.size)
         parts = []
         with doing(f"compiling and drawing {num} samples in {config.sampling.num_steps} steps"):
@@ -204,7 +252,7 @@ class Generator:
                 numbers = np.arange(i, i + size)
                 rows = np.minimum(numbers, num - 1)
                 given_rows = [x[rows] for x in given]
-                cond = {"label": labels[rows]} if conditional else {}
+                cond = {condition: each[rows] for condition, each in of_all.items()}
                 batch = {"number": numbers, "cond": cond, "given": given_rows}
                 placed = distributed.place_batch(batch, self._mesh)
                 parts.append(draw(self._state, key, placed, traced))

@@ -153,7 +153,9 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
     for config in configs:
         names, num = tuple(score_names(config, dataset)), config.evaluation.num_samples
         label = evaluation.classes_of_samples(config, dataset, num)
-        needs[names, num, label is None] = names, reference, dataset.shape, num, label
+        text = evaluation.captions_of_samples(config, dataset, num)
+        key = (names, num, label is None, text is None)
+        needs[key] = names, reference, dataset.shape, num, label, text
     for planned in [evaluation.plan(*need) for need in needs.values()]:
         evaluation.prepare(planned, reference)
 
@@ -280,7 +282,7 @@ def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
         return found
     names = score_names(config, dataset)
     found["grid"] = training.grids.ensure(run)
-    samples = evaluation.draw(run, config.evaluation.num_samples, config.seed)
+    samples = evaluation.draw(run, config.evaluation.num_samples, config.seed, dataset)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
     values = {n.key: evaluated[name][n.entry] for name in names for n in evaluation.numbers(name)}
     np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])

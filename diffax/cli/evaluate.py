@@ -186,9 +186,10 @@ def _of_samples(args: argparse.Namespace) -> Prepared:
     else:
         raise ValueError("--samples needs a reference: --data=NAME, or --reference=FILE")
     evaluation.check_names(names)
-    x, label, about = evaluation.read_samples(args.samples, reference.dataset, args.array or "")
-    planned = evaluation.plan(names, reference, x.shape[1:], len(x), label)
-    by_name = evaluation.pending(planned, lambda: x, reference, args.seed, label)
+    found = evaluation.read_samples(args.samples, reference.dataset, args.array or "")
+    x, label, about, text = found
+    planned = evaluation.plan(names, reference, x.shape[1:], len(x), label, text)
+    by_name = evaluation.pending(planned, lambda: x, reference, args.seed, label, text)
     return by_name, {}, about
 
 

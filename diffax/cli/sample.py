@@ -15,6 +15,13 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--seed", type=of_key("seed"), help="of the noise (default 0)")
     parser.add_argument("--label", help="the class of all, name or number (default: in turn)")
     parser.add_argument(
+        "--text",
+        action="append",
+        metavar="PROMPT",
+        help="a caption; repeated, the prompts come in turn (default: none)",
+    )
+    parser.add_argument("--prompts", metavar="FILE", help="a text file with a prompt on each line")
+    parser.add_argument(
         "--out",
         metavar="NAME",
         help="NAME.npz and NAME.png are written (default WORKDIR/samples/sample, or of an edit its"
@@ -66,6 +73,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     from diffax.generator import Generator, NotFinite
     from diffax.training.progress import ProgressDisplay
 
+    prompts = [*(args.text or []), *edits.read_prompts(args.prompts)]
     default = Path(args.workdir) / "samples" / (args.edit or "sample")
     out = shared.output(args.out, default, ".npz", ".png")
     arrays, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("npz", "png"))
@@ -76,6 +84,9 @@ def run(args: argparse.Namespace, _: None) -> None:
         progress.detail(f"the run in {args.workdir}: checkpoint of step {step}")
     flags = shared.given(args, EDIT_FLAGS)
     options = shared.given_options(args) | shared.given(args, ("seed", "label"))
+    if prompts:
+        # The prompts of samples come in turn; one that is alone is that of all examples edited.
+        options["text"] = prompts[0] if args.edit and len(prompts) == 1 else prompts
     shared.check_output(arrays, picture)
     with ProgressDisplay(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotFinite)  # it is said below, with the file's name
@@ -89,6 +100,9 @@ def run(args: argparse.Namespace, _: None) -> None:
     if not args.edit and generate.run.config.model.class_conditional:
         num = len(next(iter(result.arrays.values())))
         result.arrays["label"] = generate.labels(num, args.label)
+    if prompts and not args.edit:
+        num = len(next(iter(result.arrays.values())))
+        result.arrays["text"] = np.array([prompts[i % len(prompts)] for i in range(num)])
     with replacing(arrays) as partial, open(partial, "wb") as file:
         np.savez(file, **result.arrays)
     wrong = edits.not_finite(result)

@@ -8,6 +8,7 @@ A file under configs/ starts from `default_config()` in its `get_config()`; on t
 `--config.schedule.name=learned` overrides a key.
 """
 
+from diffax.config import conditions
 from diffax.config.build import (
     build_model,
     build_schedule,
@@ -45,6 +46,7 @@ __all__ = [
     "changed",
     "completed",
     "conditioning",
+    "conditions",
     "control_names",
     "control_shapes",
     "default_config",

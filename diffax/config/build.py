@@ -11,9 +11,10 @@ import optax
 from ml_collections import ConfigDict
 
 from diffax import data, models, samplers, schedules
-from diffax.config import optimizers
+from diffax.config import conditions, optimizers
 from diffax.config.defaults import model_fields, sampler_keywords, schedule_keywords
 from diffax.data import controls
+from diffax.models import layers
 from diffax.models.control import ControlNet
 from diffax.process import AnySchedule
 
@@ -117,6 +118,8 @@ def build_model(config: ConfigDict, dataset: Any) -> nn.Module:
     shapes = control_shapes(config, dataset)
     if shapes:
         known["control_shape"] = (*shapes[0][:-1], sum(shape[-1] for shape in shapes))
+    if config.condition.text:
+        known["text"] = _text_network(config, dataset)
     from_others |= {k: value for k, value in known.items() if k in models.fields(name)}
     fields = {field: config.model[name][field] for field in model_fields(name)}
     if not (config.condition.base and shapes):
@@ -161,6 +164,18 @@ def load_data(config: ConfigDict) -> data.Dataset:
     """The data of `config.data`, with the controls of `config.condition`; the set that was read
     last is kept. Raises ValueError and FileNotFoundError as `data.load`."""
     return controls.with_controls(data.load_cached(config.data), control_names(config))
+
+
+def _text_network(config: ConfigDict, dataset: Any) -> nn.Module:
+    """The part of a network that encodes captions."""
+    if "text" not in dict(dataset.arrays):
+        raise ValueError(
+            f"condition.text={config.condition.text!r}, but the data set {dataset.name!r} has no"
+            " captions: a folder has them in metadata.jsonl, an .npz in an array 'text'"
+        )
+    own = config.model[config.model.name]
+    dtype = layers.DTYPES[own.dtype if "dtype" in own else "float32"]
+    return conditions.text_encoder(config).network(dtype)
 
 
 def build_discriminator(config: ConfigDict, dataset: Any) -> nn.Module:

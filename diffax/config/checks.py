@@ -29,6 +29,7 @@ from diffax.config.methods import STAND_IN, method_before_data, unread_by_method
 from diffax.config.reading import check_kind, unknown
 from diffax.config.storage import flat, load_plugins
 from diffax.data import controls
+from diffax.models.text import TEXT_ENCODERS
 from diffax.process import AnySchedule
 from diffax.registry import suggestion
 
@@ -132,6 +133,11 @@ RULES: dict[str, Rule] = {
         controls.known,
     ),
     "condition.control_dropout": _SHARE,
+    "condition.text": _one_of(lambda: ("", *TEXT_ENCODERS)),
+    "condition.text_dropout": _SHARE,
+    "condition.text_length": _whole(1, 4_096),
+    "condition.text_width": _whole(2, 65_536),
+    "condition.text_depth": _whole(0, 1_000),
     "schedule.name": _one_of(schedules.names),
     "schedule.input_scale": _rule(
         lambda value: 1e-3 <= value <= 1e3, "at least 0.001 and at most 1000, a positive number"
@@ -519,6 +525,7 @@ def _guidance(config: ConfigDict) -> None:
         return
     given = {
         "model.label_dropout": (model.class_conditional, model.label_dropout),
+        "condition.text_dropout": (bool(config.condition.text), config.condition.text_dropout),
         "condition.control_dropout": (
             bool(build.control_names(config)), config.condition.control_dropout,
         ),
@@ -526,9 +533,8 @@ def _guidance(config: ConfigDict) -> None:
     dropouts = {key: rate for key, (is_given, rate) in given.items() if is_given}
     dropped = " or ".join(dropouts or given)
     needs = {
-        "a network that is conditioned, by model.class_conditional=True or condition.control": (
-            bool(dropouts)
-        ),
+        "a network that is conditioned, by model.class_conditional=True, condition.text or"
+        " condition.control": bool(dropouts),
         f"{dropped} above 0 in training, so that the network knows what is no condition": (
             any(rate > 0 for rate in dropouts.values())
         ),

@@ -11,6 +11,7 @@ from ml_collections import ConfigDict, config_dict
 
 from diffax import data, methods, models, registry, samplers, schedules, time_sampling
 from diffax.config.kinds import Kind, kind_of
+from diffax.models import text
 from diffax.registry import Registry, annotation_of
 
 
@@ -34,7 +35,7 @@ def _key(default: Any, meaning: str, annotation: Any = None) -> Key:
 
 # Fields of a network that are set by other keys, or by the data.
 _SET_BY_OTHERS = (
-    *("num_classes", "learned_variance", "data_channels", "data_shape", "control_shape"),
+    *("num_classes", "learned_variance", "data_channels", "data_shape", "control_shape", "text"),
 )
 
 _SECTIONS = (
@@ -78,6 +79,10 @@ _KEYS: dict[str, Key] = {
         "workdir of a diffusion run that stays as it is, beside which a ControlNet is trained;"
         " empty: the control is an input of the network itself",
     ),
+    "condition.text": _key(
+        "", "condition the network on captions, by this encoder: bytes or minilm; empty: not"
+    ),
+    "condition.text_dropout": _key(0.1, "share of captions that are replaced by the empty one"),
     "schedule.name": _key("cosine", "the noise schedule"),
     "schedule.betas": _key(
         (),
@@ -238,6 +243,7 @@ def _keys(version: int) -> dict[str, Key]:
     for section, kind, members in (
         ("data", "data source", _of_sources()),
         ("method", "method", method_keywords()),
+        ("condition", "text encoder", text_encoder_keywords()),
         ("schedule", "schedule", schedule_keywords()),
         ("objective", "time sampler", time_sampler_keywords()),
         ("sampling", "sampler", sampler_keywords()),
@@ -290,6 +296,11 @@ def schedule_keywords() -> dict[str, Key]:
 def method_keywords() -> dict[str, Key]:
     """Each option of a method; None: the method's own default."""
     return _optional(methods.METHODS, methods.METHODS.key_types())
+
+
+def text_encoder_keywords() -> dict[str, Key]:
+    """Each option of a text encoder; None: the encoder's own default."""
+    return _optional(text.TEXT_ENCODERS, text.TEXT_ENCODERS.key_types())
 
 
 def time_sampler_keywords() -> dict[str, Key]:

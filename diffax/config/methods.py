@@ -97,7 +97,7 @@ def unread_by_method(config: ConfigDict, key: str) -> bool:
 
 
 # Data of which only this is known before they are read: enough to build a method.
-STAND_IN = DatasetInfo("not loaded yet", (1, 1), 1, None, ())
+STAND_IN = DatasetInfo("not loaded yet", (1, 1), 1, None, (), arrays=(("text", ()),))
 
 
 def method_before_data(config: ConfigDict) -> methods.Method:
@@ -109,6 +109,8 @@ def _conditions(config: ConfigDict, data: DatasetInfo) -> dict[str, Condition]:
     found = {}
     if config.model.class_conditional:
         found["label"] = Condition(data.num_classes, config.model.label_dropout)
+    if config.condition.text:
+        found["text"] = Condition(0, config.condition.text_dropout)
     if names := build.control_names(config):
         of = functools.partial(_control, names)
         null = {"image": 0.0, "strength": 0.0}

@@ -8,7 +8,7 @@ For instance:
 """
 
 from diffax.data.controls import CONTROLS, register_control
-from diffax.data.dataset import DataConfig, Dataset, DatasetInfo, Split, make_dataset
+from diffax.data.dataset import DataConfig, Dataset, DatasetInfo, Split, Table, make_dataset
 from diffax.data.mixture import GaussianMixture, default_mixture, grid_mixture
 from diffax.data.pipeline import batches
 from diffax.data.sources import (
@@ -29,6 +29,7 @@ __all__ = [
     "DatasetInfo",
     "GaussianMixture",
     "Split",
+    "Table",
     "batches",
     "default_mixture",
     "grid_mixture",

@@ -145,6 +145,26 @@ class Split:
         }
 
 
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """Rows of which many are equal, each kept once: row i is that of number `index`[i].
+
+    Attributes:
+      values: a pytree of arrays (M, ...).
+      index: (N,) integers.
+    """
+
+    values: Any
+    index: np.ndarray
+
+    def __len__(self) -> int:
+        return len(self.index)
+
+    def __getitem__(self, indices: Any) -> Any:
+        rows = self.index[indices]
+        return jax.tree.map(lambda array: array[rows], self.values)
+
+
 def is_text(rows: Any) -> bool:
     """Whether these are words: an array of strings."""
     return isinstance(rows, np.ndarray) and rows.dtype.kind == "U"

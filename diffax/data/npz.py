@@ -57,13 +57,14 @@ def load(config: DataConfig) -> Dataset:
     return make_dataset(config.name, train, evaluation, names)
 
 
-def read(config: DataConfig) -> tuple[np.ndarray, np.ndarray | None]:
-    """The examples, (N, ..., C) uint8 or float32, and `label` as it is, or None.
+def read(config: DataConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+    """The examples, (N, ..., C) uint8 or float32, and those of `label`, `text` and `control` that
+    the file has, the label as it is.
 
     Floats are as they are, int16 is k / 32768.
     """
     raw, beside = _arrays(config)
-    return _numbers(raw, f"the array in {config.path!r}"), beside.get("label")
+    return _numbers(raw, f"the array in {config.path!r}"), beside
 
 
 def _arrays(config: DataConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:

@@ -28,8 +28,8 @@ _PUBLIC = {
     "measures": "MEASURES NUM_PAIRED Measure Metric Reference Samples Seen read_samples",
     "pretrained": "EXTRACTORS LPIPS_NETWORK Diversity convert_inception diversity_within_classes"
     " get_extractor lpips_distance register_extractor require_lpips",
-    "run": "bits_per_dim classes_of_samples compare draw evaluate gradient_variance"
-    " measurements profiles",
+    "run": "bits_per_dim captions_of_samples classes_of_samples compare draw evaluate"
+    " gradient_variance measurements profiles",
     "scoring": "OTHER_NUMBERS PUBLISHED Planned Score check_names numbers pending plan"
     " prepare register_measure score scores",
 }

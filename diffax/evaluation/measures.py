@@ -2,7 +2,7 @@
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
@@ -11,8 +11,8 @@ import scipy.stats
 
 from diffax import data
 from diffax.data import Dataset, Split, folder, npz
-from diffax.data.dataset import DataConfig
-from diffax.evaluation import distances, extractors, pretrained
+from diffax.data.dataset import DataConfig, to_8_bits
+from diffax.evaluation import attributes, distances, extractors, pretrained
 from diffax.files import cached, content_hash
 from diffax.metric import Metric
 from diffax.registry import Registry
@@ -57,11 +57,13 @@ class Samples(NamedTuple):
       x: (N, ..., C) uint8 or float32.
       label: their classes as the file has them; None if it has none.
       about: describes them; JSON-able.
+      text: their captions, (N,); None if there are none.
     """
 
     x: np.ndarray
     label: np.ndarray | None
     about: dict[str, Any]
+    text: np.ndarray | None = None
 
 
 def read_samples(path: str | Path, dataset: Dataset | None = None, array: str = "") -> Samples:
@@ -69,7 +71,7 @@ def read_samples(path: str | Path, dataset: Dataset | None = None, array: str = 
 
     Images are read in their own size, grey or in colour as the data set is; see `data.folder` and
     `data.npz`. Floats of images must be in [-1, 1]. The classes are the sub-folders of a folder,
-    and the array `label` of an .npz.
+    and the array `label` of an .npz; captions are those of a metadata.jsonl and the array `text`.
 
     Args:
       array: the name of the array in an .npz with several.
@@ -85,9 +87,10 @@ def read_samples(path: str | Path, dataset: Dataset | None = None, array: str = 
     try:
         if Path(path).is_dir():
             found = folder.read(config)
-            x, label = found.x, found.label
+            x, label, text = found.x, found.label, found.arrays.get("text")
         else:
-            x, label = npz.read(config)
+            x, beside = npz.read(config)
+            label, text = beside.get("label"), beside.get("text")
     except (ValueError, FileNotFoundError) as error:
         raise type(error)(f"samples={str(path)!r}: {error}") from None
     if x.dtype == np.float32 and x.ndim == 4 and (dataset is None or dataset.levels):
@@ -97,7 +100,7 @@ def read_samples(path: str | Path, dataset: Dataset | None = None, array: str = 
                 f"samples={str(path)!r}: values from {low:g} to {high:g}; floats must be in"
                 " [-1, 1], and 8-bit values uint8"
             )
-    return Samples(x, label, {"samples": str(path), "samples_hash": content_hash(x)})
+    return Samples(x, label, {"samples": str(path), "samples_hash": content_hash(x)}, text)
 
 
 # Measures that compare all pairs take this many examples a side at most, drawn by the seed.
@@ -121,6 +124,7 @@ class Seen:
       extractor: None if the measure takes the values themselves.
       seed: fixes the order of the samples, and which reference examples are taken.
       label: (N,), the classes of the samples; None if not known.
+      text: their captions; None if not known.
     """
 
     x: np.ndarray
@@ -128,6 +132,7 @@ class Seen:
     extractor: extractors.Extractor | None
     seed: int
     label: np.ndarray | None = None
+    text: Sequence[str] | None = None
 
     @functools.cached_property
     def samples(self) -> extractors.Features:
@@ -215,6 +220,7 @@ class Measure(NamedTuple):
       of: what it needs of the reference: "nothing", "moments" or "examples".
       over: which networks' features it takes, a key of `scoring.NETWORKS`.
       within_classes: whether it needs the classes of the samples, with two samples of some class.
+      of_captions: whether it needs the captions of the samples.
       fewest_of_reference: the number of training examples that it needs, if they are the reference.
       impossible: reference -> a sentence that says why it can't be measured against that; "" if it
         can.
@@ -226,6 +232,7 @@ class Measure(NamedTuple):
     of: str = "examples"
     over: str = "any"
     within_classes: bool = False
+    of_captions: bool = False
     fewest_of_reference: int = 1
     impossible: Callable[[Reference], str] = lambda reference: ""
 
@@ -411,6 +418,40 @@ def lpips_diversity(seen: Seen) -> dict[str, Any]:
     return {**said, **kept, **seen.about_reference(len(train))}
 
 
+def text_attributes(seen: Seen) -> dict[str, Any]:
+    """How many samples have the colour and the shape that their captions name; see `attributes`.
+
+    "chance" is what captions handed out at random would give. "reference_value" is that of the
+    training examples by their own captions.
+
+    Raises:
+      ValueError: no caption names a colour and a shape, or the samples are no colour images.
+    """
+    if seen.x.ndim != 4 or seen.x.shape[-1] != 3:
+        raise ValueError(
+            "metrics='text_attributes': colours are those of images (H, W, 3), and the samples"
+            f" have shape {seen.x.shape[1:]}"
+        )
+    found = attributes.agreement(to_8_bits(seen.x), seen.text)
+    if found is None:
+        raise ValueError(
+            "metrics='text_attributes': no caption names one of"
+            f" {', '.join(attributes.COLOURS)} and one of {', '.join(attributes.SHAPES)}"
+        )
+    said = {
+        "value": found.both,
+        "colour": found.colour,
+        "shape": found.shape,
+        "chance": found.chance,
+        "num_samples": found.num,
+    }
+    train = seen.reference.dataset and seen.reference.dataset.train
+    if train is None or "text" not in train.arrays:
+        return said
+    real = attributes.agreement(to_8_bits(train.x), train.arrays["text"].tolist())
+    return said if real is None else {**said, "reference_value": real.both}
+
+
 def _value(label: str, meaning: str, **about: Any) -> dict[str, Metric]:
     """The one number of a measure."""
     return {"value": Metric("value", label, meaning=meaning, **about)}
@@ -489,6 +530,12 @@ _DIVERSITY = _value(
     "How far apart two samples of a class lie on average, by LPIPS; beside that of data.",
     lower_is_better=None,
 )
+_ATTRIBUTES = _value(
+    "Colour and shape as captions say",
+    "The share of samples whose colour and shape are those that their captions name, of the"
+    " captions that name both; read from the pixels.",
+    lower_is_better=False,
+)
 _BY_MOMENTS = {"of": "moments", "fewest_of_reference": FEWEST_FOR_MOMENTS}
 
 MEASURES: Registry[Measure] = Registry(
@@ -507,6 +554,9 @@ MEASURES: Registry[Measure] = Registry(
         "modes": Measure(modes, lambda width: 1, _MODES, over="values", impossible=_has_no_mixture),
         "lpips_diversity": Measure(
             lpips_diversity, lambda width: 2, _DIVERSITY, "nothing", LPIPS, within_classes=True
+        ),
+        "text_attributes": Measure(
+            text_attributes, lambda width: 1, _ATTRIBUTES, "nothing", "values", of_captions=True
         ),
     },
 )

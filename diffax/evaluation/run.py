@@ -13,6 +13,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import arguments, distributed, training
+from diffax import config as config_lib
 from diffax.data import Dataset, Split
 from diffax.evaluation import scoring
 from diffax.evaluation.measures import Reference
@@ -79,12 +80,13 @@ def measurements(
         reference = Reference.of(dataset, run.config.data)
         num = run.config.evaluation.num_samples if samples is None else len(samples)
         label = classes_of_samples(run.config, dataset, num)
-        planned = scoring.plan(of_samples, reference, dataset.shape, num, label)
+        text = captions_of_samples(run.config, dataset, num)
+        planned = scoring.plan(of_samples, reference, dataset.shape, num, label, text)
 
         def drawn() -> np.ndarray:
-            return draw(run, num, seed) if samples is None else np.asarray(samples)
+            return draw(run, num, seed, dataset) if samples is None else np.asarray(samples)
 
-        by_name |= scoring.pending(planned, drawn, reference, seed, label)
+        by_name |= scoring.pending(planned, drawn, reference, seed, label, text)
 
     def said(name: str) -> dict[str, Any]:
         sampling = {"sampling": _sampling(run)} if name in of_samples else {}
@@ -151,14 +153,26 @@ def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, An
     """
     size, num = run.config.training.batch_size, run.config.evaluation.gradient_batches
     mesh = distributed.make_mesh(1)
-    variance = training.make_gradient_variance(run.method, dataset.train, mesh, size, num)
+    split = config_lib.conditions.encoded(run.config, dataset.train)
+    variance = training.make_gradient_variance(run.method, split, mesh, size, num)
     value = variance(run.state, seed)
     return {"grad_variance": value, "num_batches": num, "batch_size": size, "seed": seed}
 
 
-def draw(run: Run, num_samples: int, seed: int = 0, batch_size: int = 500) -> np.ndarray:
-    """Samples of a run by its config.sampling, (num_samples, ..., C); see `Generator`."""
-    return Generator(run, batch_size, num_devices=1)(num_samples, seed)
+def draw(
+    run: Run,
+    num_samples: int,
+    seed: int = 0,
+    dataset: Dataset | None = None,
+    batch_size: int = 500,
+) -> np.ndarray:
+    """Samples of a run by its config.sampling, (num_samples, ..., C); see `Generator`.
+
+    `dataset`: that the run was trained on, whose evaluation split gives the captions of a network
+    that takes them; see `captions_of_samples`.
+    """
+    text = None if dataset is None else captions_of_samples(run.config, dataset, num_samples)
+    return Generator(run, batch_size, num_devices=1)(num_samples, seed, text=text)
 
 
 def classes_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:
@@ -168,9 +182,19 @@ def classes_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -
     return in_turn(num_samples, dataset.num_classes)
 
 
+def captions_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -> list[str] | None:
+    """The captions that condition the samples of `draw`, a list: those of the evaluation split in
+    turn; None if there are none."""
+    if not config.condition.text:
+        return None
+    captions = dataset.eval.arrays["text"]
+    return captions[np.arange(num_samples) % len(captions)].tolist()
+
+
 def profiles(
     run: Run, split: Split, num_examples: int = 512, seed: int = 0
 ) -> dict[str, dict[str, list[float]]]:
     """The method's profiles on the first examples of a split: name -> {column: numbers}."""
+    split = config_lib.conditions.encoded(run.config, split)
     batch = split.batch(np.arange(min(num_examples, len(split))))
     return {name: profile(run.state, batch, seed) for name, profile in run.method.profiles.items()}

@@ -139,10 +139,11 @@ def plan(
     shape: tuple[int, ...],
     num: int,
     label: np.ndarray | None = None,
+    text: Sequence[str] | None = None,
 ) -> dict[str, Planned]:
     """The scores of those names with their networks, for `num` samples of `shape`, (..., C).
 
-    `label`: the classes of the samples, (num,); None if they aren't known.
+    `label`: the classes of the samples, (num,), `text`: their captions; None if they aren't known.
 
     Raises:
       ValueError: what can't be measured, before anything is computed: an unknown name, samples
@@ -163,6 +164,8 @@ def plan(
         _check_number(name, chosen, 0, num)  # of which no network is needed to know
         if chosen.within_classes:
             _check_classes(name, num, label)
+        if chosen.of_captions:
+            _check_captions(name, num, text)
         if chosen.over == LPIPS:
             _check_images(name, "LPIPS", shape)
             pretrained.require_lpips()
@@ -194,6 +197,7 @@ def pending(
     reference: Reference,
     seed: int = 0,
     label: np.ndarray | None = None,
+    text: Sequence[str] | None = None,
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """Each score of `planned`, as a function that measures it when it is called: a dict of numbers
     and of what they depend on, JSON-able.
@@ -206,12 +210,12 @@ def pending(
       samples: () -> (N, ..., C), uint8, or float in [-1, 1] where the data are 8-bit. If values are
         not finite, the first score raises ValueError.
       seed: fixes the order of the samples, and which reference examples are taken.
-      label: the same as for `plan`.
+      label, text: the same as for `plan`.
     """
 
     @functools.cache
     def seen(network: str | None) -> Seen:
-        return Seen(values(), reference, loaded[network], seed, label)
+        return Seen(values(), reference, loaded[network], seed, label, text)
 
     @functools.cache
     def values() -> np.ndarray:
@@ -245,10 +249,11 @@ def score(
     names: Sequence[str],
     seed: int = 0,
     label: np.ndarray | None = None,
+    text: Sequence[str] | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The scores of those names, measured; see `plan` and `pending` for arguments and errors."""
-    planned = plan(names, reference, samples.shape[1:], len(samples), label)
-    by_name = pending(planned, lambda: samples, reference, seed, label)
+    planned = plan(names, reference, samples.shape[1:], len(samples), label, text)
+    by_name = pending(planned, lambda: samples, reference, seed, label, text)
     return {name: measure() for name, measure in by_name.items()}
 
 
@@ -287,6 +292,16 @@ def _check_classes(name: str, num: int, label: np.ndarray | None) -> None:
         )
     if len(np.unique(label)) == num:
         raise ValueError(f"metrics={name!r}: no class has two samples of the {num}")
+
+
+def _check_captions(name: str, num: int, text: Sequence[str] | None) -> None:
+    if text is None or len(text) != num:
+        had = "none is known" if text is None else f"there are {len(text)} for {num}"
+        raise ValueError(
+            f"metrics={name!r}: it needs the caption of each sample, and {had}; samples of a run"
+            " that is conditioned on captions (condition.text), a folder with metadata.jsonl and an"
+            " .npz with an array 'text' have them"
+        )
 
 
 def _check_reference(name: str, chosen: Measure, reference: Reference) -> None:

@@ -75,6 +75,9 @@ class ControlNet(UNet):
         self, x: jax.Array, noise_level: jax.Array, given: Mapping[str, Any], train: bool
     ) -> jax.Array:
         fields = {f: getattr(self, f) for f in _FIELDS}
+        # Its text encoder stays with the U-Net, and each branch trains a copy.
+        if self.text is not None:
+            fields["text"] = self.text.clone(parent=None, name=None)
         joints, begin = [], 0
         control, plain = given["control"] or self._none(x), {**given, "control": None}
         for i, channels in enumerate(self.control_channels):

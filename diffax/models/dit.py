@@ -12,6 +12,7 @@ import jax.numpy as jnp
 from diffax.models import layers
 from diffax.models.embeddings import Conditioning, sinusoidal
 from diffax.models.layers import check, is_whole
+from diffax.models.text import AddPooled, CrossAttention, Rows, TextFeatures, features_of
 
 NORM_EPSILON = 1e-6
 
@@ -48,6 +49,9 @@ class DiT(nn.Module):
       learned_variance: give 2 C channels, the second half of which is for the reverse variance.
       control_shape: (..., C'), of one example's control, which is then cut into patches beside x
         (see `layers.beside`); () for none.
+      text: the part that encodes captions, `TextEncoder.network` of `models.text`, or None. Where
+        there is one, each block attends to a caption's tokens after its self-attention (Chen 2023,
+        PixArt), and the caption's pooled features are added to the noise embedding.
 
     Raises:
       ValueError: a field or an argument is not allowed; the sentence names it.
@@ -64,6 +68,7 @@ class DiT(nn.Module):
     remat: bool = False
     learned_variance: bool = False
     control_shape: Sequence[int] = ()
+    text: nn.Module | None = None
 
     def __post_init__(self):
         layers.check_shared_fields(self, "width")
@@ -105,6 +110,7 @@ class DiT(nn.Module):
         train: bool = False,
         latent: jax.Array | None = None,
         control: Mapping[str, jax.Array] | None = None,
+        text: Rows | None = None,
     ) -> jax.Array:
         """The network's prediction for the noised data x.
 
@@ -117,6 +123,7 @@ class DiT(nn.Module):
             otherwise.
           control: {"image": (B, *control_shape), "strength": (B, n)}, or None for no control; a
             network without `control_shape` takes none.
+          text: the rows of B captions, or None: the null text for all; see `models.text`.
 
         Returns:
           float32 of x's shape, or (B, ..., 2 C) if `learned_variance`.
@@ -126,7 +133,7 @@ class DiT(nn.Module):
         layers.check_control(x, control, self.control_shape)
         entries = math.prod(x.shape[1:-1]) * self.width // self.patch_size ** (x.ndim - 2)
         network = layers.in_chunks(DiT._network, entries)
-        given = {"label": label, "latent": latent, "control": control}
+        given = {"label": label, "latent": latent, "control": control, "text": text}
         return network(self, x, noise_level, given, train=train)
 
     @nn.compact
@@ -137,7 +144,11 @@ class DiT(nn.Module):
         dtype, zeros = layers.DTYPES[self.dtype], nn.initializers.zeros
         condition = (self.conditioning, self.num_classes, dtype)
         embed = Conditioning(self.width, self.width, *condition, name="noise_embedding")
-        emb = nn.silu(embed(noise_level, given["label"], given["latent"]))
+        emb = embed(noise_level, given["label"], given["latent"])
+        words = features_of(self.text, given["text"], len(x))
+        if words is not None:
+            emb = emb + AddPooled(self.width, dtype, name="text_pooled")(words)
+        emb = nn.silu(emb)
 
         seen = layers.beside(x, given["control"], self.control_shape)
         tokens = to_patches(seen, self.patch_size)
@@ -146,7 +157,7 @@ class DiT(nn.Module):
         h = h + places(grid, self.width).astype(dtype)
         Block = nn.remat(DiTBlock) if self.remat else DiTBlock
         for i in range(self.depth):
-            h = Block(self.head_width, self.mlp_ratio, dtype, name=f"block_{i}")(h, emb)
+            h = Block(self.head_width, self.mlp_ratio, dtype, name=f"block_{i}")(h, emb, words)
 
         signal = nn.Dense(2 * self.width, dtype=dtype, kernel_init=zeros, name="last_modulation")
         h = modulated(h, *jnp.split(signal(emb)[:, None], 2, axis=-1))
@@ -157,14 +168,17 @@ class DiT(nn.Module):
 
 
 class DiTBlock(nn.Module):
-    """Attention and a two-layer perceptron, each modulated by the embedding (adaLN-Zero)."""
+    """Attention and a two-layer perceptron, each modulated by the embedding (adaLN-Zero); between
+    them, where there is text, attention to its tokens."""
 
     head_width: int
     mlp_ratio: float
     dtype: jnp.dtype
 
     @nn.compact
-    def __call__(self, h: jax.Array, emb: jax.Array) -> jax.Array:
+    def __call__(
+        self, h: jax.Array, emb: jax.Array, words: TextFeatures | None = None
+    ) -> jax.Array:
         batch, length, width = h.shape
         heads = layers.num_heads(width, self.head_width)
 
@@ -177,11 +191,14 @@ class DiTBlock(nn.Module):
         qkv = qkv.reshape(batch, length, 3, heads, width // heads)
         attended = layers.attention(qkv[:, :, 0], qkv[:, :, 1], qkv[:, :, 2])
         h = h + gate_0 * dense(width, "project")(attended.reshape(h.shape))
+        if words is not None:
+            attend = CrossAttention(self.head_width, self.dtype, name="text")
+            h = h + attend(modulated(h, 0.0, 0.0), words)
         hidden = dense(int(self.mlp_ratio * width), "mlp_0")(modulated(h, shift_1, scale_1))
         return h + gate_1 * dense(width, "mlp_1")(nn.gelu(hidden))
 
 
-def modulated(h: jax.Array, shift: jax.Array, scale: jax.Array) -> jax.Array:
+def modulated(h: jax.Array, shift: jax.Array | float, scale: jax.Array | float) -> jax.Array:
     """norm(h) (1 + scale) + shift, the mean and variance over the features taken in float32."""
     wide = h.astype(jnp.promote_types(h.dtype, jnp.float32))
     return jax.nn.standardize(wide, epsilon=NORM_EPSILON).astype(h.dtype) * (1 + scale) + shift

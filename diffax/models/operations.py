@@ -55,6 +55,25 @@ def attention(query: jax.Array, key: jax.Array, value: jax.Array) -> jax.Array:
     return jax.nn.dot_product_attention(query, key, value)
 
 
+def masked_attention(
+    query: jax.Array, key: jax.Array, value: jax.Array, mask: jax.Array
+) -> jax.Array:
+    """Attention to the keys of which `mask`, (B, K) booleans, is true; softmax in float32.
+
+    What the others hold makes no difference at all, as long as it is finite. Where none is left the
+    result is 0. query: (B, L, heads, D); key, value: (B, K, heads, D) -> (B, L, heads, D).
+    """
+    logits = jnp.einsum(
+        "bqhd,bkhd->bhqk", query * query.shape[-1] ** -0.5, key,
+        preferred_element_type=jnp.promote_types(query.dtype, jnp.float32),
+    )  # fmt: skip
+    shown = mask[:, None, None, :]
+    weights = jax.nn.softmax(jnp.where(shown, logits, jnp.finfo(logits.dtype).min))
+    # Of a row without any key the weights above are equal.
+    weights = jnp.where(shown, weights, 0).astype(value.dtype)
+    return jnp.einsum("bhqk,bkhd->bqhd", weights, value)
+
+
 def silu(x: jax.Array) -> jax.Array:
     """x * sigmoid(x) (Hendrycks & Gimpel 2016), of x's shape and dtype."""
     return jax.nn.silu(x)

@@ -4,7 +4,7 @@ import itertools
 import math
 import numbers
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import flax.linen as nn
 import jax
@@ -13,9 +13,17 @@ import jax.numpy as jnp
 from diffax.models import layers, operations
 from diffax.models.embeddings import Conditioning
 from diffax.models.layers import check, is_whole
+from diffax.models.text import AddPooled, Rows, SpatialCrossAttention, TextFeatures, features_of
 
 # Of a strided convolution: "SAME" pads an even size behind alone.
 _PADDINGS = {"end": "SAME", "both": 1}
+
+
+class Embedded(NamedTuple):
+    """What every block is told."""
+
+    emb: jax.Array  # (B, 4 channels), of noise level, label, latent and the caption as a whole
+    words: TextFeatures | None  # of the caption's tokens
 
 
 class UNet(nn.Module):
@@ -53,6 +61,9 @@ class UNet(nn.Module):
       step_log_snrs: of weights that were trained by step numbers, the log-SNR of each step, so that
         they can be sampled and trained under any schedule: conditioning "log_snr" then gives them
         the step number that has it, in proportion between two steps; (): no such weights.
+      text: the part that encodes captions, `TextEncoder.network` of `models.text`, or None. Where
+        there is one, attention to a caption's tokens follows each self-attention, and the caption's
+        pooled features are added to the noise embedding.
 
     Raises:
       ValueError: a field or an argument is not allowed; the sentence names it.
@@ -77,6 +88,7 @@ class UNet(nn.Module):
     padding: str = "end"
     control_shape: Sequence[int] = ()
     step_log_snrs: Sequence[float] = ()
+    text: nn.Module | None = None
 
     def __post_init__(self):
         layers.check_shared_fields(self, "channels")
@@ -148,6 +160,7 @@ class UNet(nn.Module):
         train: bool = False,
         latent: jax.Array | None = None,
         control: Mapping[str, jax.Array] | None = None,
+        text: Rows | None = None,
     ) -> jax.Array:
         """The network's prediction for the noised data x.
 
@@ -160,6 +173,7 @@ class UNet(nn.Module):
             otherwise.
           control: {"image": (B, *control_shape), "strength": (B, n)}, or None for no control; a
             network without `control_shape` takes none.
+          text: the rows of B captions, or None: the null text for all; see `models.text`.
 
         Returns:
           float32 of x's shape, or (B, ..., 2 C) if `learned_variance`.
@@ -169,7 +183,7 @@ class UNet(nn.Module):
         layers.check_control(x, control, self.control_shape)
         entries = math.prod(x.shape[1:-1]) * self.channels
         network = layers.in_chunks(type(self)._network, entries)
-        given = {"label": label, "latent": latent, "control": control}
+        given = {"label": label, "latent": latent, "control": control, "text": text}
         return network(self, x, noise_level, given, train=train)
 
     @nn.compact
@@ -197,19 +211,24 @@ class UNet(nn.Module):
 
     # --- its parts, in the order of the data; called within `_network` ---
 
-    def _embedded(self, noise_level: jax.Array, given: Mapping[str, Any]) -> jax.Array:
-        """The embedding of noise level, label and latent, (B, 4 channels)."""
+    def _embedded(self, noise_level: jax.Array, given: Mapping[str, Any]) -> Embedded:
+        """Noise level and conditions, as the blocks are told them."""
+        dtype = layers.DTYPES[self.dtype]
         embed = Conditioning(
             self.channels,
             4 * self.channels,
             self.conditioning,
             self.num_classes,
-            layers.DTYPES[self.dtype],
+            dtype,
             self.max_period,
             self.step_log_snrs,
             name="noise_embedding",
         )
-        return embed(noise_level, given["label"], given["latent"])
+        emb = embed(noise_level, given["label"], given["latent"])
+        words = features_of(self.text, given["text"], len(noise_level))
+        if words is not None:
+            emb = emb + AddPooled(4 * self.channels, dtype, name="text_pooled")(words)
+        return Embedded(emb, words)
 
     def _norm(self) -> layers.Norm:
         return layers.Norm(self.num_groups, self.norm_epsilon)
@@ -221,21 +240,24 @@ class UNet(nn.Module):
         return max(h.shape[1:-1]) in self.attention_resolutions
 
     def _block(
-        self, h: jax.Array, emb: jax.Array, train: bool, level: int, attend: bool, name: str
+        self, h: jax.Array, emb: Embedded, train: bool, level: int, attend: bool, name: str
     ) -> jax.Array:
-        """A residual block of a level, and attention after it."""
+        """A residual block of a level, and attention after it: to all places, then to the text."""
         dtype, norm, widths = layers.DTYPES[self.dtype], self._norm(), self._widths()
-        ResBlock, Attention = layers.ResBlock, layers.Attention
+        ResBlock, Attention, ToText = layers.ResBlock, layers.Attention, SpatialCrossAttention
         if self.remat and level in (self.remat_levels or range(len(widths))):
-            ResBlock, Attention = nn.remat(ResBlock, static_argnums=3), nn.remat(Attention)
+            ResBlock = nn.remat(ResBlock, static_argnums=3)
+            Attention, ToText = nn.remat(Attention), nn.remat(ToText)
         fields = (widths[level], self.dropout, self.embedding, dtype, norm)
-        h = ResBlock(*fields, name=name)(h, emb, train)
+        h = ResBlock(*fields, name=name)(h, emb.emb, train)
         if not attend:
             return h
-        return Attention(self.head_width, dtype, norm, name=f"{name}_attention")(h)
+        fields = (self.head_width, dtype, norm)
+        h = Attention(*fields, name=f"{name}_attention")(h)
+        return h if emb.words is None else ToText(*fields, name=f"{name}_text")(h, emb.words)
 
     def _down(
-        self, x: jax.Array, emb: jax.Array, train: bool, hint: jax.Array | None = None
+        self, x: jax.Array, emb: Embedded, train: bool, hint: jax.Array | None = None
     ) -> tuple[jax.Array, list[jax.Array]]:
         """The first convolution, to which a hint is added, the way down and the middle: what comes
         out of the middle, and the skip connections in their order."""
@@ -257,7 +279,7 @@ class UNet(nn.Module):
         return self._block(h, emb, train, last, False, "middle_block_1"), skips
 
     def _up(
-        self, h: jax.Array, skips: list[jax.Array], emb: jax.Array, channels: int, train: bool
+        self, h: jax.Array, skips: list[jax.Array], emb: Embedded, channels: int, train: bool
     ) -> jax.Array:
         """The way up, and the last convolution: data of so many channels."""
         dtype, spatial, skips = layers.DTYPES[self.dtype], h.ndim - 2, list(skips)

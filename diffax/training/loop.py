@@ -155,6 +155,7 @@ def _train_in(
         seen, info = latents.prepared(config, codec, dataset, info, known)
     method = codecs.build_method(config, info, teacher)
     inner = codecs.build_method(config, info, teacher, of_latents=seen is not dataset)
+    seen = config_lib.conditions.encoded_dataset(config, seen)
     like, init, compiled = compile_run(config, inner, mesh, layout)
 
     def logger_of(config: ConfigDict, root: Path) -> RunLogger:

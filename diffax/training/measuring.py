@@ -14,6 +14,7 @@ from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
 from diffax import arguments, distributed
+from diffax import config as config_lib
 from diffax.data import Dataset, Split
 from diffax.methods import Measure, Method
 from diffax.methods.base import Arrays, Batch, State
@@ -40,6 +41,7 @@ def over_split(
     """
     section = config.evaluation
     distributed.check_divides("evaluation.batch_size", section.batch_size, mesh)
+    split = config_lib.conditions.encoded(config, split)
     num = min(section.num_examples or len(split), len(split))
     # As many batches as it takes, of equal size: little is left to fill up.
     size = math.ceil(num / math.ceil(num / section.batch_size) / mesh.size) * mesh.size

@@ -81,7 +81,8 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
         reference = evaluation.Reference.of(dataset, config.data)
         num = config.evaluation.num_samples
         label = evaluation.classes_of_samples(config, dataset, num)
-        evaluation.plan([name], reference, dataset.shape, num, label)
+        text = evaluation.captions_of_samples(config, dataset, num)
+        evaluation.plan([name], reference, dataset.shape, num, label, text)
         return
     measure.require_measure(config)
     if name != "bpd":

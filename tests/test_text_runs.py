@@ -1,0 +1,156 @@
+"""Runs that are conditioned on captions: trained, sampled, edited and measured."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from small_runs import TINY
+
+import diffax
+from diffax import cli, data, edits, evaluation, training
+from diffax import config as config_lib
+
+pytestmark = pytest.mark.usefixtures("hasty_compiler")
+COLOURS = {"dark": 30, "grey": 128, "light": 220}
+CAPTIONS = [f"{colour} {shape}" for colour in COLOURS for shape in ("bar", "box")]
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Six drawings, each of which is there five times."""
+    from PIL import Image
+
+    root, lines = tmp_path_factory.mktemp("drawn"), []
+    for i in range(30):
+        colour, shape = CAPTIONS[i % 6].split()
+        pixels = np.full((8, 8), 255, np.uint8)
+        pixels[2:6, 3:5] = COLOURS[colour]
+        if shape == "box":
+            pixels[2:6, 2:6] = COLOURS[colour]
+        Image.fromarray(pixels).save(root / f"{i:02}.png")
+        lines.append(json.dumps({"file_name": f"{i:02}.png", "text": CAPTIONS[i % 6]}))
+    (root / "metadata.jsonl").write_text("\n".join(lines))
+    return root
+
+
+@pytest.fixture(scope="module")
+def config_file(folder, tmp_path_factory):
+    path = tmp_path_factory.mktemp("config") / "captioned.py"
+    changes = f"""
+    config.data.name = "folder"
+    config.data.path = {str(folder)!r}
+    config.condition.text = "bytes"
+    config.condition.text_length = 12
+    config.condition.text_width = 8
+    config.condition.text_depth = 1
+    config.optimizer.warmup_steps = 0
+    config.optimizer.learning_rate = 1e-2
+    config.sampling.num_samples = 4
+    config.evaluation.num_samples = 8
+    return config"""
+    path.write_text(TINY.replace("    return config", changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def trained(config_file, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("trained") / "run"
+    more = ["--config.training.sample_every=4", "--config.training.eval_every=4"]
+    more += ["--config.parallel.num_devices=4", "--config.parallel.fsdp=2"]
+    assert cli.main(["train", f"--config={config_file}", f"--workdir={workdir}", *more]) == 0
+    return workdir
+
+
+@pytest.fixture(scope="module")
+def generate(trained):
+    return diffax.Generator(trained, num_devices=1)
+
+
+def test_the_encoder_is_trained_along(trained):
+    run = training.load(trained)
+    assert run.dataset.arrays == (("text", ()),)
+    # What isn't trained equals its own average.
+    trained_to, average = (getattr(run.state, name) for name in ("params", "ema_params"))
+    of_text = [np.asarray(each["text"]["bytes"]["embedding"]) for each in (trained_to, average)]
+    assert np.abs(of_text[0] - of_text[1]).max() > 1e-4
+    assert list((trained / "samples").glob("*.png"))
+    logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
+    assert any("eval_bound" in line for line in logged)
+
+
+def test_samples_follow_their_own_prompts(generate):
+    prompts = ["dark bar", "", "light box"]
+    x = generate(3, seed=1, text=prompts)
+    plain = generate(3, seed=1)
+    np.testing.assert_allclose(x[1], plain[1], rtol=1e-4, atol=1e-5)
+    assert np.abs(x - plain).max(axis=(1, 2, 3))[[0, 2]].min() > 1e-4
+    np.testing.assert_allclose(generate(3, seed=1, text="light box")[2], x[2], rtol=1e-4, atol=1e-5)
+    guided = generate(3, seed=1, text=prompts, guidance_scale=3.0)
+    np.testing.assert_allclose(guided[1], x[1], rtol=1e-3, atol=1e-4)
+    assert np.abs(guided - x).max(axis=(1, 2, 3))[[0, 2]].min() > 1e-4
+
+
+def test_what_is_said_of_prompts(generate, caplog):
+    with caplog.at_level(logging.WARNING, "diffax"):
+        generate(2, text=["a prompt of many bytes", " "])
+    assert "has 22 tokens, and the first 12 count" in caplog.text
+    assert "an empty prompt is no condition" in caplog.text
+    with pytest.raises(ValueError, match="text has 2 entries: a caption of all, or one for each"):
+        generate(3, text=["a", "b"])
+
+
+def test_edits_take_captions(generate, folder):
+    x = data.load({"name": "folder", "path": str(folder)}).eval.array()[:2]
+    captions = ["dark bar", "light box"]
+    plain, edited = (generate.sdedit(x, 1.0, text=text) for text in (None, captions))
+    assert np.abs(plain - edited).max(axis=(1, 2, 3)).min() > 1e-5
+    drawn = edits.edit(generate, "sdedit", None, 2, None, {}, {})
+    known = data.load({"name": "folder", "path": str(folder)}).eval.arrays["text"][:2].tolist()
+    np.testing.assert_allclose(
+        drawn.arrays["edited"], generate.sdedit(x, 0.5, text=known), rtol=1e-4, atol=1e-5
+    )
+
+
+def test_the_command_line_takes_prompts(trained, tmp_path, capsys):
+    (tmp_path / "prompts.txt").write_text("light bar\n\n grey box \n")
+    out = tmp_path / "drawn"
+    words = ["sample", f"--workdir={trained}", f"--out={out}", "--num=5", "--guidance-scale=2"]
+    prompts = ["--text=dark bar", f"--prompts={tmp_path / 'prompts.txt'}"]
+    assert cli.main([*words, *prompts]) == 0
+    saved = np.load(f"{out}.npz")
+    three = ["dark bar", "light bar", "grey box"]
+    assert saved["text"].tolist() == [*three, *three[:2]]
+    assert saved["samples"].shape == (5, 8, 8, 1)
+    (tmp_path / "prompts.txt").write_text("\n")
+    assert cli.main([*words, prompts[1]]) == 1
+    assert "holds no prompt" in capsys.readouterr().err
+
+
+def test_scores_are_of_held_out_captions(trained):
+    run = training.load(trained)
+    dataset = data.load(run.config.data)
+    found = evaluation.draw(run, 4, 0, dataset)
+    captions = (dataset.eval.arrays["text"].tolist() * 2)[:4]
+    expected = diffax.Generator(run, num_devices=1)(4, 0, text=captions)
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-5)
+    bound = evaluation.bits_per_dim(run, dataset)
+    assert np.isfinite(bound["bpd"])
+
+
+def test_what_cannot_be_conditioned_on_captions_is_refused(config_file, trained, tmp_path):
+    def refused(match, **changes):
+        config = config_lib.from_json((trained / "config.json").read_text())
+        config.update_from_flattened_dict({k.replace("__", "."): v for k, v in changes.items()})
+        with pytest.raises(ValueError, match=match):
+            training.train(config, tmp_path / "run")
+
+    digits = {"data__name": "digits", "data__path": ""}
+    refused("condition.text='bytes', but the data set 'digits' has no captions", **digits)
+    refused("condition.text is set, and MLP takes no text", model__name="mlp")
+    refused("condition.text is 'byte'; it must be one of", condition__text="byte")
+    refused("'text_width'", condition__text="minilm")
+    refused(
+        "condition.text_dropout above 0",
+        **{"condition__text_dropout": 0.0, "sampling__guidance_scale": 2.0},
+    )
