@@ -5,7 +5,7 @@ import pytest
 
 from diffax import data, evaluation
 from diffax.data import Split
-from diffax.evaluation import attributes
+from diffax.evaluation import attributes, retrieval
 from diffax.evaluation.attributes import COLOURS, SHAPES, Attributes
 
 
@@ -71,3 +71,23 @@ def test_the_score_of_samples_with_captions():
         evaluation.score(images, reference, ["text_attributes"])
     with pytest.raises(ValueError, match="no caption names one of red, orange"):
         evaluation.score(images, reference, ["text_attributes"], text=["tree"] * 27)
+
+
+def test_captions_are_found_by_a_judge_of_the_data(monkeypatch):
+    monkeypatch.setitem(retrieval.SETTINGS, "steps", 60)
+    words = [f"{colour} {shape}" for colour in ("red", "blue", "black") for shape in SHAPES]
+    captions = np.array(words * 20)
+    images = np.stack([drawn(*caption.split(), 16) for caption in captions])
+    rows = np.random.default_rng(0).permutation(len(captions))
+    whole = Split(images, arrays={"text": captions})
+    dataset = data.make_dataset("drawn", whole.take(rows[:150]), whole.take(rows[150:]))
+    reference = evaluation.Reference.of(dataset, {"name": "digits"})
+    for text, low, high in ((words, 0.8, 1.0), (np.roll(words, 4).tolist(), 0.0, 0.2)):
+        found = evaluation.score(images[:9], reference, ["text_retrieval"], text=text)
+        found = found["text_retrieval"]
+        assert low <= found["text_retrieval"] <= high
+        assert found["judge_accuracy"] > 0.8 and found["chance"] == 1 / 9
+    plain = data.make_dataset("plain", Split(images), Split(images))
+    with pytest.raises(ValueError, match="trained on captions, and the reference has none"):
+        reference = evaluation.Reference.of(plain, {"name": "digits"})
+        evaluation.score(images[:9], reference, ["text_retrieval"], text=words)

@@ -233,6 +233,7 @@ def test_arrays_that_no_unet_has_are_named(tmp_path):
         (dict(num_groups=0), (8, 8, 1), cases.LEVELS, "num_groups is 0, .* train with model.unet"),
         ({}, (8, 8, 1), None, "schedule is None: the network is conditioned on its log-SNR"),
         ({}, (8, 4, 1), cases.LEVELS, "takes square images"),
+        (dict(control_shape=(8, 8, 1)), (8, 8, 1), cases.LEVELS, "takes captions or a control"),
         (
             dict(head_width=16, attention_resolutions=(8,), channel_mults=(1, 4)),
             (8, 8, 1),

@@ -12,8 +12,9 @@ import scipy.stats
 from diffax import data
 from diffax.data import Dataset, Split, folder, npz
 from diffax.data.dataset import DataConfig, to_8_bits
-from diffax.evaluation import attributes, distances, extractors, pretrained
+from diffax.evaluation import attributes, distances, extractors, pretrained, retrieval
 from diffax.files import cached, content_hash
+from diffax.methods.base import standard_error
 from diffax.metric import Metric
 from diffax.registry import Registry
 
@@ -452,6 +453,30 @@ def text_attributes(seen: Seen) -> dict[str, Any]:
     return said if real is None else {**said, "reference_value": real.both}
 
 
+def text_retrieval(seen: Seen) -> dict[str, Any]:
+    """The share of samples whose own caption fits them best among 16, by the judge of the data.
+
+    "judge_accuracy" is that of held-out examples, "chance" that of guessing. See `retrieval`.
+    """
+    judge = retrieval.get_judge(seen.reference.dataset)
+    right = retrieval.found(judge, seen.x, seen.text, seen.seed)
+    return {
+        "value": float(right.mean()),
+        **standard_error(right.astype(float)),
+        "judge_accuracy": judge.accuracy,
+        "judge_fingerprint": judge.fingerprint,
+        "chance": 1 / min(retrieval.CANDIDATES, len(judge.captions)),
+        **seen.about_reference(len(seen.reference.dataset.train)),
+        "num_samples": len(seen.x),
+    }
+
+
+def _has_no_captions(reference: Reference) -> str:
+    if reference.dataset is None or "text" in reference.dataset.train.arrays:
+        return ""
+    return "its judge is trained on captions, and the reference has none"
+
+
 def _value(label: str, meaning: str, **about: Any) -> dict[str, Metric]:
     """The one number of a measure."""
     return {"value": Metric("value", label, meaning=meaning, **about)}
@@ -536,6 +561,12 @@ _ATTRIBUTES = _value(
     " captions that name both; read from the pixels.",
     lower_is_better=False,
 )
+_RETRIEVAL = _value(
+    "Captions found",
+    "The share of samples whose own caption fits them best among 16, by a small network that was"
+    " trained on the data’s own pairs; beside its share on held-out pairs.",
+    lower_is_better=False,
+)
 _BY_MOMENTS = {"of": "moments", "fewest_of_reference": FEWEST_FOR_MOMENTS}
 
 MEASURES: Registry[Measure] = Registry(
@@ -557,6 +588,14 @@ MEASURES: Registry[Measure] = Registry(
         ),
         "text_attributes": Measure(
             text_attributes, lambda width: 1, _ATTRIBUTES, "nothing", "values", of_captions=True
+        ),
+        "text_retrieval": Measure(
+            text_retrieval,
+            lambda width: 1,
+            _RETRIEVAL,
+            over="values",
+            of_captions=True,
+            impossible=_has_no_captions,
         ),
     },
 )

@@ -196,6 +196,11 @@ def _config_of(model: UNet, shape: tuple[int, ...]) -> dict[str, Any]:
             f"shape={shape}: a UNet2DModel takes square images, (size, size, channels)"
         )
     model.check_sizes((1, *shape))
+    if model.text is not None or model.control_shape:
+        raise ValueError(
+            "the network takes captions or a control, and a UNet2DModel takes none: export it as"
+            " safetensors or npz"
+        )
     if not model.num_groups:
         raise ValueError(
             "num_groups is 0, a number of groups for each width; a UNet2DModel has one for all:"
