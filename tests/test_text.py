@@ -93,8 +93,8 @@ def test_text_with_remat_and_bfloat16(name):
     x, level = inputs()
     rows = BYTES.rows(["red heart", "cat"])
 
-    def gradient(dtype, **fields):
-        network = NETWORKS[name](text=BYTES.network(dtype), **fields)
+    def gradient(of_text, **fields):
+        network = NETWORKS[name](text=BYTES.network(of_text), **fields)
         return quick_jit(
             jax.value_and_grad(lambda v: jnp.sum(network.apply(v, x, level, text=rows) ** 2))
         )
@@ -135,6 +135,8 @@ def test_minilm_is_as_published(minilm):
     np.testing.assert_allclose(pooled[:, :8], expected, atol=1e-4)
     cosine = np.array(REFERENCE["cosine"])[:4, :4]
     np.testing.assert_allclose(pooled @ pooled.T, cosine, atol=1e-4)
+    # Frozen: it leaves a network no parameters, and so a checkpoint none.
+    assert not minilm.network(jnp.float32).init(jax.random.key(0), rows)
 
 
 def test_minilm_cuts_long_captions_and_says_nothing_of_empty_ones(minilm):
