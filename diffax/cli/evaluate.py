@@ -46,8 +46,8 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         help="comma-separated: bpd, bpd_ode (of a run); frechet, frechet_infinity, kid, prdc (over"
         " the features of a classifier of the data); swd; lpips_diversity (within classes);"
         " text_attributes, text_retrieval (of captions); fid, fid_infinity, kid_inception,"
-        " prdc_inception, is; fd_lite0, kid_lite0, fd_mobilenet, ... (default for a run its method's"
-        " own, such as bpd, and its config.evaluation.metrics or"
+        " prdc_inception, is; fd_lite0, kid_lite0, fd_mobilenet, ... (default for a run its"
+        " method's own, such as bpd, and its config.evaluation.metrics or"
         " frechet; frechet,kid,prdc for"
         " --data, fid for --reference)",
     )
