@@ -14,7 +14,6 @@ from diffax.data import Dataset, Split, folder, npz
 from diffax.data.dataset import DataConfig, to_8_bits
 from diffax.evaluation import attributes, distances, extractors, pretrained, retrieval
 from diffax.files import cached, content_hash
-from diffax.methods.base import standard_error
 from diffax.metric import Metric
 from diffax.registry import Registry
 
@@ -459,10 +458,10 @@ def text_retrieval(seen: Seen) -> dict[str, Any]:
     "judge_accuracy" is that of held-out examples, "chance" that of guessing. See `retrieval`.
     """
     judge = retrieval.get_judge(seen.reference.dataset)
-    right = retrieval.found(judge, seen.x, seen.text, seen.seed)
+    share = float(retrieval.found(judge, seen.x, seen.text, seen.seed).mean())
     return {
-        "value": float(right.mean()),
-        **standard_error(right.astype(float)),
+        "value": share,
+        "standard_error": float(np.sqrt(share * (1 - share) / len(seen.x))),
         "judge_accuracy": judge.accuracy,
         "judge_fingerprint": judge.fingerprint,
         "chance": 1 / min(retrieval.CANDIDATES, len(judge.captions)),
