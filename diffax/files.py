@@ -131,13 +131,22 @@ def content_hash(*parts: Any) -> str:
     digest = hashlib.sha256()
     for part in parts:
         if isinstance(part, np.ndarray):
-            head = f"array {part.dtype.str} {part.shape}"
-            body = np.ascontiguousarray(part).reshape(-1).view(np.uint8).data
+            head, bodies = f"array {part.dtype.str} {part.shape}", [_bytes_of(part)]
+            size = part.nbytes
+        elif hasattr(part, "blocks"):  # rows in a file: as the array of them
+            head, bodies = f"array {part.dtype.str} {part.shape}", map(_bytes_of, part.blocks())
+            size = part.nbytes
         else:
-            head, body = "json", json.dumps(part, sort_keys=True).encode()
-        digest.update(f"{head} {len(body)}\n".encode())
-        digest.update(body)
+            text = json.dumps(part, sort_keys=True).encode()
+            head, bodies, size = "json", [text], len(text)
+        digest.update(f"{head} {size}\n".encode())
+        for body in bodies:
+            digest.update(body)
     return digest.hexdigest()[:32]
+
+
+def _bytes_of(array: np.ndarray) -> memoryview:
+    return np.ascontiguousarray(array).reshape(-1).view(np.uint8).data
 
 
 def read_npz(

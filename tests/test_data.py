@@ -307,14 +307,15 @@ def test_npz_of_odd_members(tmp_path, monkeypatch):
     assert len(load(name="npz", path=str(tmp_path / "behind.npz")).train) == 8
     monkeypatch.setattr(runtime, "available_memory", lambda: 100)
     with pytest.raises(ValueError, match=r"'x' in .*a\.npz would take 0\.0 GiB .* are free"):
-        load(name="npz", path=str(tmp_path / "a.npz"))
+        load(name="npz", path=str(tmp_path / "a.npz"), storage="memory")
 
 
 def test_npz_that_is_none(tmp_path):
     with pytest.raises(FileNotFoundError, match=r"data\.path='nothing\.npz' is not a file"):
         load(name="npz", path="nothing.npz")
-    path = tmp_path / "a.npy"
-    np.save(path, np.ones((9, 2)))
+    path = tmp_path / "a.dat"
+    with open(path, "wb") as file:
+        np.save(file, np.ones((9, 2)))
     with pytest.raises(ValueError, match=rf"{path} is not an \.npz"):
         load(name="npz", path=str(path))
 

@@ -336,7 +336,6 @@ def test_names_of_any_bytes(tmp_path):
 
 def test_an_image_set_that_does_not_fit_into_memory(photos, monkeypatch):
     monkeypatch.setattr(runtime, "available_memory", lambda: 1000)
-    with pytest.raises(ValueError, match=r"data\.path=.* would take .* GiB of memory"):
-        load(name="folder", path=str(photos), image_size=64)
-    with pytest.raises(ValueError, match=r"data\.pad_to=64 would take"):
-        load(name="folder", path=str(photos), pad_to=64)
+    for size in (dict(image_size=64), dict(pad_to=64)):
+        with pytest.raises(ValueError, match=r"data\.path=.* would take .* GiB of memory"):
+            load(name="folder", path=str(photos), storage="memory", **size)

@@ -29,6 +29,7 @@ from diffax.config.methods import STAND_IN, method_before_data, unread_by_method
 from diffax.config.reading import check_kind, unknown
 from diffax.config.storage import flat, load_plugins
 from diffax.data import controls
+from diffax.data.stored import STORAGES
 from diffax.models.text import TEXT_ENCODERS
 from diffax.process import AnySchedule
 from diffax.registry import suggestion
@@ -168,6 +169,7 @@ RULES: dict[str, Rule] = {
     "optimizer.decay": _one_of(lambda: optimizers.DECAYS),
     "optimizer.clip_norm": _NOT_NEGATIVE,
     "optimizer.weight_decay": _NOT_NEGATIVE,
+    "data.storage": _one_of(lambda: STORAGES),
     "data.modes": _rule(
         lambda value: value == 0 or (value >= 4 and math.isqrt(value) ** 2 == value <= 10_000),
         "a square number of at least 4 and at most 10,000, or 0",

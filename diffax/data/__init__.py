@@ -1,4 +1,4 @@
-"""Data sets in memory and endless batches from them.
+"""Data sets and endless batches from them.
 
 For instance:
 

@@ -11,6 +11,7 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from diffax.data.stored import Stored, extremes, taken
 from diffax.files import content_hash
 
 
@@ -27,6 +28,8 @@ class DataConfig:
       image_size: images are resized (shorter side, antialiased) and centre-cropped to this many
         pixels a side; 0 keeps their own size.
       pad_to: images are then framed in black to this many pixels a side; 0 for no frame.
+      storage: where the decoded examples of `folder`, `npz` and TFDS are: memory; disk, in a file
+        from which each batch is read; auto, on disk if they are more than half of the free memory.
       flip: horizontal flips as augmentation in training; read by the training loop, which hands it
         to `batches`.
       train_split, eval_split: TFDS split names, slices as in "train[:90%]" included.
@@ -48,6 +51,7 @@ class DataConfig:
     data_dir: str = ""
     image_size: int = 0
     pad_to: int = 0
+    storage: str = "auto"
     flip: bool = False
     train_split: str = "train"
     eval_split: str = "test"
@@ -61,10 +65,11 @@ class DataConfig:
 
 @dataclasses.dataclass(frozen=True)
 class Split:
-    """Examples in memory.
+    """Examples.
 
     Attributes:
-      x: (N, ..., C), as stored: uint8 for 8-bit data, float32 for real data.
+      x: (N, ..., C), as stored: uint8 for 8-bit data, float32 for real data; an array, or `Stored`
+        rows of a file.
       label: (N,) int32, or None.
       arrays: what else is known of each example, by name: "text", (N,) words; "control",
         (N, ..., C), numbers as in x. Each is an array of N rows, or has a length and, indexed by
@@ -76,7 +81,7 @@ class Split:
       ValueError: if a dtype is another one, the split is empty, or the lengths differ.
     """
 
-    x: np.ndarray
+    x: np.ndarray | Stored
     label: np.ndarray | None = None
     arrays: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     mirrored: np.ndarray | None = None
@@ -111,15 +116,15 @@ class Split:
 
     def array(self, indices=None) -> np.ndarray:
         """x (all, or those at `indices`) as float32: 8-bit k as k / 127.5 - 1, real data as is."""
-        return to_float(self.x if indices is None else self.x[indices])
+        return to_float(self.x[:] if indices is None else self.x[indices])
 
     def take(self, indices: np.ndarray) -> Self:
-        """The examples at `indices` as a split."""
+        """The examples at `indices` as a split; what lies in a file stays there."""
         label = None if self.label is None else self.label[indices]
         mirrored = None if self.mirrored is None else self.mirrored[indices]
-        arrays = {name: rows[indices] for name, rows in self.arrays.items()}
+        arrays = {name: taken(rows, indices) for name, rows in self.arrays.items()}
         return dataclasses.replace(
-            self, x=self.x[indices], label=label, arrays=arrays, mirrored=mirrored
+            self, x=taken(self.x, indices), label=label, arrays=arrays, mirrored=mirrored
         )
 
     def batch(self, indices: np.ndarray, mirrored: np.ndarray | None = None) -> dict[str, Any]:
@@ -238,7 +243,7 @@ def make_dataset(
             f"{evaluation.x.shape[1:]}; they must agree (data.image_size makes sizes equal)."
         )
     for split, said in ((train, "train"), (evaluation, "eval")):
-        if not (np.isfinite(split.x.min()) and np.isfinite(split.x.max())):
+        if split.x.dtype != np.uint8 and not np.isfinite(extremes(split.x)).all():
             raise ValueError(
                 f"data.name={name!r}: the {said} split has values that are not finite."
             )

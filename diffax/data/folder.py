@@ -4,7 +4,6 @@ import collections
 import contextlib
 import hashlib
 import logging
-import math
 import os
 import pathlib
 import stat
@@ -15,7 +14,7 @@ import numpy as np
 
 from diffax.data import images, metadata
 from diffax.data.dataset import DataConfig, Dataset, Split, cut, make_dataset
-from diffax.files import check_fits
+from diffax.data.stored import Stored, filled, taken
 
 _LOG = logging.getLogger("diffax")
 SUFFIXES = tuple(".bmp .gif .jpeg .jpg .pbm .pgm .png .ppm .tif .tiff .webp".split())
@@ -23,7 +22,7 @@ _MOST_NAMED = 10  # of the files that can't be read
 
 
 def load(config: DataConfig) -> Dataset:
-    """Reads every image below the folder `config.path`, decoded into memory.
+    """Reads every image below the folder `config.path`, decoded.
 
     If the images lie in sub-folders (at any depth), each first-level sub-folder is a class, in the
     order of their names; if they lie in the folder itself there are no classes. Links to files and
@@ -69,11 +68,11 @@ class Found(NamedTuple):
       arrays: as in `Split`.
     """
 
-    x: np.ndarray
+    x: np.ndarray | Stored
     paths: list[pathlib.Path]
     label: np.ndarray | None
     label_names: tuple[str, ...]
-    arrays: dict[str, np.ndarray]
+    arrays: dict[str, Any]
 
 
 def read(config: DataConfig) -> Found:
@@ -110,13 +109,13 @@ def read(config: DataConfig) -> Found:
         arrays["text"] = np.array([entry.text for entry in entries])
     if controls:
         row = {path: i for i, path in enumerate(with_control)}
-        arrays["control"] = control[[row[controls[path]] for path in paths]]
+        arrays["control"] = taken(control, np.array([row[controls[path]] for path in paths]))
     return Found(x, relative, *metadata.classes([entry.label for entry in entries]), arrays)
 
 
 def _decoded(
     files: Sequence[pathlib.Path], config: DataConfig, channels: int, bad: dict[pathlib.Path, str]
-) -> tuple[np.ndarray, list[pathlib.Path]]:
+) -> tuple[Any, list[pathlib.Path]]:
     """The images that can be read, (N, H, W, C), and their paths; the others go to `bad`.
 
     `channels`: 0 for grey if every file is, and else colour.
@@ -135,20 +134,40 @@ def _decoded(
     channels = channels or (1 if all(header.grey for header in headers.values()) else 3)
     side = config.image_size
     shape = (side, side) if side else next(iter(sizes.values()), (1, 1))
-    check_fits(len(headers) * math.prod(shape) * channels, f"data.path={config.path!r}")
-    x = np.empty((len(headers), *shape, channels), np.uint8)
-    paths = []
+    framed = images.pad(np.empty((0, *shape, channels), np.uint8), config.pad_to).shape[1:]
 
     def decode(path: pathlib.Path) -> np.ndarray:
         image = images.decode(path, channels, side)
-        if image.shape != x.shape[1:]:
+        if image.shape != (*shape, channels):
             raise ValueError("its size is not the one in its header")
         return image
 
-    decoded = _tried(headers, decode, bad)
-    for path, image in images.counted(decoded, len(headers), "folder"):
-        x[len(paths)] = image
-        paths.append(path)
+    order = list(headers)
+    number = {path: i for i, path in enumerate(order)}
+
+    def fill(x: Any) -> dict[str, np.ndarray]:
+        """Gives the numbers of the files that are in x, and of those that can't be, with why."""
+        failed: dict[pathlib.Path, str] = {}
+        read = []
+        decoded = _tried(order, decode, failed)
+        for path, image in images.counted(decoded, len(order), "folder"):
+            x[len(read)] = images.pad(image[None], config.pad_to)[0]
+            read.append(number[path])
+        return {
+            "read": np.array(read, np.int64),
+            "failed": np.array([number[path] for path in failed], np.int64),
+            "why": np.array([*failed.values()], np.str_),
+        }
+
+    def key() -> list[Any]:
+        stats = [(os.fspath(path.absolute()), path.stat()) for path in order]
+        files = [(name, found.st_size, found.st_mtime_ns) for name, found in stats]
+        return [files, side, channels, config.pad_to]
+
+    what = f"data.path={config.path!r}"
+    x, kept = filled((len(order), *framed), np.uint8, fill, config.storage, what, key)
+    bad |= {order[i]: str(why) for i, why in zip(kept["failed"], kept["why"])}
+    paths = [order[i] for i in kept["read"]]
     animated = [path for path in paths if headers[path].animated]
     if animated:
         _LOG.warning(
@@ -156,7 +175,7 @@ def _decoded(
             len(animated),
             _named(animated[0]),
         )
-    return images.pad(x[: len(paths)], config.pad_to), paths
+    return taken(x, slice(0, len(paths))), paths
 
 
 def classes(paths: list[pathlib.Path]) -> tuple[np.ndarray | None, tuple[str, ...]]:

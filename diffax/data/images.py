@@ -141,7 +141,8 @@ def pad(x: np.ndarray, pad_to: int) -> np.ndarray:
             f"{max(height, width)}, or make them smaller by data.image_size."
         )
     top, left = (pad_to - height) // 2, (pad_to - width) // 2
-    check_fits(len(x) * pad_to**2 * x.shape[-1], f"data.pad_to={pad_to}")
+    if len(x) > 1:
+        check_fits(len(x) * pad_to**2 * x.shape[-1], f"data.pad_to={pad_to}")
     frame = ((0, 0), (top, pad_to - height - top), (left, pad_to - width - left), (0, 0))
     return np.pad(x, frame)
 

@@ -1,12 +1,17 @@
 """`npz`: an array of examples, signals for instance, from a NumPy .npz file."""
 
+import dataclasses
 import logging
 import os
-from collections.abc import Iterable, Sequence
+import zipfile
+from collections.abc import Callable, Iterable, Sequence
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from diffax.data.dataset import DataConfig, Dataset, Split, cut, make_dataset
+from diffax.data.stored import Stored, extremes, filled, in_npz, is_large
 from diffax.files import read_npz
 
 _LOG = logging.getLogger("diffax")
@@ -19,7 +24,8 @@ _ABOUT_ONE, _LARGEST = 1.5, 100.0
 
 
 def load(config: DataConfig) -> Dataset:
-    """Reads one array (N, ..., C) of the file `config.path`, such as signals (N, length, 1).
+    """Reads one array (N, ..., C) of the file `config.path`, such as signals (N, length, 1). The
+    file may be a .npy, which holds that array alone.
 
     The array is the one that `config.array` names; without a name the only one beside `label`, or
     else `x`, `audio`, `samples` or `arr_0`. What its numbers mean:
@@ -47,7 +53,8 @@ def load(config: DataConfig) -> Dataset:
     raw, beside = _arrays(config)
     label, where = beside.pop("label", None), f"the array in {config.path!r}"
     _check_layout(raw.shape, raw.dtype, config.channels, where)
-    x = _within(raw, config.range, where) if config.range else _of_order_one(raw, where)
+    convert = _within(raw, config.range, where) if config.range else _of_order_one(raw, where)
+    x = _converted(raw, convert, config, where)
     names: tuple[str, ...] = ()
     if label is not None:
         label, names = _classes(label, len(x), config.path)
@@ -63,36 +70,54 @@ def read(config: DataConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
 
     Floats are as they are, int16 is k / 32768.
     """
-    raw, beside = _arrays(config)
-    return _numbers(raw, f"the array in {config.path!r}"), beside
+    raw, beside = _arrays(dataclasses.replace(config, storage="memory"))
+    convert = _numbers(raw.dtype, f"the array in {config.path!r}")
+    return (convert(raw) if convert else raw), beside
 
 
-def _arrays(config: DataConfig) -> tuple[np.ndarray, dict[str, np.ndarray]]:
+def _arrays(config: DataConfig) -> tuple[np.ndarray | Stored, dict[str, np.ndarray]]:
     """The examples, and what else is known of each, checked but for the label."""
     if not os.path.isfile(config.path):
         raise FileNotFoundError(
             f"data.path={config.path!r} is not a file: data.name='npz' needs the path of an .npz."
         )
 
-    def pick(names: Sequence[str]) -> Iterable[str]:
-        return dict.fromkeys([_key(config, names), *(name for name in _BESIDE if name in names)])
-
-    found = read_npz(config.path, pick)
-    name = _key(config, list(found))
-    x = found[name]
-    beside = {key: array for key, array in found.items() if key != name or name == "label"}
+    if config.path.endswith(".npy"):
+        x, beside = Stored.npy(Path(config.path)), {}
+        x = x if is_large(x.nbytes, config.storage) else x[:]
+    else:
+        x, beside = _of_npz(config)
     if x.ndim < 2 or len(x) < 2 or 0 in x.shape:
         raise ValueError(
             f"the array in {config.path!r} has shape {x.shape}; it must be (N, ..., channels) with "
             "at least 2 examples (give a signal a last axis of length 1)."
         )
-    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(x).all():
+    if np.issubdtype(x.dtype, np.floating) and not np.isfinite(extremes(x)).all():
         raise ValueError(f"the array in {config.path!r} has values that are not finite.")
     if "text" in beside:
         _check_text(beside["text"], len(x), config.path)
     if "control" in beside:
         beside["control"] = _control(beside["control"], len(x), config.path)
-    return x.astype(x.dtype.newbyteorder("="), copy=False), beside
+    if isinstance(x, Stored) and not x.dtype.isnative:
+        raise ValueError(f"the array in {config.path!r} has the byte order of another machine.")
+    return x if isinstance(x, Stored) else x.astype(x.dtype.newbyteorder("="), copy=False), beside
+
+
+def _of_npz(config: DataConfig) -> tuple[np.ndarray | Stored, dict[str, np.ndarray]]:
+    large = []
+
+    def pick(names: Sequence[str]) -> Iterable[str]:
+        name = _key(config, names)
+        with zipfile.ZipFile(config.path) as archive:
+            size = archive.getinfo(f"{name}.npy").file_size
+        large.extend([name] * is_large(size, config.storage))
+        wanted = [name] * (not large) + [name for name in _BESIDE if name in names]
+        return dict.fromkeys(wanted)
+
+    found = read_npz(config.path, pick)
+    name = large[0] if large else _key(config, list(found))
+    x = in_npz(config.path, name) if large else found[name]
+    return x, {key: array for key, array in found.items() if key != name or name == "label"}
 
 
 def _check_text(text: np.ndarray, num: int, path: str) -> None:
@@ -152,42 +177,47 @@ def _check_layout(shape: tuple[int, ...], dtype: np.dtype, channels: int, where:
     )
 
 
-def _numbers(raw: np.ndarray, where: str) -> np.ndarray:
-    """As they are, but for int16: k / 32768."""
-    if raw.dtype == np.uint8:
-        return raw
-    if raw.dtype == np.int16:
-        return raw.astype(np.float32) / 32768
-    if not np.issubdtype(raw.dtype, np.floating):
+# What makes float32 of some rows; None: they are uint8 or float32, and stay as they are.
+Convert = Callable[[np.ndarray], np.ndarray] | None
+
+
+def _numbers(dtype: np.dtype, where: str) -> Convert:
+    """Of numbers as they are, but for int16: k / 32768."""
+    if dtype in (np.uint8, np.float32):
+        return None
+    if dtype == np.int16:
+        return lambda raw: raw.astype(np.float32) / 32768
+    if not np.issubdtype(dtype, np.floating):
         raise ValueError(
-            f"{where} has dtype {raw.dtype}; it must be uint8, int16 or floating, or numbers whose "
+            f"{where} has dtype {dtype}; it must be uint8, int16 or floating, or numbers whose "
             "(low, high) data.range gives."
         )
-    return raw.astype(np.float32)
+    return lambda raw: raw.astype(np.float32)
 
 
-def _of_order_one(raw: np.ndarray, where: str) -> np.ndarray:
+def _of_order_one(raw: np.ndarray | Stored, where: str) -> Convert:
     """`_numbers`; refuses what another range than [-1, 1] fits better."""
-    x = _numbers(raw, where)
-    if x.dtype == np.uint8:
-        return x
-    low, high = x.min(), x.max()
+    convert = _numbers(raw.dtype, where)
+    if raw.dtype == np.uint8:
+        return convert
+    smallest, largest = extremes(raw)
+    low, high = (convert or np.asarray)(np.array([smallest, largest]))
     # Images that were resized may go a little below 0.
     if max(-low, high) > _ABOUT_ONE or low > -0.1 * high:
         raise ValueError(
-            f"{where} has {raw.dtype} values from {float(raw.min()):g} to {float(raw.max()):g}, "
+            f"{where} has {raw.dtype} values from {float(smallest):g} to {float(largest):g}, "
             "and data are trained on in [-1, 1]: set data.range to the (low, high) that become -1 "
             "and 1, such as (0, 255) or (0, 1); (-1, 1) takes floats as they are."
         )
-    return x
+    return convert
 
 
-def _within(raw: np.ndarray, ends: tuple[float, ...], where: str) -> np.ndarray:
-    """float32, of which -1 and 1 are the ends of a range; 8-bit data stay what they are."""
+def _within(raw: np.ndarray | Stored, ends: tuple[float, ...], where: str) -> Convert:
+    """The ends of a range become -1 and 1; 8-bit data stay what they are."""
     if raw.dtype.kind not in "biuf":
         raise ValueError(f"{where} has dtype {raw.dtype}; it must be numbers.")
     low, high = ends
-    smallest, largest = float(raw.min()), float(raw.max())
+    smallest, largest = map(float, extremes(raw))
     as_they_are = ends == _AS_THEY_ARE and raw.dtype.kind == "f"
     allowed = (-_LARGEST, _LARGEST) if as_they_are else ends
     if smallest < allowed[0] or largest > allowed[1]:
@@ -196,12 +226,33 @@ def _within(raw: np.ndarray, ends: tuple[float, ...], where: str) -> np.ndarray:
             f"{'what can be trained on' if as_they_are else f'data.range={ends}'}."
         )
     if as_they_are or (raw.dtype == np.uint8 and ends == (0, 255)):
-        return _numbers(raw, where)
-    out = np.empty(raw.shape, np.float32)
-    for start in range(0, len(raw), _CHUNK):
-        part = slice(start, start + _CHUNK)
-        out[part] = (raw[part].astype(np.float64) - low) * (2 / (high - low)) - 1
-    return out
+        return _numbers(raw.dtype, where)
+
+    def convert(raw: np.ndarray) -> np.ndarray:
+        return ((raw.astype(np.float64) - low) * (2 / (high - low)) - 1).astype(np.float32)
+
+    return convert
+
+
+def _converted(
+    raw: np.ndarray | Stored, convert: Convert, config: DataConfig, where: str
+) -> np.ndarray | Stored:
+    """The numbers that are trained on: those of the file themselves, where they are meant so."""
+    if convert is None:
+        return raw
+
+    def fill(x: Any) -> dict[str, np.ndarray]:
+        for start in range(0, len(raw), _CHUNK):
+            part = slice(start, start + _CHUNK)
+            x[part] = convert(raw[part])
+        return {}
+
+    def key() -> list[Any]:
+        found = os.stat(config.path)
+        place = (os.path.abspath(config.path), found.st_size, found.st_mtime_ns)
+        return [*place, config.array, list(config.range)]
+
+    return filled(raw.shape, np.float32, fill, config.storage, where, key)[0]
 
 
 def _classes(label: np.ndarray, num: int, path: str) -> tuple[np.ndarray, tuple[str, ...]]:

@@ -1,4 +1,4 @@
-"""Endless batches from a split in memory: shuffled, sharded, resumable."""
+"""Endless batches from a split: shuffled, sharded, resumable."""
 
 import dataclasses
 import functools

@@ -12,7 +12,8 @@ import numpy as np
 
 from diffax.data import digits, folder, mixture, npz, tfds_images
 from diffax.data.dataset import DataConfig, Dataset, check_flip
-from diffax.registry import Registry, arguments, shared_arguments, suggestion
+from diffax.data.stored import STORAGES
+from diffax.registry import Registry, arguments, shared_arguments, suggestion, unknown
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,7 +31,7 @@ class Source:
 
 
 _TFDS_FIELDS = ("image_size", "pad_to", "train_split", "eval_split")
-_COMMON_FIELDS = ("name", "data_dir", "flip")
+_COMMON_FIELDS = ("name", "data_dir", "flip", "storage")
 _MOST_PIXELS = 16_384  # a side
 
 SOURCES: Registry[Source] = Registry(
@@ -84,7 +85,8 @@ def known_fields() -> dict[str, Any]:
 
 
 def load(data_config) -> Dataset:
-    """Loads the data set that `data_config` describes, decoded into memory.
+    """Loads the data set that `data_config` describes, decoded into memory, or into a file where it
+    is larger (`data.storage`).
 
     Args:
       data_config: an `ml_collections.ConfigDict`, or any mapping, whose keys are fields of
@@ -186,6 +188,8 @@ def _read(data_config) -> dict[str, Any]:
             )
     given = {key: value for key, value in given.items() if value is not None}
     values = {k: v for k, v in defaults.items() if v is not None} | given
+    if values["storage"] not in STORAGES:
+        raise ValueError(unknown("data.storage", values["storage"], STORAGES))
     for key in ("image_size", "pad_to"):
         if not 0 <= values[key] <= _MOST_PIXELS:
             raise ValueError(

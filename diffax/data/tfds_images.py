@@ -14,7 +14,7 @@ import numpy as np
 
 from diffax.data import images
 from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
-from diffax.files import check_fits
+from diffax.data.stored import filled
 
 _LOG = logging.getLogger("diffax")
 _AGAIN = "delete its folder and prepare the set again"
@@ -62,8 +62,8 @@ def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
     ]
     channels = builder.info.features[image_key].shape[-1] or 3
     train, evaluation = (
-        _decode(config, source, channels, image_key, label_key, text_key)
-        for source in (train, evaluation)
+        _decode(config, source, channels, image_key, label_key, text_key, (builder.data_dir, split))
+        for source, split in ((train, config.train_split), (evaluation, config.eval_split))
     )
     names = tuple(builder.info.features[label_key].names) if label_key else ()
     return make_dataset(config.name, train, evaluation, names)
@@ -133,31 +133,48 @@ def _decode(
     image_key: str,
     label_key: str | None,
     text_key: str | None,
+    place: tuple[os.PathLike, str],
 ) -> Split:
+    """`place`: the folder of the files, and the split's name."""
     num = len(source)
-    x, label, text = None, np.zeros(num, np.int32), []
-    for i, record in enumerate(images.counted(_records(source, config.name), num, config.name)):
+
+    def decode(i: int, record: Any) -> np.ndarray:
         try:
-            image = images.decode(record[image_key], channels, config.image_size)
+            return images.decode(record[image_key], channels, config.image_size)
         except ValueError as error:
             raise ValueError(
                 f"image {i} of {config.name!r} can't be read ({error}): {_AGAIN}."
             ) from error
-        if x is None:
-            check_fits(num * image.size, f"data.name={config.name!r}")
-            x = np.empty((num, *image.shape), np.uint8)
-        if image.shape != x.shape[1:]:
-            raise ValueError(
-                f"the images of {config.name!r} differ in size ({x.shape[1:3]} and "
-                f"{image.shape[:2]}): set data.image_size to resize them."
-            )
-        x[i] = image
-        if label_key:
-            label[i] = record[label_key]
-        if text_key:
-            text.append(record[text_key].decode("utf-8", "replace"))
-    arrays = {"text": np.array(text)} if text_key else {}
-    return Split(images.pad(x, config.pad_to), label if label_key else None, arrays)
+
+    shape = decode(0, next(_records(source, config.name))).shape
+    framed = images.pad(np.empty((0, *shape), np.uint8), config.pad_to).shape[1:]
+
+    def fill(x: Any) -> dict[str, np.ndarray]:
+        label, text = np.zeros(num, np.int32), []
+        for i, record in enumerate(images.counted(_records(source, config.name), num, config.name)):
+            image = decode(i, record)
+            if image.shape != shape:
+                raise ValueError(
+                    f"the images of {config.name!r} differ in size ({shape[:2]} and "
+                    f"{image.shape[:2]}): set data.image_size to resize them."
+                )
+            x[i] = images.pad(image[None], config.pad_to)[0]
+            if label_key:
+                label[i] = record[label_key]
+            if text_key:
+                text.append(record[text_key].decode("utf-8", "replace"))
+        return {"label": label, "text": np.array(text, np.str_)}
+
+    def key() -> list[Any]:
+        folder, split = place
+        stats = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
+        files = sorted((name, found.st_size, found.st_mtime_ns) for name, found in stats)
+        return [os.fspath(folder), files, split, channels, config.image_size, config.pad_to]
+
+    what = f"data.name={config.name!r}"
+    x, beside = filled((num, *framed), np.uint8, fill, config.storage, what, key)
+    arrays = {"text": beside["text"]} if text_key else {}
+    return Split(x, beside["label"] if label_key else None, arrays)
 
 
 def _records(source, name: str) -> Iterator[Any]:

@@ -17,6 +17,9 @@ from diffax.files import cached, content_hash
 from diffax.metric import Metric
 from diffax.registry import Registry
 
+# Fields of config.data that say where the data are, not what they are.
+_PLACES = ("data_dir", "storage")
+
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
@@ -37,7 +40,7 @@ class Reference:
     def of(cls, dataset: Dataset, config: Mapping[str, Any] = {}) -> Self:
         """The training split; `config`: how the data were read, fields of `data.DataConfig`."""
         defaults = data.known_fields()
-        said = {k: v for k, v in dict(config).items() if v != defaults[k] and k != "data_dir"}
+        said = {k: v for k, v in dict(config).items() if v != defaults[k] and k not in _PLACES}
         split = said.get("train_split", defaults["train_split"])
         about = {"reference": f"{dataset.name}, {split}", "data": {"name": dataset.name} | said}
         return cls(about | {"reference_hash": content_hash(dataset.train.x)}, dataset)

@@ -45,6 +45,7 @@ MAY_CHANGE = (
     "codec.path",
     "condition.base",
     "data.data_dir",
+    "data.storage",
     "evaluation.",
     "method.teacher",
     "parallel.",
