@@ -94,6 +94,15 @@ def test_metadata_that_is_no_json(captioned):
         load(name="folder", path=str(captioned))
 
 
+def test_a_caption_may_hold_any_character(captioned):
+    caption = "two\u2028lines, \x85 and \u00e9"
+    lines = [LINES[0] | {"text": caption}, *LINES[1:]]
+    text = "\r\n".join(json.dumps(line, ensure_ascii=False) for line in lines)
+    (captioned / "metadata.jsonl").write_bytes(b"\xef\xbb\xbf" + text.encode())
+    dataset = load(name="folder", path=str(captioned))
+    assert caption in {*dataset.train.arrays["text"], *dataset.eval.arrays["text"]}
+
+
 def test_an_image_without_its_control_is_left_out(captioned):
     (captioned / "masks" / "04.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="1 of 20 images .* can't be read: .*04.png"):

@@ -47,7 +47,8 @@ def read(root: pathlib.Path) -> dict[str, Entry]:
     if not path.is_file():
         return {}
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # A caption may hold what `splitlines` takes for the end of a line. Windows' mark may begin.
+        lines = path.read_text(encoding="utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(f"{path} can't be read ({error}).") from None
     found: dict[str, Entry] = {}
