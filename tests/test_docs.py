@@ -66,7 +66,7 @@ def test_a_loop_of_ones_own_learns(capsys):
 def test_the_letters_of_other_libraries_agree_with_ours():
     text = (DOCS / "coming_from.md").read_text(encoding="utf-8")
     _, code = re.findall(r"```python\n(.*?)```", text, re.DOTALL)  # test_import.py tries the first
-    assert code.count("assert ") == 5
+    assert code.count("assert ") == 6
     exec(code, {})
     names = set(re.findall(r'schedules\.get\("(\w+)"', text))
     assert names <= set(diffax.schedules.names()) and len(names) == 4

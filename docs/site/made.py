@@ -5,6 +5,7 @@ import inspect
 import io
 import itertools
 import re
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,6 +16,7 @@ from diffax import cli, data, plots, process, rates, samplers, schedules
 from diffax.config import checks, defaults
 
 BLUE, RED, GREY = "#0b6fa4", "#c44e52", "#c9c9c9"
+PUBLISHED = sorted((Path(__file__).parents[2] / "configs" / "published").glob("*.py"))
 T = np.linspace(0.0, 1.0, 401)
 PALETTE = ("#0b6fa4", "#c44e52", "#55a868", "#8172b2", "#ccb974", "#64b5cd", "#8c613c")
 
@@ -178,6 +180,14 @@ def section(name: str, up: str) -> str:
         f"## {name}\n\n![{name}: its log-SNR, its share of signal, and a digit under it]"
         f"({up}pictures/schedule_{name}.png)\n\n{escaped(summary)}\n\n"
         f"log-SNR from {first:.4g} to {last:.4g}. Arguments: {arguments or 'none'}."
+    )
+
+
+def published(up: str) -> str:
+    """The docstring of each config of configs/published."""
+    texts = {path: path.read_text(encoding="utf-8").split('"""')[1] for path in PUBLISHED}
+    return "\n\n".join(
+        f"## {path.stem}\n\n```text\n{text.strip()}\n```" for path, text in texts.items()
     )
 
 
