@@ -272,8 +272,9 @@ def convert(
 ) -> jax.Array:
     """Turns a prediction of one kind into another, given x_t = alpha x0 + sigma eps.
 
-    Kinds: "eps"; "x0"; "v" = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4); "score" = -eps /
-      sigma; "flow" = eps - x0, flow matching's velocity (Liu 2022; see `schedules.rectified_flow`).
+    The kinds are "eps"; "x0"; "v" = alpha eps - sigma x0 (Salimans & Ho 2022, sec. 4); "score" =
+    -eps / sigma; "flow" = eps - x0, flow matching's velocity (Liu 2022; see
+    `schedules.rectified_flow`).
 
     At zero SNR (alpha = 0) x_t holds nothing of x0, so eps and score do not determine x0 or v: the
     result is not finite (NaN where x_t = sigma eps, else infinite), never a plausible number. v,

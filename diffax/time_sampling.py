@@ -23,14 +23,17 @@ from diffax.schedules.from_rate import Rate, make_rate, read_rate
 
 
 class TimeSampler(NamedTuple):
-    """init: () -> state. sample: (state, key, batch) -> (u, weight), each (batch,).
+    """The density of training times, as pure functions.
 
-    update: (state, u, losses) -> state; the unweighted losses, (batch,), are those at the u it
-      drew.
-    along: (state, schedule) -> state, told the schedule of the times that are drawn next.
-    by_level: whether `update` takes, in place of u and the loss, the log-SNR and the mean squared
-      error of eps there.
-    curve: state -> {"log_snr": list, "density": list}, of the times that it draws; {} for none.
+    Attributes:
+      init: () -> state.
+      sample: (state, key, batch) -> (u, weight), each (batch,).
+      update: (state, u, losses) -> state; the unweighted losses, (batch,), are those at the u it
+        drew.
+      along: (state, schedule) -> state, told the schedule of the times that are drawn next.
+      by_level: whether `update` takes, in place of u and the loss, the log-SNR and the mean squared
+        error of eps there.
+      curve: state -> {"log_snr": list, "density": list}, of the times that it draws; {} for none.
     """
 
     init: Callable[[], Any]

@@ -92,15 +92,16 @@ class Step(NamedTuple):
 class Sampler(NamedTuple):
     """A solver.
 
-    init: x at the first level, (batch, ..., C) -> carry, any pytree (history of a multistep
-      solver).
-    step: (x, carry, Step) -> (x at `next`, carry).
-    learned_variance: whether predictions have 2 C channels, the second half for the variance.
-    visits_between: whether it evaluates the network between the levels of the grid.
-    grid: the name of the grid that suits it, where none is asked for.
-    corrects: whether a step first corrects the state that the one before gave, as UniPC's.
-    stochastic: whether it draws noise.
-    num_steps: how many steps it is made for; None for any number.
+    Attributes:
+      init: x at the first level, (batch, ..., C) -> carry, any pytree (history of a multistep
+        solver).
+      step: (x, carry, Step) -> (x at `next`, carry).
+      learned_variance: whether predictions have 2 C channels, the second half for the variance.
+      visits_between: whether it evaluates the network between the levels of the grid.
+      grid: the name of the grid that suits it, where none is asked for.
+      corrects: whether a step first corrects the state that the one before gave, as UniPC's.
+      stochastic: whether it draws noise.
+      num_steps: how many steps it is made for; None for any number.
     """
 
     init: Callable[[jax.Array], Any]

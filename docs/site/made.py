@@ -206,10 +206,9 @@ def config_keys(up: str) -> str:
     for name, key in defaults.keys().items():
         rule = f" Must be {checks.RULES[name].words()}." if name in checks.RULES else ""
         words = escaped(f"{key.meaning}.{rule}")
-        row = f"| `{name}` | `{key.default!r}` | {escaped(str(key.kind))} | {words} |"
-        found.setdefault(name.split(".")[0], []).append(row)
-    head = "| key | default | kind | meaning |\n|---|---|---|---|\n"
-    return "\n\n".join(f"## {name}\n\n{head}" + "\n".join(rows) for name, rows in found.items())
+        line = f"- `{name}` = `{key.default!r}` ({escaped(str(key.kind))}): {words}"
+        found.setdefault(name.split(".")[0], []).append(line)
+    return "\n\n".join(f"## {name}\n\n" + "\n".join(lines) for name, lines in found.items())
 
 
 def escaped(text: str) -> str:
