@@ -69,6 +69,7 @@ def test_a_narrowed_copy_trains(path):
     dit.width, dit.depth, dit.head_width = 16, 1, 8
     unet.dtype = dit.dtype = "float32"
     config.training.batch_size = 8
+    config.schedule_learning.update_every = 0  # tests/test_learned_schedule.py tries that
     config.schedule.num_steps = min(config.schedule.num_steps, 50)
     method = codecs.build_method(config, DIGITS)
     step = step_of(method)
