@@ -41,6 +41,7 @@ def test_bytes_of_captions():
     assert rows["mask"].sum(1).tolist() == [2, 0, 0, 8]
     assert rows["tokens"][3].tolist() == list("é123456".encode())
     assert BYTES.count("é12345678") == 10
+    assert BYTES.rows(["a\ud800"])["tokens"][0, :2].tolist() == list(b"a?")  # half of a pair
 
 
 def test_bytes_network_ignores_what_is_masked():

@@ -451,8 +451,12 @@ def text_attributes(seen: Seen) -> dict[str, Any]:
     train = seen.reference.dataset and seen.reference.dataset.train
     if train is None or "text" not in train.arrays:
         return said
-    real = attributes.agreement(to_8_bits(train.x), train.arrays["text"].tolist())
-    return said if real is None else {**said, "reference_value": real.both}
+    captions = train.arrays["text"]
+    rows = np.array([i for i, caption in enumerate(captions) if all(attributes.named(caption))])
+    if len(rows) == 0:
+        return said
+    real = attributes.agreement(to_8_bits(train.x[rows]), captions[rows].tolist())
+    return {**said, "reference_value": real.both}
 
 
 def text_retrieval(seen: Seen) -> dict[str, Any]:

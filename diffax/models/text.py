@@ -56,6 +56,11 @@ def is_empty(caption: str) -> bool:
     return not caption.strip()
 
 
+def utf8(caption: str) -> bytes:
+    """The bytes of a caption; halves of surrogate pairs, which UTF-8 has none of, are "?"."""
+    return caption.encode("utf-8", "replace")
+
+
 def pooled(tokens: jax.Array, mask: jax.Array) -> jax.Array:
     """The mean over the tokens that are there, (B, L, W) -> (B, W); 0 if there are none."""
     shown = mask[..., None].astype(tokens.dtype)
@@ -128,7 +133,7 @@ def of_bytes(text_length: int = 64, text_width: int = 128, text_depth: int = 2) 
         tokens = np.zeros((len(captions), text_length), np.int32)
         mask = np.zeros(tokens.shape, bool)
         for row, caption in enumerate(captions):
-            found = b"" if is_empty(caption) else caption.encode()[:text_length]
+            found = b"" if is_empty(caption) else utf8(caption)[:text_length]
             tokens[row, : len(found)] = list(found)
             mask[row, : len(found)] = True
         return {"tokens": tokens, "mask": mask}
@@ -136,7 +141,7 @@ def of_bytes(text_length: int = 64, text_width: int = 128, text_depth: int = 2) 
     return TextEncoder(
         rows,
         lambda dtype: BytesNetwork(text_length, text_width, text_depth, dtype),
-        lambda caption: len(caption.encode()),
+        lambda caption: len(utf8(caption)),
         text_length,
     )
 
@@ -191,9 +196,10 @@ def of_minilm(text_length: int = 32) -> TextEncoder:
     encoder = minilm.load()
 
     def rows(captions: Sequence[str]) -> Rows:
+        plain = [utf8(caption).decode() for caption in captions]
         parts = [
-            encoder.encode(captions[i : i + _MOST_AT_ONCE], text_length)
-            for i in range(0, len(captions), _MOST_AT_ONCE)
+            encoder.encode(plain[i : i + _MOST_AT_ONCE], text_length)
+            for i in range(0, len(plain), _MOST_AT_ONCE)
         ]
         tokens, mask = (np.concatenate(part) for part in zip(*parts))
         mask &= ~np.array([is_empty(caption) for caption in captions])[:, None]
@@ -209,7 +215,7 @@ def of_minilm(text_length: int = 32) -> TextEncoder:
     return TextEncoder(
         rows,
         lambda dtype: FrozenFeatures(text_length, minilm.WIDTH, dtype),
-        encoder.count,
+        lambda caption: encoder.count(utf8(caption).decode()),
         text_length,
         encoder.fingerprint,
     )
