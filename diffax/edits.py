@@ -70,9 +70,11 @@ def _inpaint(
 def _invert(generate: Generator, x: np.ndarray, **common: Any) -> Drawn:
     found = generate.invert(x, **common)
     low, high = found.error.min(), found.error.max()
+    # The noise of latents is no picture.
+    start = {"start": found.start / 2} if found.start.shape == x.shape else {}
     return Drawn(
         {"given": x, **found._asdict()},
-        {"given": x, "start": found.start / 2, "reconstruction": found.reconstruction},
+        {"given": x, **start, "reconstruction": found.reconstruction},
         f"reconstruction error (root mean square, data in [-1, 1]): mean {found.error.mean():.3g},"
         f" {low:.3g} to {high:.3g} over {len(x)} examples\n",
     )

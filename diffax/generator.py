@@ -38,7 +38,7 @@ class NotFinite(RuntimeWarning):
 class Inversion(NamedTuple):
     """What `Generator.invert` finds."""
 
-    start: np.ndarray  # (n, ..., C), the noise that DDIM turns into the data
+    start: np.ndarray  # (n, ..., C), the noise, or that of the latents, that DDIM turns into them
     reconstruction: np.ndarray  # (n, ..., C), what DDIM makes of it
     error: np.ndarray  # (n,), the root mean square of reconstruction - data
 
@@ -140,8 +140,11 @@ class Generator:
     def from_start(
         self, start: np.ndarray, seed: int = 0, label: Any = None, text: Any = None, **options: Any
     ) -> np.ndarray:
-        """Samples from given starts, (n, ..., C), such as those of `invert`."""
-        start, asked = self._shaped("start", start), {"label": label, "text": text}
+        """Samples from given starts, (n, ..., C), such as those of `invert`; of a run that works in
+        latents they have the latents' shape."""
+        start = np.asarray(arguments.data("start", start), np.float32)
+        check_examples("start", start, codecs.inside(self.run.config, self.run.dataset).shape)
+        asked = {"label": label, "text": text}
         return self._edit("from_start", {}, (start,), seed, asked, options)
 
     def sdedit(
@@ -174,7 +177,8 @@ class Generator:
         """x, (n, ..., C), where `mask` is 1, sampled to fit it where it is 0; `samplers.inpaint`.
 
         The mask broadcasts to x; what x holds where it is 0 doesn't matter. Always by ancestral
-        sampling: there is no choice of a sampler.
+        sampling: there is no choice of a sampler. Of a run that works in latents, those whose whole
+        area of x is known are kept, and what is known of x is put in after decoding.
         """
         settings = {"jump_length": jump_length, "num_resamples": num_resamples}
         settings = {name: arguments.plain(value) for name, value in settings.items()}
@@ -236,9 +240,7 @@ class Generator:
         arguments.sizes("num", (num, *self.run.dataset.shape))
         key = arguments.seeded(seed)
         if name != "sample" and self.run.method.edit is None:
-            through = "" if self.run.config.codec.name == "identity" else " through a codec"
-            method = self.run.config.method.name
-            raise ValueError(f"{name}: method {method!r} edits no data{through}")
+            raise ValueError(f"{name}: method {self.run.config.method.name!r} edits no data")
         config = self._config(name, options)
         traced = _traced(config)
         found = self._found_grid(name, config)
@@ -263,15 +265,11 @@ class Generator:
             warnings.warn(f"{wrong} of {num} samples are not finite", NotFinite, stacklevel=3)
         return drawn
 
-    def _shaped(self, name: str, x: Any) -> np.ndarray:
-        """Examples as float32; ValueError for another shape than the run's, bytes, NaN."""
+    def _data(self, name: str, x: Any) -> np.ndarray:
+        """Examples as float32; ValueError for another shape than the run's, bytes, NaN, or numbers
+        outside the range of the run's data."""
         x = np.asarray(arguments.data(name, x), np.float32)
         check_examples(name, x, self.run.dataset.shape)
-        return x
-
-    def _data(self, name: str, x: Any) -> np.ndarray:
-        """`_shaped`, within the range of the run's data."""
-        x = self._shaped(name, x)
         check_range(name, x, self.run.dataset.levels)
         return x
 
@@ -326,7 +324,7 @@ class Generator:
                 raise ValueError(fault)
             sample = method.sample
             if name != "sample":
-                operation = functools.partial(OPERATIONS[name], **settings)
+                operation = OPERATIONS[name].under(**settings)
                 sample = functools.partial(method.edit, operation=operation)
             if found:
                 sample = functools.partial(sample, **found)

@@ -11,7 +11,7 @@ from small_runs import assert_equal, small_config
 import diffax
 from diffax import codecs, data, evaluation, training
 from diffax import config as config_lib
-from diffax.methods.codec import through
+from diffax.methods.codec import coarsest, through
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
@@ -94,11 +94,45 @@ def test_a_run_works_in_latents(signals, trained, tmp_path):
     assert run.dataset.shape == (8, 2) and run.dataset.codec == codecs.load(trained).fingerprint
     samples = diffax.Generator(run, num_devices=1)(5, seed=1)
     assert samples.shape == (5, 8, 2) and np.all(np.isfinite(samples))
-    found = evaluation.evaluate(run, dataset, ["bpd"])["bpd"]
+    found = evaluation.evaluate(run, dataset, ["latent_bound"])["latent_bound"]
     assert found["space"] == "latents of shape (4, 3)" and found["levels"] is None
-    assert np.isfinite(metrics["eval_vlb"])
-    with pytest.raises(ValueError, match="method 'diffusion' edits no data through a codec"):
-        diffax.Generator(run).inpaint(samples, np.ones_like(samples))
+    assert np.isfinite(metrics["eval_latent_bound"])
+    compared = evaluation.compare(run, dataset)
+    assert list(compared) == ["latent_bound", "latent_bound_own"]
+    for name in ("bpd", "bpd_vlb", "bpd_ode"):
+        with pytest.raises(
+            ValueError, match="in bits/dim is one of the data, and this run works in"
+        ):
+            evaluation.evaluate(run, dataset, [name])
+    assert_edits(diffax.Generator(run, num_devices=1), dataset.eval.array()[:5])
+
+
+def assert_edits(generate, x):
+    """Data in, data out; what is known stays as it is, bit for bit."""
+    mask = (np.arange(8) < 5)[:, None] * np.ones_like(x)
+    made = generate.inpaint(x, mask)
+    np.testing.assert_array_equal(made[mask == 1], x[mask == 1])
+    assert np.all(np.isfinite(made)) and np.abs(made - x)[mask == 0].max() > 0
+    other = generate.inpaint(np.where(mask == 1, x, 0.3), mask)
+    np.testing.assert_array_equal(other, made)  # what is unknown doesn't matter
+    found = generate.invert(x, num_steps=8)
+    assert found.start.shape == (5, 4, 3) and found.reconstruction.shape == x.shape
+    apart = np.sqrt(np.mean((found.reconstruction - x) ** 2, axis=(1, 2)))
+    np.testing.assert_allclose(found.error, apart, rtol=1e-5)
+    again = generate.from_start(found.start, num_steps=8, sampler="ddim")
+    np.testing.assert_allclose(again, found.reconstruction, rtol=1e-3, atol=1e-4)
+    assert generate.sdedit(x, 0.5).shape == x.shape
+    assert generate.interpolate(x[0], x[1], [0.0, 0.5, 1.0]).shape == (3, 8, 2)
+
+
+def test_a_latent_is_known_if_all_that_it_stands_for_is():
+    mask = np.ones((2, 6, 4, 3), np.float32)
+    mask[0, 1, 3, 2] = 0
+    mask[1, 2:] = 0.5
+    expected = np.ones((2, 3, 2, 1))
+    expected[0, 0, 1] = 0
+    expected[1, 1:] = 0.5
+    np.testing.assert_array_equal(coarsest(mask, (3, 2, 16)), expected)
 
 
 def test_the_bound_is_that_of_the_latents(signals, trained):
@@ -112,9 +146,9 @@ def test_the_bound_is_that_of_the_latents(signals, trained):
     outer, state = through(inner, codec), inner.init(jax.random.key(0))
     x, number = dataset.eval.array()[:8], np.arange(8)
     key = jax.random.key(3)
-    found = outer.measures["bpd"].per_example(state, key, {"x": x, "number": number})
+    found = outer.measures["latent_bound"].per_example(state, key, {"x": x, "number": number})
     z = codec.encode(x)
-    expected = inner.measures["bpd"].per_example(state, key, {"x": z, "number": number})
+    expected = inner.measures["latent_bound"].per_example(state, key, {"x": z, "number": number})
     for name, values in expected.items():
         np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
 

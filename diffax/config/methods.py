@@ -8,7 +8,7 @@ import jax
 import jax.numpy as jnp
 from ml_collections import ConfigDict
 
-from diffax import methods, time_sampling
+from diffax import evaluation, methods, time_sampling
 from diffax.config import build
 from diffax.config.defaults import default_config, method_keywords, time_sampler_keywords
 from diffax.config.storage import flat
@@ -171,7 +171,12 @@ def _settings(config: ConfigDict, data: DatasetInfo) -> Settings:
         shape_is_free=build.conditioning(config) == "log_snr"
         and not (config.schedule.num_steps or section.vlb_num_steps),
         impossible=functools.partial(build.infinite_ends, config, "the likelihood (bpd)"),
+        of_latents=config.codec.name != "identity",
     )
+
+
+def _perceptual(config: ConfigDict, data: DatasetInfo) -> Callable | None:
+    return evaluation.lpips_of() if config.method.lpips_weight else None
 
 
 def _sampling(config: ConfigDict, data: DatasetInfo) -> dict[str, Any]:
@@ -204,5 +209,6 @@ PARTS: dict[str, Callable[[ConfigDict, DatasetInfo], Any]] = {
     "ema_decay": lambda config, data: config.ema.decay,
     "grad_accumulation": lambda config, data: config.training.grad_accumulation,
     "evaluation": _settings,
+    "perceptual": _perceptual,
     "sampling": _sampling,
 }

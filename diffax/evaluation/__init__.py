@@ -27,9 +27,9 @@ _PUBLIC = {
     " logits measured reference_features reference_statistics shuffled width",
     "measures": "MEASURES NUM_PAIRED Measure Metric Reference Samples Seen read_samples",
     "pretrained": "EXTRACTORS LPIPS_NETWORK Diversity convert_inception diversity_within_classes"
-    " get_extractor lpips_distance register_extractor require_lpips",
+    " get_extractor lpips_distance lpips_of register_extractor require_lpips",
     "run": "bits_per_dim captions_of_samples classes_of_samples compare draw evaluate"
-    " gradient_variance measurements profiles",
+    " gradient_variance made measurements number_made profiles",
     "scoring": "OTHER_NUMBERS PUBLISHED Planned Score check_names numbers pending plan"
     " prepare register_measure score scores",
 }

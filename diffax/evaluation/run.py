@@ -15,9 +15,11 @@ from ml_collections import ConfigDict
 from diffax import arguments, distributed, training
 from diffax import config as config_lib
 from diffax.data import Dataset, Split
+from diffax.distributed.steps import jit_over_numbers
 from diffax.evaluation import scoring
 from diffax.evaluation.measures import Reference
 from diffax.generator import Generator, in_turn
+from diffax.methods import Method
 from diffax.training import Run, measuring, progress
 
 _LOG = logging.getLogger("diffax")
@@ -72,24 +74,27 @@ def measurements(
         name: measure_of(run, name, dataset.eval, seed) for name in names if name not in of_samples
     }
     if of_samples:
-        if run.method.sample is None:
+        if not run.method.makes_examples:
             raise ValueError(
                 f"{of_samples[0]!r} is a score of samples, and method {run.config.method.name!r}"
                 f" draws none: it has {', '.join(run.method.measures)}"
             )
         reference = Reference.of(dataset, run.config.data)
-        num = run.config.evaluation.num_samples if samples is None else len(samples)
+        num = number_made(run.method, run.config, dataset) if samples is None else len(samples)
         label = classes_of_samples(run.config, dataset, num)
         text = captions_of_samples(run.config, dataset, num)
         planned = scoring.plan(of_samples, reference, dataset.shape, num, label, text)
 
         def drawn() -> np.ndarray:
-            return draw(run, num, seed, dataset) if samples is None else np.asarray(samples)
+            return made(run, dataset, num, seed) if samples is None else np.asarray(samples)
 
         by_name |= scoring.pending(planned, drawn, reference, seed, label, text)
 
     def said(name: str) -> dict[str, Any]:
-        sampling = {"sampling": _sampling(run)} if name in of_samples else {}
+        sampling = {}
+        if name in of_samples:
+            draws = run.method.sample is not None
+            sampling = {"sampling": _sampling(run)} if draws else {"of": "reconstructions"}
         return by_name[name]() | sampling | about
 
     return {name: functools.partial(said, name) for name in names}
@@ -173,6 +178,30 @@ def draw(
     """
     text = None if dataset is None else captions_of_samples(run.config, dataset, num_samples)
     return Generator(run, batch_size, num_devices=1)(num_samples, seed, text=text)
+
+
+def number_made(method: Method, config: ConfigDict, dataset: Dataset) -> int:
+    """How many examples `made` gives for the scores of a run."""
+    num = config.evaluation.num_samples
+    return num if method.sample is not None else min(num, len(dataset.eval))
+
+
+def made(run: Run, dataset: Dataset, num: int, seed: int = 0) -> np.ndarray:
+    """`num` samples of a run, as `draw`; of a method that draws none but reconstructs, its
+    reconstructions of the first examples of the evaluation split, whatever the seed.
+
+    The distance of reconstructions to the training split is to be read beside its "floor", that of
+    the examples themselves.
+    """
+    if run.method.sample is not None:
+        return draw(run, num, seed, dataset)
+    reconstruct = jit_over_numbers(run.method.reconstruct)
+    size = min(run.config.evaluation.batch_size, num)
+    parts = []
+    for i in progress.counted(range(0, num, size), "reconstructing", "batches"):
+        rows = np.minimum(np.arange(i, i + size), num - 1)
+        parts.append(np.asarray(reconstruct(run.state, {"x": dataset.eval.array(rows)})))
+    return np.concatenate(parts)[:num]
 
 
 def classes_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:

@@ -38,7 +38,7 @@ _ITSELF = {"values": "the values themselves", LPIPS: pretrained.LPIPS_NETWORK}
 # What is measured of a run beside its samples: the measures of the methods, and the keys of an
 # ablation's other metrics.
 OTHER_NUMBERS = (
-    *("bpd", "bpd_vlb", "bpd_ode", "bpd_own", "vlb_variance", "grad_variance"),
+    *("bpd", "bpd_vlb", "bpd_ode", "bpd_own", "vlb_variance", "grad_variance", "latent_bound"),
     *("prior", "diffusion", "reconstruction"),
 )
 

@@ -52,6 +52,8 @@ PARTS = {
     "ema_decay": "of the moving average of the parameters",
     "grad_accumulation": "micro-batches per step",
     "evaluation": "how a diffusion model is measured",
+    "perceptual": "(x, y) -> the LPIPS distance of images, (batch,), if method.lpips_weight is"
+    " above 0, else None",
     "sampling": "config.sampling as options of `Method.sample`",
 }
 METHODS: Constructors[Method] = Constructors(

@@ -120,6 +120,8 @@ class Method(NamedTuple):
         draws nothing. The options are those of `config.sampling`.
       sampling_fault: state -> a sentence that says why it can't be sampled with the options that
         the method was built with, such as more steps than it has learned; empty if it can.
+      reconstruct: (state, batch) -> what the method makes of a batch's examples, (n, ..., C), which
+        is scored as samples are; None if it makes nothing of them.
       edit: (state, keys, cond, operation, given, **options) -> what an operation of
         `samplers.editing` makes of the arrays `given`; None if data can't be edited.
       preview: (state, keys, batch) -> (m, ..., C): what a picture shows while training; `keys` and
@@ -146,6 +148,7 @@ class Method(NamedTuple):
     gradient: Callable[[State, Batch, jax.Array, BatchSharding], Any] | None = None
     preview: Callable[[State, jax.Array, Batch], jax.Array] | None = None
     sampling_fault: Callable[[State], str] = no_fault
+    reconstruct: Callable[[State, Batch], jax.Array] | None = None
     edit: Callable[..., Any] | None = None
     curves: Callable[[State], dict[str, dict[str, list]]] = no_curves
     profiles: Mapping[str, Callable[[State, Batch, int], dict[str, list]]] = {}
@@ -154,6 +157,11 @@ class Method(NamedTuple):
     diagnostics: tuple[str, ...] = ()
     flags: Mapping[str, str] = {}
     batch_factors: Mapping[str, int] = {}
+
+    @property
+    def makes_examples(self) -> bool:
+        """Whether there is something that scores of samples can be of."""
+        return self.sample is not None or self.reconstruct is not None
 
 
 # --- what the steps of methods share --------------------------------------------------------------

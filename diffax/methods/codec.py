@@ -79,11 +79,32 @@ def seen_through(codec: Codec, data: DatasetInfo) -> DatasetInfo:
     return dataclasses.replace(data, shape=codec.shape, levels=None) if codec.fingerprint else data
 
 
+def coarsest(mask: jax.Array, shape: tuple[int, ...]) -> jax.Array:
+    """The least of a mask, (batch, ..., C), over what each latent of a shape (..., Z) stands for:
+    (batch, ..., 1)."""
+    mask = jnp.min(mask, axis=-1)
+    for axis, size in enumerate(shape[:-1], 1):
+        parts = (*mask.shape[:axis], size, mask.shape[axis] // size, *mask.shape[axis + 1 :])
+        mask = jnp.min(mask.reshape(parts), axis=axis + 1)
+    return mask[..., None]
+
+
+def _filled(x: jax.Array, mask: jax.Array) -> jax.Array:
+    """x, (batch, ..., C), where the mask is 1, and the mean of that, per channel, where it is 0: an
+    encoder sees beyond what a latent stands for, and another colour there would show."""
+    mask = jnp.broadcast_to(mask, x.shape)
+    axes = tuple(range(1, x.ndim - 1))
+    known = jnp.sum(mask, axes, keepdims=True)
+    mean = jnp.sum(mask * x, axes, keepdims=True) / jnp.maximum(known, 1)
+    return mask * x + (1 - mask) * mean
+
+
 def through(method: Method, codec: Codec, of_latents: bool = False) -> Method:
     """The method on data in data space, working in the codec's.
 
-    Its measures are of the codec's space, and say so. What is drawn is decoded. Data can't be
-    edited through a codec.
+    Its measures are of the codec's space, and say so. What is drawn is decoded. Data that are
+    edited are encoded before and decoded afterwards; where a part of them is known, a latent counts
+    as known if all that it stands for is, and the result has that part as it was given.
 
     `of_latents`: its batches hold latents already, so that nothing is encoded.
     """
@@ -116,15 +137,40 @@ def through(method: Method, codec: Codec, of_latents: bool = False) -> Method:
     def sample(state: Any, keys: jax.Array, cond: Any, **options: Any) -> jax.Array:
         return codec.decode(method.sample(state, keys, cond, **options))
 
+    def edit(
+        state: Any, keys: jax.Array, cond: Any, operation: Any, given: Any = (), **options: Any
+    ) -> Any:
+        of = dict(zip(operation.given, given))
+        within = dict(of)
+        if "mask" in of:
+            within["data"] = _filled(of["data"], of["mask"])
+            within["mask"] = coarsest(of["mask"], codec.shape)
+        if "data" in of:
+            within["data"] = codec.encode(within["data"])
+        made = method.edit(state, keys, cond, operation, tuple(within.values()), **options)
+        found = dict(zip(operation.made, made if len(operation.made) > 1 else (made,)))
+        found["data"] = codec.decode(found["data"])
+        if "mask" in of:
+            found["data"] = of["mask"] * of["data"] + (1 - of["mask"]) * found["data"]
+        if "error" in found:
+            apart = (found["data"] - of["data"]) ** 2
+            found["error"] = jnp.sqrt(jnp.mean(apart, axis=tuple(range(1, apart.ndim))))
+        values = tuple(found.values())
+        return values if len(values) > 1 else values[0]
+
     def preview(state: Any, keys: jax.Array, batch: Batch) -> jax.Array:
         return codec.decode(method.preview(state, keys, encoded(batch)))
+
+    def reconstruct(state: Any, batch: Batch) -> jax.Array:
+        return codec.decode(method.reconstruct(state, encoded(batch)))
 
     return method._replace(
         step=with_encoded(method.step),
         gradient=with_encoded(method.gradient),
         sample=method.sample and sample,
         preview=method.preview and preview,
-        edit=None,
+        edit=method.edit and edit,
+        reconstruct=method.reconstruct and reconstruct,
         measures=all_in_its_space(method.measures),
         compared=all_in_its_space(method.compared),
         profiles={name: with_encoded(profile) for name, profile in method.profiles.items()},

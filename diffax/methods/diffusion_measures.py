@@ -74,6 +74,16 @@ METRICS = (
     ),
 )
 _METRICS = {metric.key: metric for metric in METRICS}
+LATENT_BOUND = Metric(
+    "latent_bound",
+    "Bound of the latents",
+    "bits/value",
+    digits=3,
+    meaning="The variational bound on the density of held-out examples’ latents, in bits for each"
+    " of their values. It compares runs that work in the same latents, and is no likelihood of the"
+    " data.",
+    entry="bpd",
+)
 # What `diffax evaluate` shows of each measure.
 _TABLED = {
     name: Metric(name, f"Bits/dim, {by}", "bits/dim", entry="bpd")
@@ -99,6 +109,8 @@ class Settings(NamedTuple):
         a network conditioned on the log-SNR. An ablation then estimates the bound of all arms along
         the log-SNR-linear schedule, whose small variance compares networks more sharply.
       impossible: () -> a sentence that says why neither can be measured; empty if they can.
+      of_latents: whether what the method sees are latents: their bound is "latent_bound", and the
+        likelihood of the data is refused.
     """
 
     repeats: int
@@ -107,6 +119,15 @@ class Settings(NamedTuple):
     schedule_steps: int
     shape_is_free: bool
     impossible: Callable[[], str] = str
+    of_latents: bool = False
+
+
+def _no_likelihood() -> str:
+    return (
+        "the likelihood in bits/dim is one of the data, and this run works in the latents of a"
+        " codec, which decodes them with a loss that has no density: measure latent_bound, which"
+        " compares runs in the same latents, or scores of samples"
+    )
 
 
 class Measures:
@@ -118,7 +139,8 @@ class Measures:
     variance of the diffusion term of one example at one time, in (bits/dim)^2: what training sees
     (Kingma 2021, figure 4). "bpd_vlb" is the same, to stand beside "bpd_ode", the bits/dim by the
     probability-flow ODE (`likelihood.ode_bits_per_dim`), with one random probe of the divergence
-    and one dequantisation per example.
+    and one dequantisation per example. In latents all these are refused, and "latent_bound" is the
+    bound of the latents.
     """
 
     def __init__(
@@ -144,11 +166,23 @@ class Measures:
         terms = ("prior", "diffusion", "reconstruction")
         own = _METRICS["vlb_variance"]
         self.compared = {"bpd": _with(bound, "bpd", own.key, *terms)}
+        along_line = bound._replace(summary=self._line_summary, of_state=_along_line)
         if settings.shape_is_free:
-            along_line = bound._replace(summary=self._line_summary, of_state=_along_line)
             self.compared = {
                 "bpd": _with(along_line, "bpd", *terms),
                 "bpd_own": _with(bound, own.key, "bpd_own"),
+            }
+        if settings.of_latents:
+            of_latents = bound._replace(metrics=(LATENT_BOUND,), logged=self._logged_latents)
+            refused = dict(impossible=_no_likelihood, logged=None)
+            self.measures = {
+                "latent_bound": of_latents,
+                **{name: measure._replace(**refused) for name, measure in self.measures.items()},
+            }
+            compared = along_line if settings.shape_is_free else bound
+            self.compared = {
+                "latent_bound": compared._replace(metrics=(LATENT_BOUND,)),
+                "latent_bound_own": _with(bound, own.key),
             }
 
     # --- the bound ---
@@ -197,6 +231,10 @@ class Measures:
             **{name: float(np.mean(term)) for name, term in terms.items()},
             "vlb_variance": float(np.var(terms["diffusion"])),
         }
+
+    def _logged_latents(self, terms: Arrays) -> dict[str, float]:
+        found = self._logged(terms)
+        return {"latent_bound": found["vlb"], "latent_bound_variance": found["vlb_variance"]}
 
     # --- the likelihood by the ODE ---
 

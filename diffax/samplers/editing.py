@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 from collections.abc import Callable, Iterable, Sequence
 from typing import Any, NamedTuple
@@ -273,10 +274,16 @@ class Operation(NamedTuple):
     Attributes:
       run: does it.
       reads: the function whose keywords are the options that count; the others are left out.
+      given: what each array is that it takes: "data"; "start", where sampling begins; "mask", 1
+        where data are known.
+      made: what each array of its result is: "data"; "start"; "error", (batch,), the root mean
+        square between the data made and those given.
     """
 
     run: Callable
     reads: Callable
+    given: tuple[str, ...] = ("data",)
+    made: tuple[str, ...] = ("data",)
 
     def unread(self, options: Iterable[str]) -> tuple[str, ...]:
         """Those of some options that it does not read."""
@@ -284,6 +291,10 @@ class Operation(NamedTuple):
         if any(parameter.kind == parameter.VAR_KEYWORD for parameter in parameters.values()):
             return ()
         return tuple(option for option in options if option not in parameters)
+
+    def under(self, **settings: Any) -> Operation:
+        """The operation with some of its keywords given."""
+        return self._replace(run=functools.partial(self.run, **settings))
 
     def __call__(self, *args: Any, **options: Any) -> Any:
         for option in self.unread(options):
@@ -313,9 +324,9 @@ def _invert(keys, predict, schedule, shape, x, **options):
 
 
 OPERATIONS: dict[str, Operation] = {
-    "from_start": Operation(_from_start, sample),
-    "from_inversion": Operation(_from_inversion, invert),
+    "from_start": Operation(_from_start, sample, ("start",)),
+    "from_inversion": Operation(_from_inversion, invert, ("start",)),
     "sdedit": Operation(_sdedit, sdedit),
-    "inpaint": Operation(_inpaint, inpaint),
-    "invert": Operation(_invert, invert),
+    "inpaint": Operation(_inpaint, inpaint, ("data", "mask")),
+    "invert": Operation(_invert, invert, made=("start", "data", "error")),
 }

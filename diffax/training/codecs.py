@@ -41,11 +41,17 @@ def load(path: str | os.PathLike) -> Codec:
       FileNotFoundError: the workdir holds no run or no checkpoint.
       ValueError: it holds a run of another method.
     """
-    return _load(os.path.abspath(path), workdir.steps_done(path))
+    path = os.path.abspath(os.path.expanduser(path))
+    return _load(path, workdir.steps_done(path))
 
 
 def _of_run(config: ConfigDict, data: DatasetInfo) -> Codec:
-    codec = load(config.codec.path)
+    path = Path(config.codec.path).expanduser()
+    if not (path / "config.json").exists():
+        raise ValueError(
+            f"codec.path is {str(path)!r}, which holds no run: there is no config.json"
+        )
+    codec = load(path)
     try:
         made = jax.eval_shape(codec.encode, jax.ShapeDtypeStruct((1, *data.shape), "float32"))
     except ValueError as error:
@@ -130,9 +136,14 @@ def codec_of(config: ConfigDict, data: DatasetInfo) -> Codec:
     return CODECS[config.codec.name](config, data)
 
 
+def inside(config: ConfigDict, data: DatasetInfo) -> DatasetInfo:
+    """What the method of a config knows of data, which it sees through the codec of the config."""
+    return seen_through(codec_of(config, data), data)
+
+
 def method_inside(config: ConfigDict, data: DatasetInfo) -> Method:
     """The method of a config in the space of its codec; its states are those of `build_method`."""
-    return config_lib.build_method(config, seen_through(codec_of(config, data), data))
+    return config_lib.build_method(config, inside(config, data))
 
 
 def build_method(

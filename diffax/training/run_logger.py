@@ -22,7 +22,7 @@ from diffax.files import replacing, write_text
 from diffax.methods import Method
 from diffax.methods.base import State
 from diffax.runtime import the_same
-from diffax.training import progress, writers
+from diffax.training import codecs, progress, writers
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.metric_buffer import MetricBuffer, Trust
 from diffax.training.progress import Pace
@@ -107,7 +107,8 @@ class RunLogger:
         if step == 0:
             count = parameter_overview.count_parameters(state.params)
             progress.detail(f"{self._label}{count:,} parameters")
-            for remark in config_lib.remarks(self.config, self.dataset):
+            seen = codecs.inside(self.config, self.dataset)
+            for remark in config_lib.remarks(self.config, seen):
                 _LOG.warning("%s%s", self._label, remark)
             write_curves(self.root, self.method, state)
 

@@ -276,7 +276,9 @@ class Run(NamedTuple):
     @property
     def model(self) -> nn.Module:
         """The network of its config."""
-        return config_lib.build_model(self.config, self.dataset)
+        from diffax.training import codecs  # which loads runs itself
+
+        return config_lib.build_model(self.config, codecs.inside(self.config, self.dataset))
 
     def under(self, config: ConfigDict) -> Self:
         """The same training under another config, of another sampling or evaluation."""

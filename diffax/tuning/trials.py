@@ -40,8 +40,8 @@ def metrics(config: ConfigDict) -> dict[str, Callable[[Run, data.Dataset, int], 
         for metric in measure.metrics
         if metric.lower_is_better and metric.key not in _REFUSED
     }
-    draws = method.sample is not None
-    able = [name for name in evaluation.scores() if draws and _objection(name) is None]
+    scored = method.makes_examples
+    able = [name for name in evaluation.scores() if scored and _objection(name) is None]
     return own | {name: functools.partial(_score, name) for name in able}
 
 
