@@ -15,8 +15,8 @@ stand beside. "Equal distance" is for each seed the lowest distance that both of
 the compute to it is interpolated between measured points, both in logarithms.
 
 Each training resumes, each measured point is kept in --workdir: the same command goes on where it
-was interrupted. The tables and pictures go to --workdir, the raw numbers of the claim
-latent_cuts_compute to results/claims/. What was found is in results/latent_compute.md.
+was interrupted. Tables, numbers and pictures go to --workdir, and the numbers of the claim
+latent_cuts_compute to the file --raw. What was found is in results/latent_compute.md.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ from diffax.training import codecs
 
 ROOT = Path(__file__).resolve().parent.parent
 NUM_SAMPLES = 1000
-AUTOENCODER_STEPS = 600
+AUTOENCODER_STEPS = 400
 
 
 class Arm(NamedTuple):
@@ -66,9 +66,9 @@ class Arm(NamedTuple):
 
 
 ARMS = {
-    "pixels, 16x16": Arm(3, 1200),
-    "latents, 8x8x2": Arm(2, 2000, 2, 2),
-    "latents, 4x4x4": Arm(1, 6000, 4, 4),
+    "pixels, 16x16": Arm(3, 800),
+    "latents, 8x8x2": Arm(2, 1280, 2, 2),
+    "latents, 4x4x4": Arm(1, 3200, 4, 4),
 }
 PIXELS, *LATENTS = ARMS
 COLOURS = dict(zip(ARMS, (figures.PALETTE[0][0], figures.PALETTE[1][0], figures.PALETTE[2][0])))
@@ -426,6 +426,7 @@ def main(argv: Sequence[str] | None = None) -> None:
             print(f"{name}, seed {seed}: {said}, {time.monotonic() - begin:.0f} s", flush=True)
     rows = tables(found)
     (args.workdir / "tables.md").write_text(rows + "\n", encoding="utf-8")
+    write_json(args.workdir / "latent_compute.json", found)
     for name, figure in (("curves", draw(found)), ("samples", pictures(args.workdir, dataset))):
         with replacing(args.workdir / f"{name}.png") as partial:
             figure.savefig(partial, format="png", dpi=110)

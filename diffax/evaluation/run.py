@@ -20,7 +20,7 @@ from diffax.evaluation import scoring
 from diffax.evaluation.measures import Reference
 from diffax.generator import Generator, in_turn
 from diffax.methods import Method
-from diffax.training import Run, measuring, progress
+from diffax.training import Run, latents, measuring, progress
 
 _LOG = logging.getLogger("diffax")
 
@@ -69,10 +69,10 @@ def measurements(
     scoring.check_names(names, *run.method.measures)
     seed = arguments.check_seed(seed)
     of_samples = [name for name in names if name not in run.method.measures]
-    about = _about(run, seed)
-    by_name = {
-        name: measure_of(run, name, dataset.eval, seed) for name in names if name not in of_samples
-    }
+    about, by_name = _about(run, seed), {}
+    if own := [name for name in names if name not in of_samples]:
+        within, seen = latents.within(run, dataset)
+        by_name = {name: measure_of(within, name, seen.eval, seed) for name in own}
     if of_samples:
         if not run.method.makes_examples:
             raise ValueError(
@@ -125,11 +125,12 @@ def compare(
     Those that are impossible of this run are left out. `names`: of some of them.
     """
     found, mesh = {}, distributed.make_mesh(1)
-    for name in run.method.compared if names is None else names:
-        measure = run.method.compared[name]
+    within, seen = latents.within(run, dataset)
+    for name in within.method.compared if names is None else names:
+        measure = within.method.compared[name]
         if not measure.impossible():
             with progress.doing(f"measuring {name}"):
-                arrays = measuring.over_split(run.config, measure, dataset.eval, mesh)
+                arrays = measuring.over_split(run.config, measure, seen.eval, mesh)
                 found[name] = measure.summary(arrays(run.state, seed)) | _about(run, seed)
     return found
 
@@ -158,8 +159,9 @@ def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, An
     """
     size, num = run.config.training.batch_size, run.config.evaluation.gradient_batches
     mesh = distributed.make_mesh(1)
-    split = config_lib.conditions.encoded(run.config, dataset.train)
-    variance = training.make_gradient_variance(run.method, split, mesh, size, num)
+    within, seen = latents.within(run, dataset)
+    split = config_lib.conditions.encoded(run.config, seen.train)
+    variance = training.make_gradient_variance(within.method, split, mesh, size, num)
     value = variance(run.state, seed)
     return {"grad_variance": value, "num_batches": num, "batch_size": size, "seed": seed}
 

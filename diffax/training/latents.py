@@ -22,7 +22,8 @@ from diffax import runtime
 from diffax.data import Dataset, DatasetInfo, Split
 from diffax.files import cached, check_fits, content_hash
 from diffax.methods.codec import Codec
-from diffax.training import progress
+from diffax.training import codecs, progress
+from diffax.training.workdir import Run
 
 _LOG = logging.getLogger("diffax")
 FOLDER = "latents"
@@ -55,6 +56,19 @@ def prepared(
         values = statistics(kept, codec, dataset)
     info = dataclasses.replace(info, latent_mean=values[0], latent_deviation=values[1])
     return dataset if kept is None else normalised(kept, info), info
+
+
+def within(run: Run, dataset: Dataset) -> tuple[Run, Dataset]:
+    """A run and its data as its method sees them, so that nothing is encoded twice in measuring.
+
+    Of a run that works in latents, with config.codec.cache, they are the method on latents, and the
+    latents of the cache; else the run and the data themselves.
+    """
+    codec = codecs.codec_of(run.config, run.dataset)
+    if not codec.fingerprint or not run.config.codec.cache:
+        return run, dataset
+    method = codecs.build_method(run.config, run.dataset, of_latents=True)
+    return run._replace(method=method), normalised(encoded(codec, dataset), run.dataset)
 
 
 def encoded(codec: Codec, dataset: Dataset, flip: bool = False) -> Dataset:
