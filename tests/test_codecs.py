@@ -115,14 +115,17 @@ def assert_edits(generate, x):
     assert np.all(np.isfinite(made)) and np.abs(made - x)[mask == 0].max() > 0
     other = generate.inpaint(np.where(mask == 1, x, 0.3), mask)
     np.testing.assert_array_equal(other, made)  # what is unknown doesn't matter
+    x = x[:2]
     found = generate.invert(x, num_steps=8)
-    assert found.start.shape == (5, 4, 3) and found.reconstruction.shape == x.shape
+    assert found.start.shape == (2, 4, 3) and found.reconstruction.shape == x.shape
     apart = np.sqrt(np.mean((found.reconstruction - x) ** 2, axis=(1, 2)))
     np.testing.assert_allclose(found.error, apart, rtol=1e-5)
-    again = generate.from_start(found.start, num_steps=8, sampler="ddim")
-    np.testing.assert_allclose(again, found.reconstruction, rtol=1e-3, atol=1e-4)
-    assert generate.sdedit(x, 0.5).shape == x.shape
-    assert generate.interpolate(x[0], x[1], [0.0, 0.5, 1.0]).shape == (3, 8, 2)
+    ends = generate.interpolate(*x, [0.0, 1.0], num_steps=8)
+    np.testing.assert_allclose(ends, found.reconstruction, rtol=1e-3, atol=1e-3)
+    with pytest.raises(
+        ValueError, match=r"start has shape \(2, 8, 2\): this run's data are \(n, 4, 3"
+    ):
+        generate.from_start(x)
 
 
 def test_a_latent_is_known_if_all_that_it_stands_for_is():

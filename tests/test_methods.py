@@ -528,13 +528,18 @@ def test_lpips_without_its_weights_is_refused_before_work(signal_file, monkeypat
 
 def test_reconstructions_are_scored_as_samples_are(signal_file, tmp_path):
     config = config_of(
-        "autoencoder", signal_file, evaluation__metrics=("swd",), training__num_steps=4
+        "autoencoder",
+        signal_file,
+        evaluation__metrics=("swd",),
+        training__num_steps=4,
+        training__eval_every=4,
     )
-    training.train(config, tmp_path)
+    _, logged = training.train(config, tmp_path)
     run, dataset = training.load(tmp_path), data.load_cached(config.data)
     found = evaluation.evaluate(run, dataset, ["swd", "ssim", "rate"])
     assert found["swd"]["of"] == "reconstructions" and "sampling" not in found["swd"]
     assert found["swd"]["num_samples"] == len(dataset.eval) and found["ssim"]["ssim"] < 1
+    np.testing.assert_allclose(logged["eval_swd"], found["swd"]["swd"], rtol=1e-5)
     x = dataset.eval.array()
     made = run.model.apply({"params": run.state.ema_params}, x)
     given = evaluation.evaluate(run, dataset, ["swd"], samples=np.asarray(made))["swd"]["swd"]

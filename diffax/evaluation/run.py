@@ -15,7 +15,6 @@ from ml_collections import ConfigDict
 from diffax import arguments, distributed, training
 from diffax import config as config_lib
 from diffax.data import Dataset, Split
-from diffax.distributed.steps import jit_over_numbers
 from diffax.evaluation import scoring
 from diffax.evaluation.measures import Reference
 from diffax.generator import Generator, in_turn
@@ -197,13 +196,8 @@ def made(run: Run, dataset: Dataset, num: int, seed: int = 0) -> np.ndarray:
     """
     if run.method.sample is not None:
         return draw(run, num, seed, dataset)
-    reconstruct = jit_over_numbers(run.method.reconstruct)
-    size = min(run.config.evaluation.batch_size, num)
-    parts = []
-    for i in progress.counted(range(0, num, size), "reconstructing", "batches"):
-        rows = np.minimum(np.arange(i, i + size), num - 1)
-        parts.append(np.asarray(reconstruct(run.state, {"x": dataset.eval.array(rows)})))
-    return np.concatenate(parts)[:num]
+    size, mesh = run.config.evaluation.batch_size, distributed.make_mesh(1)
+    return measuring.reconstructions(run.method, dataset.eval, num, size, mesh)(run.state)
 
 
 def classes_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:

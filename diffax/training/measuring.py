@@ -13,7 +13,7 @@ import optax
 from jax.sharding import Mesh
 from ml_collections import ConfigDict
 
-from diffax import arguments, distributed
+from diffax import arguments, distributed, evaluation
 from diffax import config as config_lib
 from diffax.data import Dataset, Split
 from diffax.methods import Measure, Method
@@ -162,12 +162,53 @@ def measure_on(
     return over_split(config, method.measures[name], split, mesh)
 
 
+def reconstructions(
+    method: Method, split: Split, num: int, batch_size: int, mesh: Mesh
+) -> Callable[[State], np.ndarray]:
+    """state -> what a method makes of the first `num` examples of a split, (num, ..., C)."""
+    reconstruct = distributed.jit_over_numbers(
+        method.reconstruct, out_shardings=distributed.replicated(mesh)
+    )
+    size = -(-min(batch_size, num) // mesh.size) * mesh.size
+
+    def run(state: State) -> np.ndarray:
+        state = jax.device_put(state, distributed.state_sharding(state, mesh))
+        parts = []
+        for i in progress.counted(range(0, num, size), "reconstructing", "batches"):
+            rows = np.minimum(np.arange(i, i + size), num - 1)
+            batch = distributed.place_batch({"x": split.array(rows)}, mesh)
+            parts.append(jax.device_get(reconstruct(state, batch)))
+        return np.concatenate(parts)[:num]
+
+    return run
+
+
+def _scores_of_reconstructions(
+    config: ConfigDict, method: Method, dataset: Dataset, mesh: Mesh
+) -> Callable[[State], dict[str, float]]:
+    section = config.evaluation
+    reference = evaluation.Reference.of(dataset, config.data)
+    num = min(section.num_samples, len(dataset.eval))
+    planned = evaluation.plan(section.metrics, reference, dataset.shape, num)
+    made = reconstructions(method, dataset.eval, num, section.batch_size, mesh)
+
+    def scores(state: State) -> dict[str, float]:
+        drawn = functools.cache(lambda: made(state))
+        by_name = evaluation.pending(planned, drawn, reference, config.seed)
+        entries = {name: measure() for name, measure in by_name.items()}
+        numbers = [(name, number) for name in entries for number in evaluation.numbers(name)]
+        return {f"eval_{number.key}": entries[name][number.entry] for name, number in numbers}
+
+    return scores
+
+
 def make_evaluation(
     config: ConfigDict, method: Method, dataset: Dataset, mesh: Mesh
 ) -> Callable[[State], dict[str, float]]:
     """state -> what the loop logs of it, always under the same noise (`config.seed`).
 
-    On the evaluation split what each measure logs, as "eval_<name>". On the training split
+    On the evaluation split what each measure logs, as "eval_<name>", and of a method that
+    reconstructs the scores of `evaluation.metrics` of its reconstructions. On the training split
     "eval_grad_variance", unless `evaluation.gradient_batches` is 0.
     """
     logs = {
@@ -180,12 +221,17 @@ def make_evaluation(
     if num and method.gradient is not None:
         size = config.training.batch_size
         variance = make_gradient_variance(method, dataset.train, mesh, size, num)
+    scored = None
+    if method.reconstruct is not None and method.sample is None and config.evaluation.metrics:
+        scored = _scores_of_reconstructions(config, method, dataset, mesh)
 
     def evaluate(state: State) -> dict[str, float]:
         found = {}
         for name, log in logs.items():
             values = log(measured[name](state, config.seed))
             found |= {f"eval_{key}": value for key, value in values.items()}
+        if scored is not None:
+            found |= scored(state)
         if variance is not None:
             found["eval_grad_variance"] = variance(state, config.seed)
         return found
