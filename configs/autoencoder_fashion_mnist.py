@@ -3,8 +3,6 @@
     diffax train --config=configs/autoencoder_fashion_mnist.py --workdir=runs/autoencoder
     diffax evaluate --workdir=runs/autoencoder
     diffax train --config=configs/latent_fashion_mnist.py --workdir=runs/latent
-
-RESULT_OF_AUTOENCODER
 """
 
 from ml_collections import ConfigDict

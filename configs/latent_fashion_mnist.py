@@ -6,8 +6,6 @@
 
 The latents, 8x8x4, are encoded once, normalised per channel and kept in the cache, so that training
 does not run the encoder. Another autoencoder is named by --config.codec.path=DIR.
-
-RESULT_OF_LATENTS
 """
 
 from ml_collections import ConfigDict
