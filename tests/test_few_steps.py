@@ -1,6 +1,7 @@
 """Methods of few steps: on Gaussian data the optimal student, the consistency function and the
 average velocity are known, and each loss is at its minimum there."""
 
+import inspect
 import shutil
 
 import flax.linen as nn
@@ -16,7 +17,7 @@ from diffax import config as config_lib
 from diffax import data, distributed, methods, samplers, schedules, training
 from diffax.ablation import measure
 from diffax.data import DatasetInfo
-from diffax.methods import few_steps, progressive
+from diffax.methods import consistency, few_steps, progressive
 from diffax.methods.diffusion_measures import Settings
 from diffax.methods.teacher import Teacher
 from diffax.schedules import alpha_of, sigma_of
@@ -237,6 +238,7 @@ OF_CONSISTENCY = dict(
         (dict(distill=True, solver="ddim"), 0.02),
         (dict(), 0.05),  # 65,536 examples with their own noise
         (dict(weighting="gap"), 0.2),
+        (dict(weighting="angle"), 0.05),
     ],
 )
 def test_the_consistency_loss_is_least_at_the_known_function(options, bound):
@@ -278,6 +280,16 @@ def test_the_consistency_gradient_is_that_of_finite_differences():
         return np.mean(np.sqrt(np.sum((f(a, t) - aim) ** 2, axis=1) + c**2) - c)
 
     assert found == pytest.approx((loss(1.201) - loss(1.199)) / 0.002, rel=1e-3)
+
+
+def test_what_the_network_says_weighs_alike_at_all_levels():
+    """The loss is nearly |f - aim|, and c_out of a change of the output reaches f."""
+    log_snr = jnp.linspace(MOST - 0.5, LEAST, 20)
+    weigh = consistency.WEIGHTINGS["output"]
+    weight = weigh(log_snr, log_snr + 0.1, jnp.asarray(MOST))
+    np.testing.assert_allclose(weight * scalings(log_snr)[1], -1.0, rtol=1e-5)
+    default = inspect.signature(consistency.consistency).parameters["weighting"].default
+    assert consistency.WEIGHTINGS[default] is weigh
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
@@ -464,7 +476,7 @@ def test_a_teacher_that_does_not_fit_is_refused(teachers, tmp_path, teacher, cha
         (
             "consistency",
             dict(method__weighting="much"),
-            "weighting is 'much'; it must be gap or angle",
+            "weighting is 'much'; it must be output or gap",
         ),
         ("consistency", dict(schedule__name="learned", method__teacher=""), "which learns none"),
         ("consistency", dict(objective__time_sampling="rate"), "take 'uniform'"),

@@ -26,11 +26,13 @@ from diffax.models.conditioning import Cond, Condition
 from diffax.process import AnySchedule
 from diffax.time_sampling import TimeSampler
 
-# How the loss between two levels is weighted, by their log-SNRs t (noisy) and r (clean).
-WEIGHTINGS: dict[str, Callable[[jax.Array, jax.Array], jax.Array]] = {
-    "gap": lambda t, r: 1 / jnp.maximum(jnp.exp(-t / 2) - jnp.exp(-r / 2), 1e-6),
-    "angle": lambda t, r: 1 / jnp.maximum(_angle(t) - _angle(r), 1e-6),
-    "none": lambda t, r: jnp.ones_like(t),
+# How the loss between two levels is weighted, by their log-SNRs t (noisy) and r (clean) and that of
+# the clean end, e.
+WEIGHTINGS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
+    "output": lambda t, r, e: 1 / jnp.maximum(jnp.sin(_angle(t) - _angle(e)), 1e-3),
+    "gap": lambda t, r, e: 1 / jnp.maximum(jnp.exp(-t / 2) - jnp.exp(-r / 2), 1e-6),
+    "angle": lambda t, r, e: 1 / jnp.maximum(_angle(t) - _angle(r), 1e-6),
+    "none": lambda t, r, e: jnp.ones_like(t),
 }
 
 
@@ -59,7 +61,7 @@ def consistency(
     last_intervals: int = 128,
     doubling_steps: int = 200,
     huber: float = 0.00054,
-    weighting: str = "angle",
+    weighting: str = "output",
     distill: bool = False,
     solver: str = "heun",
 ) -> Method:
@@ -93,9 +95,17 @@ def consistency(
     by the step's own angle. Its step of the solver is Euler's or Heun's in sigma; here DDIM (the
     same as Euler's) or Heun's rule along the straight path, whose velocity eps - x0 is bounded at
     both ends. Song & Dhariwal draw discrete levels; Geng (locuslab/ect) draws t continuously, as
-    here, but lets r / t go to 1 where here u - r falls. Weights 1 / (t - r) are theirs, in sigma /
-    alpha ("gap"); the default has the same in the angle arctan(sigma / alpha), which does not
-    vanish at the noisy end.
+    here, but lets r / t go to 1 where here u - r falls.
+
+    The weight is 1 / |c_out| ("output"). The loss is nearly a norm, whose gradient by f has
+    length 1 whatever its size, and c_out of it reaches the network. With a weight that is even over
+    the levels the clean ones, where c_out is about sigma, are drowned in the noise of the others'
+    gradients: f stays the identity there, and since a level learns from the next cleaner one, the
+    noise that is never removed there is in every sample. Theirs, 1 / (t - r) in sigma / alpha
+    ("gap"), rises as 1 / sigma too on their grid, where t - r does, and is even on one like
+    cosine's, as is the same in the angle arctan(sigma / alpha) ("angle"). On 25 modes in the plane
+    (experiments/few_steps.py) the sliced Wasserstein distance of samples of one, two and four calls
+    was 0.20, 0.23 and 0.30 with "angle", and 0.066, 0.064 and 0.064 with "output".
 
     The step's metrics: see `few_steps.method`; "intervals" is N.
 
@@ -113,7 +123,7 @@ def consistency(
       last_intervals: N at most.
       doubling_steps: training steps until N doubles.
       huber: c over sqrt(D), D the numbers of an example; near 0 the loss is the distance itself.
-      weighting: angle, gap or none.
+      weighting: output, gap, angle or none.
       distill: learn from steps of the teacher.
       solver: of the teacher's steps, heun (two calls) or ddim (one).
 
@@ -182,7 +192,8 @@ def consistency(
         # The same dropout in both.
         aim = jax.lax.stop_gradient(function(params, state, x_r, r, cond, dropout))
         away = function(params, state, x_t, t, cond, dropout) - aim
-        return {"loss": weigh(t, r) * (jnp.sqrt(few_steps.gap(away) + c**2) - c)}
+        weight = weigh(t, r, student.log_snr(state, jnp.zeros(())))
+        return {"loss": weight * (jnp.sqrt(few_steps.gap(away) + c**2) - c)}
 
     def sample(state: StudentState, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
         def predict(x: jax.Array, log_snr: jax.Array) -> jax.Array:
