@@ -43,6 +43,7 @@ def test_the_notebooks_are_there_and_install_first():
         "04_evaluate",
         "05_ablation_lab",
         "06_rates",
+        "07_few_steps",
     ]
 
 

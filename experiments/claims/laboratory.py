@@ -37,10 +37,22 @@ PUBLISHED = {
 
 
 class Network(NamedTuple):
-    """What an arm trains: config overrides, and a key of the scale's `data`."""
+    """What an arm trains.
+
+    Attributes:
+      overrides: of the scale's config.
+      data: a key of the scale's `data`.
+      teacher: the network that this one learns from, of the same seed; None for none.
+    """
 
     overrides: Mapping[str, Any]
     data: str = "plain"
+    teacher: Network | None = None
+
+    def about(self) -> dict[str, Any]:
+        """The overrides and the data, of the teacher too, for the raw results."""
+        own = dict(self.overrides, data=self.data)
+        return own | {"teacher": self.teacher.about()} if self.teacher else own
 
 
 def published(name: str, num_steps: int = 1000, data: str = "plain", **more: Any) -> Network:
@@ -102,6 +114,13 @@ def whole(**source: Any) -> tuple[np.ndarray, np.ndarray]:
     return tuple(np.concatenate([getattr(part, key) for part in parts]) for key in ("x", "label"))
 
 
+def few(share: int, **source: Any) -> tuple[np.ndarray, np.ndarray]:
+    """One of so many examples, drawn at random once and for all."""
+    x, label = whole(**source)
+    kept = np.random.default_rng(0).permutation(len(x))[: len(x) // share]
+    return x[kept], label[kept]
+
+
 def enlarged(factor: int, **source: Any) -> tuple[np.ndarray, np.ndarray]:
     """Each pixel repeated, so that an image has `factor` times as many a side and says no more."""
     x, label = whole(**source)
@@ -159,6 +178,8 @@ SCALES = {
             "middle": Images(functools.partial(enlarged, 2, **DIGITS)),
             "large": Images(functools.partial(enlarged, 4, **DIGITS)),
             "half inverted": Images(functools.partial(half_inverted, 2, **DIGITS)),
+            "third": Images(functools.partial(few, 3, **DIGITS)),
+            "tenth": Images(functools.partial(few, 10, **DIGITS)),
         },
         flat=True,
         seeds=5,
@@ -175,6 +196,8 @@ SCALES = {
             "middle": Images(functools.partial(whole, image_size=16, **FASHION), "middle"),
             "large": Images(functools.partial(whole, image_size=32, **FASHION), "large"),
             "half inverted": Images(functools.partial(half_inverted, pad_to=32, **FASHION)),
+            "third": Images(functools.partial(few, 3, pad_to=32, **FASHION)),
+            "tenth": Images(functools.partial(few, 10, pad_to=32, **FASHION)),
         },
         flat=False,
         seeds=3,
@@ -212,16 +235,33 @@ class Laboratory:
         """The config of a network; ValueError for overrides that can't be."""
         base = self.scale.base()
         base.data.update(name="npz", path=str(self._file(network.data, flat=self.scale.flat)))
+        if network.teacher is not None:
+            base.method.teacher = str(self._directory(network.teacher, seed))
         return runner.arm_config(base, Arm(network.data, network.overrides), seed)
+
+    def known(self, network: Network, seed: int) -> dict[str, Any]:
+        """All that a network and its samples depend on, wherever the working directory is."""
+        config = config_lib.relevant(self.config(network, seed))
+        config["data"]["path"] = network.data
+        if network.teacher is not None:
+            config["method"]["teacher"] = self._key(network.teacher, seed)
+        return config
+
+    def _key(self, network: Network, seed: int) -> str:
+        known = self.known(network, seed)
+        kept = {k: v for k, v in known.items() if k not in measure.AFTER_TRAINING}
+        return store.fingerprint(store.plain(kept))[:32]
+
+    def _directory(self, network: Network, seed: int) -> Path:
+        name = network.overrides.get("method.name") or self.config(network, seed).schedule.name
+        return self.workdir / "networks" / f"{name}-seed{seed}-{self._key(network, seed)}"
 
     def trained(self, network: Network, seed: int) -> Trained:
         """The network, trained now unless it was; an interrupted training resumes."""
-        config = self.config(network, seed)
+        if network.teacher is not None:
+            self.trained(network.teacher, seed)
+        config, directory = self.config(network, seed), self._directory(network, seed)
         self._make(network.data)
-        known = measure.training_configuration(config)
-        known["data"]["path"] = network.data
-        key = store.fingerprint(known)[:32]
-        directory = self.workdir / "networks" / f"{config.schedule.name}-seed{seed}-{key}"
         cost, begin = directory / "cpu_seconds.json", time.process_time()
         training.train(config, directory)
         if not cost.exists():

@@ -16,6 +16,7 @@ from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import numpy as np
+import scipy.stats
 
 from diffax.ablation import Difference, Interval
 from diffax.report import statistics
@@ -92,6 +93,21 @@ def exact(
     return Part(
         name, lambda level: Interval(value, value, value, 1, level), low, high, **_three(says)
     )
+
+
+def share_of(
+    name: str, flags: Sequence[bool], low: float = 0.0, high: float = 1.0, **says: str
+) -> Part:
+    """A part about the share of seeds of which something is so, with the exact interval of Clopper
+    & Pearson 1934: that of a share of none of them is wide too."""
+    flags = np.asarray(flags, bool)
+    so, num = int(flags.sum()), flags.size
+
+    def estimate(level: float) -> Interval:
+        ends = scipy.stats.binomtest(so, num).proportion_ci(level, "exact")
+        return Interval(so / num, ends.low, ends.high, num, level)
+
+    return Part(name, estimate, low, high, **_three(says))
 
 
 def _three(says: Mapping[str, str]) -> dict[str, str]:
