@@ -1,7 +1,6 @@
 """Methods of few steps: on Gaussian data the optimal student, the consistency function and the
 average velocity are known, and each loss is at its minimum there."""
 
-import inspect
 import shutil
 
 import flax.linen as nn
@@ -10,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from data_files import save_npz
 from small_runs import assert_close, small_config
 
 import diffax
@@ -17,9 +17,10 @@ from diffax import config as config_lib
 from diffax import data, distributed, methods, samplers, schedules, training
 from diffax.ablation import measure
 from diffax.data import DatasetInfo
-from diffax.methods import consistency, few_steps, progressive
+from diffax.methods import few_steps, progressive
 from diffax.methods.diffusion_measures import Settings
 from diffax.methods.teacher import Teacher
+from diffax.models import conditioning
 from diffax.schedules import alpha_of, sigma_of
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
@@ -195,6 +196,80 @@ def test_a_students_levels_are_among_its_teachers(num_steps):
         np.testing.assert_array_equal(levels[n], levels[16][:: 16 // n])
 
 
+class OfClass(nn.Module):
+    """Out is x times a number of the class, the last one the null's, plus what the scale adds."""
+
+    @nn.compact
+    def __call__(self, x, noise_level, label=None, train=False):
+        gains = self.param("gains", nn.initializers.zeros, (3,))
+        out = gains[2 if label is None else label][..., None] * x
+        if noise_level.ndim == 1:
+            return out
+        return out + self.param("told", nn.initializers.zeros, ()) * noise_level[:, 1:] * x
+
+
+def guided_student(**options):
+    gains = {"gains": jnp.asarray([0.3, -0.2, 0.1])}
+    teacher = Teacher("run", gains, SCHEDULE, "v", "print")
+    given = dict(guidance_max=3.0, teacher=teacher, teacher_steps=4, stage_steps=2)
+    given["conditions"] = {"label": conditioning.Condition(2, 0.1)}
+    return made("progressive", OfClass(), **(given | options))
+
+
+def test_a_student_is_taught_two_guided_steps_at_the_scale_that_it_is_told():
+    """The loss against one by hand, from the example's own draws."""
+    method = guided_student()
+    state = method.init(jax.random.key(0))
+    assert state.params["told"] == 0 and state.params["gains"][0] == pytest.approx(0.3)
+    batch = gaussian(1) | {"label": jnp.asarray([1]), "number": jnp.asarray([5])}
+    found = method.measures["loss"].per_example(state, jax.random.key(3), batch)["loss"]
+
+    key = diffax.likelihood.keys_of(jax.random.key(3), batch["number"])[0]
+    noise_key, own_key = jax.random.split(key)
+    eps = jax.random.normal(noise_key, (1, 3))
+    scale = jax.random.uniform(jax.random.fold_in(own_key, 1), (1,), minval=1, maxval=3)
+    levels = [SCHEDULE.log_snr(t) for t in (1.0, 0.75, 0.5, 0.25)] + [jnp.asarray(jnp.inf)]
+    gain = 0.1 + scale * (-0.2 - 0.1)  # of the guided teacher
+
+    def step(x, gain, now, after):
+        alpha, sigma = alpha_of(now), sigma_of(now)
+        x0, noise = (alpha - sigma * gain) * x, (sigma + alpha * gain) * x
+        return alpha_of(after) * x0 + sigma_of(after) * noise, x0
+
+    def by_hand(first):
+        t, middle, s = levels[first : first + 3]
+        x = alpha_of(t) * batch["x"] + sigma_of(t) * eps
+        aim = step(step(x, gain, t, middle)[0], gain, middle, s)[0]
+        x0 = progressive.target(x, t[None], aim, s[None])
+        own = step(x, -0.2, t, s)[1]
+        return max(np.exp(t), 1.0) * np.mean((x0 - own) ** 2)
+
+    assert min(abs(found[0] - by_hand(first)) for first in (0, 2)) < 1e-5
+
+
+def test_a_guided_student_is_sampled_at_the_scales_that_it_was_taught():
+    options = dict(sampler="ddim", num_steps=1, grid=None, schedule=None, low_order_finish=True)
+    none = dict(guidance_interval=None, guidance_rescale=0.0)
+    sampling = options | none | dict(guidance_scale=None)
+    method = guided_student(sampling=sampling)
+    params = {"gains": jnp.zeros(3), "told": jnp.asarray(0.05)}
+    state = method.init(jax.random.key(0)).replace(ema_params=params)
+    cond = {"label": jnp.zeros(5, jnp.int32)}
+    at = {w: method.sample(state, keys(0), cond, guidance_scale=w) for w in (1.0, 2.0, 3.0)}
+    np.testing.assert_allclose(at[1.0], method.sample(state, keys(0), cond), rtol=1e-6)
+    np.testing.assert_allclose(at[2.0] - at[1.0], at[3.0] - at[2.0], rtol=1e-4)  # told is linear
+    assert np.max(abs(at[3.0] - at[1.0])) > 0.1
+    for asked, said in (
+        (dict(guidance_scale=4.0), "=4 with method 'progressive': .* scales from 1 to 3"),
+        (dict(guidance_scale=0.5), "scales from 1 to 3"),
+        (dict(guidance_scale=2.0, guidance_rescale=0.5), "guidance_rescale with method"),
+    ):
+        with pytest.raises(ValueError, match=said):
+            guided_student(sampling=sampling | asked)
+    with pytest.raises(ValueError, match="needs a condition that the teacher's training has drop"):
+        guided_student(conditions={}, sampling=sampling)
+
+
 # --- consistency ----------------------------------------------------------------------------------
 
 
@@ -282,14 +357,31 @@ def test_the_consistency_gradient_is_that_of_finite_differences():
     assert found == pytest.approx((loss(1.201) - loss(1.199)) / 0.002, rel=1e-3)
 
 
-def test_what_the_network_says_weighs_alike_at_all_levels():
-    """The loss is nearly |f - aim|, and c_out of a change of the output reaches f."""
-    log_snr = jnp.linspace(MOST - 0.5, LEAST, 20)
-    weigh = consistency.WEIGHTINGS["output"]
-    weight = weigh(log_snr, log_snr + 0.1, jnp.asarray(MOST))
-    np.testing.assert_allclose(weight * scalings(log_snr)[1], -1.0, rtol=1e-5)
-    default = inspect.signature(consistency.consistency).parameters["weighting"].default
-    assert consistency.WEIGHTINGS[default] is weigh
+class Bins(nn.Module):
+    """Out is a number of its own for each of 8 equal ranges of cosine's time."""
+
+    @nn.compact
+    def __call__(self, x, noise_level, label=None, train=False):
+        values = self.param("values", nn.initializers.zeros, (8,))
+        angle = jnp.arctan(jnp.exp(-noise_level / 2))
+        at = jnp.clip((8 * angle / (jnp.pi / 2)).astype(int), 0, 7)
+        return expand(values[at]) * jnp.ones_like(x)
+
+
+@pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
+def test_what_the_network_says_weighs_alike_at_all_levels(prediction):
+    """The loss is nearly a distance, whose gradient by the output is then of length 1 everywhere.
+    With one number to a point it is the sign of a difference: a sum of them says that of all."""
+    line = DatasetInfo("points", (1,), 0, None, ())
+    options = dict(huber=1e-6, first_intervals=4, last_intervals=4, prediction=prediction)
+    method = made("consistency", Bins(), **(OF_CONSISTENCY | options), data=line)
+    state = method.init(jax.random.key(0))
+    values = 1e3 * jnp.arange(8.0)  # far apart: all differences have the sign of c_out
+    batch = {"x": gaussian(4096)["x"][:, :1], "label": None}
+    found = method.gradient(
+        state.replace(params={"values": values}), batch, jax.random.key(1), distributed.LOCAL
+    )["values"]
+    assert np.ptp(abs(8 * found[2:7])) < 0.02  # but for the ends, which are cut
 
 
 @pytest.mark.parametrize("prediction", ["v", "x0", "flow"])
@@ -493,6 +585,30 @@ def test_guidance_is_refused_of_a_student():
     config.model.name = "unet"
     with pytest.raises(ValueError, match="guidance_scale with method 'consistency': it was not"):
         config_lib.validate(config)
+
+
+def test_a_guided_student_of_a_run_takes_a_scale(tmp_path):
+    x = np.random.default_rng(0).standard_normal((40, 2)).astype(np.float32)
+    save_npz(tmp_path / "data.npz", x=x, label=np.arange(40) % 2)
+    of_classes = dict(
+        data__name="npz", data__path=str(tmp_path / "data.npz"), model__class_conditional=True,
+        training__num_steps=1,
+    )  # fmt: skip
+    taught, _ = training.train(
+        small_config(objective__prediction="v", **of_classes), tmp_path / "teacher"
+    )
+    own = dict(method__teacher_steps=2, method__guidance_max=3.0)
+    config = student_config("progressive", tmp_path / "teacher", **(of_classes | own))
+    state, _ = training.train(config, tmp_path / "student")
+    begun = jax.tree.map(lambda leaf: leaf[0], state.teachers)
+    assert not np.any(begun["noise_embedding"].pop("second_1")["kernel"])
+    del begun["noise_embedding"]["second_0"]
+    assert_close(begun, taught.ema_params, rtol=0)
+    generate = diffax.Generator(tmp_path / "student")
+    one, two = (generate(3, label=1, guidance_scale=scale) for scale in (1.0, 2.0))
+    assert np.all(np.isfinite(two)) and np.any(one != two)
+    with pytest.raises(ValueError, match="guidance_scale=5 .* taught scales from 1 to 3"):
+        generate(3, label=1, guidance_scale=5.0)
 
 
 def test_a_student_begins_as_its_teacher_and_is_sampled_without_it(teachers, tmp_path):

@@ -125,6 +125,7 @@ RULES: dict[str, Rule] = {
     "method.teacher_steps": _whole(2, _LEVELS),
     "method.last_steps": _whole(1, _LEVELS),
     "method.stage_steps": _whole(1, _STEPS),
+    "method.guidance_max": _rule(lambda value: 1 <= value <= 1000, "from 1 to 1000"),
     "method.first_intervals": _whole(1, _LEVELS),
     "method.last_intervals": _whole(1, _LEVELS),
     "method.doubling_steps": _whole(1, _STEPS),

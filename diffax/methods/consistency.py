@@ -26,13 +26,13 @@ from diffax.models.conditioning import Cond, Condition
 from diffax.process import AnySchedule
 from diffax.time_sampling import TimeSampler
 
-# How the loss between two levels is weighted, by their log-SNRs t (noisy) and r (clean) and that of
-# the clean end, e.
+# How the loss between two levels is weighted, by their log-SNRs t (noisy) and r (clean), and by how
+# far a change of the network's output at t moves f, |c_out|.
 WEIGHTINGS: dict[str, Callable[[jax.Array, jax.Array, jax.Array], jax.Array]] = {
-    "output": lambda t, r, e: 1 / jnp.maximum(jnp.sin(_angle(t) - _angle(e)), 1e-3),
-    "gap": lambda t, r, e: 1 / jnp.maximum(jnp.exp(-t / 2) - jnp.exp(-r / 2), 1e-6),
-    "angle": lambda t, r, e: 1 / jnp.maximum(_angle(t) - _angle(r), 1e-6),
-    "none": lambda t, r, e: jnp.ones_like(t),
+    "output": lambda t, r, c_out: 1 / jnp.maximum(c_out, 1e-3),
+    "gap": lambda t, r, c_out: 1 / jnp.maximum(jnp.exp(-t / 2) - jnp.exp(-r / 2), 1e-6),
+    "angle": lambda t, r, c_out: 1 / jnp.maximum(_angle(t) - _angle(r), 1e-6),
+    "none": lambda t, r, c_out: jnp.ones_like(t),
 }
 
 
@@ -80,7 +80,7 @@ def consistency(
 
     The loss of an example, at two neighbouring levels t (noisy) and r (clean) with one noise:
 
-        w(t, r) (sqrt(|f(x_t, t) - sg f(x_r, r)|^2 + c^2) - c),    c = huber sqrt(D),
+        w (sqrt(|f(x_t, t) - sg f(x_r, r)|^2 + c^2) - c),    c = huber sqrt(D),
 
     sg without gradient, by the parameters as they are (no moving average: Song & Dhariwal 2023,
     section 3.2). t is at a time u of the schedule, drawn by `times`, r at max(u - 1 / N, 0). N
@@ -97,13 +97,14 @@ def consistency(
     both ends. Song & Dhariwal draw discrete levels; Geng (locuslab/ect) draws t continuously, as
     here, but lets r / t go to 1 where here u - r falls.
 
-    The weight is 1 / |c_out| ("output"). The loss is nearly a norm, whose gradient by f has
-    length 1 whatever its size, and c_out of it reaches the network. With a weight that is even over
-    the levels the clean ones, where c_out is about sigma, are drowned in the noise of the others'
-    gradients: f stays the identity there, and since a level learns from the next cleaner one, the
-    noise that is never removed there is in every sample. Theirs, 1 / (t - r) in sigma / alpha
-    ("gap"), rises as 1 / sigma too on their grid, where t - r does, and is even on one like
-    cosine's, as is the same in the angle arctan(sigma / alpha) ("angle"). On 25 modes in the plane
+    The weight is 1 / |c_out| ("output"), with f = c_skip x + c_out times the network's output. The
+    loss is nearly a distance, whose gradient by f has length 1 whatever its size, and c_out of that
+    reaches the network. Of v or the flow c_out is about sigma. With a weight that is even over the
+    levels the clean ones are then drowned in the noise of the others' gradients, and f stays the
+    identity there. Since a level learns from the next cleaner one, the noise that is not removed
+    there is in every sample. The published weight, 1 / (t - r) in sigma / alpha ("gap"), rises as
+    1 / sigma too on a grid where t - r does as sigma. On one like cosine's it is nearly even, as is
+    the same in the angle arctan(sigma / alpha) ("angle"). On 25 modes in the plane
     (experiments/few_steps.py) the sliced Wasserstein distance of samples of one, two and four calls
     was 0.20, 0.23 and 0.30 with "angle", and 0.066, 0.064 and 0.064 with "output".
 
@@ -170,6 +171,12 @@ def consistency(
         end = student.log_snr(state, jnp.zeros(()))
         return few_steps.ddim(*parts, end)
 
+    def moved(state: StudentState, log_snr: jax.Array) -> jax.Array:
+        """|c_out|, (batch,): f is linear in the network's output."""
+        nothing = jnp.zeros((len(log_snr), 1))
+        parts = student.parts(nothing + 1, nothing, log_snr)
+        return jnp.abs(few_steps.ddim(*parts, student.log_snr(state, jnp.zeros(()))))[:, 0]
+
     def draw(state: StudentState, key: jax.Array, num: int) -> Batch:
         return {"u": times.sample(times.init(), key, num)[0]}
 
@@ -192,7 +199,7 @@ def consistency(
         # The same dropout in both.
         aim = jax.lax.stop_gradient(function(params, state, x_r, r, cond, dropout))
         away = function(params, state, x_t, t, cond, dropout) - aim
-        weight = weigh(t, r, student.log_snr(state, jnp.zeros(())))
+        weight = weigh(t, r, moved(state, t))
         return {"loss": weight * (jnp.sqrt(few_steps.gap(away) + c**2) - c)}
 
     def sample(state: StudentState, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:

@@ -7,6 +7,8 @@ the loss on held-out examples. All work along any schedule, between log-SNR 20 a
 
 from __future__ import annotations
 
+import functools
+import operator
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
@@ -63,15 +65,22 @@ class Student(NamedTuple):
     repeats: int  # how often each example is seen when the loss is measured
     teacher: Teacher | None = None
     num_levels: int = 1  # that the network is conditioned on
+    guidance_max: float = 1.0  # the largest scale of guidance that it is taught; 1: none
 
     # --- the network ---
 
     def first_params(self, key: jax.Array) -> Any:
-        """The teacher's, or else new ones."""
-        if self.teacher is not None and self.teacher.params is not None:
-            return jax.tree.map(jnp.asarray, self.teacher.params)
+        """The teacher's, as far as it has them, or else new ones."""
+        given = None if self.teacher is None else self.teacher.params
+        if given is not None and self.num_levels == 1:
+            return jax.tree.map(jnp.asarray, given)
         levels = jnp.zeros((1,) if self.num_levels == 1 else (1, self.num_levels))
-        return self.network.init(key, jnp.zeros((1, *self.data.shape)), levels)["params"]
+        own = self.network.init(key, jnp.zeros((1, *self.data.shape)), levels)["params"]
+        if given is None:
+            return own
+        both = (flax.traverse_util.flatten_dict(params) for params in (own, given))
+        params = flax.traverse_util.unflatten_dict(functools.reduce(operator.or_, both))
+        return jax.tree.map(jnp.asarray, params)
 
     def call(
         self, params: Any, x: jax.Array, level: jax.Array, cond: Cond, dropout: Any = None
@@ -85,7 +94,12 @@ class Student(NamedTuple):
         self, params: Any, x: jax.Array, log_snr: jax.Array, cond: Cond, dropout: Any = None
     ) -> tuple[jax.Array, jax.Array]:
         """x0 and eps by the network's prediction, x = alpha x0 + sigma eps."""
-        out = self.call(params, x, log_snr, cond, dropout)
+        return self.parts(self.call(params, x, log_snr, cond, dropout), x, log_snr)
+
+    def parts(
+        self, out: jax.Array, x: jax.Array, log_snr: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """x0 and eps of what the network says, by its prediction."""
         scales = alpha_of(log_snr), sigma_of(log_snr)
         x0, eps = (process.convert(out, x, *scales, self.prediction, t) for t in ("x0", "eps"))
         return x0, eps
@@ -136,11 +150,7 @@ def check(
             f"sampling.sampler={sampling['sampler']!r} with method {name!r}: it is sampled by"
             f" {own}, without further noise"
         )
-    if sampling["guidance_scale"] is not None:
-        raise ValueError(
-            f"sampling.guidance_scale with method {name!r}: it was not taught with guidance; set it"
-            " to 1"
-        )
+    _check_guidance(name, student)
     first = jax.eval_shape(student.schedule, jax.random.key(0))
     if schedules.is_learned(first) and teacher is None:
         raise ValueError(
@@ -148,8 +158,32 @@ def check(
             " teacher that has learned it"
         )
     if teacher is not None and teacher.params is not None:
-        own = jax.eval_shape(student._replace(teacher=None).first_params, jax.random.key(0))
+        alone = student._replace(teacher=None, num_levels=1)
+        own = jax.eval_shape(alone.first_params, jax.random.key(0))
         teacher.check_fits(student.prediction, own, first, "teacher")
+
+
+def _check_guidance(name: str, student: Student) -> None:
+    sampling, largest = student.sampling, student.guidance_max
+    scale = sampling["guidance_scale"]
+    if scale is None:
+        return
+    if largest == 1:
+        raise ValueError(
+            f"sampling.guidance_scale with method {name!r}: it was not taught with guidance; set it"
+            " to 1"
+        )
+    if not 1 <= scale <= largest:
+        raise ValueError(
+            f"sampling.guidance_scale={scale:g} with method {name!r}: the student is taught scales"
+            f" from 1 to {largest:g}, by method.guidance_max"
+        )
+    for option in ("guidance_interval", "guidance_rescale"):
+        if sampling[option]:
+            raise ValueError(
+                f"sampling.{option} with method {name!r}: the student is taught guidance without"
+                " it; leave it out"
+            )
 
 
 def ddim(x0: jax.Array, eps: jax.Array, log_snr: jax.Array) -> jax.Array:

@@ -21,10 +21,13 @@ from diffax.methods.base import Batch, Method, Metrics
 from diffax.methods.diffusion_measures import Settings
 from diffax.methods.few_steps import Student, StudentState
 from diffax.methods.teacher import Teacher
+from diffax.models import conditioning
 from diffax.models.conditioning import Cond, Condition
 from diffax.process import AnySchedule, expand_to
 from diffax.samplers import Level
 from diffax.schedules import alpha_of, sigma_of
+
+REACH = 10.0  # the second level of a network that is told the scale of guidance: 10 to -10
 
 
 def target(x: jax.Array, t: jax.Array, x_s: jax.Array, s: jax.Array) -> jax.Array:
@@ -75,6 +78,7 @@ def progressive(
     teacher_steps: int = 16,
     last_steps: int = 1,
     stage_steps: int = 1000,
+    guidance_max: float = 1.0,
 ) -> Method:
     """Progressive distillation, all stages in one run.
 
@@ -97,8 +101,14 @@ def progressive(
     Where it differs from the authors' code (google-research/diffusion_distillation): there every
     stage is a run of its own with a new optimiser, and the levels are those of cosine's schedule
     from log-SNR 20 to -20; here the optimiser goes on from stage to stage, and the levels are any
-    schedule's. Both take x0 of the second step itself as the target at the last level. Guided
-    teachers are distilled without their guidance.
+    schedule's. Both take x0 of the second step itself as the target at the last level.
+
+    With guidance_max above 1 the teacher is guided, and the student is told the scale w (Meng
+    2023): w is drawn uniformly from 1 to guidance_max for each example, the teacher of the first
+    stage says null + w (cond - null), and the network is given (w - 1) / (guidance_max - 1), as a
+    level from 10 to -10, as a second noise level. At first it has no effect. One call is then one
+    of both of guidance's, at any `sampling.guidance_scale` of these. Meng 2023 first distills the
+    guidance alone, at all levels, and the steps afterwards; here the first stage does both.
 
     The step's metrics: see `few_steps.method`; "student_steps" is N.
 
@@ -115,6 +125,7 @@ def progressive(
       teacher_steps: DDIM steps of the teacher that the first stage halves.
       last_steps: of the student in the last stage.
       stage_steps: training steps of each stage.
+      guidance_max: the largest scale of guidance that is taught; 1: the teacher is not guided.
 
     Raises:
       ValueError: parts or options that don't fit, in a sentence.
@@ -122,7 +133,17 @@ def progressive(
     student = Student(
         data, network, conditions, schedule, schedule_steps, prediction, optimizer, learning_rate,
         ema_decay, grad_accumulation, sampling, evaluation.repeats, teacher,
+        num_levels=2 if guidance_max > 1 else 1, guidance_max=guidance_max,
     )  # fmt: skip
+    if not 1 <= guidance_max < math.inf:
+        raise ValueError(
+            f"method.guidance_max is {guidance_max}; it must be a number of at least 1"
+        )
+    if guidance_max > 1 and not any(condition.dropout for condition in conditions.values()):
+        raise ValueError(
+            f"method.guidance_max={guidance_max:g} needs a condition that the teacher's training"
+            " has dropped: set model.class_conditional and model.label_dropout to the teacher's"
+        )
     if teacher is None:
         raise ValueError(
             "method 'progressive' needs a teacher: set method.teacher to the workdir of a trained"
@@ -167,7 +188,20 @@ def progressive(
         offset_key, order_key = jax.random.split(key)
         u = jnp.mod(jax.random.uniform(offset_key) + jnp.arange(num) / num, 1.0)
         u = jax.random.permutation(order_key, u)
-        return {"number": jnp.minimum(jnp.floor(u * steps), steps - 1).astype(jnp.int32)}
+        drawn = {"number": jnp.minimum(jnp.floor(u * steps), steps - 1).astype(jnp.int32)}
+        if guidance_max == 1:
+            return drawn
+        scale_key = jax.random.fold_in(key, 1)
+        return drawn | {
+            "scale": jax.random.uniform(scale_key, (num,), minval=1, maxval=guidance_max)
+        }
+
+    def told(log_snr: jax.Array, scale: jax.Array | float | None) -> jax.Array:
+        """What the network is given: the log-SNR, and the scale where it is taught scales."""
+        if guidance_max == 1:
+            return log_snr
+        share = (jnp.broadcast_to(scale, log_snr.shape) - 1) / (guidance_max - 1)
+        return jnp.stack([log_snr, REACH - 2 * REACH * share], axis=-1)
 
     def losses(params: Any, state: StudentState, rows: Batch, dropout: Any) -> Batch:
         stage, visited = stage_of(state.step), levels(state)
@@ -177,10 +211,29 @@ def progressive(
         x0, cond = rows["x0"], rows["cond"]
         x_t = process.q_sample_at(x0, t, rows["noise"])
         teacher_params = jax.tree.map(lambda leaf: leaf[stage], state.teachers)
-        x_m = few_steps.ddim(*student.denoised(teacher_params, x_t, t, cond), middle)
-        x_s = few_steps.ddim(*student.denoised(teacher_params, x_m, middle, cond), s)
+        scale = rows.get("scale")
+
+        def stepped(x: jax.Array, log_snr: jax.Array, after: jax.Array) -> jax.Array:
+            """A DDIM step of the stage's teacher."""
+
+            def said(cond: Cond) -> jax.Array:
+                return student.call(teacher_params, x, told(log_snr, scale), cond)
+
+            def guided() -> jax.Array:
+                null = said(conditioning.null_of(conditions, cond))
+                return null + expand_to(scale, x) * (said(cond) - null)
+
+            # A stage's student says by itself what its guided teacher did.
+            if scale is None:
+                out = said(cond)
+            else:
+                out = jax.lax.cond(stage == 0, guided, lambda: said(cond))
+            return few_steps.ddim(*student.parts(out, x, log_snr), after)
+
+        x_s = stepped(stepped(x_t, t, middle), middle, s)
         aim = jax.lax.stop_gradient(target(x_t, t, x_s, s))
-        found, _ = student.denoised(params, x_t, t, cond, dropout)
+        out = student.call(params, x_t, told(t, scale), cond, dropout)
+        found, _ = student.parts(out, x_t, t)
         weight = jnp.maximum(jnp.exp(t), 1.0) / math.prod(data.shape)
         return {"loss": weight * few_steps.gap(found - aim)}
 
@@ -212,10 +265,11 @@ def progressive(
         )
 
     def sample(state: StudentState, keys: jax.Array, cond: Cond, **options: Any) -> jax.Array:
-        params = params_of(state)
+        params, scale = params_of(state), {**sampling, **options}["guidance_scale"]
+        scale = 1.0 if scale is None else scale
 
         def predict(x: jax.Array, log_snr: jax.Array) -> jax.Array:
-            return student.call(params, x, log_snr, cond)
+            return student.call(params, x, told(log_snr, scale), cond)
 
         return few_steps.sampled(student, state, keys, predict, prediction, options)
 

@@ -43,9 +43,10 @@ MODES = {
 
 
 def diffusion(data: str = "plain", **more: Any) -> Network:
-    """Predicts v, in continuous time, log-SNR from 10 to -10; cosine, if `more` names no other
-    schedule. `more` has __ for the dots of keys, here and below."""
-    return Network({**_COSINE, "objective.prediction": "v", **_dotted(more)}, data)
+    """Predicts x0, what the scale's network does best (schedule_and_prediction_interact), in
+    continuous time, log-SNR from 10 to -10; cosine, if `more` names no other schedule. `more` has
+    __ for the dots of keys, here and below."""
+    return Network({**_COSINE, "objective.prediction": "x0", **_dotted(more)}, data)
 
 
 def gan(data: str = "plain", **more: Any) -> Network:

@@ -131,8 +131,8 @@ INTRODUCTION = """\
 
 Claims that practitioners repeat about noise schedules, and about diffusion beside GANs. Each has a
 script of its own in [`experiments/claims/`](../claims), which says what is measured and what would
-support or contradict it. This page is made by `python experiments/claims/ledger.py`, from the raw numbers in
-[`claims/`](claims) alone (`--from-raw` makes it again without measuring).
+support or contradict it. This page is made by `python experiments/claims/ledger.py`, from the raw
+numbers in [`claims/`](claims) alone (`--from-raw` makes it again without measuring).
 
 **The rule.** A claim comes down to one or more quantities, each claimed to lie in a region that its
 script states. A quantity is estimated by its mean over seeds, ratios on a logarithmic scale,
