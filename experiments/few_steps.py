@@ -136,7 +136,7 @@ SETTINGS = {
         {
             "GAN": _GAN_OF_POINTS,
             "denoising GAN": _GAN_OF_POINTS,
-            "mean flow": {"method.adaptive_power": 0.0},
+            "mean flow": {"method.adaptive_power": 0.0, "objective.time_sampling": "uniform"},
         },
         steps=6000,
         seeds=5,

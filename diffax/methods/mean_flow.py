@@ -67,6 +67,11 @@ def mean_flow(
     power 0. (On the nine modes of `mixture2d`, after 3000 steps, the sliced Wasserstein distance of
     samples of one and of two calls was 0.38 and 0.35 with power 1, 0.17 and 0.07 with 0.)
 
+    One call begins at t = 1, where logit-normal times lie hardly ever: 0.2% of them are above 0.95.
+    In a short training the network knows nothing there. On 25 modes in the plane
+    (experiments/few_steps.py) the sliced Wasserstein distance of samples of one call was 0.46 with
+    objective.time_sampling="logit_normal" and 0.10 with "uniform"; of two calls 0.09 and 0.08.
+
     A log-SNR l of any schedule is the time t = sigma / (alpha + sigma) of that path, where x =
     alpha x0 + sigma eps is (alpha + sigma) z: the schedule decides how often each t is trained, and
     where a sampler of several steps stops. Under `rectified_flow` it is the published method.
