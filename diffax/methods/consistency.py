@@ -115,7 +115,8 @@ def consistency(
         `diffusion`.
       schedule: key -> the schedule; a learned one is the teacher's.
       schedule_steps: T, where the schedule acts in discrete time; 0 for its own time.
-      prediction: "v", "x0" or "flow".
+      prediction: "v", "x0" or "flow". Take v: of x0 f is the network's output itself but for the
+        cleanest levels, so that little holds it there, and trainings on digits diverged.
       times: the density of u.
       evaluation: how often each example is seen when the loss is measured.
       sampling: default options of `samplers.sample`; its sampler is "consistency".
