@@ -34,6 +34,21 @@ def test_every_colour_and_shape_is_seen(shape):
         assert attributes.seen(np.clip(noisy, 0, 255)) == Attributes(colour, shape)
 
 
+def test_a_tinted_ground_is_no_part_of_the_thing():
+    for colour in ("red", "green", "black"):
+        tinted = np.minimum(drawn(colour, "heart"), (255, 236, 228)).astype(np.uint8)
+        assert attributes.seen(tinted) == Attributes(colour, "heart")
+
+
+def test_colours_are_compared_as_the_eye_does():
+    lab = attributes._lab(np.array([255, 0, 0]))
+    np.testing.assert_allclose(lab, [53.24, 80.09, 67.20], atol=0.05)  # of sRGB's red
+    np.testing.assert_allclose(attributes._lab(np.full(3, 255)), [100, 0, 0], atol=0.05)
+    pale = drawn("purple", "circle")
+    pale[(pale == COLOURS["purple"]).all(-1)] = (214, 160, 222)
+    assert attributes.seen(pale) == Attributes("purple", "circle")
+
+
 def test_what_is_none_of_them():
     assert attributes.seen(np.full((64, 64, 3), 255, np.uint8)) == Attributes("", "")
     assert attributes.seen(drawn("red", "")) == Attributes("red", "")
@@ -43,6 +58,7 @@ def test_what_captions_name():
     assert attributes.named("A Red heart!") == Attributes("red", "heart")
     assert attributes.named("two hearts") == Attributes("", "")
     assert attributes.named("red and blue circle") == Attributes("", "circle")
+    assert attributes.named("light blue heart") == Attributes("", "heart")
 
 
 def test_shares_and_chance():

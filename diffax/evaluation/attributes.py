@@ -12,7 +12,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy import ndimage
 
-# Red, green and blue of each colour; a picture's colour is the nearest one.
+# Red, green and blue of each colour; a picture's colour is the nearest one, as the eye sees it.
 COLOURS = {
     "red": (244, 67, 54),
     "orange": (255, 152, 0),
@@ -25,7 +25,8 @@ COLOURS = {
     "white": (224, 224, 224),
 }
 SHAPES = ("heart", "circle", "square")
-_GROUND = 240  # what is brighter in all three channels is ground
+_DARKER = 15  # than white, in one of the channels, is the least that stands out from the ground
+_SHARE = 0.4  # of how much darker the thing is than white; what is less dark is ground
 _SMALLEST = 0.05  # of the picture, that a thing fills
 _OVERLAP = 0.85  # with its shape, over the union of both
 _SIDE = 64  # of the box to which a thing is brought
@@ -39,28 +40,33 @@ class Attributes(NamedTuple):
 
 
 def named(caption: str) -> Attributes:
-    """The colour and the shape that a caption names, each if it names just one."""
+    """The colour and the shape that a caption names, each if it names just one; a light or dark
+    colour is none of these."""
     words = set(re.findall(r"[a-z]+", caption.lower()))
-    found = [[name for name in known if name in words] for known in (COLOURS, SHAPES)]
+    known = ((), SHAPES) if words & {"light", "dark"} else (COLOURS, SHAPES)
+    found = [[name for name in names if name in words] for names in known]
     return Attributes(*(names[0] if len(names) == 1 else "" for names in found))
 
 
 def seen(image: np.ndarray) -> Attributes:
     """The colour and the shape of the largest thing in a picture, (H, W, 3) uint8.
 
-    The thing is the largest connected part that is darker than the ground, holes filled. Its colour
-    is the nearest to the median of its pixels. Its shape is the one that its outline, scaled to a
-    square, overlaps most, if intersection over union is at least 0.85.
+    How dark a pixel is, is how far its lowest channel lies below white. What is less dark than 0.4
+    of the darkest quarter of the picture is ground, so that a tinted one, as of strong guidance, is
+    no part of the thing. The thing is the largest connected part that is darker, holes filled. Its
+    colour is the nearest in CIELAB to the median of its pixels. Its shape is the one that its
+    outline, scaled to a square, overlaps most, if intersection over union is at least 0.85.
     """
-    parts, num = ndimage.label(image.min(axis=-1) < _GROUND)
+    darkness = 255 - image.min(axis=-1).astype(int)
+    parts, num = ndimage.label(darkness > max(_DARKER, _SHARE * np.quantile(darkness, 0.75)))
     if num == 0:
         return Attributes("", "")
     sizes = np.bincount(parts.ravel())[1:]
     mask = ndimage.binary_fill_holes(parts == 1 + np.argmax(sizes))
     if mask.mean() < _SMALLEST:
         return Attributes("", "")
-    median = np.median(image[mask].astype(float), axis=0)
-    distances = {name: np.sum((median - rgb) ** 2) for name, rgb in COLOURS.items()}
+    median = _lab(np.median(image[mask].astype(float), axis=0))
+    distances = {name: np.sum((median - _lab(np.array(c))) ** 2) for name, c in COLOURS.items()}
     rows, columns = (np.flatnonzero(mask.any(axis=axis)) for axis in (1, 0))
     box = mask[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
     places = [(np.arange(_SIDE) + 0.5) * size / _SIDE for size in box.shape]
@@ -70,6 +76,16 @@ def seen(image: np.ndarray) -> Attributes:
     return Attributes(
         min(distances, key=distances.get), shape if overlaps[shape] >= _OVERLAP else ""
     )
+
+
+def _lab(rgb: np.ndarray) -> np.ndarray:
+    """Lightness, green to red and blue to yellow of an sRGB colour of 0 to 255 (CIE 1976, D65)."""
+    values = rgb / 255
+    linear = np.where(values > 0.04045, ((values + 0.055) / 1.055) ** 2.4, values / 12.92)
+    to_xyz = [[0.4124, 0.3576, 0.1805], [0.2126, 0.7152, 0.0722], [0.0193, 0.1192, 0.9505]]
+    ratio = np.array(to_xyz) @ linear / (0.9505, 1.0, 1.089)
+    x, y, z = np.where(ratio > 216 / 24389, np.cbrt(ratio), (ratio * 24389 / 27 + 16) / 116)
+    return np.array([116 * y - 16, 500 * (x - y), 200 * (y - z)])
 
 
 @functools.cache
