@@ -27,6 +27,7 @@ def load(path):
 
 EXPERIMENT = load(ROOT / "experiments" / "learned_vs_cosine.py")
 QUALITY = load(ROOT / "experiments" / "sampler_quality.py")
+EMOJI = load(ROOT / "experiments" / "text_to_emoji.py")
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
 
@@ -40,6 +41,16 @@ def test_every_arm_can_be_run(endpoints):
     spec = EXPERIMENT.make_spec("command", endpoints, config)
     assert "600 steps" in spec.method and "simple loss" in spec.question
     assert [m.key for m in spec.metrics] == ["vlb_variance"]  # the headline
+
+
+def test_the_page_on_emoji_has_the_table_of_its_numbers():
+    folder = ROOT / "experiments" / "results"
+    raw = json.loads((folder / "text_to_emoji.json").read_text())
+    assert EMOJI.page(raw) in (folder / "text_to_emoji.md").read_text()
+    assert set(EMOJI.HELD_OUT) < set(EMOJI.COMBINATIONS)
+    seen = set(EMOJI.COMBINATIONS) - set(EMOJI.HELD_OUT)
+    words = [set(" ".join(part).split()) for part in (EMOJI.HELD_OUT, seen)]
+    assert words[0] == words[1]  # each colour and shape is seen
 
 
 def test_every_sampler_has_a_curve():
