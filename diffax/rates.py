@@ -20,6 +20,7 @@ from diffax import process
 from diffax.process import AnySchedule, Predict
 from diffax.registry import unknown
 from diffax.schedules import LOG_SNR_MAX, LOG_SNR_MIN, Schedule, ends_of
+from diffax.schedules.fields import in_float64
 from diffax.schedules.from_rate import Rate, make_rate
 from diffax.schedules.from_rate import rate_from_json as from_json
 
@@ -186,7 +187,7 @@ def of_schedule(
         raise ValueError("of_schedule needs a continuous schedule; this one is discrete")
     levels = _levels(schedule, log_snr_max, log_snr_min, num_levels)
     edges = np.concatenate([levels[:1], 0.5 * (levels[1:] + levels[:-1]), levels[-1:]])
-    with jax.enable_x64(True):
+    with in_float64():
         t = np.asarray(schedule.inverse_log_snr(jnp.asarray(edges, jnp.float64)))
     return make_rate(levels, np.maximum(-np.diff(t), 1e-12) / np.diff(edges))
 

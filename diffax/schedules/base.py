@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from diffax import arguments
-from diffax.schedules.fields import aside, pytree, static
+from diffax.schedules.fields import aside, in_float64, pytree, static
 
 # The default ends of every schedule that takes `log_snr_max` and `log_snr_min`.
 LOG_SNR_MAX = 10.0
@@ -162,7 +162,7 @@ class Schedule(_Levels):
             return from_log_snr_table(levels, self._reaches_zero_snr())
         dtype = jnp.result_type(float)
         with jax.ensure_compile_time_eval():
-            with jax.enable_x64(True):
+            with in_float64():
                 exact = np.asarray(self.log_snr((jnp.arange(num_steps) + 1) / num_steps))
         return from_log_snr_table(exact, self._reaches_zero_snr(), dtype)
 
@@ -246,7 +246,7 @@ class DiscreteSchedule(_Levels):
         if table is None:
             table = change.forward(self.log_snrs, self.log_snrs[0], self.log_snrs[-1])
             return from_log_snr_table(table, zero_terminal)
-        with jax.ensure_compile_time_eval(), jax.enable_x64(True):
+        with jax.ensure_compile_time_eval(), in_float64():
             table = jnp.asarray(table, jnp.float64)
             table = np.asarray(change.forward(table, table[0], table[-1]))
         return from_log_snr_table(table, zero_terminal, self.log_snrs.dtype)

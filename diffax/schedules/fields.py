@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Iterator
+from contextlib import AbstractContextManager
 from typing import Any
 
 import jax
 import numpy as np
+
+
+def in_float64() -> AbstractContextManager:
+    """Within it JAX computes in float64. JAX 0.7 has the switch among its experiments alone."""
+    if hasattr(jax, "enable_x64"):
+        return jax.enable_x64(True)
+    from jax.experimental import enable_x64
+
+    return enable_x64()
 
 
 def static(**kwargs: Any) -> Any:

@@ -22,7 +22,7 @@ from diffax.schedules.base import (
     positive,
     sigma_of,
 )
-from diffax.schedules.fields import number, pytree, static
+from diffax.schedules.fields import in_float64, number, pytree, static
 
 AnySchedule = Schedule | DiscreteSchedule
 
@@ -306,7 +306,7 @@ def frozen(schedule: Schedule, num_points: int = 1025) -> Table:
         raise ValueError("frozen needs a continuous schedule; a discrete one is its own table")
     if num_points < 2:
         raise ValueError(f"num_points={num_points}: a table needs at least 2")
-    with jax.enable_x64(True):  # where float32 is too coarse for a flat shape to fall
+    with in_float64():  # where float32 is too coarse for a flat shape to fall
         values = np.asarray(schedule.log_snr(jnp.linspace(0.0, 1.0, num_points)))
     return _table(_strictly(values).tolist())
 
