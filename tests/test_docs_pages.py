@@ -1,9 +1,11 @@
 """The pages of the documentation: every link leads somewhere, every block of code runs."""
 
 import ast
+import base64
 import doctest
 import importlib
 import importlib.util
+import inspect
 import json
 import os
 import pkgutil
@@ -35,6 +37,10 @@ TEXTS = [
 INCLUDED = ("contributing.md", "changelog.md", "pods.md", "results/")
 # Tried by tests/test_docs.py: plugins, programs that train, and what is asserted there.
 APART = ("coming_from.md", "extending.md", "own_loop.md")
+
+PIXEL = (
+    "iVBORw0KGgoAAAANSUhEUgAAAAEAAAABCAYAAAAfFcSJAAAADUlEQVR42mNk+M9QDwADhgGAWjR9awAAAABJRU5ErkJggg=="
+)
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler", "registering")
 
@@ -110,6 +116,46 @@ def test_the_pictures_that_pages_show_are_drawn():
     made = (DOCS / "site" / "made.py").read_text(encoding="utf-8")
     shown = {name for path in PAGES for name in re.findall(r"\(pictures/([\w.]+)\)", prose(path))}
     assert shown and all(f'"{name}": ' in made for name in shown)
+
+
+@pytest.mark.parametrize("path", PAGES, ids=name_of)
+def test_what_a_page_has_made_is_made(path, made):
+    for name in re.findall(r"^<!-- made: (.*) -->$", path.read_text(encoding="utf-8"), re.M):
+        assert callable(getattr(made, name))
+
+
+@pytest.fixture
+def made(monkeypatch):
+    """docs/site/made.py, with a single pixel for each picture: `make docs` draws them."""
+    monkeypatch.syspath_prepend(str(DOCS / "site"))
+    made = importlib.import_module("made")
+    pixel = base64.b64decode(PIXEL)
+    names = re.findall(r'"([\w]+\.png)": ', inspect.getsource(made))
+    names += [f"schedule_{name}.png" for name in diffax.schedules.names()]
+    monkeypatch.setattr(made, "pictures", lambda: dict.fromkeys(names, pixel))
+    return made
+
+
+def test_the_site_builds(made, tmp_path, monkeypatch):
+    """Every page, link, anchor and name of the reference; a warning is an error."""
+    pytest.importorskip("mkdocstrings_handlers.python")
+    build = pytest.importorskip("mkdocs.commands.build")
+    settings = importlib.import_module("mkdocs.config")
+    monkeypatch.chdir(ROOT)
+    monkeypatch.setenv("NO_MKDOCS_2_WARNING", "1")
+    config = settings.load_config("mkdocs.yml", site_dir=str(tmp_path))
+    config.plugins.on_startup(command="build", dirty=False)
+    build.build(config)
+    gallery = (tmp_path / "gallery.html").read_text(encoding="utf-8")
+    assert all(f'id="{name}"' in gallery for name in diffax.schedules.names())
+    reference = (tmp_path / "reference" / "samplers.html").read_text(encoding="utf-8")
+    assert "dynamic_threshold" in reference
+    assert "sampling.num_steps" in (tmp_path / "reference" / "config.html").read_text()
+    assert (tmp_path / "results" / "claims.png").read_bytes()
+
+
+def test_a_picture_of_a_schedule_is_drawn(made):
+    assert made.of_schedule("cosine").startswith(b"\x89PNG")
 
 
 # --- code -----------------------------------------------------------------------------------------

@@ -64,7 +64,7 @@ def test_a_narrowed_copy_trains(path):
     config.data.name = "digits"
     unet, dit = config.model.unet, config.model.dit
     unet.channels, unet.head_width, unet.num_blocks = 8, 8, 1
-    unet.channel_mults = (1,)
+    unet.channel_mults, unet.dropout = (1,), 0.0
     unet.attention_resolutions = unet.attention_resolutions and (8,)
     dit.width, dit.depth, dit.head_width = 16, 1, 8
     unet.dtype = dit.dtype = "float32"
