@@ -6,6 +6,7 @@ import json
 import logging
 import math
 import os
+import tempfile
 import uuid
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -14,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from diffax import runtime
+from diffax import places, runtime
 
 _LOG = logging.getLogger("diffax")
 _CHECKSUM = "checksum"  # the array of a file that holds the hash of the others
@@ -29,9 +30,17 @@ def replacing(path: str | os.PathLike) -> Iterator[Path]:
     """Another path to write to, which replaces `path` at the end.
 
     A reader sees the whole new file or what was there before, also if the process is killed, or if
-    several processes write the same file. The folder is made if it is missing.
+    several processes write the same file. The folder is made if it is missing. Of a bucket it is
+    uploaded at the end.
     """
-    path = Path(path)
+    path = places.path_of(path)
+    if places.in_bucket(path):
+        with tempfile.TemporaryDirectory() as folder:
+            local = Path(folder) / path.name
+            yield local
+            with places.as_os_error(path):
+                path.write_bytes(local.read_bytes())
+        return
     path.parent.mkdir(parents=True, exist_ok=True)
     # A name of its own for each writer: a thread, a process, another machine. It is no longer for a
     # long name.

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from diffax import files, registry
+from diffax.places import absolute, path_of
 from diffax.registry import code_digest
 
 _LOG = logging.getLogger("diffax")
@@ -119,7 +120,7 @@ def keep(names: Iterable[str], folder: str | os.PathLike) -> None:
     for name in names:
         plugin = loaded.get(name) or load(name)
         if plugin.path is not None:
-            copy = Path(folder) / _copy_name(name)
+            copy = path_of(folder) / _copy_name(name)
             _write(copy.with_suffix(".json"), json.dumps(os.fspath(plugin.original)).encode())
             _write(copy, plugin.source)
 
@@ -205,8 +206,7 @@ def _version(label: str) -> str:
 
 def _read(path: str | Path, given: str) -> bytes:
     try:
-        with open(path, "rb") as file:
-            source = file.read()
+        source = path_of(path).read_bytes()
     except IsADirectoryError:
         raise ValueError(f"{given} is a directory; name a file of Python") from None
     except (OSError, ValueError) as error:  # ValueError: a name with a null character
@@ -219,25 +219,25 @@ def _read(path: str | Path, given: str) -> bytes:
 
 def _copy(given: str, label: str, digest: str, kept: str | os.PathLike | None) -> _Found:
     """The copy of a plugin in a folder."""
-    path = Path(kept) / _copy_name(given) if kept is not None else None
+    path = path_of(kept) / _copy_name(given) if kept is not None else None
     if path is None or not path.is_file():
         where = f"no copy in {kept}, and it is not loaded" if kept else "it is not loaded"
         raise ValueError(f"{given}: {where}; name its file by --plugin=FILE")
     source = _read(path, os.fspath(path))
     if code_digest(source) != digest:
         raise ValueError(f"{path} is not the plugin that it was: it is damaged or was changed")
-    original = Path(_original(given, path.parent) or path.absolute())
+    original = Path(_original(given, path.parent) or absolute(path))
     if original.is_file() and code_digest(original.read_bytes()) != digest:
         _LOG.warning(
             "%s has changed since the run was trained: %s, the copy kept with it, is used",
             *(original, path),
         )
-    return _Found(label, path.absolute(), source, is_module=False, original=original)
+    return _Found(label, absolute(path), source, is_module=False, original=original)
 
 
 def _changed(given: str, kept: str | os.PathLike | None) -> Plugin | None:
     """What was run of the file that a copy in a folder was made of, and that is another now."""
-    original = kept is not None and _original(given, Path(kept))
+    original = kept is not None and _original(given, path_of(kept))
     original = original and os.path.realpath(original)
     for plugin in _LOADED.values():
         if original and plugin.path and os.path.realpath(plugin.path) == original:

@@ -91,11 +91,11 @@ def test_every_public_module_is_an_attribute():
 CORE = {"arguments", "registry", "plugins", "schedules", "process"}
 FUNCTIONS = CORE | {"objectives", "time_sampling", "samplers", "likelihood", "rates"}
 METHODS = FUNCTIONS | {"models", "data", "distributed", "methods"}
-PARTS = METHODS | {"metric", "plots", "config", "files", "runtime", "evaluation"}
+PARTS = METHODS | {"metric", "plots", "config", "files", "places", "runtime", "evaluation"}
 MAY_IMPORT = {
     "arguments": set(),
     "registry": set(),
-    "plugins": {"files", "registry"},
+    "plugins": {"files", "places", "registry"},
     "schedules": {"arguments", "registry"},
     "process": {"arguments", "registry", "schedules"},
     "time_sampling": CORE,
@@ -104,7 +104,8 @@ MAY_IMPORT = {
     "samplers": CORE | {"rates"},
     "rates": CORE,
     "models": {"arguments", "registry"},
-    "files": {"runtime"},
+    "files": {"places", "runtime"},
+    "places": {"runtime"},
     "metric": set(),
     "data": {"files", "registry", "runtime"},
     "evaluation": {"data", "files", "metric", "registry", "runtime"},

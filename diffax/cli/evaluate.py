@@ -8,6 +8,7 @@ from typing import Any
 
 from diffax.cli import shared
 from diffax.cli.flags import of_key, words
+from diffax.places import path_of
 
 Entry = dict[str, Any]
 
@@ -93,7 +94,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     if args.reference and (flags := shared.given(args, DATA_FLAGS)):
         raise ValueError(f"{_shown(flags)}: only with --data")
     if args.workdir:
-        prepare, default = _of_run, Path(args.workdir) / "evaluation.json"
+        prepare, default = _of_run, path_of(args.workdir) / "evaluation.json"
     else:
         path = Path(args.samples).absolute()
         prepare, default = _of_samples, path.with_name(f"{path.name}.evaluation.json")

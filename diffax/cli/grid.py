@@ -3,11 +3,11 @@
 from __future__ import annotations
 
 import argparse
-from pathlib import Path
 from typing import Any
 
 from diffax.cli import shared
 from diffax.cli.flags import of_key, whole
+from diffax.places import path_of
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     options = shared.given_options(args)
     if args.method == "learned":
         options.setdefault("sampler", "learned")
-    picture = Path(args.workdir) / f"{grids.FOLDER}.png"
+    picture = path_of(args.workdir) / f"{grids.FOLDER}.png"
     shared.check_output(picture)
     with ProgressDisplay() as progress:
         with progress.doing("", shared.reading(args.workdir)):

@@ -3,10 +3,10 @@
 import argparse
 import shlex
 from collections.abc import Callable
-from pathlib import Path
 
 from diffax.cli import shared
 from diffax.cli.flags import number, of_key, whole
+from diffax.places import path_of
 
 
 def add_flags(parser: argparse.ArgumentParser) -> None:
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     from diffax.training.progress import ProgressDisplay
 
     prompts = [*(args.text or []), *edits.read_prompts(args.prompts)]
-    default = Path(args.workdir) / "samples" / (args.edit or "sample")
+    default = path_of(args.workdir) / "samples" / (args.edit or "sample")
     out = shared.output(args.out, default, ".npz", ".png")
     arrays, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("npz", "png"))
     with ProgressDisplay() as progress:

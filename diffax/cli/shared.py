@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 
 from ml_collections import ConfigDict
 
-from diffax import registry
+from diffax import places, registry
 from diffax.cli.flags import Parser, of_key
 from diffax.runtime import local_path
 
@@ -73,8 +73,9 @@ def load_plugins(words: Sequence[str], takes_config: bool) -> None:
     add_plugin(parser)
     parser.add_argument("--workdir")
     args, _ = parser.parse_known_args(words)
-    has_plugins = args.workdir and Path(args.workdir, "plugins").is_dir()
-    kept = has_plugins and not takes_config and Path(args.workdir, "config.json").is_file()
+    place = places.path_of(args.workdir) if args.workdir else None
+    has_plugins = place is not None and (place / "plugins").is_dir()
+    kept = has_plugins and not takes_config and (place / "config.json").is_file()
     if args.plugin or kept:
         runtime.start(trains=takes_config)  # before any of their code
     for given in args.plugin:
@@ -82,7 +83,7 @@ def load_plugins(words: Sequence[str], takes_config: bool) -> None:
     if kept:
         from diffax.training import workdir
 
-        workdir.read_config(Path(args.workdir).absolute())
+        workdir.read_config(places.workdir_of(args.workdir))
 
 
 def add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
@@ -109,6 +110,9 @@ def check_output(*paths: Path) -> None:
     It is tried, in directories made for it, and nothing of that is left.
     """
     for path in paths:
+        if places.in_bucket(path):
+            places.try_to_write(path.parent)
+            continue
         if path.exists() and not path.is_file():
             raise ValueError(f"{path} can't be written: it is there already, and is no plain file")
         partial = path.with_name(f".{path.name}.partial")
@@ -125,7 +129,7 @@ def check_output(*paths: Path) -> None:
 
 
 def check_places(args: argparse.Namespace) -> None:
-    """Reads --workdir and --out by `runtime.local_path`, in place.
+    """Reads --workdir and --out by `runtime.local_path`, in place; --workdir may be of a bucket.
 
     Raises:
       ValueError: a place that can't be written to, before any work.
@@ -134,7 +138,7 @@ def check_places(args: argparse.Namespace) -> None:
         given = getattr(args, name, None)
         several = given if isinstance(given, list) else [given]
         for path in several:
-            if path is not None:
+            if path is not None and (name != "workdir" or not places.in_bucket(path)):
                 local_path(path, f"--{name}")
         found = [path and os.path.expanduser(path) for path in several]
         setattr(args, name, found if isinstance(given, list) else found[0])

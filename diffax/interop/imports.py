@@ -19,8 +19,8 @@ from diffax.data import DatasetInfo
 from diffax.files import write_text
 from diffax.interop import diffusers
 from diffax.interop.diffusers.unets import sample_shape
+from diffax.places import workdir_of
 from diffax.registry import unknown
-from diffax.runtime import local_path
 from diffax.training import codecs, teachers
 from diffax.training.checkpoint import Checkpoints
 from diffax.training.lock import held
@@ -72,7 +72,7 @@ def import_run(
     config = found.config
     info = _described(found, data_config)
     config_lib.validate(config)
-    root = local_path(workdir).absolute()
+    root = workdir_of(workdir)
     check_writable(root)
     with held([root]):
         if (root / "config.json").exists():

@@ -13,7 +13,6 @@ import json
 import logging
 import os
 import re
-import shutil
 import zlib
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
@@ -24,7 +23,7 @@ import jax.numpy as jnp
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
 
-from diffax import runtime
+from diffax import places, runtime
 from diffax.training import hosts
 
 _LOG = logging.getLogger("diffax")
@@ -54,7 +53,7 @@ class Checkpoints:
 
     def __init__(self, directory: str | os.PathLike, keep: int = 1, read_only: bool = False):
         runtime.watch_callbacks()
-        self.directory = Path(directory).absolute()
+        self.directory = places.workdir_of(directory)
         self._read_only, self._keep = read_only, keep
         self.trusted: int | None = None
         self._state, self._text = ocp.StandardCheckpointHandler(), ocp.JsonCheckpointHandler()
@@ -165,8 +164,8 @@ class Checkpoints:
             # One of the hosts does it for all.
             if jax.process_index() == 0:
                 place = self.directory / f"{word}-{step}"
-                shutil.rmtree(place, ignore_errors=True)  # of an earlier time
-                (self.directory / str(step)).rename(place)
+                places.remove_folder(place)  # of an earlier time
+                places.rename_folder(self.directory / str(step), place)
         if steps:
             multihost_utils.sync_global_devices("checkpoints are put aside")
             self._manager.reload()

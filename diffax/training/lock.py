@@ -1,5 +1,9 @@
-"""One job at a time in a workdir: a file, lock.json, that the kernel locks, and that says whose it
-is. The lock ends with the process that holds it, whatever ends that."""
+"""One job at a time in a workdir: a file, lock.json, that says whose the workdir is.
+
+On a file system the kernel locks it. The lock ends with the process that holds it, whatever ends
+that. A bucket has no such locks: there its holder writes a new number into the file now and then,
+and one who finds the same number for `LEASE_SECONDS` takes it over, as the job of it has ended.
+"""
 
 import contextlib
 import fcntl
@@ -7,11 +11,20 @@ import json
 import logging
 import os
 import platform
+import threading
+import time
+import uuid
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
+
+from diffax import places
 
 _LOG = logging.getLogger("diffax")
 NAME = "lock.json"
+# Of a bucket: how long a lock holds whose number stays the same, and how often its holder writes
+# another one.
+LEASE_SECONDS, BEAT_SECONDS = 60.0, 10.0
 
 
 class Lost(OSError):
@@ -87,14 +100,118 @@ class Lock:
     def _owner(self) -> str:
         """What the file says of who holds it."""
         try:
-            owner = json.loads(self.path.read_text(encoding="utf-8"))
-            return f"process {owner['process']} on host {owner['host']}"
-        except (OSError, ValueError, TypeError, KeyError):  # gone, or not written yet
-            return "an unknown job"
+            return _named(self.path.read_bytes())
+        except OSError:  # gone
+            return _named(b"")
+
+
+def _named(content: bytes) -> str:
+    """Whose a lock with this content is."""
+    try:
+        owner = json.loads(content)
+        return f"process {owner['process']} on host {owner['host']}"
+    except (ValueError, TypeError, KeyError):  # not written yet
+        return "an unknown job"
+
+
+class BucketLock:
+    """The lock of a workdir in a bucket; as `Lock`.
+
+    Two jobs that find a lock run out at once may both begin. The later one holds it then, and the
+    other ends at its next `check`.
+    """
+
+    def __init__(self, directory: Any, name: str = NAME):
+        self.path = directory / name
+        self._key = uuid.uuid4().hex
+        self._end = threading.Event()
+        self._beat = threading.Thread(target=self._go_on, daemon=True, name="lock")
+
+    def take(self) -> None:
+        """Makes the file, if need be when the lock that is there has run out.
+
+        Raises:
+          ValueError: another job is at work there.
+        """
+        while not places.create(self.path, self._content()):
+            self._wait_for(places.read_bytes(self.path))
+        self._beat.start()
+
+    def _wait_for(self, held: bytes | None) -> None:
+        """Returns when the lock is gone, or has run out and was removed."""
+        said, begun = _named(held or b""), time.monotonic()
+        if not _is_over(held):
+            _LOG.info("waiting to see whether %s is at work in %s", said, self.path.parent)
+        while held is not None and not _is_over(held):
+            if time.monotonic() - begun > LEASE_SECONDS:
+                break
+            time.sleep(min(1.0, LEASE_SECONDS / 10))
+            now = places.read_bytes(self.path)
+            if now is not None and now != held:
+                raise ValueError(
+                    f"workdir {self.path.parent} is in use by {_named(now)}: wait for its end, stop"
+                    " it, or take another workdir"
+                )
+            held = now
+        if held is not None:
+            words = "an earlier job (%s) was stopped in %s; its lock is taken over"
+            _LOG.warning(words, said, self.path.parent)
+            with contextlib.suppress(FileNotFoundError), places.as_os_error(self.path):
+                self.path.unlink()
+
+    def check(self) -> None:
+        """Raises Lost if the file is another's, or gone with config.json; makes it again if it
+        alone is gone."""
+        found = places.read_bytes(self.path)
+        if found is not None and self._key.encode() not in found:
+            raise Lost(f"{_named(found)} has taken the directory over")
+        if found is None:
+            if not (self.path.parent / "config.json").exists():
+                raise Lost("the directory was deleted or moved while it was in use")
+            _LOG.warning("%s was deleted while it was in use; it is made again", self.path)
+            if not places.create(self.path, self._content()):
+                raise Lost("another job has taken the directory over")
+
+    def release(self) -> None:
+        """Removes the file, if it is ours."""
+        self._end.set()
+        self._beat.join()
+        found = places.read_bytes(self.path)
+        if found is not None and self._key.encode() in found:
+            with places.as_os_error(self.path):
+                self.path.unlink()
+
+    def _content(self) -> bytes:
+        owner = {"host": platform.node(), "process": os.getpid()}
+        return json.dumps({**owner, "key": self._key, "beat": uuid.uuid4().hex}).encode()
+
+    def _go_on(self) -> None:
+        while not self._end.wait(BEAT_SECONDS):
+            try:
+                found = places.read_bytes(self.path)
+                if found is not None and self._key.encode() in found:
+                    with places.as_os_error(self.path):
+                        self.path.write_bytes(self._content())
+            except OSError as error:  # `check` says so where it lasts
+                _LOG.debug("%s can't be renewed (%s)", self.path, error)
+
+
+def _is_over(held: bytes | None) -> bool:
+    """Whether the process that holds a lock was one of this host, and has ended."""
+    try:
+        owner = json.loads(held or b"")
+        if owner["host"] != platform.node():
+            return False
+        os.kill(int(owner["process"]), 0)
+    except ProcessLookupError:
+        return True
+    except (OSError, ValueError, TypeError, KeyError):  # another user's; or not known
+        return False
+    return False
 
 
 @contextlib.contextmanager
-def held(directories: Sequence[Path], name: str = NAME) -> Iterator[Callable[[], None]]:
+def held(directories: Sequence[Any], name: str = NAME) -> Iterator[Callable[[], None]]:
     """Holds the locks of some directories, which exist; gives a function that raises Lost if one is
     not ours any more.
 
@@ -102,7 +219,8 @@ def held(directories: Sequence[Path], name: str = NAME) -> Iterator[Callable[[],
       ValueError: one of them is in use.
     """
     with contextlib.ExitStack() as stack:
-        locks = [Lock(directory, name) for directory in directories]
+        kinds = [BucketLock if places.in_bucket(place) else Lock for place in directories]
+        locks = [kind(directory, name) for kind, directory in zip(kinds, directories)]
         for lock in locks:
             lock.take()
             stack.callback(lock.release)

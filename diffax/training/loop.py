@@ -23,7 +23,8 @@ from diffax.data import DatasetInfo
 from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
-from diffax.runtime import Interrupted, Interruption, local_path, the_same
+from diffax.places import workdir_of
+from diffax.runtime import Interrupted, Interruption, the_same
 from diffax.training import codecs, latents, teachers, writers
 from diffax.training.checkpoint import DamagedError, kept
 from diffax.training.lock import held
@@ -119,7 +120,7 @@ def _train(
     distributed.check_mode(config.parallel.mode)
     mesh = distributed.make_mesh(config.parallel.num_devices, config.parallel.fsdp)
     layout.check(config.parallel.mode, mesh)
-    roots = [local_path(workdir).absolute() for workdir in workdirs]
+    roots = [workdir_of(workdir) for workdir in workdirs]
     for root in roots:
         check_writable(root)
     with ExitStack() as stack:
@@ -370,7 +371,7 @@ def _check_alike(configs: Sequence[ConfigDict], workdirs: Sequence[str | os.Path
     seeds = [config.seed for config in configs]
     for name, values in (
         ("seeds", seeds),
-        ("workdirs", [local_path(w).absolute() for w in workdirs]),
+        ("workdirs", [workdir_of(w) for w in workdirs]),
     ):
         if len(set(values)) < len(values):
             raise ValueError(f"the {name} of the runs must be distinct: {list(map(str, values))}")

@@ -18,7 +18,6 @@ import contextlib
 import dataclasses
 import json
 import os
-import tempfile
 from collections.abc import Callable, Collection, Iterator, Mapping
 from pathlib import Path
 from typing import Any, NamedTuple, Self
@@ -32,7 +31,8 @@ from diffax import plugins
 from diffax.data import DatasetInfo
 from diffax.methods import Method
 from diffax.methods.base import State
-from diffax.runtime import local_path, the_same
+from diffax.places import try_to_write, workdir_of
+from diffax.runtime import the_same
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.lock import Lost
 
@@ -72,8 +72,7 @@ def check_writable(workdir: Path) -> None:
     """Makes the directory; raises ValueError, naming it, if nothing can be written there."""
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryFile(dir=workdir):
-            pass
+        try_to_write(workdir)
     except OSError as error:
         raise ValueError(f"workdir {workdir} can't be written to ({error})") from None
 
@@ -287,13 +286,13 @@ class Run(NamedTuple):
 
 def steps_done(workdir: str | os.PathLike) -> int:
     """The step of the latest checkpoint in a run's directory; 0 if there is none."""
-    return latest_step(local_path(workdir).absolute() / CHECKPOINTS) or 0
+    return latest_step(workdir_of(workdir) / CHECKPOINTS) or 0
 
 
 def outcome(workdir: str | os.PathLike) -> dict[str, Path]:
     """What a run left: "checkpoint", "samples", "metrics" -> the path of the latest; of what there
     is."""
-    workdir = local_path(workdir)
+    workdir = workdir_of(workdir)
     found = {
         "checkpoint": workdir / CHECKPOINTS / str(steps_done(workdir)),
         "samples": max((workdir / "samples").glob("step_*.png"), default=None),
@@ -316,7 +315,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
       ValueError: the checkpoint doesn't fit the config; config.json or dataset.json is damaged, or
         says otherwise than the checkpoint; it is named.
     """
-    workdir = local_path(workdir).absolute()
+    workdir = workdir_of(workdir)
     config, dataset = read_config(workdir), read_dataset(workdir)
     checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
     try:

@@ -14,6 +14,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax.files import write_text
+from diffax.places import in_bucket, path_of
 from diffax.training import hosts
 from diffax.training.progress import Pace
 
@@ -29,16 +30,23 @@ class JsonLines:
 
     def __init__(self, path: str | os.PathLike, last_step: int = 0):
         kept = [line for line in read_json_lines(path) if line["step"] <= last_step]
-        write_text(path, "".join(json.dumps(line) + "\n" for line in kept))
-        self._file = open(path, "a", encoding="utf-8")
+        self._path, self._text = path, "".join(json.dumps(line) + "\n" for line in kept)
+        write_text(path, self._text)
+        self._file = None if in_bucket(path) else open(path, "a", encoding="utf-8")
 
     def write_scalars(self, step: int, scalars: Mapping[str, float]) -> None:
         values = {k: float(v) if math.isfinite(v) else None for k, v in scalars.items()}
-        self._file.write(json.dumps({"step": int(step), **values}) + "\n")
-        self._file.flush()
+        line = json.dumps({"step": int(step), **values}) + "\n"
+        if self._file is None:  # an object of a bucket can't be appended to
+            self._text += line
+            write_text(self._path, self._text)
+        else:
+            self._file.write(line)
+            self._file.flush()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file is not None:
+            self._file.close()
 
 
 def read_json_lines(path: str | os.PathLike) -> list[dict[str, float | None]]:
@@ -47,7 +55,7 @@ def read_json_lines(path: str | os.PathLike) -> list[dict[str, float | None]]:
     Raises:
       ValueError: another line is not JSON.
     """
-    path = Path(path)
+    path = path_of(path)
     text = path.read_text(encoding="utf-8") if path.exists() else ""
     whole = text[: text.rfind("\n") + 1]
     try:
@@ -83,7 +91,7 @@ class WeightsAndBiases:
             project=os.environ.get("WANDB_PROJECT", "diffax"),
             id=identifier.read_text(encoding="utf-8").strip(),
             name=workdir.name,
-            dir=os.fspath(workdir),
+            dir=None if in_bucket(workdir) else os.fspath(workdir),
             config=config.to_dict() if config is not None else None,
             resume="allow",
             reinit="create_new",  # several runs may be trained in one program
@@ -163,8 +171,9 @@ class Writer:
     ):
         self._pace, self._label, self._boards, self._lines = pace, label, [], None
         if hosts.is_first():
-            self._lines = JsonLines(Path(workdir) / "metrics.jsonl", last_step)
-            self._boards = [BOARDS[name].open(Path(workdir), config) for name in boards]
+            workdir = path_of(workdir)
+            self._lines = JsonLines(workdir / "metrics.jsonl", last_step)
+            self._boards = [BOARDS[name].open(workdir, config) for name in boards]
 
     def _open(self) -> list[Any]:
         return self._boards if self._lines is None else [self._lines, *self._boards]

