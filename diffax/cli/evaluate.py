@@ -14,7 +14,7 @@ Entry = dict[str, Any]
 
 # flag -> help; each is the field of diffax.data.DataConfig with that name
 DATA_FLAGS: dict[str, str] = {
-    "path": "folder or file, of --data=folder and --data=npz",
+    "path": "folder, file or name, of --data=folder, npz or huggingface",
     "data-dir": "where TFDS sets are prepared",
     "image-size": "resize and crop the reference to so many pixels a side",
     "pad-to": "frame the reference to so many pixels a side",

@@ -22,7 +22,7 @@ class DataConfig:
     Attributes:
       name: a key of `diffax.data.SOURCES`, or the name of a TFDS image set ("fashion_mnist",
         "emnist/letters", "cifar10:3.0.2", ...).
-      path: the folder of `folder`, the file of `npz`.
+      path: the folder of `folder`, the file of `npz`, the name or folder of `huggingface`.
       data_dir: where TFDS sets are prepared; empty: the environment variable TFDS_DATA_DIR, or else
         ~/tensorflow_datasets. Sources that are no TFDS set ignore it.
       image_size: images are resized (shorter side, antialiased) and centre-cropped to this many
@@ -32,9 +32,9 @@ class DataConfig:
         from which each batch is read; auto, on disk if they are more than half of the free memory.
       flip: horizontal flips as augmentation in training; read by the training loop, which hands it
         to `batches`.
-      train_split, eval_split: TFDS split names, slices as in "train[:90%]" included.
-      channels: of `folder`; 1 grey, 3 colour, 0 grey if every file is. Of `npz`; the length of the
-        array's last axis, 0 to find it.
+      train_split, eval_split: names of splits; of TFDS slices as in "train[:90%]" included.
+      channels: of `folder` and `huggingface`; 1 grey, 3 colour, 0 grey if every file is. Of `npz`;
+        the length of the array's last axis, 0 to find it.
       array: of `npz`; the key of the array, empty to find it.
       range: of `npz`; (low, high), the values that become -1 and 1, such as (0, 255) or (0, 1).
         (): uint8 and int16 have the range of their type, and floats must lie in [-1, 1].

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffax.data import digits, folder, mixture, npz, tfds_images
+from diffax.data import digits, folder, huggingface, mixture, npz, tfds_images
 from diffax.data.dataset import DataConfig, Dataset, check_flip
 from diffax.data.stored import STORAGES
 from diffax.registry import Registry, arguments, shared_arguments, suggestion, unknown
@@ -40,6 +40,7 @@ SOURCES: Registry[Source] = Registry(
         "digits": Source(digits.load, _TFDS_FIELDS),
         "folder": Source(folder.load, ("path", "image_size", "pad_to", "channels", "skip_bad")),
         "npz": Source(npz.load, ("path", "array", "range", "channels")),
+        "huggingface": Source(huggingface.load, ("path", "channels", *_TFDS_FIELDS)),
         "mixture2d": Source(mixture.load, ("modes", "mode_deviation")),
     },
 )

@@ -2,6 +2,7 @@
 
 import contextlib
 import difflib
+import functools
 import logging
 import os
 import re
@@ -12,9 +13,8 @@ from typing import Any
 
 import numpy as np
 
-from diffax.data import images
-from diffax.data.dataset import DataConfig, Dataset, Split, make_dataset
-from diffax.data.stored import filled
+from diffax.data.dataset import DataConfig, Dataset, make_dataset
+from diffax.data.records import Record, read_split
 
 _LOG = logging.getLogger("diffax")
 _AGAIN = "delete its folder and prepare the set again"
@@ -61,8 +61,26 @@ def load(config: DataConfig, also_known: tuple[str, ...] = ()) -> Dataset:
         _open(config, builder, field, image_key) for field in ("train_split", "eval_split")
     ]
     channels = builder.info.features[image_key].shape[-1] or 3
+
+    def records_of(source: Any) -> Iterator[Record]:
+        for record in _records(source, config.name):
+            text = record[text_key].decode("utf-8", "replace") if text_key else None
+            yield Record(record[image_key], record[label_key] if label_key else None, text)
+
+    def key(split: str) -> list[Any]:
+        stats = [(entry.name, entry.stat()) for entry in os.scandir(builder.data_dir)]
+        files = sorted((name, found.st_size, found.st_mtime_ns) for name, found in stats)
+        return [os.fspath(builder.data_dir), files, split]
+
     train, evaluation = (
-        _decode(config, source, channels, image_key, label_key, text_key, (builder.data_dir, split))
+        read_split(
+            config,
+            len(source),
+            functools.partial(records_of, source),
+            channels,
+            functools.partial(key, split),
+            f"{{}} of {config.name!r} can't be read ({{}}): {_AGAIN}.",
+        )
         for source, split in ((train, config.train_split), (evaluation, config.eval_split))
     )
     names = tuple(builder.info.features[label_key].names) if label_key else ()
@@ -124,57 +142,6 @@ def naming_split(config: DataConfig, field: str, splits: Iterable[str]) -> Itera
             f"data.{field}={getattr(config, field)!r} is not a split of {config.name!r}, which has"
             f" {', '.join(splits)} (and slices as in 'train[:90%]')."
         ) from error
-
-
-def _decode(
-    config: DataConfig,
-    source,
-    channels: int,
-    image_key: str,
-    label_key: str | None,
-    text_key: str | None,
-    place: tuple[os.PathLike, str],
-) -> Split:
-    """`place`: the folder of the files, and the split's name."""
-    num = len(source)
-
-    def decode(i: int, record: Any) -> np.ndarray:
-        try:
-            return images.decode(record[image_key], channels, config.image_size)
-        except ValueError as error:
-            raise ValueError(
-                f"image {i} of {config.name!r} can't be read ({error}): {_AGAIN}."
-            ) from error
-
-    shape = decode(0, next(_records(source, config.name))).shape
-    framed = images.pad(np.empty((0, *shape), np.uint8), config.pad_to).shape[1:]
-
-    def fill(x: Any) -> dict[str, np.ndarray]:
-        label, text = np.zeros(num, np.int32), []
-        for i, record in enumerate(images.counted(_records(source, config.name), num, config.name)):
-            image = decode(i, record)
-            if image.shape != shape:
-                raise ValueError(
-                    f"the images of {config.name!r} differ in size ({shape[:2]} and "
-                    f"{image.shape[:2]}): set data.image_size to resize them."
-                )
-            x[i] = images.pad(image[None], config.pad_to)[0]
-            if label_key:
-                label[i] = record[label_key]
-            if text_key:
-                text.append(record[text_key].decode("utf-8", "replace"))
-        return {"label": label, "text": np.array(text, np.str_)}
-
-    def key() -> list[Any]:
-        folder, split = place
-        stats = [(entry.name, entry.stat()) for entry in os.scandir(folder)]
-        files = sorted((name, found.st_size, found.st_mtime_ns) for name, found in stats)
-        return [os.fspath(folder), files, split, channels, config.image_size, config.pad_to]
-
-    what = f"data.name={config.name!r}"
-    x, beside = filled((num, *framed), np.uint8, fill, config.storage, what, key)
-    arrays = {"text": beside["text"]} if text_key else {}
-    return Split(x, beside["label"] if label_key else None, arrays)
 
 
 def _records(source, name: str) -> Iterator[Any]:

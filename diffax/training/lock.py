@@ -163,7 +163,7 @@ class BucketLock:
         """Raises Lost if the file is another's, or gone with config.json; makes it again if it
         alone is gone."""
         found = places.read_bytes(self.path)
-        if found is not None and self._key.encode() not in found:
+        if found and self._key.encode() not in found:
             raise Lost(f"{_named(found)} has taken the directory over")
         if found is None:
             if not (self.path.parent / "config.json").exists():

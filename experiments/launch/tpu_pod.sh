@@ -7,9 +7,10 @@
 # itself was run as two processes on one machine, by local.sh.
 #
 # Set the variables below, here or in the environment. WORKDIR must lie on a file system that all
-# hosts see: here SHARE, an NFS share such as Filestore's, is mounted. "gs://" is not understood; a
-# bucket has to be mounted by gcsfuse. `train` waits for the run to end; given again, after `stop`
-# or after the slice was preempted and created anew, it goes on where the run was.
+# hosts see: here SHARE, an NFS share such as Filestore's, is mounted. Or it is of a bucket, as
+# WORKDIR=gs://BUCKET/runs/cifar10, with the extra "gcs" of diffax installed. `train` waits for the
+# run to end; given again, after `stop` or after the slice was preempted and created anew, it goes on
+# where the run was.
 
 set -euo pipefail
 
