@@ -74,8 +74,9 @@ def load_plugins(words: Sequence[str], takes_config: bool) -> None:
     parser.add_argument("--workdir")
     args, _ = parser.parse_known_args(words)
     place = places.path_of(args.workdir) if args.workdir else None
-    has_plugins = place is not None and (place / "plugins").is_dir()
-    kept = has_plugins and not takes_config and (place / "config.json").is_file()
+    with places.as_os_error(place or ""):
+        has_plugins = place is not None and (place / "plugins").is_dir()
+        kept = has_plugins and not takes_config and (place / "config.json").is_file()
     if args.plugin or kept:
         runtime.start(trains=takes_config)  # before any of their code
     for given in args.plugin:

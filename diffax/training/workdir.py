@@ -31,7 +31,7 @@ from diffax import plugins
 from diffax.data import DatasetInfo
 from diffax.methods import Method
 from diffax.methods.base import State
-from diffax.places import try_to_write, workdir_of
+from diffax.places import as_os_error, in_bucket, try_to_write, workdir_of
 from diffax.runtime import the_same
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.lock import Lost
@@ -71,7 +71,8 @@ _NUM_STEPS = "training.num_steps"
 def check_writable(workdir: Path) -> None:
     """Makes the directory; raises ValueError, naming it, if nothing can be written there."""
     try:
-        workdir.mkdir(parents=True, exist_ok=True)
+        if not in_bucket(workdir):  # which has no folders
+            workdir.mkdir(parents=True, exist_ok=True)
         try_to_write(workdir)
     except OSError as error:
         raise ValueError(f"workdir {workdir} can't be written to ({error})") from None
@@ -223,10 +224,12 @@ def read_dataset(workdir: Path) -> DatasetInfo:
 
 def _read(workdir: Path, name: str, from_json: Callable[[str], Any]) -> Any:
     path = workdir / name
-    if not path.exists():
-        raise FileNotFoundError(f"{workdir} holds no run: there is no {name}")
+    with as_os_error(path):
+        if not path.exists():
+            raise FileNotFoundError(f"{workdir} holds no run: there is no {name}")
+        content = path.read_bytes()
     try:
-        return from_json(path.read_text(encoding="utf-8"))
+        return from_json(content.decode("utf-8"))
     except ValueError as error:
         raise ValueError(
             f"{path} is damaged ({error}); the command that trained the run, given again, writes it"
