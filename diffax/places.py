@@ -53,14 +53,14 @@ def path_of(path: str | os.PathLike) -> Any:
     return epath.Path(path)
 
 
-def workdir_of(path: str | os.PathLike) -> Any:
-    """The absolute path of a workdir, as a user wrote it.
+def workdir_of(path: str | os.PathLike, what: str = "workdir") -> Any:
+    """The absolute path of a workdir, as a user wrote it; `what` is what an error calls it.
 
     Raises:
       ValueError: it is empty, of another server than a bucket's, or of a bucket where gcsfs isn't
         installed.
     """
-    return path_of(path) if in_bucket(path) else local_path(path).absolute()
+    return path_of(path) if in_bucket(path) else local_path(path, what).absolute()
 
 
 def absolute(path: Any) -> Any:

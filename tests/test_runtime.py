@@ -153,7 +153,7 @@ def test_callbacks_that_come_too_late_say_nothing(monkeypatch, caplog):
 # --- places -----------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("place", ["", "  ", "gs://bucket/run", "s3://bucket", Path("gs://b/run")])
+@pytest.mark.parametrize("place", ["", "  ", "s3://bucket", Path("gs://b/run")])
 def test_a_place_where_no_file_can_be_made_is_refused(place, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     with pytest.raises(ValueError, match="workdir .*(must name a place|not on this machine's)"):
@@ -172,8 +172,17 @@ def test_a_tilde_is_the_home_directory(tmp_path, monkeypatch):
         runtime.local_path("~nobody-of-that-name/x")
 
 
-@pytest.mark.parametrize("command", ["train", "ablate", "tune", "sample", "evaluate", "report"])
-@pytest.mark.parametrize("flag", ["--workdir=gs://bucket/run", "--workdir=", "--out=s3://b/x"])
+PLACES = [
+    *(
+        (command, flag)
+        for command in ("train", "ablate", "tune", "sample", "evaluate", "report")
+        for flag in ("--workdir=s3://bucket/run", "--workdir=", "--out=s3://b/x")
+    ),
+    *((command, "--workdir=gs://bucket/run") for command in ("ablate", "tune", "report")),
+]
+
+
+@pytest.mark.parametrize(("command", "flag"), PLACES)
 def test_every_command_refuses_such_a_place(command, flag, tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     config = write_tiny_config(tmp_path)

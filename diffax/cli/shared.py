@@ -20,6 +20,7 @@ class Command(NamedTuple):
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, ConfigDict | None], None]
     takes_config: bool = False
+    takes_bucket: bool = False  # as its --workdir
 
 
 def read_config(
@@ -64,7 +65,7 @@ def add_plugin(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def load_plugins(words: Sequence[str], takes_config: bool) -> None:
+def load_plugins(words: Sequence[str], command: Command) -> None:
     """Runs the plugins of a command line, and those of the run in its workdir if the command takes
     no config: before the line is read, since flags take what plugins register."""
     from diffax import plugins, runtime
@@ -73,18 +74,24 @@ def load_plugins(words: Sequence[str], takes_config: bool) -> None:
     add_plugin(parser)
     parser.add_argument("--workdir")
     args, _ = parser.parse_known_args(words)
-    place = places.path_of(args.workdir) if args.workdir else None
-    with places.as_os_error(place or ""):
-        has_plugins = place is not None and (place / "plugins").is_dir()
-        kept = has_plugins and not takes_config and (place / "config.json").is_file()
+    kept = args.workdir and not command.takes_config and _has_plugins(args.workdir, command)
     if args.plugin or kept:
-        runtime.start(trains=takes_config)  # before any of their code
+        runtime.start(trains=command.takes_config)  # before any of their code
     for given in args.plugin:
         plugins.load(given)
     if kept:
         from diffax.training import workdir
 
         workdir.read_config(places.workdir_of(args.workdir))
+
+
+def _has_plugins(workdir: str, command: Command) -> bool:
+    """Whether a run with plugins lies in a workdir that the command takes."""
+    if places.in_bucket(workdir) and not command.takes_bucket:
+        return False
+    place = places.path_of(workdir)
+    with places.as_os_error(place):
+        return (place / "plugins").is_dir() and (place / "config.json").is_file()
 
 
 def add_workdir(parser: argparse.ArgumentParser, text: str) -> None:
@@ -129,8 +136,9 @@ def check_output(*paths: Path) -> None:
                 folder.rmdir()
 
 
-def check_places(args: argparse.Namespace) -> None:
-    """Reads --workdir and --out by `runtime.local_path`, in place; --workdir may be of a bucket.
+def check_places(args: argparse.Namespace, command: Command) -> None:
+    """Reads --workdir and --out by `runtime.local_path`, in place; of some commands --workdir may
+    be of a bucket.
 
     Raises:
       ValueError: a place that can't be written to, before any work.
@@ -139,7 +147,9 @@ def check_places(args: argparse.Namespace) -> None:
         given = getattr(args, name, None)
         several = given if isinstance(given, list) else [given]
         for path in several:
-            if path is not None and (name != "workdir" or not places.in_bucket(path)):
+            if path is not None and name == "workdir" and command.takes_bucket:
+                places.workdir_of(path, "--workdir")
+            elif path is not None:
                 local_path(path, f"--{name}")
         found = [path and os.path.expanduser(path) for path in several]
         setattr(args, name, found if isinstance(given, list) else found[0])
