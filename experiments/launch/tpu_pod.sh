@@ -45,7 +45,7 @@ install() {
     test -d diffax || git clone $REPO diffax
     cd diffax
     ~/.local/bin/uv venv --clear --python 3.12 .venv
-    ~/.local/bin/uv pip install --python .venv/bin/python 'jax[tpu]' ."
+    ~/.local/bin/uv pip install --python .venv/bin/python 'jax[tpu]' '.[gcs]'"
 }
 
 train() {
