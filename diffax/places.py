@@ -38,7 +38,12 @@ def _ready() -> None:
     # Else each process asks for the kind of the bucket first, by another service.
     os.environ.setdefault("GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT", "false")
     import fsspec
+    from etils.epath import gpath
 
+    # What was asked before, of a local path, is remembered.
+    remembered = getattr(gpath, "_is_tf_installed", None)
+    if remembered is not None:
+        remembered.cache_clear()
     settings = fsspec.config.conf.setdefault("gcs", {})
     # Other processes, and tensorstore in this one, write there too.
     settings.setdefault("use_listings_cache", False)
