@@ -6,6 +6,8 @@ the samples' features over that of the training images'. A training has collapse
 is below 0.1. The spread is the mean over seeds of |log(distance / median of the arm)| (Brown &
 Forsythe 1974). Supported: the spread of the GAN is larger, and at least a tenth of its trainings
 collapse (interval of Clopper & Pearson 1934). Contradicted: one is not so.
+
+Not run yet. By the pace of the others it takes about 5 minutes of one core's time.
 """
 
 import numpy as np

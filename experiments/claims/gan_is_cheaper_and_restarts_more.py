@@ -5,6 +5,9 @@ floating-point operations of a training step per example, counted by XLA; and th
 A training is to be restarted where its distance is more than 1.5 times the median of its arm.
 Supported: the GAN has fewer operations per example, and at least a tenth of its trainings are to be
 restarted (interval of Clopper & Pearson 1934). Contradicted: one is not so.
+
+Not run yet. By the pace of the others it takes about 1 minute of one core's time beyond
+the networks of diffusion_trains_more_stably.
 """
 
 import numpy as np

@@ -5,6 +5,8 @@ of equal training compute (`contestants`). Measured: Fréchet distances, and the
 samples, compiled before. Supported: the hybrid has at most 1.1 times the distance of diffusion in
 100 steps of DDIM, and its samples take at most 5 times as long as the GAN's. Contradicted: one is
 not so.
+
+Not run yet. By the pace of the others it takes about 4 minutes of one core's time.
 """
 
 from contestants import denoising_gan, diffusion, distance, gan, seconds

@@ -6,6 +6,8 @@ processor time of their samples, compiled before. Supported: 25 steps have at mo
 distance of 100, and 10 have more; and a sample of the GAN costs less by 25 times, and by 100, to
 within a factor of 2. Contradicted: one is not so. That the GAN's samples are as good is no part of
 this claim: see its distance in the table.
+
+Not run yet. By the pace of the others it takes about 3 minutes of one core's time.
 """
 
 from contestants import diffusion, distance, gan, seconds
