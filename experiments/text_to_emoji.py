@@ -171,7 +171,7 @@ def main(argv: Sequence[str] | None = None) -> None:
                 generate = diffax.Generator(run, batch_size=54)
                 entry = {"guidance": measure(generate, seed)}
                 if seed == 0:
-                    sheet(generate, 4.0, args.results / f"{NAME}.png")
+                    sheet(generate, 2.0, args.results / f"{NAME}.png")
                 write_json(kept, {**entry, "cpu_minutes": (time.process_time() - begin) / 60})
             found[str(seed)] = read_json(kept)
         write_json(raw, {"steps": args.steps, "seeds": found})
