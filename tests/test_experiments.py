@@ -238,3 +238,52 @@ def test_the_table_of_few_steps_has_intervals_over_seeds():
     row = FEW_STEPS.table(setting, {"GAN": {0: one, 1: other}}).splitlines()[-1]
     assert row.startswith("| GAN | 1 | 3 (-9.71 to 15.7) | 2 (2 to 2) |")
     assert row.endswith("| 1 | 10 | 20 | 3e+09 |")
+
+
+LATENT = load(ROOT / "experiments" / "latent_compute.py")
+
+
+@pytest.mark.parametrize("name", LATENT.ARMS)
+def test_every_arm_of_latent_compute_can_be_trained(name, tmp_path):
+    """In latents the U-Net is that in pixels without its upper levels, down to 4 a side."""
+    arm = LATENT.ARMS[name]
+    config = LATENT.network_config(tmp_path, arm, 0)
+    config_lib.validate(config)
+    assert len(config.model.unet.channel_mults) == arm.levels
+    assert 16 // arm.factor // 2 ** (arm.levels - 1) == 4
+    assert all(step > 0 for step in LATENT.points(arm.steps))
+    if arm.factor > 1:
+        own = LATENT.autoencoder_config(arm, 0)
+        config_lib.validate(own)
+        assert 2 ** (len(own.model.autoencoder.channel_mults) - 1) == arm.factor
+
+
+def test_compute_to_equal_distance():
+    """Of curves distance = (a / step)^(1/2), lines in logarithms: step = a / distance^2."""
+
+    def arm(a, each, cost):
+        steps = (1, 4, 16, 64)
+        curve = [{"step": s, "frechet": (a / s) ** 0.5} for s in steps]
+        own = {"operations": cost} if cost else None
+        return dict(curve=curve, operations_per_step=each, seconds_per_step=1.0, autoencoder=own,
+                    encoding=cost / 4)  # fmt: skip
+
+    pixels, latents = arm(640.0, 100.0, 0.0), arm(1600.0, 2.0, 80.0)
+    found = LATENT.compared(pixels, latents)
+    assert found["target"] == pytest.approx(5.0)  # of the latents, at their last step
+    assert found["latents_network"] == pytest.approx(2 * 64)
+    assert found["latents_whole"] == pytest.approx(2 * 64 + 100)
+    assert found["pixels_network"] == pytest.approx(100 * 640 / 25)
+    with pytest.raises(ValueError, match="does not reach"):
+        LATENT.steps_to(latents, 1.0)
+
+
+def test_the_page_on_latents_holds_what_the_committed_numbers_give():
+    folder = ROOT / "experiments" / "results"
+    if not (folder / "latent_compute.json").exists():
+        pytest.skip("the experiment has not been run yet")
+    found = json.loads((folder / "latent_compute.json").read_text(encoding="utf-8"))
+    page = (folder / "latent_compute.md").read_text(encoding="utf-8")
+    assert all(table in page for table in LATENT.tables(found).split("\n\n"))
+    claim = json.loads((folder / "claims" / "latent_cuts_compute.json").read_text("utf-8"))
+    assert claim["arms"] == LATENT.raw(found, len(claim["seeds"]))["arms"]

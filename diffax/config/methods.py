@@ -162,6 +162,8 @@ def _schedule_learning(config: ConfigDict, data: DatasetInfo) -> ScheduleLearnin
 
 
 def _settings(config: ConfigDict, data: DatasetInfo) -> Settings:
+    of_latents = config.codec.name != "identity"
+    bound = "the bound of the latents (latent_bound)" if of_latents else "the likelihood (bpd)"
     section = config.evaluation
     return Settings(
         repeats=section.repeats,
@@ -170,8 +172,8 @@ def _settings(config: ConfigDict, data: DatasetInfo) -> Settings:
         schedule_steps=config.schedule.num_steps,
         shape_is_free=build.conditioning(config) == "log_snr"
         and not (config.schedule.num_steps or section.vlb_num_steps),
-        impossible=functools.partial(build.infinite_ends, config, "the likelihood (bpd)"),
-        of_latents=config.codec.name != "identity",
+        impossible=functools.partial(build.infinite_ends, config, bound),
+        of_latents=of_latents,
     )
 
 

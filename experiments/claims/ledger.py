@@ -6,7 +6,8 @@
     python experiments/claims/ledger.py --from-raw               # claims.md from the raw results
 
 A module beside this one holds a claim: what is measured, and what would support or contradict it;
-`CLAIMS` lists them. Networks are shared between claims and kept in the working directory. The
+`CLAIMS` lists them. One that names an EXPERIMENT is measured by that script, which writes its raw
+numbers. Networks are shared between claims and kept in the working directory. The
 command resumes if interrupted. The raw numbers, one per arm and seed, are written to
 ../results/claims/NAME.json, and from these alone ../results/claims.md and claims.png are made.
 """
@@ -66,6 +67,7 @@ NAMES = (
     "hybrid_is_as_good_and_as_fast",
     "gan_is_cheaper_and_restarts_more",
     "teachers_schedule_suits_the_student",
+    "latent_cuts_compute",
 )
 RESULTS = laboratory.ROOT / "experiments" / "results"
 CLAIMS: dict[str, ModuleType] = {name: importlib.import_module(name) for name in NAMES}
@@ -239,15 +241,18 @@ def _section(name: str, raw: Mapping[str, Any] | None, verdict: verdicts.Verdict
         f"{len(raw['seeds'])} seeds, {raw['num_samples']:,} samples for a distance; {raw['about']}."
         f" {raw['cpu_minutes']:.1f} minutes of processor time, networks shared with other claims"
         f" counted in each ({raw['machine']}); {raw['date']}."
-        f" `python experiments/claims/ledger.py {_options(raw)}`",
+        f" `{_command(claim, raw)}`",
         "",
     ]
     return "\n".join(lines)
 
 
-def _options(raw: Mapping[str, Any]) -> str:
+def _command(claim: ModuleType, raw: Mapping[str, Any]) -> str:
+    if hasattr(claim, "EXPERIMENT"):
+        return f"python {claim.EXPERIMENT}"
     scale = "" if raw["scale"] == "digits" else f" --scale={raw['scale']}"
-    return f"--only={raw['claim']} --seeds={len(raw['seeds'])}{scale}"
+    options = f"--only={raw['claim']} --seeds={len(raw['seeds'])}{scale}"
+    return f"python experiments/claims/ledger.py {options}"
 
 
 def _arms(claim: ModuleType, raw: Mapping[str, Any]) -> str:
@@ -360,6 +365,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         lab = Laboratory(scale, args.workdir / scale.name)
         folder(scale, args.results).mkdir(parents=True, exist_ok=True)
         for name in args.only:
+            if hasattr(CLAIMS[name], "EXPERIMENT"):
+                print(f"{name}: measured by python {CLAIMS[name].EXPERIMENT} --raw=FILE")
+                continue
             raw = measure(name, lab, seeds_of(name, args), args.workdir / scale.name)
             write_json(folder(scale, args.results) / f"{name}.json", raw)
             found = CLAIMS[name].verdict(raw)
