@@ -52,6 +52,8 @@ def hold_ends(log_snr: jax.Array, t: jax.Array, first: Any, last: Any) -> jax.Ar
     """`log_snr` set to `first` at t = 0 and `last` at t = 1 exactly; its slope untouched."""
     within = jnp.clip(jax.lax.stop_gradient(log_snr), last, first)
     held = jnp.where(t <= 0, first, jnp.where(t >= 1, last, within))
+    if arguments.concrete(log_snr) is not None:  # JAX 0.7 would trace it where betas are computed
+        return jax.lax.stop_gradient(held)
     return straight_through_clamp(log_snr, held)
 
 
