@@ -46,6 +46,7 @@ def test_the_notebooks_are_there_and_install_first():
         "05_ablation_lab",
         "06_rates",
         "07_few_steps",
+        "08_text_and_latents",
     ]
 
 
