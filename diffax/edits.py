@@ -7,7 +7,8 @@ from typing import Any, NamedTuple
 import numpy as np
 
 from diffax import arguments, data
-from diffax.data import images
+from diffax import config as config_lib
+from diffax.data import controls, images
 from diffax.files import read_npz
 from diffax.generator import Generator, check_examples, check_range, num_not_finite
 from diffax.registry import suggestion
@@ -141,20 +142,81 @@ def draw(
 ) -> Drawn:
     """`num` samples with each of the step counts (the run's own), from the same noise.
 
-    By default they are 64, or as many as there are prompts, `options["text"]`, which come in turn.
+    By default they are 64, or as many as there are prompts, `options["text"]`, which come in turn,
+    as controls do.
     """
     prompts = options.get("text") or []
     num = max(64, len(prompts)) if num is None else num
     if prompts:
         options = {**options, "text": [prompts[i % len(prompts)] for i in range(num)]}
+    followed = options.get("control")
+    if followed is not None:
+        followed = in_turn(followed, num)
+        options = {**options, "control": followed}
     counts = list(dict.fromkeys(counts or [generate.run.config.sampling.num_steps]))
     drawn = {f"{n} steps": generate(num, num_steps=n, **options) for n in counts}
     if len(drawn) == 1:
         (x,) = drawn.values()
         if 1 < len(prompts) <= _MOST_TITLES:
             drawn = {p: x[i :: len(prompts)] for i, p in enumerate(prompts) if i < num}
+        elif followed and followed[0].shape[-1] in (1, 3):
+            drawn = {"control": followed[0], "samples": x}
         return Drawn({"samples": x}, drawn)
     return Drawn({f"samples_{n}": x for n, x in zip(counts, drawn.values())}, drawn)
+
+
+def read_controls(
+    generate: Generator, groups: Sequence[Sequence[str]] | None
+) -> list[np.ndarray] | None:
+    """The controls of files, (m, ..., C') in [-1, 1], an array for each that the network follows;
+    None without files.
+
+    Args:
+      groups: the files of each control: images of the control's size and channels, or .npz files
+        with an array "control", or a single one.
+
+    Raises:
+      FileNotFoundError: no such file.
+      ValueError: a network that follows no control or another number of them, or a file of another
+        size or number of channels; names the file.
+    """
+    if not groups:
+        return None
+    config, info = generate.run.config, generate.run.dataset
+    names = config_lib.control_names(config)
+    if len(names) != len(groups):
+        follows = ", ".join(names) or "no control"
+        raise ValueError(
+            f"--control is given {len(groups)} times, and this network follows {follows}: give it"
+            " once for each, with one file or several after it"
+        )
+    shapes = config_lib.control_shapes(config, info)
+    return [
+        np.concatenate([_read_control(Path(path), shape) for path in paths])
+        for shape, paths in zip(shapes, groups)
+    ]
+
+
+def _read_control(path: Path, shape: tuple[int, ...]) -> np.ndarray:
+    if not path.is_file():
+        raise FileNotFoundError(f"--control={path}: no such file")
+    if path.suffix.lower() == ".npz":
+        return _read_file(path, shape, 256, "--control", "control")
+    try:
+        header = images.header(path)
+        found = (*header.size, 1 if header.grey else 3)
+        if found != shape:
+            raise ValueError(
+                f"its size and channels are {found}, and this network's controls are {shape}"
+            )
+        return data.dataset.to_float(images.decode(path, shape[-1])[None])
+    except (OSError, ValueError) as error:
+        raise ValueError(f"--control={path}: {error}") from None
+
+
+def in_turn(arrays: Sequence[np.ndarray], num: int) -> list[np.ndarray]:
+    """Controls, (m, ..., C') each, for `num` samples: row i is the i-th, from the first again."""
+    return [x[np.arange(num) % len(x)] for x in arrays]
 
 
 def read_prompts(path: str | None) -> list[str]:
@@ -207,17 +269,23 @@ def read(paths: Sequence[str], shape: tuple[int, ...], levels: int | None = 256)
     return np.concatenate([_read_file(Path(path), shape, levels) for path in paths])
 
 
-def _read_file(path: Path, shape: tuple[int, ...], levels: int | None) -> np.ndarray:
+def _read_file(
+    path: Path,
+    shape: tuple[int, ...],
+    levels: int | None,
+    flag: str = "--input",
+    array: str = "samples",
+) -> np.ndarray:
     if not path.is_file():
-        raise FileNotFoundError(f"--input={path}: no such file")
+        raise FileNotFoundError(f"{flag}={path}: no such file")
     if path.suffix.lower() != ".npz":
         return _read_image(path, shape)[None].astype(np.float32) / 127.5 - 1
 
     def pick(names: Sequence[str]) -> list[str]:
-        if "samples" not in names and len(names) != 1:
+        if array not in names and len(names) != 1:
             held = ", ".join(names) or "no array"
-            raise ValueError(f"--input={path}: holds {held}; name one of them samples")
-        return ["samples"] if "samples" in names else list(names)
+            raise ValueError(f"{flag}={path}: holds {held}; name one of them {array}")
+        return [array] if array in names else list(names)
 
     ((name, x),) = read_npz(path, pick).items()
     try:
@@ -227,7 +295,7 @@ def _read_file(path: Path, shape: tuple[int, ...], levels: int | None) -> np.nda
         check_examples(repr(name), x, shape)
         check_range(repr(name), x, levels)
     except ValueError as error:
-        raise ValueError(f"--input={path}: {error}") from None
+        raise ValueError(f"{flag}={path}: {error}") from None
     return x
 
 
@@ -282,15 +350,15 @@ def anew(mask: str, shape: tuple[int, ...]) -> np.ndarray:
 def examples(
     run: Any, paths: Sequence[str] | None, num: int | None, default: int
 ) -> tuple[np.ndarray, dict[str, Any]]:
-    """x of files, or of the first `num` of the run's evaluation split, and the "label" and "text"
-    of each, of a network that takes them; those of files are not known.
+    """x of files, or of the first `num` of the run's evaluation split, and the "label", "text" and
+    "control" of each, of a network that takes them; those of files are not known.
 
     With `num` None they are all that the files hold, or `default` of the split, or all it has.
 
     Raises:
       ValueError: fewer than `num` are there.
     """
-    split = None if paths else data.load(run.config.data).eval
+    split = None if paths else config_lib.load_data(run.config).eval
     x = read(paths, run.dataset.shape, run.dataset.levels) if paths else None
     there = len(x) if paths else len(split)
     if num is not None and arguments.whole("--num", num, 1, arguments.MOST_EXAMPLES) > there:
@@ -304,4 +372,6 @@ def examples(
         known["label"] = split.label[indices]
     if run.config.condition.text:
         known["text"] = split.arrays["text"][indices].tolist()
+    if names := config_lib.control_names(run.config):
+        known["control"] = controls.images(split.batch(indices), names)
     return split.array(indices), known

@@ -20,6 +20,7 @@ import numpy as np
 from diffax import arguments, distributed, samplers, training
 from diffax import config as config_lib
 from diffax.config.defaults import keys, sampler_keywords
+from diffax.data import Split, Table, controls
 from diffax.registry import suggestion
 from diffax.samplers import interpolate
 from diffax.samplers.editing import OPERATIONS
@@ -29,6 +30,7 @@ from diffax.training.progress import doing
 _LOG = logging.getLogger("diffax")
 KEPT_PROGRAMS = 16  # of a few megabytes each
 _MOST = 2**20  # examples at a time, and devices
+OF_DATA = ("sdedit", "invert")  # edits of whole data, whose controls can be computed from them
 
 
 class NotFinite(RuntimeWarning):
@@ -55,8 +57,12 @@ class Generator:
     schedule, eta, clip_x0 and guidance_scale; the rest is as in the run's config. `seed` is from 0
     to 2**32 - 1. `label` is the class of all, or of each, of a class-conditional network, by its
     name or its number; when samples are drawn the classes come in turn by default. `text` is the
-    caption of all, or of each, of a network that takes captions; none by default. Data are floats,
-    those of 8 bits in [-1, 1] as samples are.
+    caption of all, or of each, of a network that takes captions; none by default. `control`, of a
+    network that follows one, is that of all, (..., C'), or of each, (n, ..., C'), in [-1, 1]; of
+    several controls a list. When samples are drawn it is by default that of the evaluation split's
+    examples in turn, and so are their classes; of data that are edited, what is computed from them.
+    `control_strength` is a number, or one for each control. Data are floats, those of 8 bits in
+    [-1, 1] as samples are.
     All raise ValueError for an unknown option or one that can't be, and for a number, data or a
     label that doesn't fit, and warn (`NotFinite`) of samples that are not finite.
 
@@ -89,14 +95,23 @@ class Generator:
         seed: int = 0,
         label: int | str | Sequence[int | str] | None = None,
         text: str | Sequence[str] | None = None,
+        control: np.ndarray | Sequence[np.ndarray] | None = None,
+        control_strength: float | Sequence[float] | None = None,
         **options: Any,
     ) -> np.ndarray:
         """`num` samples (at least 1), (num, ..., C); `seed` is that of the noise."""
-        asked = {"label": label, "text": text}
+        asked = _asked(label, text, control, control_strength)
         return self._draw("sample", {}, (), num, seed, asked, options)
 
-    def labels(self, num: int, label: int | str | Sequence[int | str] | None = None) -> np.ndarray:
-        """The numbers of the classes of `num` samples, (num,); `label` as in a call."""
+    def labels(
+        self,
+        num: int,
+        label: int | str | Sequence[int | str] | None = None,
+        control: Any = None,
+    ) -> np.ndarray:
+        """The numbers of the classes of `num` samples, (num,); the arguments are as in a call."""
+        if label is None and control is None and self._follows_held_out():
+            return config_lib.conditions.labels_in_turn(self._held_out, num)
         if label is None:
             return in_turn(num, self.run.dataset.num_classes)
         if not self.run.config.model.class_conditional:
@@ -129,22 +144,104 @@ class Generator:
             _LOG.warning("%s", remark)
         return given
 
-    def _conditions(self, num: int, label: Any, text: Any) -> dict[str, Any]:
-        """Condition -> what `num` samples have of it, by their numbers."""
-        labels, texts, config = self.labels(num, label), self.texts(num, text), self.run.config
+    def controls(
+        self, num: int, control: Any = None, strength: Any = None, x: np.ndarray | None = None
+    ) -> Table | None:
+        """The controls of `num` samples, or of data x that are edited; `control` and `strength` as
+        in a call. None of a network that follows none."""
+        config, names = self.run.config, config_lib.control_names(self.run.config)
+        if not names:
+            if control is not None or strength is not None:
+                raise ValueError("control: this network follows no control (condition.control)")
+            return None
+        strength = 1.0 if strength is None else strength
+        if control is not None:
+            image, index = self._given_controls(names, num, control)
+        elif x is None:
+            table = config_lib.conditions.control_table(config, self._held_out, num)
+            image, index = table.values["image"], table.index
+        else:
+            image, index = controls.of_data(x, names), np.arange(num)
+        return config_lib.conditions.table_of_controls(config, image, strength, index)
+
+    @functools.cached_property
+    def _held_out(self) -> Split:
+        """The evaluation split."""
+        try:
+            return config_lib.load_data(self.run.config).eval
+        except (ValueError, OSError) as error:
+            raise ValueError(
+                f"control=None: controls are then those of the evaluation split, which can't be"
+                f" read ({error}); give control"
+            ) from None
+
+    def _given_controls(
+        self, names: Sequence[str], num: int, control: Any
+    ) -> tuple[np.ndarray, np.ndarray]:
+        """The controls that are given side by side, (m, ..., C'), and which one each sample has."""
+        several = list(control) if isinstance(control, list | tuple) else [control]
+        if len(several) != len(names):
+            raise ValueError(
+                f"control has {len(several)} entries: this network follows {', '.join(names)}, an"
+                " array for each"
+            )
+        arrays = []
+        for name, shape, one in zip(names, self._control_shapes(), several):
+            x = np.asarray(arguments.data("control", one), np.float32)
+            x = x[None] if x.ndim == len(shape) else x
+            if x.shape[1:] != shape or len(x) not in (1, num):
+                raise ValueError(
+                    f"control has shape {np.shape(one)}: {name!r} is {shape} for all, or"
+                    f" {(num, *shape)} for each of {num}"
+                )
+            check_range("control", x, 256)
+            arrays.append(x)
+        rows = max(map(len, arrays))
+        wide = [np.broadcast_to(x, (rows, *x.shape[1:])) for x in arrays]
+        index = np.arange(num) if rows == num else np.zeros(num, int)
+        return np.concatenate(wide, axis=-1), index
+
+    def _follows_held_out(self) -> bool:
+        """Whether samples follow the controls of held-out examples of known classes by default."""
+        config = self.run.config
+        return bool(config_lib.control_names(config)) and config.model.class_conditional
+
+    def _control_shapes(self) -> list[tuple[int, ...]]:
+        return config_lib.control_shapes(self.run.config, self.run.dataset)
+
+    def _conditions(
+        self,
+        num: int,
+        label: Any,
+        text: Any,
+        control: Any = None,
+        control_strength: Any = None,
+        x: np.ndarray | None = None,
+    ) -> dict[str, Any]:
+        """Condition -> what `num` samples, or edits of x, have of it, by their numbers."""
+        table = self.controls(num, control, control_strength, x)
+        labels, texts = self.labels(num, label, control), self.texts(num, text)
+        config = self.run.config
         found: dict[str, Any] = {"label": labels} if config.model.class_conditional else {}
         if config.condition.text:
             found["text"] = config_lib.conditions.text_table(config, texts)
-        return found
+        return found if table is None else {**found, "control": table}
 
     def from_start(
-        self, start: np.ndarray, seed: int = 0, label: Any = None, text: Any = None, **options: Any
+        self,
+        start: np.ndarray,
+        seed: int = 0,
+        label: Any = None,
+        text: Any = None,
+        control: Any = None,
+        control_strength: Any = None,
+        **options: Any,
     ) -> np.ndarray:
         """Samples from given starts, (n, ..., C), such as those of `invert`; of a run that works in
         latents they have the latents' shape."""
         start = np.asarray(arguments.data("start", start), np.float32)
         check_examples("start", start, codecs.inside(self.run.config, self.run.dataset).shape)
-        asked = {"label": label, "text": text}
+        asked = _asked(label, text, control, control_strength)
         return self._edit("from_start", {}, (start,), seed, asked, options)
 
     def sdedit(
@@ -154,13 +251,15 @@ class Generator:
         seed: int = 0,
         label: Any = None,
         text: Any = None,
+        control: Any = None,
+        control_strength: Any = None,
         **options: Any,
     ) -> np.ndarray:
         """x, (n, ..., C), noised by a share of the levels and sampled anew; `samplers.sdedit`."""
         # As a number of levels: those of one number are one program.
         num_steps = self._config("sdedit", options).sampling.num_steps
         settings = {"strength": samplers.kept_levels(strength, num_steps) / num_steps}
-        asked = {"label": label, "text": text}
+        asked = _asked(label, text, control, control_strength)
         return self._edit("sdedit", settings, (self._data("x", x),), seed, asked, options)
 
     def inpaint(
@@ -170,6 +269,8 @@ class Generator:
         seed: int = 0,
         label: Any = None,
         text: Any = None,
+        control: Any = None,
+        control_strength: Any = None,
         jump_length: int | None = None,
         num_resamples: int = 10,
         **options: Any,
@@ -185,17 +286,23 @@ class Generator:
         x = np.asarray(arguments.data("x", x))
         mask = np.asarray(arguments.mask(mask, x.shape))
         x = self._data("x", np.where(mask > 0, x, np.zeros((), x.dtype)))
-        asked = {"label": label, "text": text}
+        asked = _asked(label, text, control, control_strength)
         return self._edit("inpaint", settings, (x, mask), seed, asked, options)
 
     def invert(
-        self, x: np.ndarray, label: Any = None, text: Any = None, **options: Any
+        self,
+        x: np.ndarray,
+        label: Any = None,
+        text: Any = None,
+        control: Any = None,
+        control_strength: Any = None,
+        **options: Any,
     ) -> Inversion:
         """The starts from which DDIM gives x, (n, ..., C), again, and how nearly it does.
 
         See `samplers.invert` and `samplers.reconstruct`. There is no choice of a sampler.
         """
-        asked = {"label": label, "text": text}
+        asked = _asked(label, text, control, control_strength)
         return Inversion(*self._edit("invert", {}, (self._data("x", x),), 0, asked, options))
 
     def interpolate(
@@ -205,32 +312,53 @@ class Generator:
         shares: Sequence[float],
         label: int | str | Sequence[int | str] | None = None,
         text: str | Sequence[str] | None = None,
+        control: np.ndarray | Sequence[np.ndarray] | None = None,
+        control_strength: float | Sequence[float] | None = None,
         **options: Any,
     ) -> np.ndarray:
         """From a to b, (..., C) each, by way of their starts: (len(shares), ..., C).
 
         Both are inverted, the starts lie on the great circle between theirs
         (`samplers.interpolate`), and DDIM samples from them without clipping. `label`: the class of
-        both, or that of a and that of b, of which each frame has the nearer one's; `text` likewise.
+        both, or that of a and that of b, of which each frame has the nearer one's; `text` and
+        `control` likewise.
         """
         arguments.check_within("shares", shares, 1, "each lies between 0 and 1")
         if np.ndim(shares) != 1 or len(shares) == 0:
             raise ValueError(f"shares={shares}: a list of numbers between 0 and 1")
         a, b = (self._data(name, np.asarray(x)[None]) for name, x in (("a", a), ("b", b)))
-        start = self.invert(np.concatenate([a, b]), label, text, **options).start
+        both = np.concatenate([a, b])
+        table = self.controls(2, control, control_strength, both)
+        if table is not None:
+            control = self._apart(table)
+        asked = _asked(label, text, control, control_strength)
+        start = self.invert(both, **asked, **options).start
         between = np.asarray(interpolate(start[0], start[1], shares))
         nearer = (np.asarray(shares) > 0.5).astype(int)
-        asked = {
+        asked |= {
             name: one if one is None else np.broadcast_to(one, 2)[nearer].tolist()
             for name, one in (("label", label), ("text", text))
         }
+        if table is not None:
+            asked["control"] = [image[nearer] for image in control]
         return self._edit("from_inversion", {}, (between,), 0, asked, options)
+
+    def _apart(self, table: Table) -> list[np.ndarray]:
+        """The controls of a table, an array of all rows for each."""
+        ends = np.cumsum([shape[-1] for shape in self._control_shapes()])[:-1]
+        return np.split(table.values["image"][table.index], ends, axis=-1)
 
     def _edit(self, name, settings, given, seed, asked, options) -> Any:
         if asked["label"] is None and self.run.config.model.class_conditional:
             raise ValueError(
                 "label=None: this network is conditioned on classes: give those of the data"
             )
+        if config_lib.control_names(self.run.config) and asked["control"] is None:
+            if name not in OF_DATA:
+                raise ValueError(
+                    f"control=None: this network follows a control: give that of the {name} data"
+                )
+            asked = {**asked, "x": given[0]}
         return self._draw(name, settings, given, len(given[0]), seed, asked, options)
 
     def _draw(self, name, settings, given, num, seed, asked, options) -> Any:
@@ -335,6 +463,16 @@ class Generator:
             if len(self._compiled) > KEPT_PROGRAMS:
                 self._compiled.popitem(last=False)
         return self._compiled[key]
+
+
+def _asked(label: Any, text: Any, control: Any, control_strength: Any) -> dict[str, Any]:
+    """The conditions that are asked for, as `Generator._conditions` takes them."""
+    return {
+        "label": label,
+        "text": text,
+        "control": control,
+        "control_strength": control_strength,
+    }
 
 
 @functools.lru_cache(maxsize=8)

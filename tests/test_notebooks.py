@@ -47,6 +47,7 @@ def test_the_notebooks_are_there_and_install_first():
         "06_rates",
         "07_few_steps",
         "08_text_and_latents",
+        "09_control",
     ]
 
 

@@ -156,7 +156,8 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
         label = evaluation.classes_of_samples(config, dataset, num)
         text = evaluation.captions_of_samples(config, dataset, num)
         key = (names, num, label is None, text is None)
-        needs[key] = names, reference, dataset.shape, num, label, text
+        rows = evaluation.rows_of_samples(dataset, num)
+        needs[key] = names, reference, dataset.shape, num, label, text, rows
     for planned in [evaluation.plan(*need) for need in needs.values()]:
         evaluation.prepare(planned, reference)
 

@@ -22,6 +22,27 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--prompts", metavar="FILE", help="a text file with a prompt on each line")
     parser.add_argument(
+        "--control",
+        action="append",
+        nargs="+",
+        metavar="FILE",
+        help="images, or .npz with an array control, that samples follow in turn; repeated for a"
+        " network of several controls (default: of the evaluation split)",
+    )
+    parser.add_argument(
+        "--control-strength",
+        type=strengths,
+        metavar="S[,S...]",
+        help="of a ControlNet: 0 is its base, 1 as trained (default); one for each control",
+    )
+    parser.add_argument(
+        "--controlnet",
+        action="append",
+        default=[],
+        metavar="DIR",
+        help="workdir of a further ControlNet on the same base, whose control is added",
+    )
+    parser.add_argument(
         "--out",
         metavar="NAME",
         help="NAME.npz and NAME.png are written (default WORKDIR/samples/sample, or of an edit its"
@@ -46,6 +67,17 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         group.add_argument(f"--{flag}", type=kind, help=text)
 
 
+def strengths(text: str) -> list[float] | float:
+    """A type for argparse: a number, or several joined by commas."""
+    try:
+        found = [float(part) for part in text.split(",")]
+    except ValueError:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: must be a number, or numbers joined by commas"
+        ) from None
+    return found if len(found) > 1 else found[0]
+
+
 EDIT_FLAGS: dict[str, tuple[Callable, str]] = {
     "strength": (
         number(0, 1),
@@ -67,7 +99,7 @@ def run(args: argparse.Namespace, _: None) -> None:
 
     import numpy as np
 
-    from diffax import edits, plots, runtime
+    from diffax import edits, plots, runtime, training
     from diffax.data.images import encode_png
     from diffax.files import replacing
     from diffax.generator import Generator, NotFinite
@@ -79,7 +111,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     arrays, picture = (out.with_name(f"{out.name}.{suffix}") for suffix in ("npz", "png"))
     with ProgressDisplay() as progress:
         with progress.doing("", shared.reading(args.workdir)):
-            generate = Generator(args.workdir)
+            generate = Generator(training.combined(args.workdir, *args.controlnet))
         step = int(generate.run.state.step)
         progress.detail(f"the run in {args.workdir}: checkpoint of step {step}")
     flags = shared.given(args, EDIT_FLAGS)
@@ -87,6 +119,11 @@ def run(args: argparse.Namespace, _: None) -> None:
     if prompts:
         # The prompts of samples come in turn; one that is alone is that of all examples edited.
         options["text"] = prompts[0] if args.edit and len(prompts) == 1 else prompts
+    followed = edits.read_controls(generate, args.control)
+    if followed is not None:
+        options["control"] = followed
+    if args.control_strength is not None:
+        options["control_strength"] = args.control_strength
     shared.check_output(arrays, picture)
     with ProgressDisplay(), warnings.catch_warnings():
         warnings.simplefilter("ignore", NotFinite)  # it is said below, with the file's name
@@ -99,10 +136,13 @@ def run(args: argparse.Namespace, _: None) -> None:
             result = edits.draw(generate, args.num, args.steps, options)
     if not args.edit and generate.run.config.model.class_conditional:
         num = len(next(iter(result.arrays.values())))
-        result.arrays["label"] = generate.labels(num, args.label)
+        result.arrays["label"] = generate.labels(num, args.label, followed)
     if prompts and not args.edit:
         num = len(next(iter(result.arrays.values())))
         result.arrays["text"] = np.array([prompts[i % len(prompts)] for i in range(num)])
+    if followed is not None and not args.edit:
+        num = len(next(iter(result.arrays.values())))
+        result.arrays["control"] = np.concatenate(edits.in_turn(followed, num), axis=-1)
     with replacing(arrays) as partial, open(partial, "wb") as file:
         np.savez(file, **result.arrays)
     wrong = edits.not_finite(result)

@@ -10,7 +10,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax.config.defaults import text_encoder_keywords
-from diffax.data import Dataset, Split, Table
+from diffax.data import Dataset, Split, Table, controls
 from diffax.models import text
 from diffax.models.text import TextEncoder
 
@@ -74,3 +74,54 @@ def text_table(config: ConfigDict, captions: Sequence[str]) -> Table:
 @functools.lru_cache(maxsize=4)
 def _rows(encoder: TextEncoder, captions: tuple[str, ...]) -> Any:
     return encoder.rows(captions)
+
+
+# --- controls -------------------------------------------------------------------------------------
+
+
+def control_rows(split: Split, num: int) -> np.ndarray:
+    """The examples of a split whose controls `num` samples follow by default: all in turn."""
+    return np.arange(num) % len(split)
+
+
+def labels_in_turn(split: Split, num: int) -> np.ndarray:
+    """The classes of the examples whose controls `num` samples follow by default."""
+    return split.label[control_rows(split, num)]
+
+
+def control_table(config: ConfigDict, split: Split, num: int) -> Table:
+    """The controls of a split in turn, for `num` samples, at full strength."""
+    rows = control_rows(split, num)
+    distinct = split.batch(np.unique(rows))
+    image = np.concatenate(
+        controls.images(distinct, controls.names_of(config.condition.control)), -1
+    )
+    return table_of_controls(config, image, 1.0, rows)
+
+
+def table_of_controls(
+    config: ConfigDict, image: np.ndarray, strength: Any, index: np.ndarray
+) -> Table:
+    """Controls as the network takes them: row i is image number `index`[i].
+
+    Args:
+      image: the controls side by side, (M, ..., C').
+      strength: of all, or one for each control that the config names.
+
+    Raises:
+      ValueError: a strength that can't be.
+    """
+    names = controls.names_of(config.condition.control)
+    values = np.asarray(strength, np.float32)
+    if values.shape not in ((), (len(names),)) or not np.all((values >= 0) & (values < np.inf)):
+        each = f", or one for each of {len(names)} controls" if len(names) > 1 else ""
+        raise ValueError(f"control_strength={strength!r}: a number of at least 0{each}")
+    allowed = (1.0, 0.0) if config.condition.control_dropout else (1.0,)
+    if not config.condition.base and not np.isin(values, allowed).all():
+        said = " or 0, which is no control" if len(allowed) > 1 else ""
+        raise ValueError(
+            f"control_strength={strength!r}: here the control is an input of the network, whose"
+            f" strength is 1{said}; a ControlNet (condition.base) takes any"
+        )
+    row = np.broadcast_to(values, (len(image), len(names)))
+    return Table({"image": image, "strength": np.array(row)}, index)

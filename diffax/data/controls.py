@@ -195,3 +195,17 @@ def _check_size(shape: tuple[int, ...], dataset: Dataset) -> None:
 def images(batch: Mapping[str, Any], names: Sequence[str]) -> list[Any]:
     """The controls of a batch, (n, ..., C') each."""
     return [batch[array_of(name)] for name in names]
+
+
+def of_data(x: np.ndarray, names: Sequence[str]) -> np.ndarray:
+    """The controls that are computed from x, (n, ..., C) float32, side by side.
+
+    Raises:
+      ValueError: one of them is of files.
+    """
+    if FILES in names:
+        raise ValueError(
+            f"control=None: {FILES!r} are controls of their own, and those of these data aren't"
+            " known: give control"
+        )
+    return np.concatenate([CONTROLS[name](x) for name in names], axis=-1)

@@ -29,7 +29,7 @@ _PUBLIC = {
     "pretrained": "EXTRACTORS LPIPS_NETWORK Diversity convert_inception diversity_within_classes"
     " get_extractor lpips_distance lpips_of register_extractor require_lpips",
     "run": "bits_per_dim captions_of_samples classes_of_samples compare draw evaluate"
-    " gradient_variance made measurements number_made profiles",
+    " gradient_variance made measurements number_made profiles rows_of_samples",
     "scoring": "OTHER_NUMBERS PUBLISHED Planned Score check_names numbers pending plan"
     " prepare register_measure score scores",
 }

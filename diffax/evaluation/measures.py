@@ -12,7 +12,7 @@ import scipy.stats
 from diffax import data
 from diffax.data import Dataset, Split, folder, npz
 from diffax.data.dataset import DataConfig, to_8_bits
-from diffax.evaluation import attributes, distances, extractors, pretrained, retrieval
+from diffax.evaluation import attributes, distances, extractors, pretrained, retrieval, segmentation
 from diffax.files import cached, content_hash
 from diffax.metric import Metric
 from diffax.registry import Registry
@@ -128,6 +128,8 @@ class Seen:
       seed: fixes the order of the samples, and which reference examples are taken.
       label: (N,), the classes of the samples; None if not known.
       text: their captions; None if not known.
+      rows: (N,), the numbers of the held-out examples whose controls they were to follow; None if
+        not known.
     """
 
     x: np.ndarray
@@ -136,6 +138,7 @@ class Seen:
     seed: int
     label: np.ndarray | None = None
     text: Sequence[str] | None = None
+    rows: np.ndarray | None = None
 
     @functools.cached_property
     def samples(self) -> extractors.Features:
@@ -224,6 +227,7 @@ class Measure(NamedTuple):
       over: which networks' features it takes, a key of `scoring.NETWORKS`.
       within_classes: whether it needs the classes of the samples, with two samples of some class.
       of_captions: whether it needs the captions of the samples.
+      of_controls: whether it needs to know which held-out examples' controls they were to follow.
       fewest_of_reference: the number of training examples that it needs, if they are the reference.
       impossible: reference -> a sentence that says why it can't be measured against that; "" if it
         can.
@@ -236,6 +240,7 @@ class Measure(NamedTuple):
     over: str = "any"
     within_classes: bool = False
     of_captions: bool = False
+    of_controls: bool = False
     fewest_of_reference: int = 1
     impossible: Callable[[Reference], str] = lambda reference: ""
 
@@ -483,6 +488,61 @@ def _has_no_captions(reference: Reference) -> str:
     return "its judge is trained on captions, and the reference has none"
 
 
+def edge_f1(seen: Seen) -> dict[str, Any]:
+    """F1 between the edges of a sample and those of the held-out example that it was to follow.
+
+    "chance" is that of the held-out example that comes next. See `segmentation.edge_f1`.
+    """
+    like = seen.reference.dataset.eval.x[seen.rows]
+    return {
+        **_mean(segmentation.edge_f1(seen.x, like)),
+        "chance": float(segmentation.edge_f1(_next(like), like).mean()),
+        "num_samples": len(seen.x),
+    }
+
+
+def mask_iou(seen: Seen) -> dict[str, Any]:
+    """Intersection over union of the mask that is read in a sample and the one it was to follow.
+
+    Of each sample the mean over the mask's classes. "segmenter_iou" is that of real held-out
+    examples, "chance" that of the mask of the held-out example that comes next. See `segmentation`.
+    """
+    dataset = seen.reference.dataset
+    segmenter = segmentation.get_segmenter(dataset)
+    masks = segmentation.numbered(dataset.eval.arrays["control"][seen.rows], segmenter.values)
+    num = len(segmenter.values)
+    read = segmentation.read_masks(segmenter, seen.x)
+    return {
+        **_mean(segmentation.iou(read, masks, num)),
+        "segmenter_iou": segmenter.iou,
+        "segmenter_fingerprint": segmenter.fingerprint,
+        "chance": float(segmentation.iou(_next(masks), masks, num).mean()),
+        "num_samples": len(seen.x),
+    }
+
+
+def _mean(values: np.ndarray) -> dict[str, float]:
+    error = float(values.std(ddof=1) / np.sqrt(len(values))) if len(values) > 1 else 0.0
+    return {"value": float(values.mean()), "standard_error": error}
+
+
+def _next(rows: np.ndarray) -> np.ndarray:
+    return np.roll(rows, -1, axis=0)
+
+
+def _has_no_extent(reference: Reference) -> str:
+    if reference.dataset is not None and len(reference.dataset.shape) > 1:
+        return ""
+    return "edges are those of data with an extent, and the reference has none"
+
+
+def _has_no_masks(reference: Reference) -> str:
+    dataset = reference.dataset
+    if dataset is not None and "control" in dataset.train.arrays:
+        return ""
+    return "masks are controls from files (conditioning_file_name), and the reference has none"
+
+
 def _value(label: str, meaning: str, **about: Any) -> dict[str, Metric]:
     """The one number of a measure."""
     return {"value": Metric("value", label, meaning=meaning, **about)}
@@ -573,6 +633,17 @@ _RETRIEVAL = _value(
     " trained on the data’s own pairs; beside its share on held-out pairs.",
     lower_is_better=False,
 )
+_EDGES = _value(
+    "F1 of edges",
+    "How well the edges of samples are those of the held-out examples that they were to follow.",
+    lower_is_better=False,
+)
+_MASKS = _value(
+    "IoU of masks",
+    "Intersection over union of the masks that a small network, trained on the data’s own pairs,"
+    " reads in samples and those that they were to follow; beside its own on held-out pairs.",
+    lower_is_better=False,
+)
 _BY_MOMENTS = {"of": "moments", "fewest_of_reference": FEWEST_FOR_MOMENTS}
 
 MEASURES: Registry[Measure] = Registry(
@@ -602,6 +673,22 @@ MEASURES: Registry[Measure] = Registry(
             over="values",
             of_captions=True,
             impossible=_has_no_captions,
+        ),
+        "edge_f1": Measure(
+            edge_f1,
+            lambda width: 1,
+            _EDGES,
+            over="values",
+            of_controls=True,
+            impossible=_has_no_extent,
+        ),
+        "mask_iou": Measure(
+            mask_iou,
+            lambda width: 1,
+            _MASKS,
+            over="values",
+            of_controls=True,
+            impossible=_has_no_masks,
         ),
     },
 )

@@ -82,12 +82,13 @@ def measurements(
         num = number_made(run.method, run.config, dataset) if samples is None else len(samples)
         label = classes_of_samples(run.config, dataset, num)
         text = captions_of_samples(run.config, dataset, num)
-        planned = scoring.plan(of_samples, reference, dataset.shape, num, label, text)
+        rows = rows_of_samples(dataset, num)
+        planned = scoring.plan(of_samples, reference, dataset.shape, num, label, text, rows)
 
         def drawn() -> np.ndarray:
             return made(run, dataset, num, seed) if samples is None else np.asarray(samples)
 
-        by_name |= scoring.pending(planned, drawn, reference, seed, label, text)
+        by_name |= scoring.pending(planned, drawn, reference, seed, label, text, rows)
 
     def said(name: str) -> dict[str, Any]:
         sampling = {}
@@ -175,7 +176,7 @@ def draw(
     """Samples of a run by its config.sampling, (num_samples, ..., C); see `Generator`.
 
     `dataset`: that the run was trained on, whose evaluation split gives the captions of a network
-    that takes them; see `captions_of_samples`.
+    that takes them; see `captions_of_samples`. Controls are those of its examples in turn.
     """
     text = None if dataset is None else captions_of_samples(run.config, dataset, num_samples)
     return Generator(run, batch_size, num_devices=1)(num_samples, seed, text=text)
@@ -200,10 +201,18 @@ def made(run: Run, dataset: Dataset, num: int, seed: int = 0) -> np.ndarray:
     return measuring.reconstructions(run.method, dataset.eval, num, size, mesh)(run.state)
 
 
+def rows_of_samples(dataset: Dataset, num_samples: int) -> np.ndarray:
+    """The numbers of the held-out examples whose controls the samples of `draw` follow, or are held
+    against where the network follows none."""
+    return config_lib.conditions.control_rows(dataset.eval, num_samples)
+
+
 def classes_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:
     """The classes that condition the samples of `draw`, (num_samples,); None if there are none."""
     if not config.model.class_conditional:
         return None
+    if config_lib.control_names(config):
+        return config_lib.conditions.labels_in_turn(dataset.eval, num_samples)
     return in_turn(num_samples, dataset.num_classes)
 
 

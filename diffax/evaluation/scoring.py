@@ -140,10 +140,12 @@ def plan(
     num: int,
     label: np.ndarray | None = None,
     text: Sequence[str] | None = None,
+    rows: np.ndarray | None = None,
 ) -> dict[str, Planned]:
     """The scores of those names with their networks, for `num` samples of `shape`, (..., C).
 
-    `label`: the classes of the samples, (num,), `text`: their captions; None if they aren't known.
+    `label`: the classes of the samples, (num,), `text`: their captions, `rows`: the numbers of the
+    held-out examples whose controls they were to follow; None if they aren't known.
 
     Raises:
       ValueError: what can't be measured, before anything is computed: an unknown name, samples
@@ -166,6 +168,11 @@ def plan(
             _check_classes(name, num, label)
         if chosen.of_captions:
             _check_captions(name, num, text)
+        if chosen.of_controls and rows is None:
+            raise ValueError(
+                f"metrics={name!r}: it needs the control that each sample was to follow, which is"
+                " known of samples of a run alone"
+            )
         if chosen.over == LPIPS:
             _check_images(name, "LPIPS", shape)
             pretrained.require_lpips()
@@ -198,6 +205,7 @@ def pending(
     seed: int = 0,
     label: np.ndarray | None = None,
     text: Sequence[str] | None = None,
+    rows: np.ndarray | None = None,
 ) -> dict[str, Callable[[], dict[str, Any]]]:
     """Each score of `planned`, as a function that measures it when it is called: a dict of numbers
     and of what they depend on, JSON-able.
@@ -210,12 +218,12 @@ def pending(
       samples: () -> (N, ..., C), uint8, or float in [-1, 1] where the data are 8-bit. If values are
         not finite, the first score raises ValueError.
       seed: fixes the order of the samples, and which reference examples are taken.
-      label, text: the same as for `plan`.
+      label, text, rows: the same as for `plan`.
     """
 
     @functools.cache
     def seen(network: str | None) -> Seen:
-        return Seen(values(), reference, loaded[network], seed, label, text)
+        return Seen(values(), reference, loaded[network], seed, label, text, rows)
 
     @functools.cache
     def values() -> np.ndarray:
@@ -250,10 +258,11 @@ def score(
     seed: int = 0,
     label: np.ndarray | None = None,
     text: Sequence[str] | None = None,
+    rows: np.ndarray | None = None,
 ) -> dict[str, dict[str, Any]]:
     """The scores of those names, measured; see `plan` and `pending` for arguments and errors."""
-    planned = plan(names, reference, samples.shape[1:], len(samples), label, text)
-    by_name = pending(planned, lambda: samples, reference, seed, label, text)
+    planned = plan(names, reference, samples.shape[1:], len(samples), label, text, rows)
+    by_name = pending(planned, lambda: samples, reference, seed, label, text, rows)
     return {name: measure() for name, measure in by_name.items()}
 
 

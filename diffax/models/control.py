@@ -74,22 +74,18 @@ class ControlNet(UNet):
     def _network(
         self, x: jax.Array, noise_level: jax.Array, given: Mapping[str, Any], train: bool
     ) -> jax.Array:
-        fields = {f: getattr(self, f) for f in _FIELDS}
-        # Its text encoder stays with the U-Net, and each branch trains a copy.
-        if self.text is not None:
-            fields["text"] = self.text.clone(parent=None, name=None)
         joints, begin = [], 0
         control, plain = given["control"] or self._none(x), {**given, "control": None}
         for i, channels in enumerate(self.control_channels):
             image = control["image"][..., begin : begin + channels]
             begin += channels
-            branch = ControlBranch(**fields, name=f"control_{i}")
+            branch = ControlBranch(**_fields_of(self), name=f"control_{i}")
             own = branch(x, noise_level, plain, image, train)
             strength = control["strength"][:, i : i + 1]
             own = [_times(strength, joint) for joint in own]
             joints = jax.tree.map(jnp.add, joints, own) if joints else own
         # What stays as it was has no dropout.
-        base = UNet(**fields, name=BASE)
+        base = UNet(**_fields_of(self), name=BASE)
         return base._network(x, noise_level, plain, False, joints)
 
     def _none(self, x: jax.Array) -> dict[str, jax.Array]:
@@ -97,6 +93,14 @@ class ControlNet(UNet):
         num = len(self.control_channels)
         image = jnp.zeros((len(x), *self.control_shape), x.dtype)
         return {"image": image, "strength": jnp.zeros((len(x), num), x.dtype)}
+
+
+def _fields_of(network: ControlNet) -> dict[str, Any]:
+    """The fields for a branch or the U-Net: copies of those that are networks, such as that of
+    captions, since each has parameters of its own."""
+    own = {name: getattr(network, name) for name in _FIELDS}
+    modules = {name: value for name, value in own.items() if isinstance(value, nn.Module)}
+    return own | {name: module.clone(parent=None, name=None) for name, module in modules.items()}
 
 
 def _times(strength: jax.Array, joint: jax.Array) -> jax.Array:

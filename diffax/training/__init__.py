@@ -11,6 +11,7 @@ from diffax.data import DatasetInfo
 from diffax.distributed import hosts
 from diffax.methods import fraction_of_start, predictor
 from diffax.runtime import Interrupted
+from diffax.training.controlnets import combined
 from diffax.training.loop import train, train_together
 from diffax.training.measuring import make_gradient_variance, measure_on
 from diffax.training.metric_buffer import NonFiniteError
@@ -21,6 +22,7 @@ __all__ = [
     "Interrupted",
     "NonFiniteError",
     "Run",
+    "combined",
     "hosts",
     "load",
     "make_gradient_variance",

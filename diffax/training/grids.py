@@ -78,6 +78,11 @@ def find(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     conditional = run.config.model.class_conditional
     cond = {"label": numbers % run.dataset.num_classes} if conditional else {}
+    if config_lib.control_names(run.config):
+        held_out = config_lib.load_data(run.config).eval
+        cond["control"] = config_lib.conditions.control_table(run.config, held_out, num)[numbers]
+        if conditional:
+            cond["label"] = config_lib.conditions.labels_in_turn(held_out, num)
 
     def searched(keys, predict, schedule, shape, num_steps, grid, sampler, **options):
         start = standard_normal(process.split_key(keys)[0], shape)

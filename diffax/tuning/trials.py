@@ -82,7 +82,8 @@ def check_metric(name: str, config: ConfigDict, dataset: data.Dataset | None = N
         num = config.evaluation.num_samples
         label = evaluation.classes_of_samples(config, dataset, num)
         text = evaluation.captions_of_samples(config, dataset, num)
-        evaluation.plan([name], reference, dataset.shape, num, label, text)
+        rows = evaluation.rows_of_samples(dataset, num)
+        evaluation.plan([name], reference, dataset.shape, num, label, text, rows)
         return
     measure.require_measure(config)
     if name != "bpd":
