@@ -23,6 +23,7 @@ DATA_FLAGS: dict[str, str] = {
     "skip-bad": "of --data=folder: leave out the files that can't be read",
     "modes": "of --data=mixture2d: so many on a square grid (default: its eight elongated ones)",
     "mode-deviation": "of --modes: a mode's deviation over the distance of neighbours",
+    "storage": "of decoded data: auto, memory, or disk, for sets that are larger than memory",
     "train-split": "the TFDS split that is the reference (default train)",
     "eval-split": "the TFDS split that gives the floor (default test)",
 }
