@@ -162,6 +162,25 @@ def test_an_autoencoder_in_two_processes_goes_on_after_a_kill_as_in_one(killable
     assert killable.wait() == [0, 0]
     assert_same_run(tmp_path / "two", tmp_path / "one")
     assert lines(tmp_path / "two")[-1].keys() >= {"loss", "eval_psnr", "eval_rate"}
+    # Each process loads a codec, and the run from which another starts on other data.
+    np.savez(tmp_path / "half.npz", x=np.load(data)["x"] / 2)
+    in_latents = small_config(
+        codec__name="run", codec__path=str(tmp_path / "one"), data__name="npz",
+        data__path=str(data), data__range=(-1.0, 1.0), training__num_steps=2,
+        model__name="unet", model__unet__channels=8, model__unet__channel_mults=(1,),
+        model__unet__num_blocks=1, evaluation__gradient_batches=0,
+    )  # fmt: skip
+    with compiled_quickly(tmp_path / "compiled"):
+        training.train(in_latents, tmp_path / "start")
+        in_latents.training.init_from = str(tmp_path / "start")
+        in_latents.data.path = str(tmp_path / "half.npz")
+        training.train(in_latents, tmp_path / "one_from_start")
+    in_latents.parallel.num_devices = 0
+    killable.start(in_latents, tmp_path / "two_from_start", two_processes())
+    assert killable.wait() == [0, 0]
+    assert_same_run(tmp_path / "two_from_start", tmp_path / "one_from_start")
+    start, found = (training.load(tmp_path / name).dataset for name in ("start", "two_from_start"))
+    assert found.latent_deviation == start.latent_deviation  # of its own data it would be half
 
 
 def test_damage_that_one_process_alone_sees_is_passed_over_by_both(killable, tmp_path):

@@ -47,7 +47,8 @@ def prepared(
     which each step encodes.
 
     Args:
-      known: of the run as it was trained so far, or of its teacher: its statistics hold.
+      known: of the run as it was trained so far, or of the one that it starts from: its statistics
+        hold.
     """
     kept = encoded(codec, dataset, config.data.flip) if config.codec.cache else None
     if known is not None and known.codec == info.codec:

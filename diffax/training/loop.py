@@ -152,7 +152,8 @@ def _train_in(
     info = dataclasses.replace(info, teacher=teacher.fingerprint if teacher else "")
     seen = dataset  # by a step
     if codec.fingerprint:
-        known = trained_on(roots[0]) or (teacher and teacher.data)
+        start = settings.init_from and trained_on(Path(settings.init_from).expanduser())
+        known = trained_on(roots[0]) or (teacher and teacher.data) or start or None
         seen, info = latents.prepared(config, codec, dataset, info, known)
     method = codecs.build_method(config, info, teacher)
     inner = codecs.build_method(config, info, teacher, of_latents=seen is not dataset)

@@ -325,7 +325,7 @@ def load(workdir: str | os.PathLike, step: int | None = None) -> Run:
         _check_files(workdir, dataset, checkpoints.remembered(step))
         method = _build_method(config, dataset)
         like = jax.eval_shape(method.init, jax.random.key(config.seed))
-        device = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+        device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
         state, _ = checkpoints.restore(like, device, step)
     finally:
         checkpoints.close()
