@@ -7,8 +7,8 @@ Published: FID 3.17, Inception score 9.46, at most 3.75 bits/dim; 35.7M paramete
 Hardware: theirs was a TPU v3-8, 10.6 hours for 800,000 steps of batch 128.
 Run here: the network's parameters are counted and a narrowed copy trains for a step, in a test;
 the full network was timed on an H200 (experiments/results/accelerator.md). Never to the end.
-Not theirs: the network is told the log-SNR, not the step (model.unet.conditioning=step is theirs);
-group normalisations of at most 32 groups, as theirs, and float32 as on their TPU.
+Not theirs: the network is conditioned on the log-SNR, not on the step (that would be
+model.unet.conditioning=step).
 """
 
 from ml_collections import ConfigDict

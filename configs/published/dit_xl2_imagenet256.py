@@ -10,7 +10,7 @@ Run here: the network's parameters are counted and a narrowed copy trains for a 
 Not theirs: the latents. They take Stable Diffusion's autoencoder, 32x32x4 at a scale of 0.18215;
 diffax doesn't read its weights, so codec.path is an autoencoder that you trained with diffax, of
 the same latents if you want the same network. The guidance here is of all channels, theirs of the
-first three. The network is told the log-SNR, not the step.
+first three. The network is conditioned on the log-SNR, not the step.
 """
 
 from ml_collections import ConfigDict

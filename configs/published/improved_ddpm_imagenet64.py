@@ -4,13 +4,13 @@
     diffax evaluate --workdir=runs/imagenet64 --metrics=bpd,fid
 
 Published (1,500,000 steps): FID 19.2, 3.57 bits/dim; 120M parameters.
-Hardware: not told for this model. By XLA's count a step costs about ten of DDPM's on CIFAR-10, so
-that 8 A100 and gradients by bfloat16 are a sensible least.
+Hardware: not published for this model. By XLA's count a step has 5.9 times the operations of
+DDPM's on CIFAR-10, so that 8 A100 and gradients by bfloat16 are a sensible least.
 Data: TFDS's downsampled_imagenet/64x64, 1,281,149 images, 16 GB as bytes.
 Run here: the network's parameters are counted and a narrowed copy trains for a step, in a test.
 Not theirs: their attention has 4 heads whatever the width (96 wide at 16x16, 128 at 8x8); diffax
-sets the width of a head, 96 here, and so has one head of 512 channels at 8x8. The network is told
-the log-SNR, not the step.
+sets the width of a head, 96 here, and so has one head of 512 channels at 8x8. The network is
+conditioned on the log-SNR, not on the step.
 """
 
 from ml_collections import ConfigDict

@@ -27,7 +27,7 @@ from diffax.process import AnySchedule, expand_to
 from diffax.samplers import Level
 from diffax.schedules import alpha_of, sigma_of
 
-REACH = 10.0  # the second level of a network that is told the scale of guidance: 10 to -10
+REACH = 10.0  # of the second level of a network that takes the scale of guidance: 10 to -10
 
 
 def target(x: jax.Array, t: jax.Array, x_s: jax.Array, s: jax.Array) -> jax.Array:
@@ -103,9 +103,9 @@ def progressive(
     from log-SNR 20 to -20; here the optimiser goes on from stage to stage, and the levels are any
     schedule's. Both take x0 of the second step itself as the target at the last level.
 
-    With guidance_max above 1 the teacher is guided, and the student is told the scale w (Meng
-    2023): w is drawn uniformly from 1 to guidance_max for each example, the teacher of the first
-    stage says null + w (cond - null), and the network is given (w - 1) / (guidance_max - 1), as a
+    With guidance_max above 1 the teacher is guided, and the student is conditioned on the scale w
+    (Meng 2023): w is drawn uniformly from 1 to guidance_max for each example, the teacher of the
+    first stage gives null + w (cond - null), and the network is given (w - 1) / (guidance_max - 1), as a
     level from 10 to -10, as a second noise level. At first it has no effect. One call is then one
     of both of guidance's, at any `sampling.guidance_scale` of these. Meng 2023 first distills the
     guidance alone, at all levels, and the steps afterwards; here the first stage does both.

@@ -20,7 +20,7 @@ _PADDINGS = {"end": "SAME", "both": 1}
 
 
 class Embedded(NamedTuple):
-    """What every block is told."""
+    """What every block is conditioned on."""
 
     emb: jax.Array  # (B, 4 channels), of noise level, label, latent and the caption as a whole
     words: TextFeatures | None  # of the caption's tokens
@@ -212,7 +212,7 @@ class UNet(nn.Module):
     # --- its parts, in the order of the data; called within `_network` ---
 
     def _embedded(self, noise_level: jax.Array, given: Mapping[str, Any]) -> Embedded:
-        """Noise level and conditions, as the blocks are told them."""
+        """Noise level and conditions, as the blocks are given them."""
         dtype = layers.DTYPES[self.dtype]
         embed = Conditioning(
             self.channels,
