@@ -7,6 +7,7 @@ in a process, and a changed one is another. What a `get_config()` in it says pla
 file that registers something is a plugin too. A run keeps copies of its plugins; see `keep`.
 """
 
+import errno
 import functools
 import importlib
 import importlib.metadata
@@ -206,6 +207,8 @@ def _version(label: str) -> str:
 
 def _read(path: str | Path, given: str) -> bytes:
     try:
+        if not os.fspath(path):  # which pathlib takes for the working directory
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         source = path_of(path).read_bytes()
     except IsADirectoryError:
         raise ValueError(f"{given} is a directory; name a file of Python") from None

@@ -49,6 +49,7 @@ def odd(tmp_path_factory):
         ],
         "grid": [f"--workdir={folder}"],
         "export": [f"--workdir={folder}", f"--out={folder}/out"],
+        "import": [f"--path={folder}/none", f"--workdir={folder}/run"],
         "report": [f"--workdir={folder}"],
         "metrics": ["convert-inception", f"{folder}/none.pth"],
         "schedules": ["--names=cosine"],

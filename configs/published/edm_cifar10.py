@@ -7,9 +7,9 @@ Published: FID 1.97 with 35 calls of the network (18 steps of Heun's method); 55
 Hardware: theirs was 8 V100, about two days for 200 million images.
 Run here: the network's parameters are counted and a narrowed copy trains for a step, in a test.
 Not theirs: no augmentation but flips, where they have geometric ones that the network is
-conditioned on, with probability 0.12: expect a worse FID. The preconditioning for data of deviation 0.5 is v
-prediction here, which is theirs for data of deviation 1. The network is diffax's U-Net of equal
-size: no scaled skips, no filters in resampling.
+conditioned on, with probability 0.12: expect a worse FID. The preconditioning for data of deviation
+0.5 is v prediction here, which is theirs for data of deviation 1. The network is diffax's U-Net of
+equal size: no scaled skips, no filters in resampling.
 """
 
 import math
