@@ -107,8 +107,9 @@ def progressive(
     (Meng 2023): w is drawn uniformly from 1 to guidance_max for each example, the teacher of the
     first stage gives null + w (cond - null), and the network is given
     (w - 1) / (guidance_max - 1), as a level from 10 to -10, as a second noise level. At first it
-    has no effect. One call is then one of both of guidance's, at any `sampling.guidance_scale` of these. Meng 2023 first distills the
-    guidance alone, at all levels, and the steps afterwards; here the first stage does both.
+    has no effect. One call is then one of both of guidance's, at any
+    `sampling.guidance_scale` of these. Meng 2023 first distills the guidance alone, at all levels,
+    and the steps afterwards; here the first stage does both.
 
     The step's metrics: see `few_steps.method`; "student_steps" is N.
 
