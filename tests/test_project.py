@@ -255,6 +255,13 @@ def test_swallowed_errors_are_found(code, expected):
     assert swallows(tree.body[0].handlers[0]) is expected
 
 
+def test_example_runs_name_no_place_of_the_machine_that_made_them():
+    files = [path for path in (ROOT / "tests" / "example_runs").rglob("*") if path.is_file()]
+    assert files
+    named = [path for path in files if re.search(rb"/(work|home|root|Users)/", path.read_bytes())]
+    assert not named
+
+
 # --- the package ----------------------------------------------------------------------------
 
 
