@@ -294,8 +294,8 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--data", required=True, help="the folder of cells")
-    parser.add_argument("--workdir", type=Path, default=Path("/tmp/control_cells"))
-    parser.add_argument("--results", type=Path, default=Path("."))
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "control_cells")
+    parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results")
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=32, help="pixels a side")
