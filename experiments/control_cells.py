@@ -302,6 +302,7 @@ def main() -> None:
     args = parser.parse_args()
     runtime.start(trains=True)
     args.workdir = args.workdir.absolute()
+    args.results.mkdir(parents=True, exist_ok=True)
     spent = train(args)
     bench = Bench(args)
     found = measure(bench, spent)
