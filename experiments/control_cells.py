@@ -278,7 +278,7 @@ def tables(found: dict[str, Any], args: argparse.Namespace) -> str:
         values = over_seeds(found, [f"controlnet-{s}/{name}" for s in seeds])
         rows.append(f"| {name} | {words(values)} |")
     head = " | ".join(f"{schedule}, IoU | {schedule}, values moved by" for schedule in SCHEDULES)
-    rows += ["", f"| share of the levels | {head} |", "|---|---|---|---|---|"]
+    rows += ["", f"| share of the levels | {head} |", f"|---|{2 * len(SCHEDULES) * '---|'}"]
     for share in SHARES:
         cells = []
         for schedule in SCHEDULES:
