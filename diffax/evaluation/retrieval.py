@@ -6,25 +6,22 @@ gives vectors to examples and to captions, and is trained so that those of a pai
 held-out pairs says how far it is to be trusted.
 """
 
-import functools
 import logging
 import re
 import zlib
 from collections.abc import Sequence
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 
 from diffax.data import Dataset
 from diffax.data.dataset import to_float
-from diffax.evaluation import extractors
-from diffax.files import cached, content_hash
+from diffax.evaluation import extractors, judges
+from diffax.files import content_hash
 
 _LOG = logging.getLogger("diffax")
 CANDIDATES = 16  # captions among which a sample's own is to be found
@@ -97,18 +94,15 @@ def get_judge(dataset: Dataset) -> Judge:
     )
     captions = tuple(sorted({*dataset.train.arrays["text"], *dataset.eval.arrays["text"]}))
 
-    def make() -> dict[str, Any]:
+    def make() -> tuple[Any, float]:
         _LOG.info("training the judge of the captions of %s, once", dataset.name)
         judge = Judge(_train(dataset), captions, 0.0, fingerprint)
         held_out = dataset.eval
         right = found(judge, held_out.x, held_out.arrays["text"].tolist(), seed=0)
         _LOG.info("it finds %.3f of the captions of held-out data", right.mean())
-        flat = traverse_util.flatten_dict({"params": judge.params}, sep="/")
-        return {"accuracy": float(right.mean()), **flat}
+        return judge.params, float(right.mean())
 
-    kept = cached("judges", f"{quote(dataset.name, safe='')}-{fingerprint}", make)
-    accuracy = float(kept.pop("accuracy"))
-    params = traverse_util.unflatten_dict(kept, sep="/")["params"]
+    params, accuracy = judges.kept("judges", dataset, fingerprint, "accuracy", make)
     return Judge(params, captions, accuracy, fingerprint)
 
 
@@ -157,7 +151,8 @@ def _train(dataset: Dataset) -> Any:
     decay = optax.cosine_decay_schedule(SETTINGS["learning_rate"], SETTINGS["steps"])
     optimizer = optax.adamw(decay, weight_decay=SETTINGS["weight_decay"])
 
-    def loss(params, batch, key):
+    def loss(params, batch_and_key):
+        batch, key = batch_and_key
         shift_key, dropout_key = jax.random.split(key)
         shift = jax.random.randint(shift_key, (batch["x"].ndim - 2,), -1, 2)
         shifted = jnp.roll(batch["x"], shift, axis=tuple(range(1, batch["x"].ndim - 1)))
@@ -172,16 +167,12 @@ def _train(dataset: Dataset) -> Any:
         losses = [optax.softmax_cross_entropy_with_integer_labels(f, own) for f in both]
         return jnp.mean(jnp.stack(losses))
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, batch, key):
-        updates, opt_state = optimizer.update(jax.grad(loss)(params, batch, key), opt_state, params)
-        return optax.apply_updates(params, updates), opt_state
+    def batches(key):
+        rng = np.random.default_rng(0)
+        for own in jax.random.split(key, SETTINGS["steps"]):
+            rows = rng.integers(0, len(x), size)
+            yield {"x": to_float(x[rows]), "words": words[rows], "number": number[rows]}, own
 
     init_key, run_key = jax.random.split(jax.random.key(0))
     params = jax.jit(network.init)(init_key, jnp.zeros((1, *dataset.shape)), words[:1])["params"]
-    opt_state, rng = optimizer.init(params), np.random.default_rng(0)
-    for key in jax.random.split(run_key, SETTINGS["steps"]):
-        rows = rng.integers(0, len(x), size)
-        batch = {"x": to_float(x[rows]), "words": words[rows], "number": number[rows]}
-        params, opt_state = step(params, opt_state, batch, key)
-    return jax.device_get(params)
+    return judges.fitted(loss, params, optimizer, batches(run_key))

@@ -8,19 +8,18 @@ its own agreement on held-out pairs says how far it is to be trusted.
 import functools
 import logging
 from typing import Any, NamedTuple
-from urllib.parse import quote
 
 import flax.linen as nn
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
-from flax import traverse_util
 
 from diffax.data import Dataset
 from diffax.data.controls import edges
 from diffax.data.dataset import to_float
-from diffax.files import cached, content_hash
+from diffax.evaluation import judges
+from diffax.files import content_hash
 
 _LOG = logging.getLogger("diffax")
 # A change of any of these, or of the network, makes another segmenter.
@@ -135,17 +134,14 @@ def get_segmenter(dataset: Dataset) -> Segmenter:
     parts = [part for split in (train, held_out) for part in (split.x, split.arrays["control"])]
     fingerprint = content_hash(SETTINGS, *parts)
 
-    def make() -> dict[str, Any]:
+    def make() -> tuple[Any, float]:
         _LOG.info("training the segmenter of %s, once", dataset.name)
         made = Segmenter(_train(dataset, values), values, 0.0, fingerprint)
         agreed = float(agreement(made, held_out.x, held_out.arrays["control"]).mean())
         _LOG.info("intersection over union %.3f on held-out pairs", agreed)
-        flat = traverse_util.flatten_dict({"params": made.params}, sep="/")
-        return {"iou": agreed, **flat}
+        return made.params, agreed
 
-    kept = cached("segmenters", f"{quote(dataset.name, safe='')}-{fingerprint}", make)
-    agreed = float(kept.pop("iou"))
-    params = traverse_util.unflatten_dict(kept, sep="/")["params"]
+    params, agreed = judges.kept("segmenters", dataset, fingerprint, "iou", make)
     return Segmenter(params, values, agreed, fingerprint)
 
 
@@ -177,25 +173,20 @@ def _train(dataset: Dataset, values: tuple[float, ...]) -> Any:
     network, size = _Network(len(values)), SETTINGS["batch_size"]
     x, number = dataset.train.x, numbered(dataset.train.arrays["control"], values)
     decay = optax.cosine_decay_schedule(SETTINGS["learning_rate"], SETTINGS["steps"])
-    optimizer, rng = optax.adam(decay), np.random.default_rng(0)
 
     def loss(params, batch):
         logits = network.apply({"params": params}, batch["x"])
         of_places = optax.softmax_cross_entropy_with_integer_labels(logits, batch["number"])
         return of_places.mean()
 
-    @functools.partial(jax.jit, donate_argnums=(0, 1))
-    def step(params, opt_state, batch):
-        updates, opt_state = optimizer.update(jax.grad(loss)(params, batch), opt_state)
-        return optax.apply_updates(params, updates), opt_state
+    def batches():
+        rng = np.random.default_rng(0)
+        for _ in range(SETTINGS["steps"]):
+            rows = rng.integers(0, len(x), size)
+            axes = [a for a in range(1, x.ndim - 1) if rng.random() < 0.5]
+            noised = to_float(x[rows]) + rng.normal(0, 0.05, (size, *x.shape[1:]))
+            mirrored = np.flip(noised, axes).astype(np.float32)
+            yield {"x": mirrored, "number": np.flip(number[rows], axes)}
 
     params = jax.jit(network.init)(jax.random.key(0), jnp.zeros((1, *dataset.shape)))["params"]
-    opt_state = optimizer.init(params)
-    for _ in range(SETTINGS["steps"]):
-        rows = rng.integers(0, len(x), size)
-        axes = [a for a in range(1, x.ndim - 1) if rng.random() < 0.5]
-        noised = to_float(x[rows]) + rng.normal(0, 0.05, (size, *x.shape[1:]))
-        batch = {"x": np.flip(noised, axes).astype(np.float32)}
-        batch["number"] = np.flip(number[rows], axes)
-        params, opt_state = step(params, opt_state, batch)
-    return jax.device_get(params)
+    return judges.fitted(loss, params, optax.adam(decay), batches())
