@@ -34,6 +34,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
@@ -354,6 +355,7 @@ def draw(found: Found) -> Figure:
             mean = np.exp(np.mean(np.log(lines), axis=0))
             axes.plot(*mean, "o-", color=COLOURS[name], lw=2, ms=4, label=name)
         axes.set(xscale="log", yscale="log", title=title, xlabel="floating-point operations")
+        axes.xaxis.set_minor_formatter(NullFormatter())
         axes.spines[["top", "right"]].set_visible(False)
     panels[0].set_ylabel("Fréchet distance to the training images")
     panels[0].legend(frameon=False)
