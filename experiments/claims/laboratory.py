@@ -22,7 +22,8 @@ from ml_collections import ConfigDict
 from diffax import Generator, data, evaluation, training
 from diffax import config as config_lib
 from diffax.ablation import Arm, measure, runner, store
-from diffax.files import read_json, replacing, write_json
+from diffax.files import read_json, replacing, write_json, write_text
+from diffax.rates import Rate
 from diffax.training import Run
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -43,16 +44,32 @@ class Network(NamedTuple):
       overrides: of the scale's config.
       data: a key of the scale's `data`.
       teacher: the network that this one learns from, of the same seed; None for none.
+      rated: whose schedule it trains on, with schedule.name="from_rate"; None for a named one.
     """
 
     overrides: Mapping[str, Any]
     data: str = "plain"
     teacher: Network | None = None
+    rated: Rated | None = None
 
     def about(self) -> dict[str, Any]:
         """The overrides and the data, of the teacher too, for the raw results."""
         own = dict(self.overrides, data=self.data)
+        if self.rated:
+            own["rate"] = {"of": self.rated.network.about(), "by": self.rated.by.__name__}
         return own | {"teacher": self.teacher.about()} if self.teacher else own
+
+
+class Rated(NamedTuple):
+    """A rate that a network trains by.
+
+    Attributes:
+      network: of which it is estimated, of the same seed.
+      by: (the trained network, seed) -> the rate.
+    """
+
+    network: Network
+    by: Callable[[Trained, int], Rate]
 
 
 def published(name: str, num_steps: int = 1000, data: str = "plain", **more: Any) -> Network:
@@ -237,6 +254,8 @@ class Laboratory:
         base.data.update(name="npz", path=str(self._file(network.data, flat=self.scale.flat)))
         if network.teacher is not None:
             base.method.teacher = str(self._directory(network.teacher, seed))
+        if network.rated is not None:
+            base.schedule.path = str(self._rate_file(network.rated, seed))
         return runner.arm_config(base, Arm(network.data, network.overrides), seed)
 
     def known(self, network: Network, seed: int) -> dict[str, Any]:
@@ -245,6 +264,8 @@ class Laboratory:
         config["data"]["path"] = network.data
         if network.teacher is not None:
             config["method"]["teacher"] = self._key(network.teacher, seed)
+        if network.rated is not None:
+            config["schedule"]["path"] = self._rate_file(network.rated, seed).name
         return config
 
     def _key(self, network: Network, seed: int) -> str:
@@ -260,6 +281,8 @@ class Laboratory:
         """The network, trained now unless it was; an interrupted training resumes."""
         if network.teacher is not None:
             self.trained(network.teacher, seed)
+        if network.rated is not None:
+            self._make_rate(network.rated, seed)
         config, directory = self.config(network, seed), self._directory(network, seed)
         self._make(network.data)
         cost, begin = directory / "cpu_seconds.json", time.process_time()
@@ -268,6 +291,17 @@ class Laboratory:
             write_json(cost, time.process_time() - begin)
         dataset = data.load_cached(config.data)
         return Trained(training.load(directory), directory, dataset, network.data)
+
+    def _rate_file(self, rated: Rated, seed: int) -> Path:
+        name = f"{rated.by.__name__}-{self._key(rated.network, seed)}.json"
+        return self.workdir / "rates" / name
+
+    def _make_rate(self, rated: Rated, seed: int) -> None:
+        path = self._rate_file(rated, seed)
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            rate = rated.by(self.trained(rated.network, seed), seed)
+            write_text(path, rate.to_json())
 
     def draw(
         self, trained: Trained, num: int, seed: int, label: np.ndarray | None = None, **options: Any

@@ -68,6 +68,7 @@ NAMES = (
     "gan_is_cheaper_and_restarts_more",
     "teachers_schedule_suits_the_student",
     "latent_cuts_compute",
+    "covariance_is_enough",
 )
 RESULTS = laboratory.ROOT / "experiments" / "results"
 CLAIMS: dict[str, ModuleType] = {name: importlib.import_module(name) for name in NAMES}
