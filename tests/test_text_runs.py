@@ -2,14 +2,16 @@
 
 import json
 import logging
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_runs import TINY
+from small_runs import TINY, assert_equal
 
 import diffax
 from diffax import cli, data, edits, evaluation, training
 from diffax import config as config_lib
+from diffax.training import grids
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 COLOURS = {"dark": 30, "grey": 128, "light": 220}
@@ -65,6 +67,22 @@ def trained(config_file, tmp_path_factory):
 @pytest.fixture(scope="module")
 def generate(trained):
     return diffax.Generator(trained, num_devices=1)
+
+
+def test_a_grid_is_found_under_the_held_out_captions(trained, monkeypatch):
+    run, seen = training.load(trained), {}
+
+    def edit(state, keys, cond, operation):
+        seen.update(cond)
+        raise StopIteration
+
+    monkeypatch.setattr(grids.codecs, "method_inside", lambda *_: SimpleNamespace(edit=edit))
+    with pytest.raises(StopIteration):
+        grids.find(run, "dp", [2], num=8)
+    captions = config_lib.load_data(run.config).eval.arrays["text"].tolist()
+    given = [captions[i % len(captions)] for i in range(8)]
+    want = config_lib.conditions.text_table(run.config, given)
+    assert_equal(seen, {"text": want[np.arange(8)]})
 
 
 def test_the_encoder_is_trained_along(trained):

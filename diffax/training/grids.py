@@ -22,6 +22,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import process
+from diffax.config import conditions
 from diffax.files import content_hash, read_json, write_json
 from diffax.samplers import Level, grid_search
 from diffax.samplers.base import standard_normal
@@ -58,6 +59,9 @@ def find(
 ) -> list[dict[str, Any]]:
     """Finds the grids of some numbers of steps for a run, sampled as its config says; keeps them.
 
+    The starts have the conditions that samples have by default: classes in turn, captions and
+    controls of the held-out examples in turn.
+
     Args:
       method: of `grid_search`; num: starts; seed: of their noise.
       iterations, begins: see `grid_search.search`, whose own are larger.
@@ -78,11 +82,16 @@ def find(
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     conditional = run.config.model.class_conditional
     cond = {"label": numbers % run.dataset.num_classes} if conditional else {}
-    if config_lib.control_names(run.config):
+    controlled, captioned = config_lib.control_names(run.config), run.config.condition.text
+    if controlled or captioned:
         held_out = config_lib.load_data(run.config).eval
-        cond["control"] = config_lib.conditions.control_table(run.config, held_out, num)[numbers]
+    if controlled:
+        cond["control"] = conditions.control_table(run.config, held_out, num)[numbers]
         if conditional:
-            cond["label"] = config_lib.conditions.labels_in_turn(held_out, num)
+            cond["label"] = conditions.labels_in_turn(held_out, num)
+    if captioned:
+        captions = held_out.arrays["text"][numbers % len(held_out)].tolist()
+        cond["text"] = conditions.text_table(run.config, captions)[numbers]
 
     def searched(keys, predict, schedule, shape, num_steps, grid, sampler, **options):
         start = standard_normal(process.split_key(keys)[0], shape)
