@@ -150,6 +150,8 @@ def pipelines(shapes: dict[str, Any]) -> np.ndarray:
         export(tuned, Path(name) / "out")
         ours = cases.drawn_by(tuned, "trailing")
         compare("50 steps, fine-tuned", ours, drawn(Path(name) / "out", start))
+        again = diffax.training.load(import_run(Path(name) / "out", Path(name) / "again"))
+        compare("50 steps, imported again", cases.drawn_by(again, "trailing"), ours)
     return theirs
 
 

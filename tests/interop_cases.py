@@ -101,6 +101,12 @@ OWN_UNETS = {
         up_block_types=["UpBlock2D", "AttnUpBlock2D"], norm_num_groups=8, attention_head_dim=4,
         resnet_time_scale_shift="scale_shift", attn_norm_num_groups=8, num_class_embeds=5,
     ),
+    "learned": dict(
+        sample_size=8, in_channels=1, out_channels=1, block_out_channels=[8],
+        layers_per_block=1, down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"],
+        norm_num_groups=4, attention_head_dim=None, time_embedding_type="learned",
+        num_train_timesteps=50,
+    ),
 }  # fmt: skip
 
 

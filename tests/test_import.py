@@ -9,11 +9,16 @@ import interop_cases as cases
 import jax
 import numpy as np
 import pytest
+from safetensors.numpy import load_file
+from small_runs import assert_equal
 
 import diffax
 from diffax import cli, training
+from diffax.interop import diffusers
+from diffax.interop.diffusers import unets
 from diffax.interop.export import export
-from diffax.models.embeddings import step_at
+from diffax.interop.imports import SOURCES
+from diffax.models.embeddings import rows_at, step_at
 from diffax.training import teachers
 
 GIVEN = json.loads(Path(__file__).with_name("diffusers_unets.json").read_text())
@@ -74,11 +79,15 @@ def test_fine_tuning_starts_from_it_and_learns_a_schedule(imported, tuned):
     assert np.abs(np.subtract(first, last)).max() > 0.01
 
 
-def test_what_was_fine_tuned_goes_back(tuned, tmp_path):
+def test_what_was_fine_tuned_goes_back_and_comes_in_again(tuned, tmp_path):
     run = training.load(tuned)
     export(run, tmp_path / "out")
     config = json.loads((tmp_path / "out" / "unet" / "config.json").read_text())
     assert config["time_embedding_type"] == "learned" and config["num_train_timesteps"] == 1000
+    again = SOURCES["diffusers"](tmp_path / "out")
+    levels = np.asarray(run.state.schedule.discretize(1000).log_snrs)
+    assert again.config.model.unet.step_rows == 1000
+    np.testing.assert_allclose(again.config.model.unet.step_log_snrs, levels, atol=1e-3)
     if importlib.util.find_spec("diffusers") is None:
         pytest.skip("diffusers is not installed; experiments/interop_diffusers.py draws by it")
     from diffusers import DiffusionPipeline
@@ -90,6 +99,35 @@ def test_what_was_fine_tuned_goes_back(tuned, tmp_path):
         ),
     )
     np.testing.assert_allclose(ours, theirs, rtol=0, atol=1e-4 * np.abs(theirs).max())
+
+
+def test_a_network_conditioned_on_the_log_snr_comes_back_as_it_went(tmp_path):
+    model, params = cases.unet("log-SNR")
+    diffusers.save_scheduler(tmp_path / "scheduler", cases.LEVELS)
+    diffusers.save_unet(tmp_path / "unet", model, params, (8, 8, 1), cases.LEVELS)
+    again = SOURCES["diffusers"](tmp_path)
+    fields = again.config.model.unet
+    assert {name: getattr(model, name) for name in fields} == fields.to_dict()
+    assert_equal(again.params, params)
+    # Trained on there, the rows are kept as they are.
+    file = tmp_path / "unet" / unets.WEIGHTS
+    arrays = load_file(file)
+    arrays["time_proj.weight"][20, 0] += 0.01
+    unets.save_arrays(file, arrays, "pt")
+    again = SOURCES["diffusers"](tmp_path)
+    rows = again.params["noise_embedding"]["steps"]
+    np.testing.assert_array_equal(rows, arrays["time_proj.weight"])
+    assert len(again.config.model.unet.step_log_snrs) == again.config.model.unet.step_rows == 50
+    diffusers.save_scheduler(tmp_path / "scheduler", diffax.schedules.cosine(), num_steps=10)
+    with pytest.raises(ValueError, match="embedding of 50 rows, and its scheduler 10 steps"):
+        SOURCES["diffusers"](tmp_path)
+
+
+def test_between_two_rows_of_a_time_embedding_it_is_in_proportion():
+    table = np.array([[0.0, 1.0], [1.0, 3.0], [4.0, -1.0]], "f")
+    found = rows_at(table, np.array([-1.0, 0.0, 0.25, 1.0, 2.0, 9.0], "f"))
+    wanted = [table[0], table[0], [0.25, 1.5], table[1], table[2], table[2]]
+    np.testing.assert_array_equal(found, np.array(wanted, "f"))
 
 
 def test_a_step_has_its_own_number_and_between_two_it_is_in_proportion():

@@ -200,6 +200,7 @@ def test_old_names_of_attention_and_a_pipelines_folder_are_known(tmp_path):
     ("change", "said"),
     [
         (dict(_class_name="UNet2DConditionModel"), "_class_name is 'UNet2DConditionModel', not"),
+        (dict(time_embedding_type="fourier"), "only 'positional' or 'learned' is"),
         (dict(act_fn="gelu"), "act_fn='gelu' is not known; only 'silu' is"),
         (dict(down_block_types=["DownBlock2D", "SkipDownBlock2D"]), "names SkipDownBlock2D; known"),
         (dict(up_block_types=["UpBlock2D", "UpBlock2D"]), "is not the mirror image of"),

@@ -101,6 +101,7 @@ RULES: dict[str, Rule] = {
     "model.unet.num_groups": _whole(0, 16_384),
     "model.unet.norm_epsilon": _POSITIVE,
     "model.unet.max_period": _POSITIVE,
+    "model.unet.step_rows": _whole(0, 65_536),
     "model.dit.patch_size": _whole(1, 65_536),
     "model.dit.width": _whole(1, 65_536),
     "model.dit.depth": _whole(1, 1_000),

@@ -19,6 +19,8 @@ from diffax.data import DatasetInfo
 from diffax.files import write_text
 from diffax.interop import diffusers
 from diffax.interop.diffusers.unets import sample_shape
+from diffax.models import UNet
+from diffax.models.embeddings import log_snr_position, sinusoidal
 from diffax.places import workdir_of
 from diffax.registry import unknown
 from diffax.training import codecs, teachers
@@ -28,6 +30,8 @@ from diffax.training.workdir import CHECKPOINTS, as_remembered, check_writable
 
 # The log-SNR that stands for zero SNR in the table of a network's steps.
 _ZERO_SNR = -87.0
+# Of the rows of a time embedding, which a log-SNR makes that went by betas of a file.
+_ROUNDING = 1e-4
 
 
 class Found(NamedTuple):
@@ -52,7 +56,9 @@ def import_run(
     run's schedule is the scheduler's, by its betas; prediction, clipping and the steps that are
     visited are the scheduler's too. The network is given the step number that has the log-SNR, so
     that it predicts what it does in diffusers under its own schedule, and can be sampled, or
-    trained from (`training.init_from`), under any other. A scheduler of flow matching is refused.
+    trained from (`training.init_from`), under any other. A learned time embedding whose rows are
+    what diffax wrote for these steps is a network conditioned on the log-SNR again, the one that
+    was exported. A scheduler of flow matching is refused.
 
     Args:
       path: what is read.
@@ -126,12 +132,29 @@ def _of_diffusers(path: Path) -> Found:
     # As the run's own schedule has them, to the last bit: each step is given its own number.
     log_snrs = np.maximum(build_schedule(config).log_snrs, _ZERO_SNR)
     config.model.unet.update({field: getattr(model, field) for field in model_fields("unet")})
-    config.model.unet.update(conditioning="log_snr", step_log_snrs=tuple(log_snrs.tolist()))
+    config.model.unet.conditioning = "log_snr"
+    rows = params["noise_embedding"].get("steps")
+    if rows is not None and len(rows) != len(log_snrs):
+        raise ValueError(
+            f"{path} has a time embedding of {len(rows)} rows, and its scheduler"
+            f" {len(log_snrs)} steps; they must be as many"
+        )
+    if rows is not None and _are_of(rows, log_snrs, model):
+        del params["noise_embedding"]["steps"]
+        config.model.unet.step_rows = 0
+    else:
+        config.model.unet.step_log_snrs = tuple(log_snrs.tolist())
     config.model.class_conditional = model.num_classes > 0
     section = config.sampling
     section.sampler, section.grid, section.clip_x0 = read.sampler, read.spacing, read.clip_x0
     section.num_steps = len(log_snrs) if read.sampler == "ddpm" else 50
     return Found(config, params, sample_shape(path), model.num_classes)
+
+
+def _are_of(rows: np.ndarray, log_snrs: np.ndarray, model: UNet) -> bool:
+    """Whether the rows of a time embedding are those that diffax writes for these levels."""
+    waves = sinusoidal(log_snr_position(log_snrs), model.channels, model.max_period)
+    return bool(np.abs(rows - waves).max() < _ROUNDING)
 
 
 SOURCES: Mapping[str, Callable[[Path], Found]] = {"diffusers": _of_diffusers}

@@ -77,6 +77,16 @@ def noise_position(
     return CONDITIONINGS[conditioning](noise_level)
 
 
+def rows_at(table: jax.Array, position: jax.Array) -> jax.Array:
+    """Rows of a table, (T, width), at positions, (...,): (..., width). Linear between two rows, and
+    the first or the last one beyond the ends."""
+    last = len(table) - 1
+    position = jnp.clip(position, 0, last)
+    low = jnp.minimum(position.astype(jnp.int32), last - 1)
+    part = (position - low)[..., None]
+    return (1 - part) * table[low] + part * table[low + 1]
+
+
 class Mapping(nn.Module):
     """A latent z, (B, Z) -> (B, features): z / rms(z), then two dense layers (Karras 2019)."""
 
@@ -117,6 +127,8 @@ class Conditioning(nn.Module):
       dtype: of the dense layers; the sines are taken in float32.
       max_period: the slowest wave's, in positions, over 2 pi; n of `sinusoidal`.
       step_log_snrs: see `noise_position`.
+      num_steps: T > 0 has a table of T rows, one for each step, in place of the sines. It is
+        trained along, and starts at the sines.
 
     A noise level of shape (B, 2) is two of them: that of x, and another one which tells what is
     asked of the network, such as the level to which a step goes. The second has sines and dense
@@ -131,13 +143,20 @@ class Conditioning(nn.Module):
     dtype: jnp.dtype
     max_period: float = 10_000.0
     step_log_snrs: Sequence[float] = ()
+    num_steps: int = 0
+
+    def _waves(self, position: jax.Array) -> jax.Array:
+        if not self.num_steps:
+            return sinusoidal(position, self.width, self.max_period)
+        first = sinusoidal(jnp.arange(self.num_steps), self.width, self.max_period)
+        return rows_at(self.param("steps", lambda key: first), position)
 
     @nn.compact
     def __call__(
         self, noise_level: jax.Array, label: jax.Array | None, latent: jax.Array | None = None
     ) -> jax.Array:
         position = noise_position(noise_level, self.conditioning, self.step_log_snrs)
-        waves = sinusoidal(position, self.width, self.max_period)
+        waves = self._waves(position)
         first, *others = [waves] if noise_level.ndim == 1 else [waves[:, 0], waves[:, 1]]
         emb = nn.Dense(self.features, dtype=self.dtype, name="dense_0")(first)
         emb = nn.Dense(self.features, dtype=self.dtype, name="dense_1")(nn.silu(emb))

@@ -61,6 +61,9 @@ class UNet(nn.Module):
       step_log_snrs: of weights that were trained by step numbers, the log-SNR of each step, so that
         they can be sampled and trained under any schedule: conditioning "log_snr" then gives them
         the step number that has it, in proportion between two steps; (): no such weights.
+      step_rows: T > 0 embeds the noise level by a table of T rows, one for each step, that is
+        trained along ("learned" time embedding), in place of sines; a level between two steps gets
+        its share of both rows. Then step_log_snrs has T entries, or conditioning is "step".
       text: the part that encodes captions, `TextEncoder.network` of `models.text`, or None. Where
         there is one, attention to a caption's tokens follows each self-attention, and the caption's
         pooled features are added to the noise embedding.
@@ -88,6 +91,7 @@ class UNet(nn.Module):
     padding: str = "end"
     control_shape: Sequence[int] = ()
     step_log_snrs: Sequence[float] = ()
+    step_rows: int = 0
     text: nn.Module | None = None
 
     def __post_init__(self):
@@ -128,6 +132,11 @@ class UNet(nn.Module):
         fits = fits and len(table) != 1 and all(b < a for a, b in itertools.pairwise(table))
         check(fits, "step_log_snrs", table, "two or more finite numbers that fall, or ()")
         self.step_log_snrs = tuple(table)
+        rows = self.step_rows
+        fits = is_whole(rows, 0) and rows != 1
+        fits = fits and (not rows or self.conditioning == "step" or len(table) == rows)
+        rule = f"0, or two or more with as many step_log_snrs (here {len(table)})"
+        check(fits, "step_rows", rows, rule)
         super().__post_init__()
 
     def least_parameters(self) -> int:
@@ -222,6 +231,7 @@ class UNet(nn.Module):
             dtype,
             self.max_period,
             self.step_log_snrs,
+            self.step_rows,
             name="noise_embedding",
         )
         emb = embed(noise_level, given["label"], given["latent"])

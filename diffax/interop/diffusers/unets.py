@@ -21,7 +21,7 @@ import numpy as np
 
 from diffax.files import replacing, write_json
 from diffax.models import UNet
-from diffax.models.embeddings import noise_position, sinusoidal
+from diffax.models.embeddings import noise_position, rows_at, sinusoidal
 from diffax.process import AnySchedule
 
 CONFIG = "config.json"
@@ -42,6 +42,8 @@ _SAME = _Form(np.asarray, np.asarray)
 _DENSE = _Form(np.transpose, np.transpose)
 _CONV = _Form(lambda a: a.transpose(3, 2, 0, 1), lambda a: a.transpose(2, 3, 1, 0))
 _CONV_OF_1 = _Form(lambda a: a.T[:, :, None, None], lambda a: a[:, :, 0, 0].T)
+
+_ROWS = ("noise_embedding", "steps")
 
 Pair = tuple[tuple[str, ...], str, _Form]
 
@@ -77,6 +79,7 @@ def _names(levels: int, num_blocks: int) -> Iterator[Pair]:
     yield from _layer("first", "conv_in", _CONV)
     yield from _layer("noise_embedding/dense_0", "time_embedding.linear_1", _DENSE)
     yield from _layer("noise_embedding/dense_1", "time_embedding.linear_2", _DENSE)
+    yield _ROWS, "time_proj.weight", _SAME
     yield ("noise_embedding", "classes", "embedding"), "class_embedding.weight", _SAME
     for level in range(levels):
         down, up = f"down_blocks.{level}", f"up_blocks.{levels - 1 - level}"
@@ -148,6 +151,11 @@ def save_unet(
     """
     config = _config_of(model, shape)
     arrays = _parted(params)
+    if model.conditioning == "log_snr":
+        arrays[_ROWS] = _rows_of(model, arrays, schedule, num_steps)
+    if _ROWS in arrays:
+        learned = {"time_embedding_type": "learned", "num_train_timesteps": len(arrays[_ROWS])}
+        config |= learned
     tensors = {
         name: form.out(arrays[ours])
         for ours, name, form in _names(len(model.channel_mults), model.num_blocks)
@@ -155,19 +163,26 @@ def save_unet(
     }
     if len(tensors) != len(arrays):
         raise ValueError(f"the parameters are not those of {model}")
-    if model.conditioning == "log_snr":
-        if schedule is None:
-            raise ValueError("schedule is None: the network is conditioned on its log-SNR")
-        discrete = schedule if schedule.num_steps else schedule.discretize(num_steps)
-        log_snrs = jnp.asarray(discrete.log_snrs)
-        positions = noise_position(log_snrs, "log_snr", model.step_log_snrs)
-        waves = sinusoidal(positions, model.channels, model.max_period)
-        tensors["time_proj.weight"] = np.asarray(waves)
-        config |= {"time_embedding_type": "learned", "num_train_timesteps": discrete.num_steps}
     folder = Path(path)
     save_arrays(folder / WEIGHTS, tensors, "pt")
     write_json(folder / CONFIG, config)
     return folder
+
+
+def _rows_of(
+    model: UNet,
+    arrays: Mapping[tuple[str, ...], np.ndarray],
+    schedule: AnySchedule | None,
+    num_steps: int,
+) -> np.ndarray:
+    """How a network that is conditioned on the log-SNR embeds each of a schedule's levels."""
+    if schedule is None:
+        raise ValueError("schedule is None: the network is conditioned on its log-SNR")
+    discrete = schedule if schedule.num_steps else schedule.discretize(num_steps)
+    positions = noise_position(jnp.asarray(discrete.log_snrs), "log_snr", model.step_log_snrs)
+    if model.step_rows:
+        return np.asarray(rows_at(jnp.asarray(arrays[_ROWS]), positions))
+    return np.asarray(sinusoidal(positions, model.channels, model.max_period))
 
 
 def save_arrays(file: Path, arrays: Mapping[str, np.ndarray], format: str) -> None:
@@ -267,7 +282,7 @@ _DEFAULTS = {
 _ONLY = {
     "act_fn": ("silu",), "downsample_type": ("conv", None), "upsample_type": ("conv", None),
     "mid_block_scale_factor": (1,), "center_input_sample": (False,), "add_attention": (True,),
-    "class_embed_type": (None,), "time_embedding_type": ("positional",),
+    "class_embed_type": (None,), "time_embedding_type": ("positional", "learned"),
     "mid_block_type": ("UNetMidBlock2D",), "time_embedding_dim": (None,),
 }  # fmt: skip
 # Names of an attention's layers before diffusers 0.16.
@@ -277,7 +292,8 @@ _OLD = {"query": "to_q", "key": "to_k", "value": "to_v", "proj_attn": "to_out.0"
 def load_unet(path: str | os.PathLike) -> tuple[UNet, dict[str, Any]]:
     """The U-Net of a diffusers `UNet2DModel`, and its parameters.
 
-    It is conditioned on the step number, as diffusers' networks are.
+    It is conditioned on the step number, as diffusers' networks are. A learned time embedding is
+    read as `step_rows`.
 
     Args:
       path: a folder with config.json and diffusion_pytorch_model.safetensors, or the folder of a
@@ -300,7 +316,8 @@ def load_unet(path: str | os.PathLike) -> tuple[UNet, dict[str, Any]]:
     if tensors:
         raise ValueError(f"{folder / WEIGHTS}: {sorted(tensors)[0]} is no array that is known")
     half = model.channels // 2
-    if config["flip_sin_to_cos"]:  # the cosines first: the rows of what reads them change places
+    # The cosines first: the rows of what reads them change places.
+    if config["flip_sin_to_cos"] and not model.step_rows:
         rows = ("noise_embedding", "dense_0", "kernel")
         found[rows] = np.roll(found[rows], half, axis=0)
     params = _joined(found)
@@ -346,13 +363,18 @@ def _check_shapes(params: Any, wanted: Any, file: Path) -> None:
             )
 
 
+def _is_learned(config: dict[str, Any]) -> bool:
+    return config["time_embedding_type"] == "learned"
+
+
 def _model_of(config: dict[str, Any], folder: Path) -> UNet:
     file = folder / CONFIG
     if config.get("_class_name") != _CLASS:
         raise ValueError(f"{file}: _class_name is {config.get('_class_name')!r}, not {_CLASS}")
     for key, allowed in _ONLY.items():
         if config.get(key, allowed[0]) not in allowed:
-            raise ValueError(f"{file}: {key}={config[key]!r} is not known; only {allowed[0]!r} is")
+            known = " or ".join(map(repr, allowed))
+            raise ValueError(f"{file}: {key}={config[key]!r} is not known; only {known} is")
     for way in ("down", "up"):
         kinds = {f"{part}{way.capitalize()}Block2D" for part in ("", "Attn")}
         for kind in config[f"{way}_block_types"]:
@@ -384,6 +406,7 @@ def _model_of(config: dict[str, Any], folder: Path) -> UNet:
         dropout=config["dropout"],
         num_classes=classes - 1 if classes else 0,
         conditioning="step",
+        step_rows=config["num_train_timesteps"] if _is_learned(config) else 0,
         embedding={theirs: ours for ours, theirs in _EMBEDDING_OUT.items()}[
             config["resnet_time_scale_shift"]
         ],
