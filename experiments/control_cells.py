@@ -15,17 +15,21 @@ Their masks are read in the same way, and how far the pixels moved stands beside
 Runs are kept in --workdir, and what was measured in its measured.json: the same command resumes if
 interrupted. Tables are printed, and two pictures come out: control_cells.png, and
 control_cells_samples.png with samples under masks that are drawn here. No real image is written.
+The raw numbers of two claims of the ledger go to --raw.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import functools
+import platform
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from matplotlib.figure import Figure
 
@@ -289,6 +293,56 @@ def tables(found: dict[str, Any], args: argparse.Namespace) -> str:
     return "\n".join(rows)
 
 
+def raw_of_claims(found: dict[str, Any], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
+    """The raw numbers of the ledger's claims, by name."""
+    seeds, last = range(args.seeds), steps_of(args)[-1]
+
+    def of(pattern: str) -> list[float]:
+        return over_seeds(found, [pattern.format(seed) for seed in seeds])
+
+    def at(share: float) -> list[str]:
+        return [f"variation/cosine/{share:g}/{seed}" for seed in seeds]
+
+    alike = {name: [float(np.mean(found[name]))] * args.seeds for name in ("real", "apart")}
+    arms = {
+        "gentle_noise_keeps_anatomy": {
+            "cells": {
+                "kept": over_seeds(found, at(0.2)),
+                "untouched": alike["real"],
+                "far": over_seeds(found, at(0.8)),
+                "moved": [found[name]["moved"] for name in at(0.2)],
+                "apart": alike["apart"],
+            }
+        },
+        "control_composes": {
+            "controlnet": {
+                "plain": of(f"controlnet-{{}}/{last}"),
+                "guided": of("controlnet-{}/guidance 2"),
+                "linear": of("controlnet-{}/along linear"),
+                "both": of("controlnet-{}/along linear, guidance 2"),
+                "floor": of("floor-{}"),
+            }
+        },
+    }
+    return {
+        name: {
+            "claim": name,
+            "scale": "digits",
+            "about": f"white blood cells at {args.size}x{args.size}, 360 images; a U-Net of 0.7M"
+            f" parameters, {args.steps} steps of batch 16; experiments/control_cells.py",
+            "num_samples": len(found["real"]),
+            "seeds": list(seeds),
+            "cpu_minutes": found["cpu_seconds"] / 60,
+            "machine": f"{platform.machine()} CPU, jax {jax.__version__},"
+            f" Python {platform.python_version()}",
+            "date": f"{datetime.date.today()}",
+            "networks": {},
+            "arms": own,
+        }
+        for name, own in arms.items()
+    }
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -296,18 +350,25 @@ def main() -> None:
     parser.add_argument("--data", required=True, help="the folder of cells")
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "control_cells")
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results")
+    parser.add_argument(
+        "--raw", type=Path, help="folder for the numbers of the claims (default: RESULTS/claims)"
+    )
     parser.add_argument("--steps", type=int, default=400)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=32, help="pixels a side")
     args = parser.parse_args()
     runtime.start(trains=True)
     args.workdir = args.workdir.absolute()
-    args.results.mkdir(parents=True, exist_ok=True)
+    args.raw = args.raw or args.results / "claims"
+    for folder in (args.results, args.raw):
+        folder.mkdir(parents=True, exist_ok=True)
     spent = train(args)
     bench = Bench(args)
     found = measure(bench, spent)
     draw_curves(found, args, args.results / "control_cells.png")
     draw_samples(bench, args.results / "control_cells_samples.png")
+    for name, raw in raw_of_claims(found, args).items():
+        write_json(args.raw / f"{name}.json", raw)
     print(tables(found, args))
 
 

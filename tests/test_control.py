@@ -8,6 +8,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from small_runs import PowerCut, assert_close, assert_equal, cut_after, prepare, small_config
 
 import diffax
@@ -443,6 +444,15 @@ def test_masks_are_read_by_a_segmenter_of_the_data(monkeypatch):
     grey = dataclasses.replace(whole, arrays={"control": x.astype(np.uint8)})
     with pytest.raises(ValueError, match="are no masks"):
         segmentation.get_segmenter(data.make_dataset("a", grey, grey))
+    # A mask that was made smaller rings: values near those of a class make no class of their own.
+    large = rng.integers(0, 3, (20, 4, 4)).repeat(16, 1).repeat(16, 2).astype(np.uint8)
+    small = [
+        np.asarray(Image.fromarray(127 * one).resize((32, 32), Image.Resampling.LANCZOS))
+        for one in large
+    ]
+    assert segmentation.classes_of(np.stack(small)[..., None]) == (
+        *(-1.0, pytest.approx(127 / 127.5 - 1), pytest.approx(254 / 127.5 - 1)),
+    )
 
 
 # --- devices, resuming, other methods, captions ---------------------------------------------------

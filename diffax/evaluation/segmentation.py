@@ -23,10 +23,11 @@ from diffax.files import content_hash
 
 _LOG = logging.getLogger("diffax")
 # A change of any of these, or of the network, makes another segmenter.
-SETTINGS = {"version": 1, "steps": 400, "batch_size": 32, "learning_rate": 3e-3, "width": 24}
+SETTINGS = {"version": 2, "steps": 400, "batch_size": 32, "learning_rate": 3e-3, "width": 24}
 _MOST_CLASSES = 16
 _LEAST_SHARE = 0.005  # of all places, that the value of a class has
-_LEAST_COVERED = 0.7  # of all places, that have the value of a class exactly
+_LEAST_COVERED = 0.7  # of all places, that have the value of a class, or nearly
+_NEAR = 8 / 127.5  # values at most so far apart are of one class: resizing rings by a few grey levels
 
 
 class Segmenter(NamedTuple):
@@ -73,16 +74,23 @@ def classes_of(masks: np.ndarray) -> tuple[float, ...]:
     """The values of the classes in masks, (N, ..., 1) uint8 or float32, as floats; () if these are
     no masks.
 
-    A class has a value that stands at least at one place in 200. Resizing leaves values between; if
-    more than three places in ten have one, or there are more than 16 classes, these are no masks.
+    A class has a value that stands at least at one place in 200. Of such values that lie near each
+    other the most frequent one stands for all, since resizing blurs a value. It leaves values far
+    between, too; if more than three places in ten have one, or there are more than 16 classes,
+    these are no masks.
     """
     if masks.shape[-1] != 1:
         return ()
     values, counts = np.unique(masks, return_counts=True)
     often = counts >= _LEAST_SHARE * masks.size
-    if not 2 <= often.sum() <= _MOST_CLASSES or counts[often].sum() < _LEAST_COVERED * masks.size:
+    if counts[often].sum() < _LEAST_COVERED * masks.size:
         return ()
-    return tuple(to_float(values[often]).tolist())
+    values, counts = to_float(values[often]), counts[often]
+    ends = np.flatnonzero(np.diff(values) > _NEAR) + 1
+    groups = np.split(np.arange(len(values)), ends)
+    if not 2 <= len(groups) <= _MOST_CLASSES:
+        return ()
+    return tuple(float(values[group[np.argmax(counts[group])]]) for group in groups)
 
 
 def numbered(masks: np.ndarray, values: tuple[float, ...]) -> np.ndarray:
