@@ -11,19 +11,22 @@ part of the batches.
 
 Measured for each seed and guidance scale: the share of samples that have the colour and the shape
 of their prompt (diffax.evaluation.attributes), for combinations that were seen and for those that
-were not. The raw numbers go to results/text_to_emoji.json, the table is made from them. The command
-resumes if interrupted.
+were not. The raw numbers go to results/text_to_emoji.json, the table is made from them, and those
+of a claim of the ledger to results/claims/. The command resumes if interrupted.
 """
 
 from __future__ import annotations
 
 import argparse
+import datetime
 import json
+import platform
 import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import jax
 import numpy as np
 from PIL import Image, ImageDraw
 
@@ -37,7 +40,7 @@ from diffax.report import statistics
 
 ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
-NAME = "text_to_emoji"
+NAME, CLAIM = "text_to_emoji", "strong_guidance_suits_text"
 HELD_OUT = (
     *("red square", "orange circle", "yellow heart", "green square", "blue circle"),
     *("purple heart", "brown square", "black circle", "white heart"),
@@ -143,6 +146,36 @@ def page(raw: dict[str, Any]) -> str:
     return "\n".join(lines)
 
 
+def raw_of_claim(raw: dict[str, Any], digits: dict[str, Any]) -> dict[str, Any]:
+    """The numbers of the ledger's claim, beside those of digits by their class: the raw numbers of
+    the claim guidance_trades_diversity, of as many seeds."""
+    seeds = [raw["seeds"][seed] for seed in sorted(raw["seeds"])]
+
+    def right(seed: dict[str, Any], scale: float) -> float:
+        parts = seed["guidance"][f"{scale:g}"].values()
+        return sum(p["both"] * p["num"] for p in parts) / sum(p["num"] for p in parts)
+
+    text = {f"right-{scale:g}": [right(seed, scale) for seed in seeds] for scale in GUIDANCE}
+    by_class = {
+        key: values[: len(seeds)]
+        for key, values in digits["arms"]["cosine"].items()
+        if not key.startswith("accuracy")
+    }
+    return {
+        "claim": CLAIM,
+        "scale": "digits",
+        "about": "emoji of 64x64 in 8x8x32 latents, captions by a frozen MiniLM; a U-Net of 64"
+        f" channels, {raw['steps']:,} steps of batch 64; experiments/text_to_emoji.py",
+        "num_samples": OF_EACH * len(COMBINATIONS),
+        "seeds": list(range(len(seeds))),
+        "cpu_minutes": sum(seed["cpu_minutes"] for seed in seeds),
+        "machine": raw["machine"],
+        "date": raw["date"],
+        "networks": {},
+        "arms": {"text": text, "digits by class": by_class},
+    }
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -174,7 +207,18 @@ def main(argv: Sequence[str] | None = None) -> None:
                     sheet(generate, 2.0, args.results / f"{NAME}.png")
                 write_json(kept, {**entry, "cpu_minutes": (time.process_time() - begin) / 60})
             found[str(seed)] = read_json(kept)
-        write_json(raw, {"steps": args.steps, "seeds": found})
+        whole = {
+            "steps": args.steps,
+            "seeds": found,
+            "machine": f"{platform.machine()} CPU, jax {jax.__version__},"
+            f" Python {platform.python_version()}",
+            "date": f"{datetime.date.today()}",
+        }
+        write_json(raw, whole)
+        claims = args.results / "claims"
+        claims.mkdir(exist_ok=True)
+        digits = read_json(RESULTS / "claims" / "guidance_trades_diversity.json")
+        write_json(claims / f"{CLAIM}.json", raw_of_claim(whole, digits))
     print(page(read_json(raw)))
 
 

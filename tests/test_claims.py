@@ -249,6 +249,21 @@ HOLDS = {
         for kind in ("teacher", "student")
         for name, value in (("linear", 12), ("cosine", 10), ("sigmoid", 11))
     },
+    "strong_guidance_suits_text": {
+        "text": {f"right-{scale}": 0.9 if scale > 5 else 0.7 for scale in (1, 2, 3, 5, 7, 9)},
+        "digits by class": {
+            f"{key}-{scale}": 0.9 if scale == 4 else 0.6
+            for key in ("precision", "recall")
+            for scale in (1, 2, 4, 8)
+        },
+    },
+    "control_composes": {"controlnet": dict(plain=0.8, guided=0.8, linear=0.79)},
+    "gentle_noise_keeps_anatomy": {
+        "cells": dict(kept=0.87, untouched=0.9, moved=0.06, apart=0.3)
+    },
+    "default_schedules_rarely_optimal": {
+        name: dict(cosine=10, winner=8) for name in ("cells", "satellite", "sound")
+    },
 }  # fmt: skip
 FAILS = {
     "cosine_beats_linear": ("cosine", "ddim", 14),
@@ -281,6 +296,10 @@ FAILS = {
     "teachers_schedule_suits_the_student": ("cosine, student", "frechet", 13),
     "latent_cuts_compute": ("factor 4", "network", 5),
     "covariance_is_enough": ("spectral", "frechet", 13),
+    "strong_guidance_suits_text": ("text", "right-2", 1.0),
+    "control_composes": ("controlnet", "linear", 0.5),
+    "gentle_noise_keeps_anatomy": ("cells", "kept", 0.6),
+    "default_schedules_rarely_optimal": ("sound", "winner", 10),
 }
 
 

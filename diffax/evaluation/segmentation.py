@@ -27,7 +27,7 @@ SETTINGS = {"version": 2, "steps": 400, "batch_size": 32, "learning_rate": 3e-3,
 _MOST_CLASSES = 16
 _LEAST_SHARE = 0.005  # of all places, that the value of a class has
 _LEAST_COVERED = 0.7  # of all places, that have the value of a class, or nearly
-_NEAR = 8 / 127.5  # values at most so far apart are of one class: resizing rings by a few grey levels
+_NEAR = 8 / 127.5  # values at most so far apart are of one class, since resizing rings
 
 
 class Segmenter(NamedTuple):

@@ -12,6 +12,7 @@ from verdicts import column, judge, ratio_of
 CLAIM = "ControlNet-style conditioning composes with guidance and schedule."
 EXPERIMENT = "experiments/control_cells.py"
 NETWORKS = {}
+ARMS = ("controlnet",)
 COLUMNS = {
     "plain": "IoU, as trained",
     "guided": "IoU, guidance 2",

@@ -14,6 +14,7 @@ from verdicts import column, judge, ratio_of
 CLAIM = "Gentle cosine noise gives subtle variations that keep the anatomy."
 EXPERIMENT = "experiments/control_cells.py"
 NETWORKS = {}
+ARMS = ("cells",)
 COLUMNS = {
     "kept": "IoU of variations with the cells' masks, a fifth of the levels",
     "untouched": "IoU of the untouched images",

@@ -69,6 +69,10 @@ NAMES = (
     "teachers_schedule_suits_the_student",
     "latent_cuts_compute",
     "covariance_is_enough",
+    "strong_guidance_suits_text",
+    "control_composes",
+    "gentle_noise_keeps_anatomy",
+    "default_schedules_rarely_optimal",
 )
 RESULTS = laboratory.ROOT / "experiments" / "results"
 CLAIMS: dict[str, ModuleType] = {name: importlib.import_module(name) for name in NAMES}
