@@ -10,9 +10,9 @@ the same settings of the schedule are tried with one seed and the same budget: a
 linear, sigmoid, and the spectral one, which is made from the covariance of the domain's own
 training data), and cosine with an input scale b, which shifts its log-SNR by 2 log b. The best
 setting and cosine are then trained again with seeds that the search has not seen, and compared pair
-by pair. Both are ablations of the product's own. The loss is that of v, and samples are drawn by
-ddim, whose levels are equally spaced along the schedule: a setting decides both the noise levels
-that are trained at and those that are visited.
+by pair. The loss is that of v, and samples are drawn by ddim, whose levels are equally spaced along
+the schedule: a setting decides both the noise levels that are trained at and those that are
+visited.
 
 A distance is one that `diffax evaluate` offers for the domain: where there are labels (satellite,
 sound) Fréchet's over the features of a small classifier, and where there are none (emoji, cells)
@@ -36,8 +36,8 @@ from matplotlib.figure import Figure
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import rates, runtime
-from diffax.ablation import Arm, Spec, runner
+from diffax import evaluation, rates, runtime, training
+from diffax.ablation import Arm, print_progress, run_grid, runner
 from diffax.data.dataset import to_float
 from diffax.files import read_json, write_json, write_text
 from diffax.report import figures, statistics
@@ -47,7 +47,7 @@ ROOT = Path(__file__).resolve().parent.parent
 RESULTS = ROOT / "experiments" / "results"
 NAME, CLAIM = "domains", "default_schedules_rarely_optimal"
 SEARCHED = 0  # the seed of the search
-NUM_SAMPLES = 500
+NUM_SAMPLES = 400
 DEFAULT = "cosine"
 SETTINGS: dict[str, dict[str, Any]] = {
     "cosine": {},
@@ -100,11 +100,10 @@ def config_of(name: str, data: Path, workdir: Path, steps: int) -> ConfigDict:
     config.training.update(
         batch_size=32, num_steps=steps, log_every=100, checkpoint_every=0, sample_every=0
     )
-    config.sampling.update(sampler="ddim", grid="uniform", num_steps=25, clip_x0=1.0)
+    config.sampling.update(sampler="ddim", grid="uniform", num_steps=20, clip_x0=1.0)
     config.evaluation.update(
-        metrics=(domain.metric,), num_samples=NUM_SAMPLES, num_examples=128, repeats=1,
-        gradient_batches=0,
-    )  # fmt: skip
+        metrics=(domain.metric,), num_samples=NUM_SAMPLES, gradient_batches=0
+    )
     config.parallel.num_devices = 1
     return config
 
@@ -140,53 +139,48 @@ def compared(
     settings: Mapping[str, Mapping[str, Any]],
     seeds: Sequence[int],
     workdir: Path,
-) -> dict[str, list[float]]:
-    """The distance of each setting for each seed, by an ablation in `workdir`."""
-    metric = config.evaluation.metrics[0]
-    spec = Spec(
-        title="Schedules for a domain",
-        question="Which schedule suits these data?",
-        baseline=DEFAULT,
-        metrics=(),
-        command="python experiments/domains.py",
-    )
+) -> list[dict[str, Any]]:
+    """The distance of each setting for each seed, trained and kept in `workdir`."""
+    (metric,) = config.evaluation.metrics
+    dataset = config_lib.load_data(config)
     arms = [Arm(name, overrides) for name, overrides in settings.items()]
-    report = runner.run_ablation(spec, config, arms, seeds, workdir, workers=1)
-    runs = read_json(report.json)["runs"]
-    of = {(run["arm"], run["seed"]): run["metrics"][metric] for run in runs}
-    return {name: [of[name, seed] for seed in seeds] for name in settings}
+
+    def run_one(arm: Arm, seed: int, directory: Path) -> dict[str, Any]:
+        begin = time.process_time()
+        training.train(runner.arm_config(config, arm, seed), directory)
+        found = evaluation.evaluate(training.load(directory), dataset, [metric], seed)
+        return {
+            "distance": found[metric][metric],
+            "cpu_seconds": time.process_time() - begin,
+            "date": f"{datetime.date.today()}",
+        }
+
+    def fingerprint(arm: Arm, seed: int) -> dict[str, Any]:
+        return config_lib.relevant(runner.arm_config(config, arm, seed))
+
+    return run_grid(arms, seeds, run_one, workdir, fingerprint, on_progress=print_progress)
 
 
 def measure(name: str, args: argparse.Namespace) -> dict[str, Any]:
-    """The search of a domain, and its winner against cosine with fresh seeds; each kept."""
+    """The search of a domain, and its winner against cosine with fresh seeds."""
     folder = args.workdir / name
     config = config_of(name, args.data, args.workdir, args.steps)
     settings = settings_of(config, folder)
-    parts: dict[str, Any] = {}
-
-    def kept(part: str, make: Any) -> dict[str, Any]:
-        path = folder / f"{part}.json"
-        if not path.exists():
-            begin = time.process_time()
-            found = make()
-            seconds = time.process_time() - begin
-            write_json(path, {"distances": found, "cpu_seconds": seconds})
-        parts[part] = read_json(path)
-        return parts[part]["distances"]
-
-    search = kept("search", lambda: compared(config, settings, [SEARCHED], folder / "searched"))
-    winner = min(search, key=lambda setting: search[setting][0])
+    searched = compared(config, settings, [SEARCHED], folder / "searched")
+    search = {found["arm"]: found["distance"] for found in searched}
+    winner = min(search, key=search.__getitem__)
     final = {key: settings[key] for key in dict.fromkeys((DEFAULT, winner))}
     fresh = [SEARCHED + 1 + i for i in range(args.seeds)]
-    confirmed = kept("confirm", lambda: compared(config, final, fresh, folder / "confirmed"))
+    confirmed = compared(config, final, fresh, folder / "confirmed")
+    of = {key: [f["distance"] for f in confirmed if f["arm"] == key] for key in final}
     return {
-        "search": {setting: values[0] for setting, values in search.items()},
+        "search": search,
         "winner": winner,
-        "confirmed": {"cosine": confirmed[DEFAULT], "winner": confirmed[winner]},
+        "confirmed": {"cosine": of[DEFAULT], "winner": of[winner]},
         "metric": DOMAINS[name].metric,
         "num_samples": NUM_SAMPLES,
-        "cpu_seconds": sum(part["cpu_seconds"] for part in parts.values()),
-        "date": f"{datetime.date.today()}",
+        "cpu_seconds": sum(found["cpu_seconds"] for found in [*searched, *confirmed]),
+        "date": max(found["date"] for found in confirmed),
     }
 
 
@@ -292,7 +286,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     parser.add_argument("--results", type=Path, default=RESULTS)
     parser.add_argument("--only", default=",".join(DOMAINS), metavar="NAME,...", help="domains")
     parser.add_argument("--seeds", type=int, default=3, help="fresh ones, at least 2 (default 3)")
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=300)
     parser.add_argument("--page", action="store_true", help="measure nothing, show the tables")
     args = parser.parse_args(argv)
     names = args.only.split(",")

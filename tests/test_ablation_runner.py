@@ -108,6 +108,33 @@ def test_an_ablation_judged_by_samples_needs_no_bound(tmp_path, quick):
     assert not (tmp_path / "c").exists()
 
 
+def test_a_unet_and_a_dit_of_equal_compute_are_arms_of_one_ablation():
+    """The command of docs/ablations.md."""
+    command = "diffax ablate --config=configs/ablation_digits.py --workdir=runs/networks"
+    words = (ROOT / "docs" / "ablations.md").read_text("utf-8").replace("\\\n", " ").splitlines()
+    (line,) = (line for line in words if line.startswith(command))
+    flags = [word for word in line.split() if word.startswith("--config.")]
+    config = cli.read_config(str(ROOT / "configs" / "ablation_digits.py"), flags)
+    arms, left_out = runner.possible_arms(config, {"model.name": ["unet", "dit"]})
+    assert "--axis model.name=unet,dit" in line and not left_out
+    assert runner.costs_differ(runner.design(config, arms)["model.name=dit"])
+    unet, dit = (measure.operations(runner.arm_config(config, arm, 3)) for arm in arms)
+    assert 0.9 < dit / unet < 1.1
+
+
+@pytest.mark.parametrize("key", ["training.batch_size", "sampling.num_steps"])
+def test_operations_are_counted_where_arms_may_differ_in_them(key, tmp_path, monkeypatch):
+    def stopped(arms, seeds, run_one, *_, **__):
+        assert run_one.keywords["counts"] == (key == "training.batch_size")
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(runner, "run_grid", stopped)
+    arms = [Arm(str(value), {key: value}) for value in (2, 4)]
+    config = small_config(evaluation__metrics=("swd",))
+    with pytest.raises(KeyboardInterrupt):
+        runner.run_ablation(Spec("T", "Q?", "2", ()), config, arms, [0], tmp_path, 1)
+
+
 def test_ways_to_sample_share_one_training(whole):
     workdir, trained = whole
     homes = [str(home.relative_to(workdir)) for home in trained]

@@ -113,7 +113,7 @@ def test_the_top_says_what_was_studied(tmp_path):
     for r in results:
         own = {"directory": f"{r['arm']}/{r['seed']}", "seconds": 9.0, "seeds": [r["seed"]]}
         many = 2_000 if r["arm"] == "learned" else 1_000
-        r["training"] = own | {"parameters": many}
+        r["training"] = own | {"parameters": many, "operations": 5e7 * many}
         # In pairs, one after another: two processes.
         r["finished"] = 1e9 + 20.0 * (1 + results.index(r) // 2)
         r["environment"] = {"device": "cpu", "diffax": "1.2", "commit": "abc123 (files changed)"}
@@ -135,6 +135,7 @@ def test_the_top_says_what_was_studied(tmp_path):
         "wall time 1 min 40 s summed over runs 3 min 00 s device cpu diffax 1.2, commit abc123",
         "Note. Training was short: it ended early.",
         "Var(VLB) How noisy it is.",
+        "learned 2,000 1e+11",
         "schedule.name linear, cosine, learned (varied) seeds 0, 1, 2 schedule.tau 1.0",
     ):
         assert words in " ".join(" ".join(page.texts).split())

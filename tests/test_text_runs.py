@@ -6,7 +6,7 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
-from small_runs import TINY, assert_equal
+from small_runs import TINY, assert_close, assert_equal
 
 import diffax
 from diffax import cli, data, edits, evaluation, training
@@ -95,6 +95,19 @@ def test_the_encoder_is_trained_along(trained):
     assert list((trained / "samples").glob("*.png"))
     logged = [json.loads(line) for line in (trained / "metrics.jsonl").read_text().splitlines()]
     assert any(key.startswith("eval_") for line in logged for key in line)
+
+
+def test_on_one_device_it_is_as_on_several(trained, tmp_path):
+    """And the operations of captions count: those of the encoder, and of attending to it."""
+    several = training.load(trained)
+    config = config_lib.changed(several.config, {"parallel.num_devices": 1, "parallel.fsdp": 1})
+    config.training.update(sample_every=0, eval_every=0)
+    state, _ = training.train(config, tmp_path)
+    assert_close(state.params, several.state.params, rtol=1e-2, atol=1e-3)
+    plain = config_lib.changed(config, {"condition.text": ""})
+    dataset = config_lib.load_data(config)
+    counted = [training.operations(each, dataset) for each in (config, plain)]
+    assert counted[0] > 1.05 * counted[1] > 0
 
 
 def test_samples_follow_their_own_prompts(generate):

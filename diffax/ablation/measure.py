@@ -10,8 +10,10 @@ A training has a directory of its own, workdir/trainings/<name>/seed<k>, in the 
 """
 
 import dataclasses
+import functools
 import json
 import logging
+import math
 import sys
 import time
 from collections.abc import Iterable, Sequence
@@ -290,6 +292,20 @@ def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
     values = {n.key: evaluated[name][n.entry] for name in names for n in evaluation.numbers(name)}
     np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])
     return found | {"metrics": values, "evaluation": evaluated, "samples": "samples.npz"}
+
+
+def operations(config: ConfigDict) -> float | None:
+    """`training.operations`, counted once for all seeds; None where XLA counts none."""
+    alike = config_lib.changed(config, {"seed": 0})
+    return _operations(config_lib.to_json(alike))
+
+
+@functools.lru_cache(maxsize=64)
+def _operations(text: str) -> float | None:
+    config = config_lib.from_json(text)
+    with doing("counting the operations of a step"):
+        counted = training.operations(config, config_lib.load_data(config))
+    return counted if math.isfinite(counted) else None
 
 
 def num_shown(dataset: data.Dataset) -> int:

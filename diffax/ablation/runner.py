@@ -125,6 +125,7 @@ def run_ablation(
     check(spec)
     check_writable(workdir)
     of_all = dict(text=config_lib.to_json(config), workdir=os.fspath(workdir))
+    counts = costs_differ(next(iter(spec.design.values())))
 
     def join(arm: Arm, seed: int) -> tuple[Path, int]:
         most = measure.seeds_at_once(arm_config(config, arm, seed), vectorise)
@@ -144,7 +145,7 @@ def run_ablation(
             results = run_grid(
                 arms,
                 seeds,
-                functools.partial(run_one, **of_all),
+                functools.partial(run_one, **of_all, counts=counts),
                 workdir,
                 fingerprint=fingerprint,
                 workers=len(environments),
@@ -209,6 +210,15 @@ def design(config: ConfigDict, arms: Sequence[Arm]) -> dict[str, dict[str, str]]
     return {name: {key: own[key] for key in vary} for name, own in levels.items()}
 
 
+# Sections of a config on which the operations of a training step depend.
+_COSTLY = ("data", "codec", "method", "model", "condition", "discriminator")
+
+
+def costs_differ(varied: Iterable[str]) -> bool:
+    """Whether arms that differ in these keys may differ in the operations of a training step."""
+    return any(key.partition(".")[0] in _COSTLY or key == "training.batch_size" for key in varied)
+
+
 def possible_arms(
     config: ConfigDict, axes: Mapping[str, Sequence[Any]]
 ) -> tuple[list[Arm], dict[str, str]]:
@@ -265,10 +275,12 @@ def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> No
         )
 
 
-def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> dict[str, Any]:
+def run_one(
+    arm: Arm, seed: int, directory: Path, text: str, workdir: str, counts: bool = False
+) -> dict[str, Any]:
     """Trains, unless an earlier arm has, and evaluates one run; see `analysis.analyse`.
 
-    `text`: the common config as JSON.
+    `text`: the common config as JSON. `counts`: whether the operations of a step are counted.
     """
     runtime.start(f"{arm.name}, seed {seed}: ", trains=True)
     config = arm_config(config_lib.from_json(text, Path(workdir) / PLUGINS), arm, seed)
@@ -290,6 +302,7 @@ def run_one(arm: Arm, seed: int, directory: Path, text: str, workdir: str) -> di
             "seconds": once["seconds"] + shared["seconds"],
             "seeds": seeds,
             "parameters": sampled["parameters"],
+            **({"operations": measure.operations(config)} if counts else {}),
         },
         "environment": environment() | here,
     }

@@ -1,14 +1,29 @@
 """Which platform JAX computes on, and what is chosen by it while a function is traced."""
 
+import contextlib
+import contextvars
 import functools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import jax
 
+_PLAIN = contextvars.ContextVar("plain", default=False)
+
 
 def on_cpu() -> bool:
-    """Whether JAX's default backend is the CPU."""
-    return jax.default_backend() == "cpu"
+    """Whether JAX's default backend is the CPU, outside `plain`."""
+    return jax.default_backend() == "cpu" and not _PLAIN.get()
+
+
+@contextlib.contextmanager
+def plain() -> Iterator[None]:
+    """Within, functions are traced as on an accelerator, so that their operations are counted
+    alike on every platform: the forms for a CPU save some, depending on the number of devices."""
+    token = _PLAIN.set(True)
+    try:
+        yield
+    finally:
+        _PLAIN.reset(token)
 
 
 def alone() -> bool:

@@ -180,7 +180,27 @@ def _results(analysis: Analysis) -> Section:
         + " What arms have in common because they share a training stands once for them."
         * (len(by_rows) > 1)
     )
-    return Section("Results", note, [*tables, _meanings(analysis, main=False)])
+    blocks = [*tables, _meanings(analysis, main=False), *_costs(analysis)]
+    return Section("Results", note, blocks)
+
+
+def _costs(analysis: Analysis) -> list[Table]:
+    """What a training of each arm costs, where the operations of a step were counted."""
+    of = {r["arm"]: r["training"] for r in analysis.results if r.get("training")}
+    counted = {arm: own["operations"] for arm, own in of.items() if own.get("operations")}
+    if not counted:
+        return []
+    head = [
+        TableCell("what a training costs"),
+        TableCell("parameters"),
+        TableCell("operations a step", "floating point, counted by XLA"),
+    ]
+    rows = [
+        Row([key(analysis, arm), TableCell(f"{of[arm]['parameters']:,}"), TableCell(f"{n:.3g}")])
+        for arm in analysis.arms
+        if (n := counted.get(arm))
+    ]
+    return [Table("results", head, rows)]
 
 
 def _rows(analysis: Analysis, metric: Metric) -> tuple[str, ...]:

@@ -13,7 +13,7 @@ from diffax.methods import fraction_of_start, predictor
 from diffax.runtime import Interrupted
 from diffax.training.controlnets import combined
 from diffax.training.loop import train, train_together
-from diffax.training.measuring import make_gradient_variance, measure_on
+from diffax.training.measuring import make_gradient_variance, measure_on, operations
 from diffax.training.metric_buffer import NonFiniteError
 from diffax.training.workdir import Run, load, outcome, steps_done
 
@@ -27,6 +27,7 @@ __all__ = [
     "load",
     "make_gradient_variance",
     "measure_on",
+    "operations",
     "outcome",
     "predictor",
     "fraction_of_start",

@@ -15,10 +15,11 @@ from ml_collections import ConfigDict
 
 from diffax import arguments, distributed, evaluation
 from diffax import config as config_lib
-from diffax.data import Dataset, Split
+from diffax.data import Dataset, DatasetInfo, Split
 from diffax.methods import Measure, Method
 from diffax.methods.base import Arrays, Batch, State
-from diffax.training import progress
+from diffax.models import platform
+from diffax.training import codecs, progress, teachers
 
 
 def over_split(
@@ -237,3 +238,35 @@ def make_evaluation(
         return found
 
     return evaluate
+
+
+def operations(config: ConfigDict, dataset: Dataset) -> float:
+    """Floating-point operations of a training step, by XLA's count of its program before it is
+    optimised, in the forms for an accelerator on every platform; nan where XLA counts none.
+
+    All that the step does counts: network, conditions and their encoder if it is trained along,
+    gradient, optimiser, averages. An encoder that is frozen, such as MiniLM or a codec whose
+    latents are kept, runs once before training and does not count.
+
+    Args:
+      config: of the run; nothing is trained and nothing is read but what it starts from.
+      dataset: its data.
+    """
+    info = DatasetInfo.of(dataset)
+    of_latents = config.codec.name != "identity" and config.codec.cache
+    teacher = teachers.teacher_of(config, info)
+    method = codecs.build_method(config, info, teacher, of_latents)
+    shape = codecs.inside(config, info).shape if of_latents else info.shape
+    first = np.arange(1)
+    one = config_lib.conditions.encoded(config, dataset.train.take(first)).batch(first)
+    rows = config.training.batch_size
+    batch = {
+        name: jax.tree.map(lambda x: jax.ShapeDtypeStruct((rows, *x.shape[1:]), x.dtype), value)
+        for name, value in one.items()
+    }
+    batch["x"] = jax.ShapeDtypeStruct((rows, *shape), np.float32 if of_latents else one["x"].dtype)
+    state = jax.eval_shape(method.init, jax.random.key(0))
+    step = functools.partial(method.step, sharding=distributed.LOCAL)
+    with platform.plain():
+        counted = jax.jit(step).lower(state, batch).cost_analysis() or {}
+    return float(counted.get("flops", math.nan))
