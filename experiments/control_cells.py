@@ -1,6 +1,7 @@
 """Do generated blood cells follow their masks, and do variations of real ones keep them?
 
-    python experiments/control_cells.py --data FOLDER          # two CPU cores, half an hour
+    python experiments/control_cells.py --data FOLDER          # half an hour of one CPU core
+    python experiments/control_cells.py --page                 # the tables from the raw numbers
 
 FOLDER holds images of one white blood cell each, their masks (nucleus, cytoplasm, ground) and a
 metadata.jsonl that names both (`conditioning_file_name`). configs/cells.py is trained on them,
@@ -13,9 +14,10 @@ Variations: held-out images are noised by a share of the base's levels and sampl
 Their masks are read in the same way, and how far the pixels moved stands beside.
 
 Runs are kept in --workdir, and what was measured in its measured.json: the same command resumes if
-interrupted. Tables are printed, and two pictures come out: control_cells.png, and
-control_cells_samples.png with samples under masks that are drawn here. No real image is written.
-The raw numbers of two claims of the ledger go to --raw.
+interrupted. The means over the cells go to results/control_cells.json, from which the tables are
+made, and those of two claims of the ledger to results/claims/. Two pictures come out:
+control_cells.png, and control_cells_samples.png with samples under masks that are drawn here. No
+real image is written.
 """
 
 from __future__ import annotations
@@ -42,6 +44,7 @@ from diffax.evaluation import segmentation
 from diffax.files import read_json, write_json
 
 ROOT = Path(__file__).resolve().parent.parent
+NAME = "control_cells"
 CHECKPOINTS = (1 / 8, 1 / 4, 1 / 2, 1)  # shares of the training
 SHARES = (0.1, 0.2, 0.4, 0.6, 0.8)  # of the levels, of a variation
 SCHEDULES = ("cosine",)  # along which a variation goes
@@ -293,6 +296,11 @@ def tables(found: dict[str, Any], args: argparse.Namespace) -> str:
     return "\n".join(rows)
 
 
+def page(raw: dict[str, Any]) -> str:
+    """The tables of results/control_cells.md."""
+    return tables(raw["found"], argparse.Namespace(**raw))
+
+
 def raw_of_claims(found: dict[str, Any], args: argparse.Namespace) -> dict[str, dict[str, Any]]:
     """The raw numbers of the ledger's claims, by name."""
     seeds, last = range(args.seeds), steps_of(args)[-1]
@@ -343,33 +351,46 @@ def raw_of_claims(found: dict[str, Any], args: argparse.Namespace) -> dict[str, 
     }
 
 
+def means(found: dict[str, Any]) -> dict[str, Any]:
+    """What was measured, with the mean over cells in place of each."""
+
+    def mean(values: Any) -> Any:
+        if isinstance(values, dict):
+            return values | {"iou": mean(values["iou"])}
+        return round(float(np.mean(values)), 5)
+
+    return {name: mean(values) for name, values in found.items()}
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--data", required=True, help="the folder of cells")
-    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / "control_cells")
+    parser.add_argument("--data", help="the folder of cells")
+    parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / NAME)
     parser.add_argument("--results", type=Path, default=ROOT / "experiments" / "results")
-    parser.add_argument(
-        "--raw", type=Path, help="folder for the numbers of the claims (default: RESULTS/claims)"
-    )
-    parser.add_argument("--steps", type=int, default=400)
+    parser.add_argument("--steps", type=int, default=800)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--size", type=int, default=32, help="pixels a side")
+    parser.add_argument("--page", action="store_true", help="show the tables of the raw numbers")
     args = parser.parse_args()
-    runtime.start(trains=True)
-    args.workdir = args.workdir.absolute()
-    args.raw = args.raw or args.results / "claims"
-    for folder in (args.results, args.raw):
-        folder.mkdir(parents=True, exist_ok=True)
-    spent = train(args)
-    bench = Bench(args)
-    found = measure(bench, spent)
-    draw_curves(found, args, args.results / "control_cells.png")
-    draw_samples(bench, args.results / "control_cells_samples.png")
-    for name, raw in raw_of_claims(found, args).items():
-        write_json(args.raw / f"{name}.json", raw)
-    print(tables(found, args))
+    path = args.results / f"{NAME}.json"
+    if not args.page:
+        if args.data is None:
+            parser.error("--data is needed, or --page")
+        runtime.start(trains=True)
+        args.workdir = args.workdir.absolute()
+        (args.results / "claims").mkdir(parents=True, exist_ok=True)
+        spent = train(args)
+        bench = Bench(args)
+        found = measure(bench, spent)
+        draw_curves(found, args, args.results / f"{NAME}.png")
+        draw_samples(bench, args.results / f"{NAME}_samples.png")
+        settings = {name: getattr(args, name) for name in ("steps", "seeds", "size")}
+        write_json(path, settings | {"found": means(found)})
+        for name, raw in raw_of_claims(found, args).items():
+            write_json(args.results / "claims" / f"{name}.json", raw)
+    print(page(read_json(path)))
 
 
 if __name__ == "__main__":
