@@ -135,7 +135,7 @@ def page(raw: dict[str, Any]) -> str:
             return f"{values[0]:.0f}"
         interval = statistics.mean_interval(values)
         low, high = max(interval.low, 0), min(interval.high, 100)
-        return f"{interval.value:.0f} ({low:.0f} to {high:.0f})"
+        return f"{interval.mean:.0f} ({low:.0f} to {high:.0f})"
 
     columns = [(part, key) for part in ("seen", "held out") for key in ("both", "colour", "shape")]
     head = "| guidance | " + " | ".join(f"{part}: {key}" for part, key in columns) + " | chance |"
@@ -168,7 +168,8 @@ def raw_of_claim(raw: dict[str, Any], digits: dict[str, Any]) -> dict[str, Any]:
         f" channels, {raw['steps']:,} steps of batch 64; experiments/text_to_emoji.py",
         "num_samples": OF_EACH * len(COMBINATIONS),
         "seeds": list(range(len(seeds))),
-        "cpu_minutes": sum(seed["cpu_minutes"] for seed in seeds),
+        # Of a seed that was resumed only the last part is known.
+        "cpu_minutes": len(seeds) * max(seed["cpu_minutes"] for seed in seeds),
         "machine": raw["machine"],
         "date": raw["date"],
         "networks": {},
