@@ -219,8 +219,9 @@ FEW_STEPS = load(ROOT / "experiments" / "few_steps.py")
 @pytest.mark.parametrize("name", FEW_STEPS.SETTINGS)
 def test_every_method_of_few_steps_can_be_trained_and_sampled(name, tmp_path):
     args = argparse.Namespace(data=name, workdir=tmp_path)
-    for method, entry in FEW_STEPS.METHODS.items():
+    for method, entry in FEW_STEPS.SETTINGS[name].methods.items():
         config = FEW_STEPS.config_of(args, method, 0, 1000)
+        assert {*entry.shown} <= {*entry.counts}
         for count in {entry.counts[0], entry.counts[-1]}:
             config_lib.validate(config_lib.changed(config, {"sampling.num_steps": count}))
         assert bool(config.method.teacher) == entry.taught
@@ -229,15 +230,23 @@ def test_every_method_of_few_steps_can_be_trained_and_sampled(name, tmp_path):
     } - {"autoencoder"}
 
 
-def test_the_table_of_few_steps_has_intervals_over_seeds():
+def test_the_tables_of_few_steps_have_intervals_over_seeds():
     setting = FEW_STEPS.SETTINGS["mixture"]
-    at = {str(n): dict.fromkeys(setting.numbers, 2.0) | {"seconds_per_sample": 0.001} for n in (1,)}
-    one = dict(at=at, parameters=10, training_steps=20, operations=3e9)
+    numbers = dict.fromkeys(setting.numbers, 2.0) | {"seconds_per_sample": 0.001}
+    one = dict(parameters=10, training_steps=20, operations=3e9, seconds=5.0)
+    one["curve"] = [{"step": step, "count": 1, "swd": 4.0} for step in (5, 10, 15)]
+    one["at"] = {"1": numbers}
     other = json.loads(json.dumps(one))
     other["at"]["1"]["modes_kept"] = 4.0
-    row = FEW_STEPS.table(setting, {"GAN": {0: one, 1: other}}).splitlines()[-1]
+    teacher = one | {"at": {str(n): numbers | {"swd": 1.0} for n in (1, 2, 4, 8, 25, 100)}}
+    found = {"diffusion": {0: teacher, 1: teacher}, "GAN": {0: one, 1: other}}
+    assert FEW_STEPS.costs(found).splitlines()[-1] == "| GAN | 10 | 20 | 3e+09 | 5 |"
+    row = FEW_STEPS.table(setting, found).splitlines()[-1]
     assert row.startswith("| GAN | 1 | 3 (-9.71 to 15.7) | 2 (2 to 2) |")
-    assert row.endswith("| 1 | 10 | 20 | 3e+09 |")
+    assert row.endswith("| 2 (2 to 2) | 2 (2 to 2) | 1 |")
+    lines = FEW_STEPS.draw_curves(setting, found).axes[0].lines
+    assert lines[-1].get_label() == "GAN, 1 step"
+    assert lines[-1].get_ydata() == pytest.approx([4, 4, 4, 2])
 
 
 LATENT = load(ROOT / "experiments" / "latent_compute.py")
