@@ -12,11 +12,12 @@ import pytest
 from small_runs import MIXTURE, assert_close, assert_equal, batch_of, small_config, step_of
 
 import diffax
-from diffax import ablation, methods, process, training
+from diffax import ablation, methods, process, training, tuning
 from diffax import config as config_lib
 from diffax.ablation import runner
 from diffax.config.methods import PARTS
 from diffax.distributed import LOCAL
+from diffax.evaluation import run as evaluating
 from diffax.methods import adversarial, gan
 from diffax.methods.adversarial import Game, Turn, judged
 
@@ -350,3 +351,54 @@ def test_it_is_an_arm_beside_diffusion_judged_by_the_modes_that_it_keeps(tmp_pat
     assert "sample_variance" in found["gan"]
     assert all(0 <= run["off_modes"] <= 1 and run["modes_kept"] <= 25 for run in found.values())
     assert "Modes kept" in report.markdown.read_text()
+
+
+# --- labels, and a search ------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def labelled(tmp_path_factory):
+    """A GAN of points at -0.7 and 0.7 on the first axis, which their class says, trained."""
+    folder = tmp_path_factory.mktemp("labelled")
+    label = np.arange(240) % 2
+    x = np.random.default_rng(0).normal(0, 0.05, (240, 2))
+    x[:, 0] += 1.4 * label - 0.7
+    np.savez(folder / "points.npz", x=x.astype(np.float32), label=label)
+    config = small_config(
+        data__name="npz",
+        data__path=str(folder / "points.npz"),
+        data__range=(-1.0, 1.0),
+        model__class_conditional=True,
+        training__num_steps=400,
+        training__steps_per_call=100,
+        training__log_every=100,
+        discriminator__learning_rate=1e-2,
+        method__r1_weight=0.1,
+        method__r2_weight=0.1,
+        evaluation__num_samples=32,
+        **GAN,
+    )
+    training.train(config, folder / "run")
+    return training.load(folder / "run")
+
+
+def test_a_gan_learns_what_the_label_says(labelled):
+    generate = diffax.Generator(labelled)
+    for label, centre in ((0, -0.7), (1, 0.7)):
+        made = generate(64, label=label)
+        assert np.mean(np.abs(made[:, 0] - centre) < 0.5) > 0.9
+    assert (np.sign(generate(8)[:, 0]) == [-1, 1] * 4).all()  # the classes in turn
+
+
+def test_a_search_goes_by_the_distance_of_a_gans_samples(labelled, tmp_path):
+    """A GAN has no bound to search by. The first trial is the config as it is."""
+    config = labelled.config
+    search = functools.partial(
+        tuning.tune, config, ["method.r1_weight=0.05:0.2"], tmp_path, 1, confirm=0, workers=1
+    )
+    with pytest.raises(ValueError, match="metric='bpd'.*allowed are .*swd"):
+        search()
+    found = search(metric="swd", num_rungs=1)
+    own = evaluating.evaluate(labelled, config_lib.load_data(config), ["swd"], config.seed)
+    assert found.trials[0].measured == pytest.approx({400: own["swd"]["swd"]}, rel=1e-5)
+    assert found.trials[0].values == {"method.r1_weight": 0.1}
