@@ -78,10 +78,10 @@ def mean_flow(
 
     Where it differs from the published code (Gsunshine/meanflow): the two times are drawn along the
     schedule by `times`, there as sigmoid(N(-0.4, 1)), which objective.time_sampling="logit_normal"
-    with location -0.4 gives under `rectified_flow`; the examples with r = t are drawn at random,
-    there they are the first of the batch; there is no guidance within the loss; their offset is
-    0.01; the network is given x, of unit variance, and 10 - 20 t and 10 - 20 (t - r) as noise
-    levels, there z, t and t - r.
+    with location -0.4 gives under `rectified_flow`; the examples with r = t are drawn at random and
+    have the time of one draw, there they are the first of the batch and have the later of two;
+    there is no guidance within the loss; their offset is 0.01; the network is given x, of unit
+    variance, and 10 - 20 t and 10 - 20 (t - r) as noise levels, there z, t and t - r.
 
     The step's metrics: see `few_steps.method`; "error" is |.|^2 / D, not weighted.
 
