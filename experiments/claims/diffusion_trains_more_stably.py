@@ -7,7 +7,8 @@ is below 0.1. The spread is the mean over seeds of |log(distance / median of the
 Forsythe 1974). Supported: the spread of the GAN is larger, and at least a tenth of its trainings
 collapse (interval of Clopper & Pearson 1934). Contradicted: one is not so.
 
-Not run yet. By the pace of the others it takes about 5 minutes of one core's time.
+As measured, none of the ten GANs collapsed. Of ten seeds that leaves a share of up to a third
+possible, so that the second part could not have been contradicted: more than 40 seeds could.
 """
 
 import numpy as np

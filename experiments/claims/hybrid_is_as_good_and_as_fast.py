@@ -6,7 +6,9 @@ samples, compiled before. Supported: the hybrid has at most 1.1 times the distan
 100 steps of DDIM, and its samples take at most 5 times as long as the GAN's. Contradicted: one is
 not so.
 
-Not run yet. By the pace of the others it takes about 4 minutes of one core's time.
+As measured, the hybrid has by far the largest distance of the three: it makes a fifth of the
+training steps, of 4.9 times the operations, with an MLP as its generator. On digits with a U-Net,
+at equal operations too, it fares better: see ../results/few_steps.md.
 """
 
 from contestants import denoising_gan, diffusion, distance, gan, seconds

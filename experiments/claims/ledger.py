@@ -162,7 +162,9 @@ measured once more when the learning rate of a learned schedule came to decay by
 variances of learned_schedule_lowers_variance went from 1.8 to 3.0 to 1.6 to 2.0, and no verdict
 changed. The eight claims from variance_schedule_is_entropy_rate on were added later, their regions
 again before they were measured. So were the eight from one_pass_replaces_25_to_100 on, after a look
-at one seed of each method's distance.
+at one seed of each method's distance. In these eight diffusion predicted v at first. It predicts
+x0, by which it has a third of the distance here, since two of the eight had been seen with v,
+students_keep_quality with all its seeds; no region was changed.
 
 "Distance" is the Fréchet distance between samples and training images over the features of a small
 classifier of the same data, the stand-in for FID where Inception's features mean nothing; numbers

@@ -7,7 +7,8 @@ distance of 100, and 10 have more; and a sample of the GAN costs less by 25 time
 within a factor of 2. Contradicted: one is not so. That the GAN's samples are as good is no part of
 this claim: see its distance in the table.
 
-Not run yet. By the pace of the others it takes about 3 minutes of one core's time.
+As measured, a call of diffusion costs less than a pass of the GAN, whose network is another one:
+100 calls cost 43 passes.
 """
 
 from contestants import diffusion, distance, gan, seconds

@@ -13,7 +13,8 @@ progressive student had 1.4 times that in 4 steps, and the consistency models di
 of 100 to 450: the network's output is the sample itself but for the cleanest levels, and nothing
 holds it there. So it is no arm here.
 
-Not run yet in this form. Its networks took 4 minutes of one core's time.
+As measured, students of v keep within these bounds of a teacher with a distance of 18, students of
+x0 do not of one with 6.5. In distance the latter are the better ones: 9.3 in 4 steps against 20.
 """
 
 from contestants import consistency, diffusion, distance, progressive

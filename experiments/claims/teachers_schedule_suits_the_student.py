@@ -6,7 +6,8 @@ Teachers of the linear, cosine and sigmoid schedules in continuous time between 
 4. The schedule of the teachers with the lowest mean distance is chosen. Supported: its students
 have lower distances than those of both others. Contradicted: they have higher ones than some.
 
-Not run yet. By the pace of the others it takes about 5 minutes of one core's time.
+As measured, the choice itself is within noise: the teachers of sigmoid and of cosine have 6.45 and
+6.52. Their students differ by more, 8.8 and 9.4, and in favour of the chosen schedule.
 """
 
 import numpy as np
