@@ -1,7 +1,7 @@
 """Do grids that are found for a network give better samples than fixed ones, call for call?
 
     python experiments/schedules_for_samples.py                    # an MLP on digits, five seeds
-    python experiments/schedules_for_samples.py --scale=unet       # a U-Net on digits, five seeds
+    python experiments/schedules_for_samples.py --scale=long       # a better one, five seeds
     python experiments/schedules_for_samples.py --scale=fashion    # latents of Fashion-MNIST, three
     python experiments/schedules_for_samples.py --page             # the page from the raw numbers
 
@@ -17,7 +17,7 @@ from __future__ import annotations
 
 import argparse
 import functools
-import runpy
+import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
@@ -30,16 +30,19 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from ml_collections import ConfigDict
 
-import diffax
 from diffax import config as config_lib
 from diffax import data, evaluation, runtime, samplers, training
 from diffax.files import read_json, write_json
 from diffax.report import figures, statistics
 from diffax.report.formatting import p_text, ratio, significant, span, tick
 from diffax.samplers import Level
-from diffax.training import codecs, grids
+from diffax.training import grids
 
 ROOT = Path(__file__).resolve().parent.parent
+sys.path.insert(0, str(ROOT / "experiments"))
+
+import latent_compute  # noqa: E402
+
 RESULTS = ROOT / "experiments" / "results"
 NAME = "schedules_for_samples"
 COUNTS = (10, 20, 6, 4, 8)  # as they are measured: those of the aims first
@@ -54,23 +57,21 @@ class Scale(NamedTuple):
     """What is trained.
 
     Attributes:
-      config: workdir -> the config, but for its seed.
+      config: (workdir, seed) -> the config.
       about: data and network in words.
       seeds: by default.
       solvers: solver -> the methods by which its grids are found.
       flat: whether an example is a row of numbers; its image is in images.npz.
+      run: where in the working directory the run of a seed lies.
     """
 
-    config: Callable[[Path], ConfigDict]
+    config: Callable[[Path, int], ConfigDict]
     about: str
     seeds: int
     solvers: Mapping[str, Sequence[str]]
     num_samples: int = 1000
     flat: bool = False
-
-
-def config_file(name: str) -> ConfigDict:
-    return runpy.run_path(str(ROOT / "configs" / name))["get_config"]()
+    run: str = "seed{seed}/run"
 
 
 def ready(config: ConfigDict, num_steps: int) -> ConfigDict:
@@ -82,7 +83,7 @@ def ready(config: ConfigDict, num_steps: int) -> ConfigDict:
     return config
 
 
-def mlp_config(workdir: Path) -> ConfigDict:
+def mlp_config(workdir: Path, seed: int) -> ConfigDict:
     """Digits as rows of 64 numbers, in a file, since the network takes no images; beside it they
     are as images, cut alike, by which samples are judged."""
     if not (workdir / "rows.npz").exists():
@@ -95,6 +96,7 @@ def mlp_config(workdir: Path) -> ConfigDict:
         np.savez(workdir / "images.npz", x=x, label=label)
         np.savez(workdir / "rows.npz", x=x.reshape(len(x), -1), label=label)
     config = config_lib.default_config()
+    config.seed = seed
     config.data.update(name="npz", path=str(workdir / "rows.npz"))
     config.model.name = "mlp"
     config.model.mlp.update(width=128, depth=3)
@@ -105,35 +107,23 @@ def mlp_config(workdir: Path) -> ConfigDict:
     return ready(config, 3000)
 
 
-def unet_config(workdir: Path) -> ConfigDict:
-    """That of configs/ablation_digits.py, trained five times as long."""
-    del workdir
-    config = config_file("ablation_digits.py")
-    config.ema.decay = 0.995
-    config.training.steps_per_call = 10
-    return ready(config, 3000)
+def long_config(workdir: Path, seed: int) -> ConfigDict:
+    """A wider one that predicts x0 and is trained for long: with less error of its own."""
+    config = mlp_config(workdir, seed)
+    config.model.mlp.width = 256
+    config.objective.prediction = "x0"
+    config.ema.decay = 0.999
+    return ready(config, 20_000)
 
 
-def fashion_data(config: ConfigDict) -> None:
-    config.data.update(train_split="train[:20000]", eval_split="test[:2000]", flip=False)
-
-
-def fashion_config(workdir: Path) -> ConfigDict:
-    """That of configs/latent_fashion_mnist.py without classes, on 20,000 images, in the latents of
-    the autoencoder of configs/autoencoder_fashion_mnist.py, which is trained first and shared by
-    all seeds."""
-    autoencoder, config = (
-        config_file(f"{name}_fashion_mnist.py") for name in ("autoencoder", "latent")
-    )
-    fashion_data(autoencoder)
-    autoencoder.training.update(eval_every=0, sample_every=0, checkpoint_every=0, log_every=100)
-    training.train(autoencoder, workdir / "autoencoder")
-    fashion_data(config)
-    config.codec.path = str(workdir / "autoencoder")
-    config.model.class_conditional = False
-    config.sampling.guidance_scale = 1.0
-    config.optimizer.learning_rate = 2e-3
-    return ready(config, 3000)
+def fashion_config(workdir: Path, seed: int) -> ConfigDict:
+    """The U-Net in 4x4x4 latents of latent_compute.py, and the autoencoder, its own for each seed.
+    A copy of that experiment's working directory serves: nothing is trained again then."""
+    arm = latent_compute.ARMS["latents, 4x4x4"]
+    autoencoder = latent_compute.autoencoder_config(arm, seed)
+    config = latent_compute.network_config(workdir, arm, seed)
+    training.train(autoencoder, Path(config.codec.path))
+    return config
 
 
 SCALES = {
@@ -145,19 +135,21 @@ SCALES = {
         {"dpmpp_2m": FOUND},
         flat=True,
     ),
-    "unet": Scale(
-        unet_config,
-        "digits of scikit-learn, 8x8; the U-Net of configs/ablation_digits.py (16 channels), 1,200"
-        " steps of batch 64",
+    "long": Scale(
+        long_config,
+        "digits of scikit-learn, 8x8; a residual MLP of width 256 and depth 3 that predicts x0,"
+        " 20,000 steps of batch 64",
         5,
-        {"dpmpp_2m": FOUND},
+        {"dpmpp_2m": FOUND, "ddim": ("dp", "gradient")},
+        flat=True,
     ),
     "fashion": Scale(
         fashion_config,
-        "Fashion-MNIST, 32x32, in the 8x8x4 latents of an autoencoder of 600 steps; a U-Net of 32"
-        " channels, 1,200 steps of batch 64",
+        "Fashion-MNIST, 16x16, in the 4x4x4 latents of an autoencoder of 600 steps; a U-Net of 24"
+        " channels that predicts v, 6,000 steps of batch 32",
         3,
         {"dpmpp_2m": FOUND},
+        run="latents_4x4x4/{seed}",
     ),
 }
 
@@ -165,18 +157,30 @@ SCALES = {
 # --- measuring ----------------------------------------------------------------------------------
 
 
+@functools.lru_cache(maxsize=32)
+def drawer(sample: Callable) -> Callable:
+    """One program for all grids of a solver and a number of steps."""
+
+    @jax.jit
+    def draw(state: Any, keys: jax.Array, levels: Level, options: Mapping[str, Any]) -> jax.Array:
+        return sample(state, keys, {}, grid=levels, **options)
+
+    return draw
+
+
 class Laboratory:
     """The networks of a scale, and what is measured of them; each piece is kept in `workdir`."""
 
     def __init__(self, scale: str, workdir: Path) -> None:
         self.scale, self.workdir = SCALES[scale], workdir / scale
-        self.config = self.scale.config(self.workdir)
-        self.dataset = data.load_cached(self.config.data)
-        judge = self.config.data.copy_and_resolve_references()
+
+    @functools.cached_property
+    def reference(self) -> evaluation.Reference:
+        """The images by which samples are judged."""
+        judge = self.scale.config(self.workdir, 0).data.copy_and_resolve_references()
         if self.scale.flat:
             judge.path = str(self.workdir / "images.npz")
-        self.reference = evaluation.Reference.of(data.load_cached(judge), judge)
-        self._drawers: dict[tuple[str, int], Any] = {}
+        return evaluation.Reference.of(data.load_cached(judge), judge)
 
     def kept(self, seed: int, name: str, measure: Callable[[], Any]) -> Any:
         path = self.workdir / f"seed{seed}" / "measured" / f"{name}.json"
@@ -189,59 +193,45 @@ class Laboratory:
         return read_json(path)["value"]
 
     def trained(self, seed: int) -> training.Run:
-        config = config_lib.changed(self.config, {"seed": seed})
-        directory = self.workdir / f"seed{seed}" / "run"
-        training.train(config, directory)
+        directory = self.workdir / self.scale.run.format(seed=seed)
+        training.train(self.scale.config(self.workdir, seed), directory)
         return training.load(directory)
 
-    def found(self, run: training.Run, method: str, solver: str, steps: int) -> dict[str, Any]:
-        """What `diffax grid` keeps of a grid."""
-        own = "learned" if method == "learned" else solver
-        options = {"sampling.sampler": own, "sampling.num_steps": steps}
-        run = run.under(config_lib.changed(run.config, options))
-        path = run.workdir / grids.FOLDER / f"{method}-{own}-{steps}.json"
-        if not path.exists():
-            grids.find(run, method, [steps])
-        return read_json(path)
+    def found(
+        self, run: training.Run, method: str, solver: str, counts: Sequence[int]
+    ) -> dict[int, dict[str, Any]]:
+        """What `diffax grid` keeps of the grids of a method."""
+        run = under(run, solver, counts[0])
+        paths = {
+            n: run.workdir / grids.FOLDER / f"{method}-{run.config.sampling.sampler}-{n}.json"
+            for n in counts
+        }
+        if missing := [n for n, path in paths.items() if not path.exists()]:
+            grids.find(run, method, missing)
+        return {n: read_json(path) for n, path in paths.items()}
 
     def samples(
-        self, run: training.Run, seed: int, solver: str, levels: Level, coefficients: Any = None
+        self, run: training.Run, seed: int, solver: str, levels: Level, **options: Any
     ) -> np.ndarray:
-        """Drawn by one program for all grids and seeds of a solver and a number of steps."""
-        key = (solver, len(levels.t))
-        if key not in self._drawers:
-            self._drawers[key] = self._drawer(solver)
-        more = () if coefficients is None else (jnp.asarray(coefficients, jnp.float32),)
+        """Images, of the same noise whatever the levels."""
+        draw = drawer(under(run, solver, len(levels.t)).method.sample)
         keys = jax.vmap(jax.random.fold_in, (None, 0))(
             jax.random.key(seed), np.arange(self.scale.num_samples)
         )
         parts = [
-            self._drawers[key](run.state, keys[i : i + 250], levels, *more)
-            for i in range(0, len(keys), 250)
+            draw(run.state, keys[i : i + 250], levels, options) for i in range(0, len(keys), 250)
         ]
         return np.concatenate(jax.device_get(parts))
-
-    def _drawer(self, solver: str) -> Callable:
-        inside = codecs.method_inside(self.config, training.DatasetInfo.of(self.dataset))
-        decode = codecs.codec_of(self.config, training.DatasetInfo.of(self.dataset)).decode
-
-        @jax.jit
-        def draw(state: Any, keys: jax.Array, levels: Level, *coefficients: jax.Array) -> jax.Array:
-            def operation(keys, predict, schedule, shape, num_steps, grid, sampler, **options):
-                del num_steps, grid, sampler
-                if coefficients:
-                    options["coefficients"] = coefficients[0]
-                return diffax.sample(keys, predict, schedule, shape, solver, grid=levels, **options)
-
-            drawn = inside.edit(state, keys, {}, operation)
-            return decode(drawn)
-
-        return draw
 
     def distance(self, seed: int, samples: np.ndarray) -> float:
         """As `diffax evaluate` gives it."""
         images = samples.reshape(len(samples), *self.reference.dataset.shape)
         return evaluation.score(images, self.reference, ["frechet"], seed)["frechet"]["frechet"]
+
+
+def under(run: training.Run, solver: str, steps: int) -> training.Run:
+    options = {"sampling.sampler": solver, "sampling.num_steps": steps}
+    return run.under(config_lib.changed(run.config, options))
 
 
 def levels_of(entry: Mapping[str, Any]) -> Level:
@@ -258,9 +248,12 @@ def measure(lab: Laboratory, seed: int, counts: Sequence[int]) -> dict[str, Any]
         return lab.distance(seed, lab.samples(run, seed, solver, levels))
 
     def of_found(solver: str, method: str, n: int) -> dict[str, Any]:
-        entry = lab.found(run, method, solver, n)
         own = "learned" if method == "learned" else solver
-        drawn = lab.samples(run, seed, own, levels_of(entry), entry["coefficients"])
+        entry = lab.found(run, method, own, counts)[n]
+        options = {}
+        if own == "learned":
+            options["coefficients"] = jnp.asarray(entry["coefficients"], jnp.float32)
+        drawn = lab.samples(run, seed, own, levels_of(entry), **options)
         kept = ("calls", "seconds", "shared", "error", "held_out", "fixed", "log_snrs", "starts")
         return {"distance": lab.distance(seed, drawn), "found": {key: entry[key] for key in kept}}
 
