@@ -21,7 +21,8 @@ gradient: Adam on the levels through the solver (Tong 2025, LD3, learns times so
     sees it is never worse than any.
 entropy, second_moment, constant_change, transport: equal rate per step, of that rate in
     `diffax.rates`, which is estimated from the network on the teacher's x0. They know no solver,
-    and keep both ends.
+    and keep both ends. A rate of |eps - eps_hat|^2 weighs a network's own error of x0 by e^l, the
+    signal-to-noise ratio: with a trained network most steps may go to the clean end.
 learned: the same as gradient, for the solver "learned". From the levels found for dpmpp_2m the
     weights by which a step combines the network's x0 of several steps are learned with them
     (Frankel 2025, S4S, learns both).
