@@ -1,8 +1,8 @@
 """Do grids that are found for a network give better samples than fixed ones, call for call?
 
     python experiments/schedules_for_samples.py                    # an MLP on digits, five seeds
-    python experiments/schedules_for_samples.py --scale=long       # a better one, five seeds
     python experiments/schedules_for_samples.py --scale=fashion    # latents of Fashion-MNIST, three
+    python experiments/schedules_for_samples.py --scale=mlp        # a poorer MLP on digits
     python experiments/schedules_for_samples.py --page             # the page from the raw numbers
 
 For each seed a network is trained on the cosine schedule, log-SNR from 10 to -10. For each solver
@@ -127,14 +127,6 @@ def fashion_config(workdir: Path, seed: int) -> ConfigDict:
 
 
 SCALES = {
-    "mlp": Scale(
-        mlp_config,
-        "digits of scikit-learn, 8x8; a residual MLP of width 128 and depth 3, 3,000 steps of"
-        " batch 64",
-        5,
-        {"dpmpp_2m": FOUND},
-        flat=True,
-    ),
     "long": Scale(
         long_config,
         "digits of scikit-learn, 8x8; a residual MLP of width 256 and depth 3 that predicts x0,"
@@ -150,6 +142,14 @@ SCALES = {
         3,
         {"dpmpp_2m": FOUND},
         run="latents_4x4x4/{seed}",
+    ),
+    "mlp": Scale(
+        mlp_config,
+        "digits of scikit-learn, 8x8; a residual MLP of width 128 and depth 3, 3,000 steps of"
+        " batch 64",
+        5,
+        {"dpmpp_2m": FOUND},
+        flat=True,
     ),
 }
 
@@ -445,7 +445,12 @@ def draw(raw: Mapping[str, Any]) -> Figure:
         axes.axhline(fine, color=figures.MUTED, lw=0.8, ls="--", label=f"logsnr, {FINE} calls")
         axes.set(xscale="log", yscale="log", title=f"{scale}, {solver}", xlabel="network calls")
         axes.set_xticks(counts, [str(n) for n in counts])
-        axes.yaxis.set_major_locator(LogLocator(subs=(1, 1.1, 1.2, 1.3, 1.5, 2, 3, 5, 7)))
+        lines = {line.get_label(): line.get_ydata() for line in axes.lines}
+        low = 0.95 * min(np.min(values) for values in lines.values())
+        high = 1.1 * max(np.max(lines[grid]) for grid in FIXED)  # others may be far beyond
+        axes.set_ylim(low, high)
+        fine_ticks = (1, 1.1, 1.2, 1.3, 1.4) if high < 2 * low else (1, 1.5)
+        axes.yaxis.set_major_locator(LogLocator(subs=(*fine_ticks, 2, 3, 5, 7)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: tick(value)))
         for axis in (axes.xaxis, axes.yaxis):
             axis.set_minor_formatter(NullFormatter())
@@ -481,7 +486,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     )
     parser.add_argument("--workdir", type=Path, default=ROOT / "runs" / NAME)
     parser.add_argument("--results", type=Path, default=RESULTS)
-    parser.add_argument("--scale", choices=sorted(SCALES), default="mlp")
+    parser.add_argument("--scale", choices=[*SCALES], default="long")
     parser.add_argument("--seeds", type=int, help="how many, at least 2 (default: the scale's)")
     parser.add_argument(
         "--counts",
