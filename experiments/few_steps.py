@@ -210,7 +210,9 @@ SETTINGS = {
             **METHODS,
             "progressive": METHODS["progressive"].but(**_STAGES),
             "consistency, tuned": METHODS["consistency, tuned"].but(ema__decay=0.99),
-            "mean flow": METHODS["mean flow"].but(method__instant_share=0.5, ema__decay=0.99),
+            "mean flow": METHODS["mean flow"].but(
+                method__instant_share=0.5, objective__time_sampling="logit_normal", ema__decay=0.99
+            ),
             "denoising GAN": METHODS["denoising GAN"]
             .but(
                 **_TWO_STEPS,
