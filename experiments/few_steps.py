@@ -85,7 +85,12 @@ _FLOW = {
     "objective.prediction": "flow",
     "objective.time_sampling": "uniform",
 }
-_CONSISTENCY = {"method.name": "consistency", "sampling.sampler": "consistency"}
+_CONSISTENCY = {
+    "method.name": "consistency",
+    "method.first_intervals": 8,
+    "method.last_intervals": 128,
+    "sampling.sampler": "consistency",
+}
 METHODS: dict[str, Entry] = {
     "diffusion": Entry({}, (1, 2, 4, 8, 25, 100), shown=(100, 4), followed=25),
     "progressive": Entry(
@@ -209,7 +214,9 @@ SETTINGS = {
         {
             **METHODS,
             "progressive": METHODS["progressive"].but(**_STAGES),
-            "consistency, tuned": METHODS["consistency, tuned"].but(ema__decay=0.99),
+            "consistency, tuned": METHODS["consistency, tuned"].but(
+                method__last_intervals=64, optimizer__learning_rate=5e-4, ema__decay=0.99
+            ),
             "mean flow": METHODS["mean flow"].but(
                 method__instant_share=0.5, objective__time_sampling="logit_normal", ema__decay=0.99
             ),
@@ -267,8 +274,9 @@ def config_of(args: argparse.Namespace, name: str, seed: int, steps: int) -> Con
         config.method.stage_steps = max(steps // 4 // at_once, 1) * at_once
         config.training.num_steps = 4 * config.method.stage_steps
     if config.method.name == "consistency":
-        config.method.first_intervals, config.method.last_intervals = 8, 128
-        config.method.doubling_steps = max(steps // 5, 1)
+        own = config.method
+        phases = (own.last_intervals // own.first_intervals).bit_length()
+        own.doubling_steps = max(steps // phases, 1)
     return config
 
 
