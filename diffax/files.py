@@ -1,7 +1,9 @@
 """Files: replaced whole, hashed, checked when read, cached from one process to the next."""
 
 import contextlib
+import fcntl
 import hashlib
+import io
 import json
 import logging
 import math
@@ -166,7 +168,7 @@ def read_npz(
     Members that are no .npy file are passed over.
 
     Args:
-      path: the file.
+      path: the file, which may lie in a bucket.
       pick: the names of its arrays -> those that are wanted; it may raise ValueError.
 
     Raises:
@@ -175,11 +177,15 @@ def read_npz(
       ValueError: it is no .npz, or an array can't be read (objects, a damaged or encrypted member,
         more than the memory that is free); names the file.
     """
-    if not os.path.isfile(path):
-        raise FileNotFoundError(f"{path}: no such file")
+    source: Any = path
+    if places.in_bucket(path):
+        content = places.read_bytes(places.path_of(path))
+        source = None if content is None else io.BytesIO(content)
+    if source is None or source is path and not os.path.isfile(path):
+        raise FileNotFoundError(f"{os.fspath(path)}: no such file")
     # zipfile and NumPy have no one kind of error for what they can't read, here and below.
     try:
-        archive = zipfile.ZipFile(path)
+        archive = zipfile.ZipFile(source)
     except PermissionError:
         raise
     except Exception as error:
@@ -256,24 +262,54 @@ def cached(
     The cache is the file `name`.npz in a folder of `runtime.cache_directory()`, or in an absolute
     folder. `name` must identify all that the arrays depend on. A damaged file is made again, as is
     one without a checksum; the log says so. If the folder can't be written to, nothing is cached.
-    Two processes may ask at once: both make the arrays, and the last to write wins. When the folder
-    exceeds `most_bytes`, its oldest files are deleted.
+    If several processes of a machine ask at once, one makes the arrays, and the others wait for
+    them. When the folder exceeds `most_bytes`, its oldest files are deleted.
     """
     path = runtime.cache_directory() / folder / f"{name}.npz"
+    if (found := _intact(path, _LOG.debug)) is not None:
+        return found
+    with _one_at_a_time(path.with_name(f".{name}.lock")):
+        if (found := _intact(path, _LOG.warning)) is not None:  # made meanwhile
+            return found
+        arrays = {key: np.asarray(value) for key, value in make().items()}
+        try:
+            write_arrays(path, arrays)
+            with contextlib.suppress(FileNotFoundError):  # another process tidies up
+                _keep_latest(path.parent, most_bytes)
+        except OSError as error:
+            _LOG.warning("%s can't be cached (%s)", path, error)
+    return arrays
+
+
+def _intact(path: Path, log: Callable[..., None]) -> dict[str, np.ndarray] | None:
+    """The arrays of a file, None if there is none or it can't be read, which is logged."""
     try:
         return read_arrays(path)
     except FileNotFoundError:
-        _LOG.debug("%s is made", path)
+        return None
     except (OSError, ValueError) as error:
-        _LOG.warning("%s: it is made again", error)
-    arrays = {key: np.asarray(value) for key, value in make().items()}
+        log("%s: it is made again", error)
+        return None
+
+
+@contextlib.contextmanager
+def _one_at_a_time(path: Path) -> Iterator[None]:
+    """Waits for other processes within it; does nothing where a file can't be made or locked. The
+    lock ends with its process."""
+    file = None
     try:
-        write_arrays(path, arrays)
-        with contextlib.suppress(FileNotFoundError):  # another process tidies up
-            _keep_latest(path.parent, most_bytes)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        file = open(path, "wb")
+        fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
-        _LOG.warning("%s can't be cached (%s)", path, error)
-    return arrays
+        _LOG.debug("%s can't be locked (%s)", path, error)
+    try:
+        yield
+    finally:
+        if file is not None:
+            # Whoever waits for it finds the arrays; whoever comes later makes a new one.
+            path.unlink(missing_ok=True)
+            file.close()
 
 
 def _keep_latest(folder: Path, most_bytes: int) -> None:

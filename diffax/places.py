@@ -76,6 +76,12 @@ def absolute(path: Any) -> Any:
     return path if in_bucket(path) else path.absolute()
 
 
+def make_folder(folder: Any) -> None:
+    """Makes a folder and those above it; a bucket has none."""
+    if not in_bucket(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+
+
 def try_to_write(folder: Any) -> None:
     """Writes a file in a folder and removes it; an OSError where that can't be."""
     probe = folder / f".{uuid.uuid4().hex}.partial"

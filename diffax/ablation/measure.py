@@ -27,9 +27,10 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, evaluation, training
 from diffax.ablation import store
-from diffax.files import jsonable, read_json, write_json, write_text
+from diffax.files import jsonable, read_json, replacing, write_json, write_text
 from diffax.methods import diffusion_measures
 from diffax.metric import Metric
+from diffax.training import teachers
 from diffax.training.progress import doing
 from diffax.training.workdir import read_dataset
 
@@ -166,8 +167,15 @@ def plan_scores(configs: Sequence[ConfigDict], dataset: data.Dataset) -> None:
 
 def training_configuration(config: ConfigDict) -> dict[str, Any]:
     """All that a training depends on, as `store.fingerprint` takes it."""
-    whole = config_lib.relevant(config)
+    whole = run_configuration(config)
     return store.plain({k: v for k, v in whole.items() if k not in AFTER_TRAINING})
+
+
+def run_configuration(config: ConfigDict) -> dict[str, Any]:
+    """All that a run depends on: its config, and what lies in the other runs that it names, if it
+    names any, as "content"."""
+    content = teachers.contents(config)
+    return config_lib.relevant(config) | ({"content": content} if content else {})
 
 
 def refuse_other_data(config: ConfigDict, directory: Path) -> None:
@@ -290,7 +298,8 @@ def sample_and_score(run: training.Run, directory: Path) -> dict[str, Any]:
     samples = evaluation.made(run, dataset, num, config.seed)
     evaluated = evaluation.evaluate(run, dataset, names, config.seed, samples)
     values = {n.key: evaluated[name][n.entry] for name in names for n in evaluation.numbers(name)}
-    np.savez(directory / "samples.npz", samples=samples[: num_shown(dataset)])
+    with replacing(directory / "samples.npz") as partial, open(partial, "wb") as file:
+        np.savez(file, samples=samples[: num_shown(dataset)])
     return found | {"metrics": values, "evaluation": evaluated, "samples": "samples.npz"}
 
 

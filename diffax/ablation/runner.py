@@ -20,7 +20,7 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, plugins, runtime, training
+from diffax import data, places, plugins, runtime, training
 from diffax.ablation import measure, store
 from diffax.ablation.grid import Arm, GridError, Sharing, grid, name_of, print_progress, run_grid
 from diffax.ablation.measure import METRICS
@@ -85,7 +85,7 @@ def run_ablation(
       GridError: a run failed; what is finished is kept, and reported on as far as it goes.
       KeyboardInterrupt: likewise.
     """
-    workdir = runtime.local_path(workdir)
+    workdir = places.workdir_of(workdir)
     config_lib.load_plugins(config)
     configs = [arm_config(config, arm, 0) for arm in arms]
     for each in configs:
@@ -132,7 +132,7 @@ def run_ablation(
         return training_directory(workdir, arm, seed).parent, most
 
     def fingerprint(arm: Arm, seed: int) -> dict[str, Any]:
-        return config_lib.relevant(arm_config(config, arm, seed))
+        return measure.run_configuration(arm_config(config, arm, seed))
 
     group = functools.partial(training_directory, workdir)
     sharing = Sharing(group, join, functools.partial(_train_seeds, **of_all))
@@ -260,7 +260,7 @@ def training_directory(workdir: str | os.PathLike, arm: Arm, seed: int) -> Path:
         if key.partition(".")[0] not in measure.AFTER_TRAINING
     }
     name = store.directory_name(name_of(own) or "common")
-    return Path(workdir) / "trainings" / name / f"seed{seed}"
+    return places.path_of(workdir) / "trainings" / name / f"seed{seed}"
 
 
 def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> None:
@@ -268,7 +268,7 @@ def _train_seeds(runs: Sequence[tuple[Arm, int]], text: str, workdir: str) -> No
     (arm, _), seeds = runs[0], list(dict.fromkeys(seed for _, seed in runs))
     if len(seeds) > 1:
         runtime.start(f"{arm.name}, seeds {', '.join(map(str, seeds))}: ", trains=True)
-        config = config_lib.from_json(text, Path(workdir) / PLUGINS)
+        config = config_lib.from_json(text, places.path_of(workdir) / PLUGINS)
         measure.train_together(
             [arm_config(config, arm, seed) for seed in seeds],
             [training_directory(workdir, arm, seed) for seed in seeds],
@@ -283,7 +283,8 @@ def run_one(
     `text`: the common config as JSON. `counts`: whether the operations of a step are counted.
     """
     runtime.start(f"{arm.name}, seed {seed}: ", trains=True)
-    config = arm_config(config_lib.from_json(text, Path(workdir) / PLUGINS), arm, seed)
+    common = config_lib.from_json(text, places.path_of(workdir) / PLUGINS)
+    config = arm_config(common, arm, seed)
     trained = training_directory(workdir, arm, seed)
     with ProgressDisplay():
         run, once = measure.train_and_evaluate(config, trained)
@@ -298,7 +299,7 @@ def run_one(
         "samples": sampled["samples"],
         "grid": sampled["grid"],
         "training": {
-            "directory": str(trained.relative_to(workdir)),
+            "directory": os.path.relpath(trained, workdir),
             "seconds": once["seconds"] + shared["seconds"],
             "seeds": seeds,
             "parameters": sampled["parameters"],

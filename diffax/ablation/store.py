@@ -22,7 +22,7 @@ from urllib.parse import quote
 import numpy as np
 
 from diffax import config as config_lib
-from diffax import runtime
+from diffax import places
 from diffax.evaluation import Metric
 from diffax.files import flatten, jsonable, read_json, replacing, write_json
 from diffax.report.analysis import shortened
@@ -105,7 +105,7 @@ def _upgraded(old: Any, new: Any) -> Any:
 
 def note_configuration(directory: Path, configuration: Any) -> None:
     """Writes into a directory what `check_fingerprint` reads."""
-    directory.mkdir(parents=True, exist_ok=True)
+    places.make_folder(directory)
     started = {"fingerprint": fingerprint(configuration), "configuration": configuration}
     write_json(directory / "configuration.json", started)
 
@@ -120,8 +120,17 @@ def finished(run: GridRun) -> dict[str, Any] | None:
 def _differences(old: Any, new: Any) -> str:
     old, new = flatten(old), flatten(new)
     keys = [k for k in sorted({*old, *new}) if old.get(k) != new.get(k)] if old else []
-    shown = [f"{k.removeprefix('config.')} was {old.get(k)!r}, is {new.get(k)!r}" for k in keys]
+    shown = [_difference(k.removeprefix("config."), old.get(k), new.get(k)) for k in keys]
     return f" ({shortened(shown, 3)})" if shown else ""
+
+
+def _difference(key: str, old: Any, new: Any) -> str:
+    named = key.removeprefix("content.")
+    if named == key:
+        return f"{key} was {old!r}, is {new!r}"
+    if old is None:
+        return f"which run lay in {named} was not noted when it was made"
+    return f"another run lies in {named} than did"
 
 
 def execute(
@@ -130,8 +139,10 @@ def execute(
     prepare: Callable[[Sequence[tuple[Any, int]]], None] | None = None,
 ) -> tuple[str, float, str]:
     """Makes a run in this process, and writes its result or its traceback."""
+    # In a process of its own a bucket has to be made ready first.
+    run = dataclasses.replace(run, directory=places.path_of(run.directory))
     start, failed = time.monotonic(), run.directory / "traceback.txt"
-    run.directory.mkdir(parents=True, exist_ok=True)
+    places.make_folder(run.directory)
     failed.unlink(missing_ok=True)
     try:
         note_configuration(run.directory, run.configuration)
@@ -164,7 +175,7 @@ def read_result(directory: Path) -> dict[str, Any]:
 def record(read: Mapping[str, Any], directory: Path) -> dict[str, Any]:
     """A result in the form in which `grid.run_grid` returns it."""
     own = {k: read[k] for k in ("arm", "seed", "seconds", "finished") if k in read}
-    return {**read["result"], **own, "directory": str(directory)}
+    return {**read["result"], **own, "directory": os.fspath(directory)}
 
 
 def load_results(
@@ -180,7 +191,7 @@ def load_results(
       FileNotFoundError: no finished run is there.
       ValueError: a result file that cannot be read; the message names it.
     """
-    root = Path(workdir) / "runs"
+    root = places.path_of(workdir) / "runs"
     found = {path.parent: read_result(path.parent) for path in root.glob("*/seed*/result.json")}
     names = sorted({r["arm"] for r in found.values()}) if arms is None else list(arms)
     records = [record(r, directory) for directory, r in found.items() if r["arm"] in names]
@@ -197,7 +208,7 @@ def save_spec(spec: Spec, workdir: Path) -> None:
 
     Its real samples, if any, go to an .npz file beside it.
     """
-    workdir.mkdir(parents=True, exist_ok=True)
+    places.make_folder(workdir)
     real = spec.real_samples
     if real is not None and not isinstance(real, (str, Path)):
         with replacing(workdir / REAL_SAMPLES) as partial, open(partial, "wb") as file:
@@ -222,7 +233,7 @@ def load_spec(workdir: Path) -> Spec:
     read["config"] = config_lib.upgraded(read.get("config", {}))
     read["metrics"] = [Metric(**metric) for metric in read["metrics"]]
     if read.get("real_samples") is not None:
-        read["real_samples"] = str((workdir / read["real_samples"]).absolute())
+        read["real_samples"] = os.fspath(places.absolute(workdir / read["real_samples"]))
     return Spec(**read)
 
 
@@ -265,7 +276,7 @@ def report_on(
       FileNotFoundError: a workdir holds no ablation, or none holds a finished run.
       ValueError: they are parts of different ablations, or differ in a run that both hold.
     """
-    paths = [runtime.local_path(workdir) for workdir in workdirs]
+    paths = [places.workdir_of(workdir) for workdir in workdirs]
     spec = merge_specs([load_spec(path) for path in paths])
     begun = [path for path in paths if any(path.glob("runs/*/*/result.json"))]
     if not begun:

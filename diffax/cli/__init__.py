@@ -45,31 +45,21 @@ from diffax.cli.shared import Command, read_config
 __all__ = ["COMMANDS", "Command", "main", "make_parser", "read_config"]
 
 COMMANDS: dict[str, Command] = {
-    "train": Command(
-        "train a network (and a learned schedule)", train.add_flags, train.run, True, True
-    ),
-    "sample": Command(
-        "draw samples of a trained run", sample.add_flags, sample.run, takes_bucket=True
-    ),
+    "train": Command("train a network (and a learned schedule)", train.add_flags, train.run, True),
+    "sample": Command("draw samples of a trained run", sample.add_flags, sample.run),
     "evaluate": Command(
         "measure a trained run, or samples from anywhere",
         evaluate.add_flags,
         evaluate.run,
-        takes_bucket=True,
     ),
     "ablate": Command("compare configs with error bars", ablate.add_flags, ablate.run, True),
     "report": Command("report on an ablation's results", report.add_flags, report.run),
-    "grid": Command(
-        "find the levels that suit a run and a solver", grid.add_flags, grid.run, takes_bucket=True
-    ),
-    "export": Command(
-        "write a run's weights for other programs", export.add_flags, export.run, takes_bucket=True
-    ),
+    "grid": Command("find the levels that suit a run and a solver", grid.add_flags, grid.run),
+    "export": Command("write a run's weights for other programs", export.add_flags, export.run),
     "import": Command(
         "make a run of another library's network",
         import_run.add_flags,
         import_run.run,
-        takes_bucket=True,
     ),
     "metrics": Command("weights of feature extractors", metrics.add_flags, metrics.run),
     "tune": Command("search a schedule's parameters", tune.add_flags, tune.run, True),
@@ -152,7 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     importlib.import_module(_NEEDS.get(args.command, "diffax"))
     with runtime.as_command(), runtime.stoppable() as signals:
         try:
-            shared.check_places(args, command)
+            shared.check_places(args)
             config = None
             if command.takes_config:
                 config = read_config(args.config, overrides, args.plugin)

@@ -20,7 +20,6 @@ class Command(NamedTuple):
     add_flags: Callable[[argparse.ArgumentParser], None]
     run: Callable[[argparse.Namespace, ConfigDict | None], None]
     takes_config: bool = False
-    takes_bucket: bool = False  # as its --workdir
 
 
 def read_config(
@@ -74,7 +73,7 @@ def load_plugins(words: Sequence[str], command: Command) -> None:
     add_plugin(parser)
     parser.add_argument("--workdir")
     args, _ = parser.parse_known_args(words)
-    kept = args.workdir and not command.takes_config and _has_plugins(args.workdir, command)
+    kept = args.workdir and not command.takes_config and _has_plugins(args.workdir)
     if args.plugin or kept:
         runtime.start(trains=command.takes_config)  # before any of their code
     for given in args.plugin:
@@ -85,10 +84,8 @@ def load_plugins(words: Sequence[str], command: Command) -> None:
         workdir.read_config(places.workdir_of(args.workdir))
 
 
-def _has_plugins(workdir: str, command: Command) -> bool:
-    """Whether a run with plugins lies in a workdir that the command takes."""
-    if places.in_bucket(workdir) and not command.takes_bucket:
-        return False
+def _has_plugins(workdir: str) -> bool:
+    """Whether a run with plugins lies in a workdir."""
     place = places.path_of(workdir)
     with places.as_os_error(place):
         return (place / "plugins").is_dir() and (place / "config.json").is_file()
@@ -136,9 +133,8 @@ def check_output(*paths: Path) -> None:
                 folder.rmdir()
 
 
-def check_places(args: argparse.Namespace, command: Command) -> None:
-    """Reads --workdir and --out by `runtime.local_path`, in place; of some commands --workdir may
-    be of a bucket.
+def check_places(args: argparse.Namespace) -> None:
+    """Reads --workdir, which may be of a bucket, and --out, in place.
 
     Raises:
       ValueError: a place that can't be written to, before any work.
@@ -147,7 +143,7 @@ def check_places(args: argparse.Namespace, command: Command) -> None:
         given = getattr(args, name, None)
         several = given if isinstance(given, list) else [given]
         for path in several:
-            if path is not None and name == "workdir" and command.takes_bucket:
+            if path is not None and name == "workdir":
                 places.workdir_of(path, "--workdir")
             elif path is not None:
                 local_path(path, f"--{name}")

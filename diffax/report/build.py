@@ -13,13 +13,13 @@ from pathlib import Path
 from typing import Any
 
 import diffax
-from diffax.files import jsonable, write_json
+from diffax.files import jsonable, write_json, write_text
+from diffax.places import make_folder, workdir_of
 from diffax.report.analysis import Analysis, analyse, shortened
 from diffax.report.findings import POWERS, Finding
 from diffax.report.formatting import legible, p_text, seeds_text, span
 from diffax.report.spec import SCALES, Metric, Spec, effect_text, value_text
 from diffax.report.verdict import effect_name, sentences, shown_effects
-from diffax.runtime import local_path
 
 FOLDER = "report_files"
 PACKAGES = ("jax", "jaxlib", "flax", "optax", "numpy", "scipy", "scikit-learn")
@@ -65,13 +65,13 @@ def build_report(
     made |= jsonable(spec.environment, "environment")
     page, numbers = sections.make(analysis, made), report_numbers(analysis, made)
     html, (markdown, pictures) = page.html(), page.markdown(FOLDER)
-    workdir = local_path(workdir)
-    workdir.mkdir(parents=True, exist_ok=True)
+    workdir = workdir_of(workdir)
+    make_folder(workdir)
     paths = [workdir / name for name in ("report.html", "report.md", "results.json")]
     write_json(paths[2], numbers)
-    paths[0].write_text(html, encoding="utf-8")
-    paths[1].write_text(markdown, encoding="utf-8")
-    (workdir / FOLDER).mkdir(exist_ok=True)
+    write_text(paths[0], html)
+    write_text(paths[1], markdown)
+    make_folder(workdir / FOLDER)
     for old in (workdir / FOLDER).glob("*.png"):
         old.unlink()
     for name, content in pictures.items():

@@ -32,6 +32,7 @@ from scipy import special
 from diffax import plots
 from diffax.data.images import encode_png
 from diffax.files import read_npz
+from diffax.places import in_bucket, path_of
 from diffax.report.analysis import Analysis, Cell
 from diffax.report.findings import Effect, Finding, marginal_means
 from diffax.report.formatting import for_matplotlib, legible, tick
@@ -454,7 +455,7 @@ def load_samples(samples: Any, directory: str | Path) -> np.ndarray | bytes:
       ValueError: a file that can't be read, which is named; or an array of another type or shape.
     """
     if isinstance(samples, (str, Path)):
-        path = Path(directory) / samples
+        path = path_of(samples if in_bucket(samples) else path_of(directory) / samples)
         if not path.exists():
             raise FileNotFoundError(f"samples: no file {path}")
         if path.suffix == ".png":

@@ -3,7 +3,6 @@
 import functools
 import os
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 from ml_collections import ConfigDict
@@ -18,11 +17,14 @@ from diffax.methods import Method
 from diffax.methods.codec import Codec, normalised, of_autoencoder, seen_through, through
 from diffax.methods.teacher import Teacher
 from diffax.models import taef2 as taef2_network
+from diffax.places import as_os_error, workdir_of
+from diffax.runtime import local_path
 from diffax.training import workdir
 
 
 @functools.lru_cache(maxsize=4)
-def _load(path: str, step: int) -> Codec:
+def _load(path: str, step: int, identity: str) -> Codec:
+    del identity  # of what lies there
     run = workdir.load(path, step)
     if not hasattr(run.model, "encode"):
         raise ValueError(
@@ -41,15 +43,17 @@ def load(path: str | os.PathLike) -> Codec:
       FileNotFoundError: the workdir holds no run or no checkpoint.
       ValueError: it holds a run of another method.
     """
-    path = os.path.abspath(os.path.expanduser(path))
-    return _load(path, workdir.steps_done(path))
+    path = os.fspath(workdir_of(path, "codec.path"))
+    return _load(path, workdir.steps_done(path), workdir.identity(path))
 
 
 def _of_run(config: ConfigDict, data: DatasetInfo) -> Codec:
-    path = Path(config.codec.path).expanduser()
-    if not (path / "config.json").exists():
+    path = workdir_of(config.codec.path, "codec.path")
+    with as_os_error(path):
+        there = (path / "config.json").exists()
+    if not there:
         raise ValueError(
-            f"codec.path is {str(path)!r}, which holds no run: there is no config.json"
+            f"codec.path is {os.fspath(path)!r}, which holds no run: there is no config.json"
         )
     codec = load(path)
     try:
@@ -84,7 +88,7 @@ def taef2(path: str | os.PathLike, shape: tuple[int, ...]) -> Codec:
         another shape.
     """
     latent_shape = taef2_network.latent_shape(tuple(shape))
-    files = [Path(path).expanduser().absolute() / name for name in TAEF2_FILES]
+    files = [local_path(path, "codec.path").absolute() / name for name in TAEF2_FILES]
     for file in files:
         if not file.is_file():
             raise ValueError(

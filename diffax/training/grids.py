@@ -24,6 +24,7 @@ from diffax import config as config_lib
 from diffax import process
 from diffax.config import conditions
 from diffax.files import content_hash, read_json, write_json
+from diffax.places import make_folder
 from diffax.samplers import Level, grid_search
 from diffax.samplers.base import standard_normal
 from diffax.training import codecs
@@ -118,7 +119,7 @@ def find(
             "shared": {"calls": search.calls, "seconds": search.seconds},
         }
         path = _path(run, config, method)
-        path.parent.mkdir(exist_ok=True)
+        make_folder(path.parent)
         write_json(path, jax.tree.map(_plain, entry))
         kept.append(read_json(path))
     return kept

@@ -152,7 +152,9 @@ def _train_in(
     info = dataclasses.replace(info, teacher=teacher.fingerprint if teacher else "")
     seen = dataset  # by a step
     if codec.fingerprint:
-        start = settings.init_from and trained_on(Path(settings.init_from).expanduser())
+        start = settings.init_from and trained_on(
+            workdir_of(settings.init_from, "training.init_from")
+        )
         known = trained_on(roots[0]) or (teacher and teacher.data) or start or None
         seen, info = latents.prepared(config, codec, dataset, info, known)
     method = codecs.build_method(config, info, teacher)

@@ -1,10 +1,9 @@
-"""Other runs that a config names: the teacher, or the base of a ControlNet, read once; and the run
-that training starts from."""
+"""Other runs that a config names: the teacher, or the base of a ControlNet, read once; the run that
+training starts from; and what lies at each of them."""
 
 import functools
 import logging
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -12,19 +11,43 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import methods
+from diffax.config.storage import flat
 from diffax.data import DatasetInfo
 from diffax.files import content_hash
 from diffax.methods.base import State
 from diffax.methods.teacher import Teacher
+from diffax.places import workdir_of
 from diffax.training import workdir
 
 _LOG = logging.getLogger("diffax")
 
 
+# The keys of a config that name a run's directory; "codec.path" too, of codec.name="run".
+KEYS = ("condition.base", "method.teacher", "training.init_from")
+
+
+def contents(config: ConfigDict) -> dict[str, str]:
+    """Key -> the `workdir.identity` of the run that it names, of those keys that name one.
+
+    Raises:
+      FileNotFoundError: there is no run; the key is named.
+    """
+    keys = (*KEYS, *(["codec.path"] if config.codec.name == "run" else []))
+    named = {key: flat(config)[key] for key in keys}
+    return {key: _identity(key, path) for key, path in named.items() if path}
+
+
+def _identity(key: str, named: str) -> str:
+    try:
+        return workdir.identity(workdir_of(named, key))
+    except FileNotFoundError as error:
+        raise FileNotFoundError(f"{key} is {named!r}: {error}") from None
+
+
 @functools.lru_cache(maxsize=4)
-def _load(path: str, step: int, written: int) -> Teacher:
+def _load(path: str, step: int, identity: str) -> Teacher:
     """One object for one checkpoint, so that the methods that take it can be told apart by it."""
-    del written  # when the checkpoint was
+    del identity  # of what lies there
     run = workdir.load(path, step)
     if run.config.method.name != "diffusion":
         raise ValueError(
@@ -103,9 +126,8 @@ def starting_params(config: ConfigDict, data: DatasetInfo, like: State) -> Any:
             f"training.init_from is {named!r} and method.teacher is {config.method.teacher!r}: a"
             " method with a teacher starts from that; leave training.init_from empty"
         )
-    path = os.path.abspath(os.path.expanduser(named))
     try:
-        run = workdir.load(path)
+        run = workdir.load(workdir_of(named, "training.init_from"))
     except FileNotFoundError as error:
         raise FileNotFoundError(f"training.init_from is {named!r}: {error}") from None
     if run.dataset.codec != data.codec:
@@ -151,12 +173,10 @@ def started_from(state: State, params: Any) -> State:
 
 def _read(key: str, named: str) -> Teacher:
     """The run that a key of a config names; errors name the key."""
-    path = os.path.abspath(os.path.expanduser(named))
-    step = workdir.steps_done(path)
-    checkpoint = Path(path) / workdir.CHECKPOINTS / str(step)
-    at = (path, step, checkpoint.stat().st_mtime_ns if checkpoint.exists() else 0)
+    path = os.fspath(workdir_of(named, key))
+    identity = _identity(key, path)
     try:
-        return _load(*at)
+        return _load(path, workdir.steps_done(path), identity)
     except FileNotFoundError as error:
         raise FileNotFoundError(f"{key} is {named!r}: {error}") from None
     except ValueError as error:

@@ -29,9 +29,10 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import plugins
 from diffax.data import DatasetInfo
+from diffax.files import content_hash
 from diffax.methods import Method
 from diffax.methods.base import State
-from diffax.places import as_os_error, in_bucket, try_to_write, workdir_of
+from diffax.places import as_os_error, make_folder, try_to_write, workdir_of
 from diffax.runtime import the_same
 from diffax.training.checkpoint import Checkpoints, kept, latest_step
 from diffax.training.lock import Lost
@@ -71,8 +72,7 @@ _NUM_STEPS = "training.num_steps"
 def check_writable(workdir: Path) -> None:
     """Makes the directory; raises ValueError, naming it, if nothing can be written there."""
     try:
-        if not in_bucket(workdir):  # which has no folders
-            workdir.mkdir(parents=True, exist_ok=True)
+        make_folder(workdir)
         try_to_write(workdir)
     except OSError as error:
         raise ValueError(f"workdir {workdir} can't be written to ({error})") from None
@@ -290,6 +290,21 @@ class Run(NamedTuple):
 def steps_done(workdir: str | os.PathLike) -> int:
     """The step of the latest checkpoint in a run's directory; 0 if there is none."""
     return latest_step(workdir_of(workdir) / CHECKPOINTS) or 0
+
+
+def identity(workdir: str | os.PathLike) -> str:
+    """A hash of what a run's directory holds: of its latest checkpoint, the step and the checksums
+    of all arrays, of the config and of the data. No array is read. A copy has the same one.
+
+    Raises:
+      FileNotFoundError: there is no checkpoint.
+    """
+    root, step = workdir_of(workdir), steps_done(workdir)
+    sums = root / CHECKPOINTS / str(step) / "checksums" / "metadata"
+    with as_os_error(sums):
+        if not sums.exists():
+            raise FileNotFoundError(f"{root} holds no run: there is no checkpoint")
+        return content_hash(step, json.loads(sums.read_text(encoding="utf-8")))
 
 
 def outcome(workdir: str | os.PathLike) -> dict[str, Path]:

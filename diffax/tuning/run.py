@@ -15,10 +15,10 @@ from diffax import evaluation, plugins
 from diffax.ablation import Arm, Metric, Report, Spec, runner
 from diffax.ablation.measure import metrics_of, score_metrics
 from diffax.config.storage import flat
+from diffax.places import workdir_of
 from diffax.report.analysis import shortened
 from diffax.report.formatting import format_seconds
 from diffax.report.verdict import sentence
-from diffax.runtime import local_path
 from diffax.training.lock import held
 from diffax.training.workdir import PLUGINS, check_writable
 from diffax.tuning import results
@@ -83,7 +83,7 @@ def tune(
         before any work; no trial that could be.
       GridError: a run of the comparison failed.
     """
-    root = local_path(workdir).absolute()
+    root = workdir_of(workdir)
     config_lib.validate(config)
     if confirm < 0 or confirm == 1:
         raise ValueError(f"confirm={confirm}: 0 for none, or at least 2 seeds, for an interval")

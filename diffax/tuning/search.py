@@ -5,17 +5,23 @@ tree-structured Parzen estimator (Bergstra 2011) and asynchronous successive hal
 that it has seen lies in one file, so that a search which was killed goes on.
 """
 
+import contextlib
 import json
 import math
 import os
+import shutil
+import tempfile
 import time
 import warnings
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from diffax import places
+from diffax.files import replacing
 from diffax.registry import unknown
 from diffax.tuning.space import Space
 
@@ -133,18 +139,40 @@ def search(
     if num_trials is None and budget is None:
         raise ValueError("a search needs a bound: a number of trials, or a budget")
     asked = {"pruner": pruner, "steps": list(steps), "seed": seed, **(settings or {})}
-    study = _study(path, PRUNERS[pruner](steps[0]), _plain(asked), upgrade)
 
     def tell(now: Trial) -> None:
         if on_progress is not None:
             spent = sum(t.seconds for t in [*trials, now])
             on_progress(now, spent, _seconds_left(trials, now, num_trials, budget))
 
-    while not _is_over(trials := _trials(study), num_trials, budget):
-        number = len(trials) + 1
-        study.sampler = _sampler(seed, number, space.default() if number == 1 else None)
-        _attempt(objective, space, study, number, steps[-1], tell)
+    with _journal(path) as (file, keep):
+        study = _study(path, file, PRUNERS[pruner](steps[0]), _plain(asked), upgrade)
+        while not _is_over(trials := _trials(study), num_trials, budget):
+            number = len(trials) + 1
+            study.sampler = _sampler(seed, number, space.default() if number == 1 else None)
+            _attempt(objective, space, study, number, steps[-1], tell)
+            keep()
     return trials
+
+
+@contextlib.contextmanager
+def _journal(path: str | os.PathLike) -> Iterator[tuple[Path, Callable[[], None]]]:
+    """A journal's file on this machine, and what keeps it: of a bucket it is a copy, uploaded
+    whole."""
+    if not places.in_bucket(path):
+        yield Path(path), lambda: None
+        return
+    place = places.path_of(path)
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder) / place.name
+        if (before := places.read_bytes(place)) is not None:
+            file.write_bytes(before)
+
+        def keep() -> None:
+            with replacing(place) as partial:
+                shutil.copyfile(file, partial)
+
+        yield file, keep
 
 
 def _attempt(
@@ -210,13 +238,17 @@ def _plain(settings: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _study(
-    path: str | os.PathLike, pruner: Any, settings: Mapping[str, Any], upgrade: Callable
+    path: str | os.PathLike,
+    file: Path,
+    pruner: Any,
+    settings: Mapping[str, Any],
+    upgrade: Callable,
 ) -> Any:
     """The study in a file, or a new one; a trial that was under way there is given up."""
     optuna = _optuna()
     optuna.logging.set_verbosity(optuna.logging.WARNING)
     storage = optuna.storages.JournalStorage(
-        optuna.storages.journal.JournalFileBackend(os.fspath(path))
+        optuna.storages.journal.JournalFileBackend(os.fspath(file))
     )
     study = optuna.create_study(
         storage=storage, study_name="tune", load_if_exists=True, pruner=pruner

@@ -1,7 +1,6 @@
 """What a trial is: a training that is measured at the rungs, and stopped where it lags behind."""
 
 import functools
-import shutil
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -9,7 +8,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from diffax import config as config_lib
-from diffax import data, evaluation, runtime, training
+from diffax import data, evaluation, places, runtime, training
 from diffax.ablation import measure
 from diffax.registry import suggestion
 from diffax.training import Interrupted, NonFiniteError, Run
@@ -112,7 +111,7 @@ def make_objective(
         number: int, values: Mapping[str, Any], report: Callable[[int, float], bool]
     ) -> None:
         directory = root / f"{number:03d}"
-        shutil.rmtree(directory, ignore_errors=True)  # of a trial that was given up half way
+        places.remove_folder(directory)  # of a trial that was given up half way
         config = config_lib.changed(space.config, space.overrides(values))
         config.training.update(eval_every=0, sample_every=0, checkpoint_every=0)
         try:
@@ -141,6 +140,6 @@ def make_objective(
                 stopped.exit_status - 128,
             ) from None
         finally:
-            shutil.rmtree(directory / "checkpoints", ignore_errors=True)
+            places.remove_folder(directory / "checkpoints")
 
     return objective
