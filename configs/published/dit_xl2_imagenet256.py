@@ -3,7 +3,8 @@
     diffax train --config=configs/published/dit_xl2_imagenet256.py --workdir=runs/dit \\
         --config.codec.path=runs/autoencoder --config.data.path=DIR --config.parallel.fsdp=8
 
-Published (7 million steps): FID 2.27 with guidance 1.5 and 250 DDPM steps; 675M parameters.
+Published (7 million steps): FID 2.27 with guidance 1.5 and 250 DDPM steps; 675M parameters. (The
+authors' weights in PyTorch, in float32, give 2.21, says their repository.)
 Hardware: theirs was a TPU v3-256 at 5.7 steps a second, two weeks.
 Data: a folder of ImageNet's training images with a sub-folder per class.
 Run here: the network's parameters are counted and a narrowed copy trains for a step, in a test.

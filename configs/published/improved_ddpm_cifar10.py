@@ -3,7 +3,8 @@
     diffax train --config=configs/published/improved_ddpm_cifar10.py --workdir=runs/improved
     diffax evaluate --workdir=runs/improved --metrics=bpd,fid
 
-Published (500,000 steps): FID 3.19, 3.17 bits/dim. Their checkpoint's name says 50M parameters.
+Published (500,000 steps): FID 3.19, 3.17 bits/dim; both are from memory, of the paper's table of
+objectives. Their checkpoint's name says 50M parameters.
 Hardware: not published for this model. By XLA's count a step has 1.4 times the operations of
 DDPM's.
 Run here: the network's parameters are counted and a narrowed copy trains for a step, in a test.

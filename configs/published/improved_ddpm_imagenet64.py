@@ -3,7 +3,8 @@
     diffax train --config=configs/published/improved_ddpm_imagenet64.py --workdir=runs/imagenet64
     diffax evaluate --workdir=runs/imagenet64 --metrics=bpd,fid
 
-Published (1,500,000 steps): FID 19.2, 3.57 bits/dim; 120M parameters.
+Published (1,500,000 steps): FID 19.2, 3.57 bits/dim; 120M parameters, all of them from memory.
+Their checkpoint's name says 100M.
 Hardware: not published for this model. By XLA's count a step has 5.9 times the operations of
 DDPM's on CIFAR-10, so that 8 A100 and gradients by bfloat16 are a sensible least.
 Data: TFDS's downsampled_imagenet/64x64, 1,281,149 images, 16 GB as bytes.
