@@ -300,7 +300,11 @@ def _one_at_a_time(path: Path) -> Iterator[None]:
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         file = open(path, "wb")
-        fcntl.flock(file, fcntl.LOCK_EX)
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _LOG.info("waiting for another process, which makes %s", path.name[1:-5])
+            fcntl.flock(file, fcntl.LOCK_EX)
     except OSError as error:
         _LOG.debug("%s can't be locked (%s)", path, error)
     try:
