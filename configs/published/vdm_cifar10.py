@@ -5,7 +5,7 @@
 
 Published: 2.64 bits/dim, as the authors' repository quotes the paper, whose checkpoint gives 2.637;
 the paper's table has 2.65, from memory, after 10 million steps.
-Hardware: theirs was a TPU v3-8. How long is not published there; it is weeks by the number of steps.
+Hardware: theirs was a TPU v3-8; how long is not said there, weeks by the number of steps.
 Run here: the network's parameters are counted and a narrowed copy trains for a step, in a test.
 Not theirs: their network is also given Fourier features of its input, which matter for the last
 tenths of a bit; diffax's U-Net has none, so expect a worse bound. AdamW's second decay is optax's
