@@ -122,7 +122,7 @@ MAY_IMPORT = {
     "codecs": {"methods", "training"},
     "interop": PARTS | {"training"},
     "edits": PARTS | {"generator"},
-    "report": {"data", "evaluation", "files", "plots", "runtime"},
+    "report": {"data", "evaluation", "files", "places", "plots", "runtime"},
     "ablation": PARTS | {"training", "report"},
     "tuning": PARTS | {"training", "report", "ablation"},
     "cli": PARTS | {"training", "generator", "edits", "interop", "report", "ablation", "tuning"},
