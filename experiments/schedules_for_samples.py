@@ -315,22 +315,23 @@ def distances_table(raw: Mapping[str, Any], solver: str) -> str:
     return table(rows)
 
 
-def ratios_table(raw: Mapping[str, Any], solver: str) -> str:
-    """Each found grid over the best fixed one, with p corrected over all cells."""
+def ratios_table(raw: Mapping[str, Any], solver: str, over: str = "") -> str:
+    """Each grid over `over`; or each found grid over the best fixed one. p is corrected over all
+    cells."""
+    counts = counts_of(raw, solver)
+    base = {n: over or best_fixed(raw, solver, n) for n in counts}
+    grids_in = [g for g in grids_of(raw, solver) if g != over and (over or g not in FIXED)]
     cells = {
         (grid, n): statistics.paired_ratio(
-            column(raw, solver, grid, n), column(raw, solver, best_fixed(raw, solver, n), n)
+            column(raw, solver, grid, n), column(raw, solver, base[n], n)
         )
-        for grid in grids_of(raw, solver)
-        if grid not in FIXED
-        for n in counts_of(raw, solver)
+        for grid in grids_in
+        for n in counts
     }
     corrected = dict(zip(cells, statistics.holm([c.p_value for c in cells.values()])))
-    rows = [
-        ["found grid", *(f"{n}: over {best_fixed(raw, solver, n)}" for n in counts_of(raw, solver))]
-    ]
-    for grid in dict.fromkeys(grid for grid, _ in cells):
-        of = [(cells[grid, n], corrected[grid, n]) for n in counts_of(raw, solver)]
+    rows = [["grid", *(f"{n}: over {base[n]}" for n in counts)]]
+    for grid in grids_in:
+        of = [(cells[grid, n], corrected[grid, n]) for n in counts]
         rows.append(
             [grid, *(f"{ratio(c.mean)} ({span(ratio, c)}){'*' * bool(p < 0.05)}" for c, p in of)]
         )
@@ -412,6 +413,8 @@ def tables(raw: Mapping[str, Any]) -> str:
                 "Over the best fixed grid of each column (* p < 0.05 after Holm's correction over"
                 " the table):",
                 ratios_table(found, solver),
+                "Over `uniform` in as many calls, likewise:",
+                ratios_table(found, solver, "uniform"),
             ]
             if solver == "dpmpp_2m":
                 parts.append("The aims:\n\n" + aims(found, solver))

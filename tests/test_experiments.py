@@ -177,7 +177,7 @@ def test_aims_are_met_or_not_by_the_intervals(dp, learned, said):
     assert f"{dp / 10:.2f}" in lines[0] and f"{learned / 10:.2f}" in lines[1]
     page = GRIDS.spliced(f"before\n{GRIDS.BEGIN}\nold\n{GRIDS.END}\nafter\n", GRIDS.tables(raw))
     assert page.startswith("before") and page.endswith("after\n") and "old" not in page
-    assert page.count("| dp |") == 4  # distances, ratios, errors and cost
+    assert page.count("| dp |") == 5  # distances, ratios twice, errors and cost
 
 
 def test_scales_of_the_search_can_be_trained(tmp_path):
