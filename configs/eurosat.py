@@ -6,8 +6,12 @@
 
 27,000 images of Sentinel-2 in ten classes of land cover (Helber 2019), made 32x32 from 64x64. TFDS
 has no split to evaluate by, so the last tenth is it. Images from above have no upright, so half of
-them are mirrored. For one's own folder of images, a folder for each class:
---config.data.name=folder --config.data.path=DIR.
+them are mirrored. One's own images, in a folder for each class, are read instead by
+--config.data.name=folder --config.data.path=DIR --config.data.train_split=train
+--config.data.eval_split=test.
+
+A step takes 0.8 s of a CPU core, all 10,000 more than two hours: take a GPU. It was not run to its
+end here.
 """
 
 from ml_collections import ConfigDict

@@ -211,6 +211,8 @@ def draw_curves(found: dict[str, Any], args: argparse.Namespace, path: Path) -> 
     left.axhline(np.mean(found["real"]), color="0.4", label="real cells")
     left.axhline(floor, color="0.4", linestyle="--", label="no mask")
     left.set(xlabel="training steps", ylabel="IoU with the mask", xscale="log", ylim=(0, 1))
+    left.set_xticks(steps_of(args), [f"{step:,}" for step in steps_of(args)])
+    left.set_xticks([], minor=True)
     for schedule in SCHEDULES:
         names = [[f"variation/{schedule}/{h:g}/{s}" for s in range(args.seeds)] for h in SHARES]
         right.plot(
@@ -338,7 +340,7 @@ def raw_of_claims(found: dict[str, Any], args: argparse.Namespace) -> dict[str, 
             "scale": "digits",
             "about": f"white blood cells at {args.size}x{args.size}, 360 images; a U-Net of 0.7M"
             f" parameters, {args.steps} steps of batch 16; experiments/control_cells.py",
-            "num_samples": len(found["real"]),
+            "num_samples": args.cells,
             "seeds": list(seeds),
             "cpu_minutes": found["cpu_seconds"] / 60,
             "machine": f"{platform.machine()} CPU, jax {jax.__version__},"
@@ -386,7 +388,8 @@ def main() -> None:
         found = measure(bench, spent)
         draw_curves(found, args, args.results / f"{NAME}.png")
         draw_samples(bench, args.results / f"{NAME}_samples.png")
-        settings = {name: getattr(args, name) for name in ("steps", "seeds", "size")}
+        args.cells = len(bench.x)
+        settings = {name: getattr(args, name) for name in ("steps", "seeds", "size", "cells")}
         write_json(path, settings | {"found": means(found)})
         for name, raw in raw_of_claims(found, args).items():
             write_json(args.results / "claims" / f"{name}.json", raw)

@@ -28,6 +28,9 @@ def load(path):
 EXPERIMENT = load(ROOT / "experiments" / "learned_vs_cosine.py")
 QUALITY = load(ROOT / "experiments" / "sampler_quality.py")
 EMOJI = load(ROOT / "experiments" / "text_to_emoji.py")
+CELLS = load(ROOT / "experiments" / "control_cells.py")
+DOMAINS = load(ROOT / "experiments" / "domains.py")
+RESULTS = ROOT / "experiments" / "results"
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
 
@@ -51,6 +54,24 @@ def test_the_page_on_emoji_has_the_table_of_its_numbers():
     seen = set(EMOJI.COMBINATIONS) - set(EMOJI.HELD_OUT)
     words = [set(" ".join(part).split()) for part in (EMOJI.HELD_OUT, seen)]
     assert words[0] == words[1]  # each colour and shape is seen
+
+
+def test_the_page_on_cells_holds_what_the_committed_numbers_give():
+    raw = json.loads((RESULTS / "control_cells.json").read_text("utf-8"))
+    page = (RESULTS / "control_cells.md").read_text("utf-8")
+    assert all(table in page for table in CELLS.page(raw).split("\n\n"))
+    claims = CELLS.raw_of_claims(raw["found"] | {"cpu_seconds": 60.0}, argparse.Namespace(**raw))
+    for name, own in claims.items():
+        kept = json.loads((RESULTS / "claims" / f"{name}.json").read_text("utf-8"))
+        for arm, columns in own["arms"].items():
+            for key, values in columns.items():
+                np.testing.assert_allclose(values, kept["arms"][arm][key], atol=1e-4)
+
+
+@pytest.mark.parametrize("setting", DOMAINS.SETTINGS)
+def test_every_setting_of_a_domain_is_valid(setting, tmp_path):
+    config = DOMAINS.config_of("cells", tmp_path, tmp_path, 10)
+    config_lib.validate(config_lib.changed(config, DOMAINS.SETTINGS[setting]))
 
 
 def test_every_sampler_has_a_curve():

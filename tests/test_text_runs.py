@@ -1,5 +1,7 @@
 """Runs that are conditioned on captions: trained, sampled, edited and measured."""
 
+import contextlib
+import io
 import json
 import logging
 from types import SimpleNamespace
@@ -60,7 +62,9 @@ def trained(config_file, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("trained") / "run"
     more = ["--config.training.sample_every=4", "--config.training.eval_every=4"]
     more += ["--config.parallel.num_devices=4", "--config.parallel.fsdp=2"]
-    assert cli.main(["train", f"--config={config_file}", f"--workdir={workdir}", *more]) == 0
+    with contextlib.redirect_stderr(io.StringIO()) as said:
+        assert cli.main(["train", f"--config={config_file}", f"--workdir={workdir}", *more]) == 0
+    assert f"diffax sample --workdir={workdir} '--text=" in said.getvalue()  # of a held-out one
     return workdir
 
 

@@ -32,4 +32,6 @@ def run(args: argparse.Namespace, config: ConfigDict) -> None:
             print(f"{what + ':':<12}{path}", file=sys.stderr)
         draws = config_lib.method_before_data(config).sample is not None
         command = ["diffax", "sample" if draws else "evaluate", f"--workdir={args.workdir}"]
+        if draws and config.condition.text:
+            command.append(f"--text={config_lib.load_data(config).eval.arrays['text'][0]}")
         print(f"{'next:':<12}{shlex.join(command)}", file=sys.stderr)
