@@ -386,18 +386,23 @@ Found = Mapping[str, Mapping[int, Any]]  # method -> seed -> what was measured
 TEACHER = ("diffusion", "100")
 
 
+FEWEST = 3  # seeds of an interval; of two it is 13 times as wide as they are apart
+
+
 def cell(values: Sequence[float]) -> str:
-    if len(values) < 2:
-        return f"{values[0]:.3g}"
+    """The mean and its interval; the values themselves of fewer than three seeds."""
+    if len(values) < FEWEST:
+        return ", ".join(f"{value:.3g}" for value in values)
     interval = statistics.mean_interval(values)
     return f"{interval.mean:.3g} ({interval.low:.3g} to {interval.high:.3g})"
 
 
 def ratio(values: Sequence[float], others: Sequence[float]) -> str:
-    """The geometric mean of the paired ratios, and its interval."""
-    if len(values) < 2:
-        return f"{values[0] / others[0]:.3g}"
-    found = statistics.geometric_interval(np.divide(values, others))
+    """The geometric mean of the paired ratios and its interval; or the ratios, as in `cell`."""
+    ratios = np.divide(values, others)
+    if len(ratios) < FEWEST:
+        return cell(ratios)
+    found = statistics.geometric_interval(ratios)
     return f"{found.mean:.3g} ({found.low:.3g} to {found.high:.3g})"
 
 

@@ -257,13 +257,14 @@ def test_the_tables_of_few_steps_have_intervals_over_seeds():
     one["curve"] = [{"step": step, "count": 1, "swd": 4.0} for step in (5, 10, 15)]
     one["at"] = {"1": numbers}
     other = json.loads(json.dumps(one))
-    other["at"]["1"]["modes_kept"] = 4.0
+    other["at"]["1"]["modes_kept"] = 5.0
     teacher = one | {"at": {str(n): numbers | {"swd": 1.0} for n in (1, 2, 4, 8, 25, 100)}}
-    found = {"diffusion": {0: teacher, 1: teacher}, "GAN": {0: one, 1: other}}
+    found = {"diffusion": dict.fromkeys(range(3), teacher), "GAN": {0: one, 1: one, 2: other}}
     assert FEW_STEPS.costs(found).splitlines()[-1] == "| GAN | 10 | 20 | 3e+09 | 5 |"
     row = FEW_STEPS.table(setting, found).splitlines()[-1]
-    assert row.startswith("| GAN | 1 | 3 (-9.71 to 15.7) | 2 (2 to 2) |")
+    assert row.startswith("| GAN | 1 | 3 (-1.3 to 7.3) | 2 (2 to 2) |")
     assert row.endswith("| 2 (2 to 2) | 2 (2 to 2) | 1 |")
+    assert FEW_STEPS.cell([2.0, 4.0]) == FEW_STEPS.ratio([4.0, 4.0], [2.0, 1.0]) == "2, 4"
     lines = FEW_STEPS.draw_curves(setting, found).axes[0].lines
     assert lines[-1].get_label() == "GAN, 1 step"
     assert lines[-1].get_ydata() == pytest.approx([4, 4, 4, 2])
