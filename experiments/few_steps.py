@@ -32,6 +32,7 @@ from typing import Any, NamedTuple
 import jax
 import numpy as np
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 from ml_collections import ConfigDict
 
 from diffax import Generator, data, distributed, plots, runtime, training
@@ -384,6 +385,7 @@ def measure(args: argparse.Namespace, name: str, seed: int, dataset: Dataset) ->
 
 Found = Mapping[str, Mapping[int, Any]]  # method -> seed -> what was measured
 TEACHER = ("diffusion", "100")
+LABELS = {"frechet": "Fréchet distance", "swd": "sliced Wasserstein distance"}
 
 
 FEWEST = 3  # seeds of an interval; of two it is 13 times as wide as they are apart
@@ -465,11 +467,11 @@ def draw_samples(args: argparse.Namespace, names: Sequence[str], dataset: Datase
 
 def draw_curves(setting: Setting, found: Found) -> Figure:
     """The last of the setting's numbers over the training, each seed and the geometric mean."""
-    figure = Figure(figsize=(6.5, 4.2), dpi=110, layout="constrained")
+    figure = Figure(figsize=(7.5, 3.8), dpi=110, layout="constrained")
     axes, last = figure.subplots(), setting.numbers[-1]
-    colours = [colour for colour, _ in figures.PALETTE] + ["#8c2d04"]
-    for (name, seeds), colour in zip(found.items(), colours):
-        entry = setting.methods[name]
+    colours = dict(zip(METHODS, [*(colour for colour, _ in figures.PALETTE), "#8c2d04"]))
+    for name, seeds in found.items():
+        entry, colour = setting.methods[name], colours[name]
         counts = [point["count"] for point in next(iter(seeds.values()))["curve"]]
         counts.append(entry.followed or min(entry.counts))
         drawn = []
@@ -483,9 +485,12 @@ def draw_curves(setting: Setting, found: Found) -> Figure:
         label = f"{name}, {said} step{'s' * (counts != [1] * len(counts))}"
         mean = np.exp(np.mean(np.log(drawn), axis=0))
         axes.plot(*mean, "o-", color=colour, lw=2, ms=4, label=label)
-    axes.set(yscale="log", xlabel="floating-point operations of training", ylabel=last)
+    axes.set(yscale="log", xlabel="floating-point operations of training", ylabel=LABELS[last])
+    axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+    axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+    axes.yaxis.set_minor_formatter(NullFormatter())
     axes.spines[["top", "right"]].set_visible(False)
-    axes.legend(frameon=False, fontsize=8)
+    axes.legend(frameon=False, fontsize=8, loc="upper left", bbox_to_anchor=(1, 1))
     return figure
 
 
