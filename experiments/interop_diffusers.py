@@ -84,12 +84,16 @@ def by_flow(scheduler: Any, z: torch.Tensor) -> np.ndarray:
     return z.numpy()
 
 
-def forward(unet: diffusers.UNet2DModel, shape: tuple[int, int, int]) -> np.ndarray:
-    """The output for `cases.inputs`, of classes 0, 1, 2 if the network knows any."""
+def forward(unet: Any, shape: tuple[int, int, int]) -> np.ndarray:
+    """The output for `cases.inputs`, of classes 0, 1, 2 and `cases.captions` if it knows any."""
     x, index = cases.inputs(shape)
-    label = torch.arange(3) if unet.config.num_class_embeds else None
+    given = {"class_labels": torch.arange(3)} if unet.config.num_class_embeds else {}
+    if width := unet.config.get("cross_attention_dim"):
+        features, mask, pooled = map(torch.tensor, cases.captions(width).values())
+        given |= {"encoder_hidden_states": features, "encoder_attention_mask": mask}
+        given |= {"class_labels": pooled}
     with torch.no_grad():
-        out = unet(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(index), class_labels=label)
+        out = unet(torch.tensor(x).permute(0, 3, 1, 2), torch.tensor(index), **given)
     return out.sample.permute(0, 2, 3, 1).numpy()
 
 
@@ -104,7 +108,8 @@ def unets() -> dict[str, Any]:
             compare(f"unet, {name}", cases.answer(model, params, shape), theirs)
             found["unets"][name] = theirs.tolist()
         for name, config in cases.OWN_UNETS.items():
-            unet = diffusers.UNet2DModel(**config)
+            options = {key: value for key, value in config.items() if key != "_class_name"}
+            unet = getattr(diffusers, config.get("_class_name", "UNet2DModel"))(**options)
             shapes = {key: tuple(value.shape) for key, value in unet.state_dict().items()}
             made = {key: torch.tensor(value) for key, value in cases.weights(shapes).items()}
             unet.load_state_dict(made)

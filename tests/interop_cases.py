@@ -87,7 +87,7 @@ UNETS = {
         (8, 8, 1),
     ),
 }  # fmt: skip
-# case -> the config of a UNet2DModel
+# case -> the config of a UNet2DModel, or of the class that it names
 OWN_UNETS = {
     "ddpm": dict(
         sample_size=8, in_channels=1, out_channels=1, block_out_channels=[8, 16],
@@ -106,6 +106,15 @@ OWN_UNETS = {
         layers_per_block=1, down_block_types=["DownBlock2D"], up_block_types=["UpBlock2D"],
         norm_num_groups=4, attention_head_dim=None, time_embedding_type="learned",
         num_train_timesteps=50,
+    ),
+    "of text": dict(
+        _class_name="UNet2DConditionModel", sample_size=8, in_channels=1, out_channels=1,
+        block_out_channels=[8, 16], layers_per_block=1,
+        down_block_types=["DownBlock2D", "CrossAttnDownBlock2D"],
+        up_block_types=["CrossAttnUpBlock2D", "UpBlock2D"], norm_num_groups=4,
+        attention_head_dim=[1, 2], cross_attention_dim=6, use_linear_projection=True,
+        class_embed_type="simple_projection", projection_class_embeddings_input_dim=6,
+        flip_sin_to_cos=False, mid_block_type="UNetMidBlock2DCrossAttn",
     ),
 }  # fmt: skip
 
@@ -165,6 +174,14 @@ def inputs(shape: tuple[int, int, int]) -> tuple[np.ndarray, np.ndarray]:
     return x, np.array([0, 13, 49])
 
 
+def captions(width: int) -> dict[str, np.ndarray]:
+    """The features of three captions, of five tokens, of three, and of none."""
+    rng, mask = np.random.default_rng(9), np.arange(5) < np.array([[5], [3], [0]])
+    features = rng.normal(size=(3, 5, width)) * mask[..., None]
+    pooled = rng.normal(size=(3, width)) * mask[:, :1]
+    return {"features": features.astype("f"), "mask": mask, "pooled": pooled.astype("f")}
+
+
 def unet(name: str) -> tuple[models.UNet, dict]:
     """The network of a case of `UNETS`, and its parameters."""
     fields, shape = UNETS[name]
@@ -181,12 +198,13 @@ LEVELS = schedules.cosine().discretize(50)
 
 
 def answer(model: models.UNet, params: dict, shape: tuple[int, int, int]) -> np.ndarray:
-    """The network's output for `inputs`, of classes 0, 1, 2 if it knows any."""
+    """The network's output for `inputs`, of classes 0, 1, 2 and `captions` if it knows any."""
     x, index = inputs(shape)
+    text = None if model.text is None else captions(model.text.width)
     level = LEVELS.log_snr(index) if model.conditioning == "log_snr" else index
     label = np.arange(3) if model.num_classes else None
     apply = jax.jit(model.apply, compiler_options={"xla_backend_optimization_level": 0})
-    return np.asarray(apply({"params": params}, x, level, label))
+    return np.asarray(apply({"params": params}, x, level, label, text=text))
 
 
 def run_with_learned_schedule() -> tuple[training.Run, np.ndarray]:

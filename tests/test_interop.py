@@ -14,6 +14,7 @@ import diffax
 from diffax import models
 from diffax.interop import diffusers
 from diffax.interop.diffusers import schedulers, unets
+from diffax.models import text
 from diffax.models.embeddings import noise_position, sinusoidal
 
 GIVEN = json.loads(Path(__file__).with_name("diffusers_schedulers.json").read_text())
@@ -164,21 +165,66 @@ def test_a_unet_of_diffusers_comes_in_and_answers_as_it_did(name, tmp_path):
     close(cases.answer(model, params, shape), np.array(given["answer"]))
 
 
-def test_a_unet_that_came_in_goes_out_as_it_was(tmp_path):
+@pytest.mark.parametrize("name", ["ddpm", "of text"])
+def test_a_unet_that_came_in_goes_out_as_it_was(name, tmp_path):
     """Its frequencies too, which are a period here and a shift there."""
-    shapes, config = UNETS["own_unets"]["ddpm"]["shapes"], cases.OWN_UNETS["ddpm"]
+    shapes, config = UNETS["own_unets"][name]["shapes"], cases.OWN_UNETS[name]
     cases.own_unet(tmp_path / "in", config, shapes)
     model, params = diffusers.load_unet(tmp_path / "in")
     diffusers.save_unet(tmp_path / "out", model, params, (8, 8, 1))
     written = json.loads((tmp_path / "out" / unets.CONFIG).read_text())
-    assert written["freq_shift"] == pytest.approx(1)
+    assert written["freq_shift"] == pytest.approx(config.get("freq_shift", 0), abs=1e-9)
     assert {key: written[key] for key in config if key != "freq_shift"} == {
         key: value for key, value in config.items() if key != "freq_shift"
     }
     before, after = (load_file(tmp_path / way / unets.WEIGHTS) for way in ("in", "out"))
+    if name == "of text":  # two biases are added, and one is enough
+        before["time_embedding.linear_2.bias"] += before["class_embedding.bias"]
+        before["class_embedding.bias"] *= 0
     assert before.keys() == after.keys()
-    for name in before:
-        np.testing.assert_array_equal(after[name], before[name])
+    for key in before:
+        np.testing.assert_array_equal(after[key], before[key])
+
+
+def test_a_text_without_pooled_features_or_with_layers_as_convolutions(tmp_path):
+    """As of most published U-Nets of a text."""
+    config = cases.OWN_UNETS["of text"] | {"class_embed_type": None, "use_linear_projection": False}
+    del config["projection_class_embeddings_input_dim"]
+    shapes = {
+        name: [*shape, 1, 1] if ".proj_" in name and len(shape) == 2 else shape
+        for name, shape in UNETS["own_unets"]["of text"]["shapes"].items()
+        if "class_embedding" not in name
+    }
+    cases.own_unet(tmp_path / "in", config, shapes)
+    model, params = diffusers.load_unet(tmp_path / "in")
+    assert not params["text_pooled"]["dense"]["kernel"].any()
+    diffusers.save_unet(tmp_path / "out", model, params, (8, 8, 1))
+    assert "class_embed_type" not in json.loads((tmp_path / "out" / unets.CONFIG).read_text())
+    before, after = (load_file(tmp_path / way / unets.WEIGHTS) for way in ("in", "out"))
+    assert before.keys() == after.keys()
+    for key in before:
+        np.testing.assert_array_equal(after[key].ravel(), before[key].ravel())
+
+
+@pytest.mark.parametrize(
+    ("change", "said"),
+    [
+        (dict(attention_head_dim=2), "attention_head_dim=2 makes heads of different widths"),
+        (dict(addition_embed_type="text"), "addition_embed_type='text' is not known; only None is"),
+        (dict(transformer_layers_per_block=2), "transformer_layers_per_block=2 is not known"),
+        (dict(projection_class_embeddings_input_dim=5), "only that of cross_attention_dim=6"),
+        (dict(cross_attention_dim=[6, 4]), "only one number is known"),
+        (dict(down_block_types=["SimpleCrossAttnDownBlock2D"] * 2), "known are CrossAttnDownBlock"),
+    ],
+)
+def test_a_unet_of_text_that_is_not_known_is_refused(change, said, tmp_path):
+    config = cases.OWN_UNETS["of text"] | {
+        "down_block_types": ["CrossAttnDownBlock2D"] * 2,
+        "up_block_types": ["CrossAttnUpBlock2D"] * 2,
+    }
+    cases.own_unet(tmp_path, config | change, UNETS["own_unets"]["of text"]["shapes"])
+    with pytest.raises(ValueError, match=said):
+        diffusers.load_unet(tmp_path)
 
 
 def test_old_names_of_attention_and_a_pipelines_folder_are_known(tmp_path):
@@ -199,7 +245,7 @@ def test_old_names_of_attention_and_a_pipelines_folder_are_known(tmp_path):
 @pytest.mark.parametrize(
     ("change", "said"),
     [
-        (dict(_class_name="UNet2DConditionModel"), "_class_name is 'UNet2DConditionModel', not"),
+        (dict(_class_name="UNet3DConditionModel"), "_class_name is 'UNet3DConditionModel', not"),
         (dict(time_embedding_type="fourier"), "only 'positional' or 'learned' is"),
         (dict(act_fn="gelu"), "act_fn='gelu' is not known; only 'silu' is"),
         (dict(down_block_types=["DownBlock2D", "SkipDownBlock2D"]), "names SkipDownBlock2D; known"),
@@ -228,13 +274,21 @@ def test_arrays_that_no_unet_has_are_named(tmp_path):
         diffusers.load_unet(tmp_path)
 
 
+FROZEN = text.FrozenFeatures(5, 6, np.float32)
+TRAINED, OF_TEXT = text.BytesNetwork(8, 8, 1, np.float32), {"attention": "transformer"}
+
+
 @pytest.mark.parametrize(
     ("fields", "shape", "schedule", "said"),
     [
         (dict(num_groups=0), (8, 8, 1), cases.LEVELS, "num_groups is 0, .* train with model.unet"),
         ({}, (8, 8, 1), None, "schedule is None: the network is conditioned on its log-SNR"),
         ({}, (8, 4, 1), cases.LEVELS, "takes square images"),
-        (dict(control_shape=(8, 8, 1)), (8, 8, 1), cases.LEVELS, "takes captions or a control"),
+        (dict(control_shape=(8, 8, 1)), (8, 8, 1), cases.LEVELS, "the network takes a control"),
+        (dict(attention="transformer"), (8, 8, 1), cases.LEVELS, "always attends to a text"),
+        (dict(text=FROZEN), (8, 8, 1), cases.LEVELS, "attention='plain', a form of which"),
+        (dict(text=TRAINED, **OF_TEXT), (8, 8, 1), None, "encoder that is trained along"),
+        (dict(text=FROZEN, **OF_TEXT), (8, 8, 1), cases.LEVELS, "has no time embedding of one row"),
         (
             dict(head_width=16, attention_resolutions=(8,), channel_mults=(1, 4)),
             (8, 8, 1),

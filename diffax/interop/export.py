@@ -38,10 +38,11 @@ def export(
 ) -> Path:
     """Writes a run's network into the folder `out`, with a card; returns the folder.
 
-    "diffusers" makes a pipeline's folder, which `DiffusionPipeline.from_pretrained(out)` loads. Its
-    schedule is the one that the run is sampled under, config.sampling.schedule or the one that it
-    was trained with. "safetensors" and "npz" make one file of arrays, each under its path in the
-    parameters ("down_0_block_0/conv_0/kernel"), beside config.json.
+    "diffusers" makes a pipeline's folder, which `DiffusionPipeline.from_pretrained(out)` loads; of
+    a run on captions it has the network and the scheduler alone. Its schedule is the one that the
+    run is sampled under, config.sampling.schedule or the one that it was trained with.
+    "safetensors" and "npz" make one file of arrays, each under its path in the parameters
+    ("down_0_block_0/conv_0/kernel"), beside config.json.
 
     Args:
       run: as `diffax.training.load` gives it.
@@ -94,6 +95,8 @@ def _to_diffusers(run: Run, params: Any, out: Path, sampler: str, num_steps: int
     diffusers.save_unet(out / "unet", run.model, params, run.dataset.shape, schedule, num_steps)
     (out / "scheduler").mkdir(exist_ok=True)
     write_json(out / "scheduler" / diffusers.SCHEDULER_CONFIG, scheduler)
+    if config.condition.text:  # diffusers has no pipeline with such an encoder
+        return
     index = {
         "_class_name": PIPELINES[sampler],
         "scheduler": ["diffusers", scheduler["_class_name"]],
@@ -167,6 +170,13 @@ def card(run: Run, weights: str, license: str, use: str = "") -> str:
 
 def _use(run: Run, sampler: str) -> str:
     """How diffusers draws samples by it."""
+    if run.config.condition.text:
+        return (
+            "\nThe network takes the features of captions by"
+            f" {run.config.condition.text}: `unet(x, index, encoder_hidden_states=features,"
+            " encoder_attention_mask=mask, class_labels=pooled)`, which"
+            " `diffax.models.text.get(...).rows(captions)` gives. diffusers has no pipeline for it."
+        )
     if run.config.model.class_conditional:
         return (
             "\nThe network takes a class, `pipeline.unet(x, t, class_labels=...)`, the last one for"

@@ -122,6 +122,11 @@ def _of_diffusers(path: Path) -> Found:
     if read.schedule.num_steps is None:
         raise ValueError(f"{path} has a scheduler of flow matching; one with betas is needed")
     model, params = diffusers.load_unet(path)
+    if model.text is not None:
+        raise ValueError(
+            f"{path} has a network of captions, whose text encoder diffax has not: read it in a"
+            " program, by diffax.interop.diffusers.load_unet"
+        )
     config = default_config()
     config.objective.prediction = read.prediction
     config.objective.learned_variance = model.learned_variance

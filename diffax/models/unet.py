@@ -3,7 +3,7 @@
 import itertools
 import math
 import numbers
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import flax.linen as nn
@@ -14,9 +14,29 @@ from diffax.models import layers, operations
 from diffax.models.embeddings import Conditioning
 from diffax.models.layers import check, is_whole
 from diffax.models.text import AddPooled, Rows, SpatialCrossAttention, TextFeatures, features_of
+from diffax.models.transformer import Transformer
 
 # Of a strided convolution: "SAME" pads an even size behind alone.
 _PADDINGS = {"end": "SAME", "both": 1}
+
+
+def _plain(
+    fields: tuple[Any, ...], name: str, kept: Callable, h: jax.Array, words: TextFeatures | None
+) -> jax.Array:
+    h = kept(layers.Attention)(*fields, name=f"{name}_attention")(h)
+    if words is None:
+        return h
+    return kept(SpatialCrossAttention)(*fields, name=f"{name}_text")(h, words)
+
+
+def _transformer(
+    fields: tuple[Any, ...], name: str, kept: Callable, h: jax.Array, words: TextFeatures | None
+) -> jax.Array:
+    return kept(Transformer)(*fields, name=f"{name}_attention")(h, words)
+
+
+# What follows a residual block with attention; `kept` makes a module one that is recomputed.
+_ATTENTIONS = {"plain": _plain, "transformer": _transformer}
 
 
 class Embedded(NamedTuple):
@@ -64,6 +84,8 @@ class UNet(nn.Module):
       step_rows: T > 0 embeds the noise level by a table of T rows, one for each step, that is
         trained along ("learned" time embedding), in place of sines; a level between two steps gets
         its share of both rows. Then step_log_snrs has T entries, or conditioning is "step".
+      attention: "plain", attention to all places and then to the text, each on a normalisation of
+        its own; or "transformer", a block of latent diffusion's (see `transformer.Transformer`).
       text: the part that encodes captions, `TextEncoder.network` of `models.text`, or None. Where
         there is one, attention to a caption's tokens follows each self-attention, and the caption's
         pooled features are added to the noise embedding.
@@ -92,6 +114,7 @@ class UNet(nn.Module):
     control_shape: Sequence[int] = ()
     step_log_snrs: Sequence[float] = ()
     step_rows: int = 0
+    attention: str = "plain"
     text: nn.Module | None = None
 
     def __post_init__(self):
@@ -104,6 +127,7 @@ class UNet(nn.Module):
             fits = isinstance(value, numbers.Real) and 0 < value < math.inf
             check(fits, field, value, "a positive number")
         layers.check_name("padding", self.padding, _PADDINGS)
+        layers.check_name("attention", self.attention, _ATTENTIONS)
         for field, least in (("channel_mults", 1), ("attention_resolutions", 0)):
             value = getattr(self, field)
             fits = isinstance(value, list | tuple) and all(is_whole(entry, 1) for entry in value)
@@ -254,17 +278,15 @@ class UNet(nn.Module):
     ) -> jax.Array:
         """A residual block of a level, and attention after it: to all places, then to the text."""
         dtype, norm, widths = layers.DTYPES[self.dtype], self._norm(), self._widths()
-        ResBlock, Attention, ToText = layers.ResBlock, layers.Attention, SpatialCrossAttention
+        ResBlock, kept = layers.ResBlock, lambda module: module
         if self.remat and level in (self.remat_levels or range(len(widths))):
-            ResBlock = nn.remat(ResBlock, static_argnums=3)
-            Attention, ToText = nn.remat(Attention), nn.remat(ToText)
+            ResBlock, kept = nn.remat(ResBlock, static_argnums=3), nn.remat
         fields = (widths[level], self.dropout, self.embedding, dtype, norm)
         h = ResBlock(*fields, name=name)(h, emb.emb, train)
         if not attend:
             return h
         fields = (self.head_width, dtype, norm)
-        h = Attention(*fields, name=f"{name}_attention")(h)
-        return h if emb.words is None else ToText(*fields, name=f"{name}_text")(h, emb.words)
+        return _ATTENTIONS[self.attention](fields, name, kept, h, emb.words)
 
     def _down(
         self, x: jax.Array, emb: Embedded, train: bool, hint: jax.Array | None = None
