@@ -115,7 +115,7 @@ def tune(folder, *flags):
     return cli.main(["tune", *given, "--workers=1", *flags])
 
 
-def instead_of_training(arm, seed, directory, text, workdir):
+def instead_of_training(arm, seed, directory, text, workdir, counts=False):
     """What `runner.run_one` returns, with a bpd that is lower by 0.5 in the tuned arm."""
     bpd = seed - 0.5 * (arm.name == "tuned") + 0.01 * seed * len(arm.overrides)
     return {"metrics": {m.key: 1.0 for m in runner.METRICS} | {"swd": 1.0, "bpd": bpd}}
