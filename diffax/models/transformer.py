@@ -19,7 +19,8 @@ class Transformer(nn.Module):
         h = h + mlp_1(a gelu(b)),  [a, b] = mlp_0(norm_2(h))
 
     An attention is project(softmax(q k^T / sqrt(width)) v), with q, k and v linear, without biases.
-    `last` starts at zero. This is a block of diffusers' `Transformer2DModel`.
+    `last` starts at zero. The null text adds the bias of `project_1`, where `SpatialCrossAttention`
+    adds nothing. This is a block of diffusers' `Transformer2DModel`.
 
     Attributes:
       head_width: channels of an attention head; see `layers.num_heads`.
