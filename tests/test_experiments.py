@@ -68,6 +68,16 @@ def test_the_page_on_cells_holds_what_the_committed_numbers_give():
                 np.testing.assert_allclose(values, kept["arms"][arm][key], atol=1e-4)
 
 
+def test_the_page_on_domains_holds_what_the_committed_numbers_give():
+    raw = json.loads((RESULTS / "domains.json").read_text("utf-8"))
+    page = (RESULTS / "domains.md").read_text("utf-8")
+    assert all(table in page for table in DOMAINS.tables(raw).split("\n\n"))
+    kept = json.loads((RESULTS / "claims" / f"{DOMAINS.CLAIM}.json").read_text("utf-8"))
+    assert kept["arms"] == DOMAINS.raw_of_claim(raw)["arms"]
+    for found in raw["domains"].values():
+        assert found["winner"] == min(found["search"], key=found["search"].__getitem__)
+
+
 @pytest.mark.parametrize("setting", DOMAINS.SETTINGS)
 def test_every_setting_of_a_domain_is_valid(setting, tmp_path):
     config = DOMAINS.config_of("cells", tmp_path, tmp_path, 10)
