@@ -12,7 +12,7 @@ import diffax
 from diffax import cli, rates, samplers, time_sampling, training
 from diffax import config as config_lib
 from diffax.ablation import measure
-from diffax.samplers import Level
+from diffax.samplers import Level, grid_search
 from diffax.training import grids
 
 
@@ -152,6 +152,44 @@ def test_an_ablation_finds_what_is_missing_for_each_network(run, tmp_path, caplo
     assert again["grid"] == found["grid"] and path.stat().st_mtime_ns == written
     assert again["metrics"] == found["metrics"]
     assert measure.sample_and_score(under(run, grid="logsnr"), tmp_path)["grid"] is None
+
+
+def test_each_combination_of_sampling_options_has_a_grid_of_its_own(run):
+    """So arms that share a training can differ in any option; the first has the plain name."""
+    arms = [under(run, grid="entropy", num_steps=5, clip_x0=clip) for clip in (None, 0.5)]
+    found = [grids.ensure(arm) for arm in arms]
+    assert [entry["sampling"]["clip_x0"] for entry in found] == [None, 0.5]
+    assert [grids.ensure(arm) for arm in arms] == found
+    names = sorted(path.name for path in (run.workdir / "grids").glob("entropy-dpmpp_2m-5*"))
+    assert len(names) == 2 and "entropy-dpmpp_2m-5.json" in names
+    assert all(diffax.Generator(arm)(2).shape == (2, 2) for arm in arms)
+
+
+def test_each_grid_is_written_as_soon_as_it_is_found(run, monkeypatch):
+    of_dp = grid_search.METHODS["dp"]
+
+    def interrupted(first):
+        solve, calls = of_dp(first)
+
+        def until_seven(task):
+            if task.num == 7:
+                raise KeyboardInterrupt
+            return solve(task)
+
+        return until_seven, calls
+
+    monkeypatch.setitem(grid_search.METHODS, "dp", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        grids.find(run, "dp", [6, 7], num=16, teacher_steps=100, candidates=16)
+    assert diffax.Generator(run)(2, grid="dp", num_steps=6).shape == (2, 2)
+    assert not (run.workdir / "grids" / "dp-dpmpp_2m-7.json").exists()
+
+
+def test_a_method_that_has_no_grid_is_named(run):
+    names = {"method.name": "mean_flow", "objective.prediction": "flow"}
+    config = config_lib.changed(run.config, names)
+    with pytest.raises(ValueError, match="for diffusion models alone, and method.name is 'mean_fl"):
+        grids.find(run.under(config), "dp", [3])
 
 
 def test_the_command_finds_draws_and_says_what_is_next(run, capsys):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 from typing import Any
 
 from diffax.cli import shared
@@ -58,7 +59,10 @@ def run(args: argparse.Namespace, _: None) -> None:
         steps = args.steps or [config.sampling.num_steps]
         sampler = config.sampling.sampler
         doing = progress.doing(f"finding the levels of {sampler}")
-        stopped = "stopped; no grid was kept, and the same command starts again"
+        stopped = (
+            f"stopped; the grids found so far are kept in {picture.with_suffix('')}: give the other"
+            " numbers of steps by --steps"
+        )
         with runtime.Interruption() as signals, signals.at_once(stopped), doing:
             found = grids.find(
                 loaded.under(config), args.method, steps, args.num, args.seed, args.iterations
@@ -77,7 +81,7 @@ def run(args: argparse.Namespace, _: None) -> None:
     print(f"picture: {picture}\ngrids:   {picture.with_suffix('')}")
     grid = "" if args.method == "learned" else f" --grid={args.method}"
     print(
-        f"next:    diffax sample --workdir={args.workdir} --sampler={sampler}{grid}"
+        f"next:    diffax sample --workdir={shlex.quote(args.workdir)} --sampler={sampler}{grid}"
         f" --steps={steps[0]}"
     )
 

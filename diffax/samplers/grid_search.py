@@ -444,6 +444,7 @@ def search(
     candidates: int = CANDIDATES,
     iterations: int = ITERATIONS,
     begins: int = BEGINS,
+    on_found: Callable[[int, Search], None] | None = None,
     **options: object,
 ) -> Search:
     """Grids of each number of steps for one network and solver; see the module.
@@ -459,6 +460,7 @@ def search(
       candidates: levels that dynamic programming chooses from.
       iterations, begins: of "gradient" and "learned", Adam's steps, and how many fixed grids it
         begins from. Their cost is in proportion to both; "learned" takes `iterations` more.
+      on_found: called after each number of steps, with it and what is found so far.
 
     Raises:
       ValueError: a stochastic solver, an unknown method, too few starts or candidates, a gradient
@@ -566,6 +568,8 @@ def search(
         weights = None if weights is None else np.asarray(weights)
         seconds_of = time.monotonic() - start
         found[num] = Found(levels, error_of, held_out, errors, calls, seconds_of, weights)
+        if on_found is not None:
+            on_found(num, Search(found, shared, seconds))
     return Search(found, shared, seconds)
 
 

@@ -1,6 +1,9 @@
 """Grids that are found for a run, and kept with it.
 
-    workdir/grids/METHOD-SAMPLER-STEPS.json    levels, errors, cost, and what they were found under
+    workdir/grids/METHOD-SAMPLER-STEPS.json         levels, errors, cost, and what they were found
+                                                    under
+    workdir/grids/METHOD-SAMPLER-STEPS-HASH.json    the same, where that file is of other sampling
+                                                    options; HASH is of its own
 
 A config names one by its method, as sampling.grid="dp"; the solver "learned" has one of its own
 for each number of steps. It is of use to the very network, schedule and guidance that it was found
@@ -11,6 +14,7 @@ from __future__ import annotations
 
 import json
 import logging
+import shlex
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -58,7 +62,8 @@ def find(
     begins: int = BEGINS,
     **settings: Any,
 ) -> list[dict[str, Any]]:
-    """Finds the grids of some numbers of steps for a run, sampled as its config says; keeps them.
+    """Finds the grids of some numbers of steps for a run, sampled as its config says; writes each
+    to the workdir as soon as it is found.
 
     The starts have the conditions that samples have by default: classes in turn, captions and
     controls of the held-out examples in turn.
@@ -77,7 +82,10 @@ def find(
     """
     inside = codecs.method_inside(run.config, run.dataset)
     if inside.edit is None:
-        raise ValueError(f"method {run.config.method.name!r} draws on no grid of noise levels")
+        raise ValueError(
+            "a grid of noise levels is found for diffusion models alone, and method.name is"
+            f" {run.config.method.name!r}"
+        )
     numbers = np.arange(num)
     key = jax.random.fold_in(jax.random.key(seed), _STARTS)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
@@ -94,15 +102,10 @@ def find(
         captions = held_out.arrays["text"][numbers % len(held_out)].tolist()
         cond["text"] = conditions.text_table(run.config, captions)[numbers]
 
-    def searched(keys, predict, schedule, shape, num_steps, grid, sampler, **options):
-        start = standard_normal(process.split_key(keys)[0], shape)
-        asked = (predict, schedule, start, steps, sampler, method)
-        effort = {"iterations": iterations, "begins": begins}
-        return grid_search.search(*asked, **effort, **settings, **options)
-
-    search = inside.edit(run.state, keys, cond, searched)
     kept = []
-    for num_steps, found in search.found.items():
+
+    def keep(num_steps: int, search: grid_search.Search) -> None:
+        found = search.found[num_steps]
         config = config_lib.changed(run.config, {"sampling.num_steps": num_steps})
         entry = {
             **_subject(run, config),
@@ -122,6 +125,14 @@ def find(
         make_folder(path.parent)
         write_json(path, jax.tree.map(_plain, entry))
         kept.append(read_json(path))
+
+    def searched(keys, predict, schedule, shape, num_steps, grid, sampler, **options):
+        start = standard_normal(process.split_key(keys)[0], shape)
+        asked = (predict, schedule, start, steps, sampler, method)
+        effort = {"iterations": iterations, "begins": begins, "on_found": keep}
+        return grid_search.search(*asked, **effort, **settings, **options)
+
+    inside.edit(run.state, keys, cond, searched)
     return kept
 
 
@@ -138,23 +149,23 @@ def options_of(run: Run, config: ConfigDict) -> dict[str, Any]:
     path = _path(run, config, method)
     section = config.sampling
     again = (
-        f"diffax grid --workdir={run.workdir} --method={method} --steps={section.num_steps}"
-        f" --sampler={section.sampler} finds one"
+        f"diffax grid --workdir={shlex.quote(str(run.workdir))} --method={method}"
+        f" --steps={section.num_steps} --sampler={section.sampler} finds one"
     )
     if not path.exists():
+        other = _first_path(run, config, method)
+        if other.exists():
+            key, (own, asked) = next(iter(_differences(other, config).items()))
+            raise ValueError(
+                f"grid={method!r}: {other} was found with {key}={own!r}, and {asked!r} is asked"
+                f" for; {again}, with the same options"
+            )
         raise ValueError(
             f"grid={method!r}: there is none of {section.num_steps} steps of {section.sampler} in"
             f" {path.parent}; {again}"
         )
-    entry, wanted = read_json(path, _KEYS), _subject(run, config)
-    own, asked = entry["sampling"], json.loads(json.dumps(wanted["sampling"]))
-    for key in asked:
-        if own.get(key) != asked[key]:
-            raise ValueError(
-                f"grid={method!r}: {path} was found with {key}={own.get(key)!r}, and"
-                f" {asked[key]!r} is asked for; {again}"
-            )
-    if entry["fingerprint"] != wanted["fingerprint"]:
+    entry = read_json(path, _KEYS)
+    if entry["fingerprint"] != _subject(run, config)["fingerprint"]:
         raise ValueError(
             f"grid={method!r}: {path} was found for another checkpoint or schedule; {again}"
         )
@@ -181,6 +192,27 @@ def ensure(run: Run) -> dict[str, Any] | None:
 
 
 def _path(run: Run, config: ConfigDict, method: str) -> Path:
+    """Of the grid for a config, which may not be there yet. Each combination of sampling options
+    has a file of its own; the first that is found has the plain name."""
+    path = _first_path(run, config, method)
+    if path.exists() and _differences(path, config):
+        return path.with_name(f"{path.stem}-{content_hash(_options(config))[:8]}.json")
+    return path
+
+
+def _differences(path: Path, config: ConfigDict) -> dict[str, tuple[Any, Any]]:
+    """Key -> what the grid in a file was found with, and what a config has, where they differ."""
+    own, asked = read_json(path, _KEYS)["sampling"], _options(config)
+    return {k: (own.get(k), asked[k]) for k in asked if own.get(k) != asked[k]}
+
+
+def _options(config: ConfigDict) -> dict[str, Any]:
+    """The sampling options that a grid depends on, as JSON has them."""
+    section = config.sampling.to_dict()
+    return json.loads(json.dumps({k: v for k, v in section.items() if k not in _NO_MATTER}))
+
+
+def _first_path(run: Run, config: ConfigDict, method: str) -> Path:
     if run.workdir is None:
         raise ValueError(f"grid={method!r}: it is kept in a workdir, and this run has none")
     name = f"{method}-{config.sampling.sampler}-{config.sampling.num_steps}.json"
@@ -192,9 +224,7 @@ def _subject(run: Run, config: ConfigDict) -> dict[str, Any]:
     state = run.state
     params = getattr(state, "ema_params", state.params)
     leaves = jax.tree.leaves(jax.device_get((params, getattr(state, "schedule", ()))))
-    section = config.sampling.to_dict()
-    sampling = {key: value for key, value in section.items() if key not in _NO_MATTER}
-    return {"fingerprint": content_hash(*leaves), "sampling": sampling}
+    return {"fingerprint": content_hash(*leaves), "sampling": _options(config)}
 
 
 def _plain(leaf: Any) -> Any:
