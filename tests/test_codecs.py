@@ -11,6 +11,7 @@ from small_runs import assert_equal, small_config
 import diffax
 from diffax import codecs, data, evaluation, training
 from diffax import config as config_lib
+from diffax.interop.export import export
 from diffax.methods.codec import coarsest, through
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
@@ -105,6 +106,11 @@ def test_a_run_works_in_latents(signals, trained, tmp_path):
         ):
             evaluation.evaluate(run, dataset, [name])
     assert_edits(diffax.Generator(run, num_devices=1), dataset.eval.array()[:5])
+    out = export(run, tmp_path / "out", to="npz")
+    beside = np.load(out / "beside.npz")
+    np.testing.assert_allclose(beside["latents/mean"], run.dataset.latent_mean)
+    np.testing.assert_allclose(beside["latents/deviation"], run.dataset.latent_deviation)
+    assert f"codec.path={str(trained)!r}, is not part of this" in (out / "README.md").read_text()
 
 
 def assert_edits(generate, x):

@@ -4,6 +4,7 @@ import contextlib
 import dataclasses
 import functools
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -17,6 +18,7 @@ from diffax import config as config_lib
 from diffax.data import controls
 from diffax.data.images import encode_png
 from diffax.evaluation import segmentation
+from diffax.interop.export import export
 from diffax.models import DiT, UNet, control, operations
 from diffax.models.control import ControlNet
 from diffax.models.text import BytesNetwork
@@ -230,6 +232,15 @@ def test_the_base_is_neither_trained_nor_in_the_gradient_and_the_optimiser(runs)
     assert np.any(np.asarray(joints)) and np.any(
         np.asarray(net.params["control_0"]["hint_2"]["kernel"])
     )
+
+
+def test_it_is_exported_with_its_base(runs, tmp_path):
+    net = runs["net"]
+    export(net, tmp_path, to="npz")
+    arrays = np.load(tmp_path / "model.npz")
+    found = flax.traverse_util.unflatten_dict(dict(arrays), sep="/")
+    assert_equal(found, {**jax.device_get(net.state.ema_params), "base": net.state.base})
+    assert f"condition.base={net.config.condition.base!r}" in (tmp_path / "README.md").read_text()
 
 
 def test_a_controlnet_begins_with_the_samples_of_its_base(runs):

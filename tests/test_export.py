@@ -2,6 +2,7 @@
 
 import json
 import re
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -141,3 +142,11 @@ def test_what_diffusers_has_no_word_for_is_refused_and_nothing_written(
     with pytest.raises(ValueError, match=said):
         export(changed(images, **changes), tmp_path / "out", **options)
     assert not (tmp_path / "out").exists()
+
+
+def test_an_average_that_there_is_not_is_refused(images, tmp_path):
+    run = images._replace(state=SimpleNamespace(step=0, params=images.state.params))
+    with pytest.raises(ValueError, match="keeps no moving average; set weights='raw'"):
+        export(run, tmp_path / "out", to="npz")
+    assert not (tmp_path / "out").exists()
+    export(run, tmp_path / "out", to="npz", weights="raw")

@@ -29,12 +29,13 @@ from small_runs import (
 )
 
 import diffax
-from diffax import ablation, data, evaluation, methods, plugins, registry, training
+from diffax import ablation, data, evaluation, methods, plugins, registry, schedules, training
 from diffax import config as config_lib
 from diffax.ablation import runner
 from diffax.config import methods as built
 from diffax.config.storage import flat
 from diffax.evaluation import pretrained
+from diffax.interop.export import export
 from diffax.methods import autoencoder
 from diffax.training import codecs
 
@@ -153,6 +154,28 @@ def test_a_run_is_measured_and_resumes_exactly(name, signal_file, tmp_path, monk
     assert measured.keys() == set(names) and json.dumps(measured, allow_nan=False)
     logs = {n: m.logged for n, m in run.method.measures.items() if m.logged}
     assert logs and all(math.isfinite(v) for v in metrics.values())
+    assert_exports(run, tmp_path / "out")
+
+
+def assert_exports(run, out):
+    """Its parameters go out, with a card that speaks of a schedule if it has one."""
+    card = (export(run, out, to="npz") / "README.md").read_text()
+    arrays = np.load(out / "model.npz")
+    total = sum(leaf.size for leaf in jax.tree.leaves(run.state.ema_params))
+    assert sum(arrays[name].size for name in arrays) == total
+    has_schedule = hasattr(run.state, "schedule")
+    assert ("| schedule |" in card) == ("schedule/betas" in card) == has_schedule
+    assert ("- diffusion" in card) == has_schedule
+    if has_schedule:
+        beside = np.load(out / "beside.npz")
+        table = schedules.from_log_snr_table(beside["schedule/log_snrs"])
+        np.testing.assert_allclose(table.betas, beside["schedule/betas"], rtol=1e-3)
+        at = np.asarray([99, 499, 999])
+        levels = run.state.schedule.log_snr(jnp.asarray((at + 1) / 1000))
+        np.testing.assert_allclose(table.log_snrs[at], levels, rtol=1e-4, atol=1e-4)
+    if run.config.method.name == "autoencoder":
+        beside = np.load(out / "beside.npz")
+        np.testing.assert_array_equal(beside["latents/mean"], run.state.latent_mean)
 
 
 def training_arrays(state):

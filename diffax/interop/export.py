@@ -7,17 +7,18 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-import flax
 import jax
 import numpy as np
 
 import diffax
 from diffax import config as config_lib
-from diffax import schedules
+from diffax import methods, schedules
 from diffax.config import build
 from diffax.files import replacing, write_json
 from diffax.interop import diffusers
 from diffax.interop.diffusers.unets import save_arrays
+from diffax.methods.autoencoder import AutoencoderState, latent_deviation
+from diffax.models.control import BASE
 from diffax.process import AnySchedule
 from diffax.registry import unknown
 from diffax.training import Run
@@ -41,36 +42,76 @@ def export(
     "diffusers" makes a pipeline's folder, which `DiffusionPipeline.from_pretrained(out)` loads; of
     a run on captions it has the network and the scheduler alone. Its schedule is the one that the
     run is sampled under, config.sampling.schedule or the one that it was trained with.
-    "safetensors" and "npz" make one file of arrays, each under its path in the parameters
-    ("down_0_block_0/conv_0/kernel"), beside config.json.
+    "safetensors" and "npz" make a file "model" of arrays, each under its path in the parameters
+    ("down_0_block_0/conv_0/kernel"), beside config.json. A ControlNet's base is among them, under
+    "base". What else a run learned and its network is used with lies in a file "beside": the
+    schedule as a table (betas, log_snrs), and the mean and deviation of latents.
 
     Args:
       run: as `diffax.training.load` gives it.
       weights: "average", their moving average, or "raw".
       sampler: of diffusers' pipeline, "ddim" or "ddpm".
-      num_steps: T for diffusers, of a schedule in continuous time.
+      num_steps: T for diffusers and for the table, of a schedule in continuous time.
       license: what the card says of it.
 
     Raises:
-      ValueError: an unknown format, weights or sampler, what diffusers has no word for, or
-        safetensors is not installed. Nothing is written then.
+      ValueError: an unknown format, weights or sampler, an average that the method doesn't keep,
+        what diffusers has no word for, or safetensors is not installed. Nothing is written then.
     """
     for what, value, known in (("to", to, FORMATS), ("weights", weights, WEIGHTS)):
         if value not in known:
             raise ValueError(unknown(what, value, known))
-    params = getattr(run.state, WEIGHTS[weights])
+    if not hasattr(run.state, WEIGHTS[weights]):
+        raise ValueError(
+            f"weights={weights!r}: method {run.config.method.name!r} keeps no moving average; set"
+            " weights='raw'"
+        )
+    params = _weights(run, weights)
+    if to == "diffusers":
+        text = card(run, weights, license, _use(run, sampler))
+    else:
+        text = card(run, weights, license, beside=_beside_in_words(run, to, num_steps))
     FORMATS[to](run, params, out, sampler, num_steps)
-    use = _use(run, sampler) if to == "diffusers" else ""
     with replacing(out / CARD) as partial:
-        partial.write_text(card(run, weights, license, use), encoding="utf-8")
+        partial.write_text(text, encoding="utf-8")
     return out
 
 
-def _schedule(run: Run) -> AnySchedule:
-    """What the run is sampled under."""
+def _weights(run: Run, weights: str) -> Any:
+    """All parameters of the network, those of a ControlNet's base too."""
+    params = getattr(run.state, WEIGHTS[weights])
+    base = getattr(run.state, "base", None) if run.config.condition.base else None
+    return params if base is None else {**params, BASE: base}
+
+
+def _schedule(run: Run) -> AnySchedule | None:
+    """What the run is sampled under; None of a method that keeps no schedule."""
+    if not hasattr(run.state, "schedule"):
+        return None
     named = build.build_sampling_schedule(run.config, run.dataset.shape)
     own = run.state.schedule if named is None else named
     return schedules.effective(own, run.config.schedule.num_steps)
+
+
+def _latent_statistics(run: Run) -> tuple[Any, Any] | None:
+    """The mean and deviation by which latents are normalised, per channel; None if none are."""
+    if isinstance(run.state, AutoencoderState):
+        return run.state.latent_mean, latent_deviation(run.state)
+    if run.dataset.latent_mean:
+        return run.dataset.latent_mean, run.dataset.latent_deviation
+    return None
+
+
+def _beside(run: Run, num_steps: int) -> dict[str, np.ndarray]:
+    """What a run learned or measured besides its parameters, and its network is used with."""
+    found = {}
+    if hasattr(run.state, "schedule"):
+        own = schedules.effective(run.state.schedule, run.config.schedule.num_steps)
+        table = own if own.num_steps else own.discretize(num_steps)
+        found |= {"schedule/betas": table.betas, "schedule/log_snrs": table.log_snrs}
+    if statistics := _latent_statistics(run):
+        found |= dict(zip(("latents/mean", "latents/deviation"), statistics))
+    return {name: np.asarray(jax.device_get(leaf), np.float32) for name, leaf in found.items()}
 
 
 def _to_diffusers(run: Run, params: Any, out: Path, sampler: str, num_steps: int) -> None:
@@ -110,25 +151,42 @@ PIPELINES = {"ddim": "DDIMPipeline", "ddpm": "DDPMPipeline"}
 
 
 def _flat(params: Any) -> dict[str, np.ndarray]:
-    flat = flax.traverse_util.flatten_dict(jax.device_get(params), sep="/")
-    return {path: np.ascontiguousarray(leaf) for path, leaf in flat.items()}
+    leaves = jax.tree_util.tree_flatten_with_path(jax.device_get(params))[0]
+    named = (
+        (jax.tree_util.keystr(path, simple=True, separator="/"), leaf) for path, leaf in leaves
+    )
+    return {name: np.ascontiguousarray(leaf) for name, leaf in named}
 
 
-def _write_config(run: Run, out: Path) -> None:
+def _write_arrays(
+    run: Run,
+    params: Any,
+    out: Path,
+    num_steps: int,
+    save: Callable[[Path, Mapping[str, np.ndarray]], None],
+    suffix: str,
+) -> None:
+    save(out / f"model.{suffix}", _flat(params))
+    if beside := _beside(run, num_steps):
+        save(out / f"beside.{suffix}", beside)
     with replacing(out / "config.json") as partial:
         partial.write_text(config_lib.to_json(run.config), encoding="utf-8")
 
 
 def _to_safetensors(run: Run, params: Any, out: Path, sampler: str, num_steps: int) -> None:
-    save_arrays(out / "model.safetensors", _flat(params), "flax")
-    _write_config(run, out)
+    def save(file: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        save_arrays(file, arrays, "flax")
+
+    _write_arrays(run, params, out, num_steps, save, "safetensors")
 
 
 def _to_npz(run: Run, params: Any, out: Path, sampler: str, num_steps: int) -> None:
+    def save(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
+        with replacing(path) as partial, open(partial, "wb") as file:
+            np.savez(file, **arrays)
+
     out.mkdir(parents=True, exist_ok=True)
-    with replacing(out / "model.npz") as partial, open(partial, "wb") as file:
-        np.savez(file, **_flat(params))
-    _write_config(run, out)
+    _write_arrays(run, params, out, num_steps, save, "npz")
 
 
 FORMATS: Mapping[str, Callable[[Run, Any, Path, str, int], None]] = {
@@ -141,10 +199,12 @@ FORMATS: Mapping[str, Callable[[Run, Any, Path, str, int], None]] = {
 # --- the card ---------------------------------------------------------------------------------
 
 
-def card(run: Run, weights: str, license: str, use: str = "") -> str:
-    """The model card, Markdown with a head that model hubs read; `use`: how it is called."""
+def card(run: Run, weights: str, license: str, use: str = "", beside: str = "") -> str:
+    """The model card, Markdown with a head that model hubs read; `use`: how diffusers calls it;
+    `beside`: what else it needs."""
     config, data = run.config, run.dataset
-    size = sum(leaf.size for leaf in jax.tree.leaves(run.state.params))
+    schedule = _schedule(run)
+    size = sum(leaf.size for leaf in jax.tree.leaves(_weights(run, weights)))
     shape = " x ".join(map(str, data.shape))
     rows = {
         "data": f"{data.name}, {shape}"
@@ -156,16 +216,18 @@ def card(run: Run, weights: str, license: str, use: str = "") -> str:
         ],
         "training": f"{int(run.state.step):,} steps of {config.training.batch_size} examples,"
         f" seed {config.seed}",
-        "schedule": _schedule_in_words(run),
-        "prediction": config.objective.prediction,
-        "made by": f"diffax {diffax.__version__}",
     }
+    if schedule is not None:
+        rows["schedule"] = _schedule_in_words(run, schedule)
+    if {"objective", "prediction"} & {*methods.arguments_of(config.method.name)}:
+        rows["prediction"] = config.objective.prediction
+    rows["made by"] = f"diffax {diffax.__version__}"
     lines = [f"| {name} | {said} |" for name, said in rows.items()]
-    tags = ["diffax", "diffusion"] + ["diffusers"] * bool(use)
+    tags = ["diffax"] + ["diffusion"] * (schedule is not None) + ["diffusers"] * bool(use)
     head = "\n".join(["---", f"license: {license}", "tags:", *(f"- {tag}" for tag in tags), "---"])
     title = f"# {config.method.name} on {data.name}"
     scores = _scores(run) if weights == "average" else []
-    return "\n".join([head, "", title, "", "| | |", "|---|---|", *lines, *scores, use, ""])
+    return "\n".join([head, "", title, "", "| | |", "|---|---|", *lines, *scores, beside, use, ""])
 
 
 def _use(run: Run, sampler: str) -> str:
@@ -194,8 +256,40 @@ images = pipeline(batch_size=4, num_inference_steps=50{more}).images
 ```"""
 
 
-def _schedule_in_words(run: Run) -> str:
-    first, last = schedules.ends_of(_schedule(run))
+def _beside_in_words(run: Run, suffix: str, num_steps: int) -> str:
+    """What the file of arrays `beside` holds and how it is used, and what lies elsewhere."""
+    config, file, said = run.config, f"`beside.{suffix}`", []
+    if hasattr(run.state, "schedule"):
+        num = config.schedule.num_steps or num_steps
+        said.append(
+            f"The schedule that it was trained with is in {file}: `schedule/betas` and"
+            f" `schedule/log_snrs`, of {num} steps, where index i stands for t = (i + 1) / {num};"
+            " `diffax.schedules.from_log_snr_table(log_snrs)` makes a schedule of it."
+        )
+    if isinstance(run.state, AutoencoderState):
+        said.append(
+            f"The mean and deviation of its latents, per channel, are in {file}: `latents/mean` and"
+            " `latents/deviation`. A run on latents is given (encode(x) - mean) / deviation."
+        )
+    if config.codec.name != "identity":
+        said.append(
+            f"The network works in the latents of codec.name={config.codec.name!r}, which lies in"
+            f" codec.path={config.codec.path!r}, is not part of this export, and is needed too."
+            + f" The network's data are (encode(x) - mean) / deviation, per channel, where"
+            f" `diffax.codecs` gives encode, and `latents/mean` and `latents/deviation` are in"
+            f" {file}." * bool(run.dataset.latent_mean)
+        )
+    if config.condition.base:
+        said.append(
+            f"It is a ControlNet: `{BASE}/...` are the parameters of the U-Net that stays, of the"
+            f" run in condition.base={config.condition.base!r}; `control_0/...` those of the branch"
+            " beside it."
+        )
+    return "".join(f"\n{sentence}\n" for sentence in said)
+
+
+def _schedule_in_words(run: Run, schedule: AnySchedule) -> str:
+    first, last = schedules.ends_of(schedule)
     steps = run.config.schedule.num_steps
     time = f"{steps} steps" if steps else "continuous time"
     return f"{run.config.schedule.name}, log-SNR {first:.3g} to {last:.3g}, {time}"
