@@ -110,10 +110,11 @@ class Generator:
         control: Any = None,
     ) -> np.ndarray:
         """The numbers of the classes of `num` samples, (num,); the arguments are as in a call."""
+        num_classes = self.run.dataset.num_classes
         if label is None and control is None and self._follows_held_out():
-            return config_lib.conditions.labels_in_turn(self._held_out, num)
+            return config_lib.conditions.sample_labels(num, num_classes, self._held_out)
         if label is None:
-            return in_turn(num, self.run.dataset.num_classes)
+            return config_lib.conditions.sample_labels(num, num_classes)
         if not self.run.config.model.class_conditional:
             raise ValueError(f"label={label}: this network is not conditioned on classes")
         of_all = isinstance(label, str) or np.ndim(label) == 0
@@ -496,11 +497,6 @@ def _traced(config: Any) -> dict[str, Any]:
     # 0 and None are off. A scale of 0 isn't: it is the unconditional model.
     on = [name for name in names if sampling[name] or name == "guidance_scale"]
     return {name: jax.tree.map(np.float32, sampling[name]) for name in on}
-
-
-def in_turn(num: int, num_classes: int) -> np.ndarray:
-    """The classes of `num` samples for which none are asked, (num,)."""
-    return np.arange(num) % max(num_classes, 1)
 
 
 def class_number(label: int | str, dataset: training.DatasetInfo) -> int:

@@ -5,19 +5,26 @@ import io
 import json
 import logging
 from types import SimpleNamespace
+from typing import NamedTuple
 
+import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
-from small_runs import TINY, assert_close, assert_equal
+from small_runs import TINY, assert_close, assert_equal, small_config
 
 import diffax
-from diffax import cli, data, edits, evaluation, training
+from diffax import cli, data, distributed, edits, evaluation, training
 from diffax import config as config_lib
-from diffax.training import grids
+from diffax.training import grids, run_logger
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 COLOURS = {"dark": 30, "grey": 128, "light": 220}
 CAPTIONS = [f"{colour} {shape}" for colour in COLOURS for shape in ("bar", "box")]
+
+
+class State(NamedTuple):
+    step: jax.Array
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +94,49 @@ def test_a_grid_is_found_under_the_held_out_captions(trained, monkeypatch):
     given = [captions[i % len(captions)] for i in range(8)]
     want = config_lib.conditions.text_table(run.config, given)
     assert_equal(seen, {"text": want[np.arange(8)]})
+
+
+def test_a_class_and_a_caption_of_one_sample_are_of_one_example(tmp_path, monkeypatch):
+    """Wherever samples have the captions of held-out examples: scores, grids and pictures."""
+    path, names = tmp_path / "two.npz", np.array(["dark", "light"])
+    label = np.arange(80) // 4 % 2
+    x = np.where(label, 220, 30)[:, None, None, None] * np.ones((1, 8, 8, 1))
+    np.savez(path, x=x.astype(np.uint8), label=label, text=names[label])
+    changes = dict(model__class_conditional=True, condition__text="bytes", data__name="npz")
+    config = small_config(data__path=str(path), sampling__num_samples=8, **changes)
+    dataset = config_lib.load_data(config)
+    info = data.DatasetInfo.of(dataset)
+    expected = [*map(names.tolist().index, dataset.eval.arrays["text"])]
+    assert len(expected) == 8 and set(expected) == {0, 1} and expected != [0, 1] * 4
+    assert evaluation.classes_of_samples(config, dataset, 8).tolist() == expected
+
+    def drawn(num, seed, label, text):
+        return [names.tolist().index(each) for each in text], np.asarray(label).tolist()
+
+    run = SimpleNamespace(config=config, dataset=info, state=None)
+    with monkeypatch.context() as patch:
+        patch.setattr(evaluation.run, "Generator", lambda *_, **__: drawn)
+        assert evaluation.draw(run, 8, 0, dataset) == (expected, expected)
+
+    seen = {}
+
+    def edit(state, keys, cond, operation):
+        seen.update(cond)
+        raise StopIteration
+
+    monkeypatch.setattr(grids.codecs, "method_inside", lambda *_: SimpleNamespace(edit=edit))
+    with pytest.raises(StopIteration):
+        grids.find(run, "dp", [2], num=8)
+    assert seen["label"].tolist() == expected
+
+    def preview(state, keys, batch):
+        return jnp.ones((8, 8, 8, 1)) * batch["label"][:, None, None, None]
+
+    monkeypatch.setattr(run_logger.plots, "picture", lambda x: x[:, 0, 0].astype(np.uint8))
+    method, mesh = SimpleNamespace(preview=preview), distributed.make_mesh(1)
+    seen = config_lib.conditions.encoded_dataset(config, dataset)
+    draw = run_logger.make_drawing(config, method, seen, tmp_path, mesh)
+    assert draw(State(jnp.zeros((), int)))[0, :, 0].tolist() == expected
 
 
 def test_the_encoder_is_trained_along(trained):

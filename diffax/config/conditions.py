@@ -76,22 +76,42 @@ def _rows(encoder: TextEncoder, captions: tuple[str, ...]) -> Any:
     return encoder.rows(captions)
 
 
-# --- controls -------------------------------------------------------------------------------------
+# --- samples --------------------------------------------------------------------------------------
 
 
-def control_rows(split: Split, num: int) -> np.ndarray:
-    """The examples of a split whose controls `num` samples follow by default: all in turn."""
+def follow_examples(config: ConfigDict) -> bool:
+    """Whether samples that are scored or shown have the captions or the controls of held-out
+    examples, and so the classes of the same examples."""
+    return bool(config.condition.text or controls.names_of(config.condition.control))
+
+
+def example_rows(split: Split, num: int) -> np.ndarray:
+    """The examples of a split whose conditions `num` samples have: all in turn."""
     return np.arange(num) % len(split)
 
 
-def labels_in_turn(split: Split, num: int) -> np.ndarray:
-    """The classes of the examples whose controls `num` samples follow by default."""
-    return split.label[control_rows(split, num)]
+def sample_labels(num: int, num_classes: int, split: Split | None = None) -> np.ndarray:
+    """The classes of `num` samples, (num,).
+
+    They are those of the examples of a split in turn, where the samples have the captions or the
+    controls of these; without a split the classes come in turn.
+    """
+    if split is not None:
+        return split.label[example_rows(split, num)]
+    return np.arange(num) % max(num_classes, 1)
+
+
+def captions_in_turn(split: Split, num: int) -> list[str]:
+    """The captions of the examples of a split in turn, for `num` samples."""
+    return split.arrays["text"][example_rows(split, num)].tolist()
+
+
+# --- controls -------------------------------------------------------------------------------------
 
 
 def control_table(config: ConfigDict, split: Split, num: int) -> Table:
     """The controls of a split in turn, for `num` samples, at full strength."""
-    rows = control_rows(split, num)
+    rows = example_rows(split, num)
     distinct = split.batch(np.unique(rows))
     image = np.concatenate(
         controls.images(distinct, controls.names_of(config.condition.control)), -1

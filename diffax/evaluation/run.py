@@ -13,11 +13,11 @@ import numpy as np
 from ml_collections import ConfigDict
 
 from diffax import arguments, distributed, training
-from diffax import config as config_lib
+from diffax.config import conditions
 from diffax.data import Dataset, Split
 from diffax.evaluation import scoring
 from diffax.evaluation.measures import Reference
-from diffax.generator import Generator, in_turn
+from diffax.generator import Generator
 from diffax.methods import Method
 from diffax.training import Run, latents, measuring, progress
 
@@ -160,7 +160,7 @@ def gradient_variance(run: Run, dataset: Dataset, seed: int = 0) -> dict[str, An
     size, num = run.config.training.batch_size, run.config.evaluation.gradient_batches
     mesh = distributed.make_mesh(1)
     within, seen = latents.within(run, dataset)
-    split = config_lib.conditions.encoded(run.config, seen.train)
+    split = conditions.encoded(run.config, seen.train)
     variance = training.make_gradient_variance(within.method, split, mesh, size, num)
     value = variance(run.state, seed)
     return {"grad_variance": value, "num_batches": num, "batch_size": size, "seed": seed}
@@ -176,10 +176,14 @@ def draw(
     """Samples of a run by its config.sampling, (num_samples, ..., C); see `Generator`.
 
     `dataset`: that the run was trained on, whose evaluation split gives the captions of a network
-    that takes them; see `captions_of_samples`. Controls are those of its examples in turn.
+    that takes them, and the classes of the same examples; see `captions_of_samples` and
+    `classes_of_samples`. Controls are those of its examples in turn.
     """
-    text = None if dataset is None else captions_of_samples(run.config, dataset, num_samples)
-    return Generator(run, batch_size, num_devices=1)(num_samples, seed, text=text)
+    asked = {}
+    if dataset is not None:
+        asked["label"] = classes_of_samples(run.config, dataset, num_samples)
+        asked["text"] = captions_of_samples(run.config, dataset, num_samples)
+    return Generator(run, batch_size, num_devices=1)(num_samples, seed, **asked)
 
 
 def number_made(method: Method, config: ConfigDict, dataset: Dataset) -> int:
@@ -204,16 +208,19 @@ def made(run: Run, dataset: Dataset, num: int, seed: int = 0) -> np.ndarray:
 def rows_of_samples(dataset: Dataset, num_samples: int) -> np.ndarray:
     """The numbers of the held-out examples whose controls the samples of `draw` follow, or are held
     against where the network follows none."""
-    return config_lib.conditions.control_rows(dataset.eval, num_samples)
+    return conditions.example_rows(dataset.eval, num_samples)
 
 
 def classes_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -> np.ndarray | None:
-    """The classes that condition the samples of `draw`, (num_samples,); None if there are none."""
+    """The classes that condition the samples of `draw`, (num_samples,); None if there are none.
+
+    Samples with the captions or the controls of held-out examples have the classes of the same
+    examples.
+    """
     if not config.model.class_conditional:
         return None
-    if config_lib.control_names(config):
-        return config_lib.conditions.labels_in_turn(dataset.eval, num_samples)
-    return in_turn(num_samples, dataset.num_classes)
+    followed = dataset.eval if conditions.follow_examples(config) else None
+    return conditions.sample_labels(num_samples, dataset.num_classes, followed)
 
 
 def captions_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) -> list[str] | None:
@@ -221,14 +228,13 @@ def captions_of_samples(config: ConfigDict, dataset: Dataset, num_samples: int) 
     turn; None if there are none."""
     if not config.condition.text:
         return None
-    captions = dataset.eval.arrays["text"]
-    return captions[np.arange(num_samples) % len(captions)].tolist()
+    return conditions.captions_in_turn(dataset.eval, num_samples)
 
 
 def profiles(
     run: Run, split: Split, num_examples: int = 512, seed: int = 0
 ) -> dict[str, dict[str, list[float]]]:
     """The method's profiles on the first examples of a split: name -> {column: numbers}."""
-    split = config_lib.conditions.encoded(run.config, split)
+    split = conditions.encoded(run.config, split)
     batch = split.batch(np.arange(min(num_examples, len(split))))
     return {name: profile(run.state, batch, seed) for name, profile in run.method.profiles.items()}

@@ -65,8 +65,8 @@ def find(
     """Finds the grids of some numbers of steps for a run, sampled as its config says; writes each
     to the workdir as soon as it is found.
 
-    The starts have the conditions that samples have by default: classes in turn, captions and
-    controls of the held-out examples in turn.
+    The starts have the conditions that scored samples have: captions and controls of the held-out
+    examples in turn with the classes of the same examples, or else the classes in turn.
 
     Args:
       method: of `grid_search`; num: starts; seed: of their noise.
@@ -90,16 +90,15 @@ def find(
     key = jax.random.fold_in(jax.random.key(seed), _STARTS)
     keys = jax.vmap(jax.random.fold_in, in_axes=(None, 0))(key, numbers)
     conditional = run.config.model.class_conditional
-    cond = {"label": numbers % run.dataset.num_classes} if conditional else {}
-    controlled, captioned = config_lib.control_names(run.config), run.config.condition.text
-    if controlled or captioned:
-        held_out = config_lib.load_data(run.config).eval
-    if controlled:
+    follow = conditions.follow_examples(run.config)
+    held_out = config_lib.load_data(run.config).eval if follow else None
+    cond = {}
+    if conditional:
+        cond["label"] = conditions.sample_labels(num, run.dataset.num_classes, held_out)
+    if config_lib.control_names(run.config):
         cond["control"] = conditions.control_table(run.config, held_out, num)[numbers]
-        if conditional:
-            cond["label"] = conditions.labels_in_turn(held_out, num)
-    if captioned:
-        captions = held_out.arrays["text"][numbers % len(held_out)].tolist()
+    if run.config.condition.text:
+        captions = conditions.captions_in_turn(held_out, num)
         cond["text"] = conditions.text_table(run.config, captions)[numbers]
 
     kept = []

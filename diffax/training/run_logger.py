@@ -15,6 +15,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import distributed, plots, plugins
+from diffax.config import conditions
 from diffax.data import Dataset, DatasetInfo
 from diffax.data.images import encode_png
 from diffax.distributed import SINGLE, RunLayout, hosts
@@ -207,13 +208,14 @@ def make_drawing(
 ) -> Callable[[State], np.ndarray]:
     """state -> the method's preview, (1, height, width, 1 or 3) uint8, also put in root/samples.
 
-    Of `config.sampling.num_samples` keys and as many examples of the evaluation split, whose
-    classes come in turn where there are classes. The noise is the same every time.
+    Of `config.sampling.num_samples` keys and as many examples of the evaluation split. Samples that
+    follow their captions or controls have their classes too; else the classes come in turn. The
+    noise is the same every time.
     """
     num, split = config.sampling.num_samples, dataset.eval
-    batch = split.batch(np.arange(num) % len(split))
-    batch["label"] = np.arange(num) % max(dataset.num_classes, 1)
-
+    batch = split.batch(conditions.example_rows(split, num))
+    if not conditions.follow_examples(config):
+        batch["label"] = conditions.sample_labels(num, dataset.num_classes)
     keys = jax.random.split(jax.random.key(config.seed), num)
     draw = distributed.jit_over_numbers(method.preview, out_shardings=distributed.replicated(mesh))
 
