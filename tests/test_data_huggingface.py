@@ -32,7 +32,7 @@ def table(x, **columns):
         "label": [i % 3 for i in range(len(x))],
         **columns,
     }
-    features |= {name: datasets.Value("string") for name in columns}
+    features |= {name: datasets.Value("string") for name in columns if name not in features}
     return datasets.Dataset.from_dict(rows, features=datasets.Features(features))
 
 
@@ -60,6 +60,27 @@ def test_one_table_of_grey_images_is_cut_and_framed(tmp_path):
     assert found.shape == (8, 8, 1) and (len(found.train), len(found.eval)) == (18, 2)
     again = np.concatenate([found.train.x, found.eval.x])[:, 1:7, 1:6]
     assert sorted(map(bytes, again)) == sorted(map(bytes, x))
+
+
+def test_what_is_null(tmp_path):
+    """A caption becomes the empty one, whichever row it is of; an image or a class is refused."""
+
+    def saved(name, **columns):
+        table(pictures(9), **columns).save_to_disk(tmp_path / name)
+        return dict(name="huggingface", path=str(tmp_path / name))
+
+    captions = [None, "b", None, *"defghi"]
+    found = load(**saved("captions", text=captions))
+    texts = [*found.train.arrays["text"], *found.eval.arrays["text"]]
+    assert sorted(texts) == sorted(text or "" for text in captions)
+    for i in (0, 4):
+        label = [None if row == i else row % 3 for row in range(9)]
+        with pytest.raises(ValueError, match=f"'label' of row {i} of .*'train' is null"):
+            load(**saved(f"label{i}", label=label))
+        image = [{"bytes": images.encode_png(each), "path": None} for each in pictures(9)]
+        image[i] = None
+        with pytest.raises(ValueError, match=f"'image' of row {i} of .* can't be read .it is null"):
+            load(**saved(f"image{i}", image=image))
 
 
 def test_errors_are_one_sentence(tmp_path, monkeypatch):

@@ -28,14 +28,15 @@ def load(config: DataConfig) -> Dataset:
 
     The images are those of the column "image" or "img", or of the only one of that type. The
     classes are a ClassLabel, "label" or "labels" or the only one; the captions, the array "text",
-    strings named "text" or "caption". `config.channels`: 0 is grey if every image is, else colour.
+    strings named "text" or "caption", of which null is the empty one. `config.channels`: 0 is grey
+    if every image is, else colour.
 
     The splits are `config.train_split` and `config.eval_split`. Of a set without the second one a
     tenth of the train split, drawn once and for all (Philox, key 0), is the eval split.
 
     Raises:
-      ValueError: the library is not installed, there is no such split, no images, or one that can't
-        be read.
+      ValueError: the library is not installed, there is no such split, no images, one that can't be
+        read or is null, or a class that is null; the message names the row.
       FileNotFoundError: there is no such set, or it can't be downloaded.
     """
     splits = _splits(config.path)
@@ -59,7 +60,9 @@ def load(config: DataConfig) -> Dataset:
         read_split(
             config,
             len(table),
-            functools.partial(_records, table, image, label, text),
+            functools.partial(
+                _records, table, image, label, text, f"{config.path!r}, split {name!r}"
+            ),
             channels,
             functools.partial(lambda table, name: [table._fingerprint, name], table, name),
             f"{{}} of {config.path!r} can't be read ({{}}).",
@@ -126,7 +129,9 @@ def _encoded(table: Any, image: str) -> Any:
     return table.cast_column(image, datasets.Image(decode=False))
 
 
-def _content(stored: Mapping[str, Any]) -> bytes:
+def _content(stored: Mapping[str, Any] | None) -> bytes:
+    if stored is None or (stored["bytes"] is None and stored["path"] is None):
+        raise ValueError("it is null")
     return stored["bytes"] if stored["bytes"] is not None else Path(stored["path"]).read_bytes()
 
 
@@ -148,8 +153,20 @@ def _is_grey(table: Any, image: str) -> bool:
     return True
 
 
-def _records(table: Any, image: str, label: str | None, text: str | None) -> Iterator[Record]:
+def _records(
+    table: Any, image: str, label: str | None, text: str | None, where: str
+) -> Iterator[Record]:
+    """The rows; `where` is for the sentence on one that can't be used."""
     names = [name for name in (image, label, text) if name]
-    for row in _rows(table, names):
+    for i, row in enumerate(_rows(table, names)):
         of = dict(zip(names, row))
-        yield Record(_content(of[image]), of.get(label), of.get(text))
+        try:
+            content = _content(of[image])
+        except (ValueError, OSError) as error:
+            raise ValueError(f"{image!r} of row {i} of {where} can't be read ({error}).") from None
+        if label and of[label] is None:
+            raise ValueError(
+                f"{label!r} of row {i} of {where} is null: each row needs a class; leave such rows"
+                " out, or the whole column."
+            )
+        yield Record(content, of.get(label), (of[text] or "") if text else None)
