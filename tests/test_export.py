@@ -2,6 +2,7 @@
 
 import json
 import re
+from pathlib import Path
 from types import SimpleNamespace
 
 import jax
@@ -12,6 +13,7 @@ from small_runs import compiled_quickly, first_state, run_of, small_config
 
 import diffax
 from diffax import cli, training
+from diffax.config.storage import read_file
 from diffax.interop import diffusers
 from diffax.interop.export import export
 from diffax.training import codecs
@@ -150,3 +152,21 @@ def test_an_average_that_there_is_not_is_refused(images, tmp_path):
         export(run, tmp_path / "out", to="npz")
     assert not (tmp_path / "out").exists()
     export(run, tmp_path / "out", to="npz", weights="raw")
+
+
+def test_the_example_of_the_docs_goes_to_diffusers(tmp_path):
+    """configs/digits.py does by the one flag that the page of diffusers adds to it."""
+    root = Path(__file__).parent.parent
+    page = (root / "docs" / "diffusers.md").read_text(encoding="utf-8")
+    assert "--config=configs/digits.py --workdir=runs/grouped" in page
+    (groups,) = re.findall(r"--config\.model\.unet\.num_groups=(\d+)", page)
+    config = read_file(str(root / "configs" / "digits.py"))
+    assert config.model.unet.num_groups == 0  # what diffusers has no word for
+    config.model.unet.num_groups = int(groups)
+    method = codecs.build_method(config, DIGITS)
+    shapes = jax.eval_shape(method.init, jax.random.key(0)).params
+    params = jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), shapes)
+    schedule = diffax.config.build_schedule(config)
+    state = SimpleNamespace(step=0, params=params, ema_params=params, schedule=schedule)
+    export(training.Run(config, method, state, DIGITS), tmp_path)
+    assert json.loads((tmp_path / "unet" / "config.json").read_text())["norm_num_groups"] == 8
