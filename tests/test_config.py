@@ -14,7 +14,7 @@ from ml_collections import ConfigDict
 
 from diffax import config as config_lib
 from diffax import models, objectives, process, samplers, schedules, time_sampling
-from diffax.config import checks, optimizers
+from diffax.config import checks, optimizers, reading, storage
 from diffax.config.storage import flat
 from diffax.training import DatasetInfo
 
@@ -403,3 +403,13 @@ def test_differences_name_each_key():
         "seed": (0, 1),
         "schedule.s": (None, 0.1),
     }
+
+
+def test_the_advice_in_the_config_of_emoji_clips_no_latents():
+    path = pathlib.Path(__file__).parent.parent / "configs" / "emoji.py"
+    config = storage.read_file(str(path))
+    advised = re.findall(r"--config\.(\S+=\S+)", path.read_text().partition("in the latents")[0])
+    advised = advised[[text.startswith("codec.name=") for text in advised].index(True) :]
+    reading.override(config, advised)
+    assert config.codec.name == "taef2" and config.data.image_size == 64
+    assert not [remark for remark in checks.remarks(config) if "clip_x0" in remark]
