@@ -71,6 +71,18 @@ def workdir_of(path: str | os.PathLike, what: str = "workdir") -> Any:
     return path_of(path) if in_bucket(path) else local_path(path, what).absolute()
 
 
+def relative_to_what(path: str, key: str) -> str:
+    """Words for an error about what a config's `key` names and isn't there: from where a relative
+    path is looked for; "" of an absolute one."""
+    if in_bucket(path) or local_path(path, key).is_absolute():
+        return ""
+    return (
+        f"; a relative path starts in the folder where the command runs, here {os.getcwd()}: run it"
+        f" in the folder where the run was trained, or give {key} an absolute path (a trained run"
+        " has it in its config.json)"
+    )
+
+
 def absolute(path: Any) -> Any:
     """An absolute path; of a bucket every path is one."""
     return path if in_bucket(path) else path.absolute()

@@ -13,6 +13,9 @@ from diffax import codecs, data, evaluation, training
 from diffax import config as config_lib
 from diffax.interop.export import export
 from diffax.methods.codec import coarsest, through
+from diffax.training import codecs as training_codecs
+from diffax.training import teachers
+from diffax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
 
@@ -172,11 +175,53 @@ def test_another_autoencoder_under_the_same_path_is_refused(signals, trained, tm
     again = config_lib.from_json((elsewhere / "config.json").read_text())
     again.training.num_steps = 152
     training.train(again, elsewhere)
-    with pytest.raises(ValueError, match="has changed since this run was trained"):
+    with pytest.raises(ValueError, match="has changed since this run was .* copy of it that was"):
         training.load(tmp_path / "run")
     config.training.num_steps = 3
     with pytest.raises(ValueError, match="codec was '.*' and is '.*'"):
         training.train(config, tmp_path / "run")
+
+
+def test_an_autoencoder_in_the_place_of_another_is_read_anew(trained, tmp_path):
+    """In one process, at the same path and step."""
+    place = shutil.copytree(trained, tmp_path / "autoencoder")
+    before, run = codecs.load(place), training.load(place)
+    checkpoints = Checkpoints(place / "checkpoints")
+    loop, step = checkpoints.remembered(), training.steps_done(place)
+    checkpoints.remove([step])
+    moved = run.state.latent_mean + 1
+    checkpoints.save(step, run.state.replace(latent_mean=moved), loop)
+    checkpoints.close()
+    after = codecs.load(place)
+    assert training.steps_done(place) == step and after.fingerprint != before.fingerprint
+    x = np.zeros((1, 8, 2), np.float32)
+    assert not np.allclose(after.encode(x), before.encode(x))
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        dict(codec__name="run", codec__path="runs/none"),
+        dict(codec__name="taef2", codec__path="runs/none"),
+        dict(method__name="consistency", method__distill=True, method__teacher="runs/none"),
+        dict(training__init_from="runs/none"),
+        dict(condition__base="runs/none"),
+    ],
+)
+def test_a_relative_path_to_nothing_says_where_it_starts(changes, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    info = training.DatasetInfo("npz", (8, 8, 3), 0, None, ())
+    for root, said in (("", True), (f"{tmp_path}/", False)):
+        config = small_config(
+            **{k: f"{root}{v}" if v == "runs/none" else v for k, v in changes.items()}
+        )
+        with pytest.raises((ValueError, FileNotFoundError)) as error:
+            if config.codec.path:
+                training_codecs.codec_of(config, info)
+            teachers.starting_params(config, info, None)
+            teachers.teacher_of(config, info)
+        assert f"is '{root}runs/none'" in str(error.value)
+        assert (f"where the command runs, here {tmp_path}" in str(error.value)) == said
 
 
 def test_what_is_no_autoencoder_is_refused_before_work(signals, trained, tmp_path):

@@ -17,7 +17,7 @@ from diffax.methods import Method
 from diffax.methods.codec import Codec, normalised, of_autoencoder, seen_through, through
 from diffax.methods.teacher import Teacher
 from diffax.models import taef2 as taef2_network
-from diffax.places import as_os_error, workdir_of
+from diffax.places import as_os_error, relative_to_what, workdir_of
 from diffax.runtime import local_path
 from diffax.training import workdir
 
@@ -53,7 +53,8 @@ def _of_run(config: ConfigDict, data: DatasetInfo) -> Codec:
         there = (path / "config.json").exists()
     if not there:
         raise ValueError(
-            f"codec.path is {os.fspath(path)!r}, which holds no run: there is no config.json"
+            f"codec.path is {config.codec.path!r}, which holds no run: there is no config.json"
+            + relative_to_what(config.codec.path, "codec.path")
         )
     codec = load(path)
     try:
@@ -94,6 +95,7 @@ def taef2(path: str | os.PathLike, shape: tuple[int, ...]) -> Codec:
             raise ValueError(
                 f"codec.path is {str(path)!r}, where there is no {file.name}: download"
                 f" {' and '.join(TAEF2_FILES)} from {TAEF2_URL} into a folder, and name that"
+                + relative_to_what(os.fspath(path), "codec.path")
             )
     codec = _load_taef2(*((str(file), file.stat().st_mtime_ns) for file in files))
     return codec._replace(shape=latent_shape)
@@ -169,7 +171,8 @@ def build_method(
     if data.codec and data.codec != codec.fingerprint:
         raise ValueError(
             f"the autoencoder in codec.path={config.codec.path} has changed since this run was"
-            " trained with it: put it back as it was, or name a copy of it"
+            " trained with it, as by training it further: put it back as it was, or name a copy of"
+            " it that was kept aside, by codec.path in the run's config.json"
         )
     of_method = config_lib.for_method(config)
     text, versions = config_lib.to_json(of_method), (registry.version(), *_written(of_method))

@@ -16,7 +16,7 @@ from diffax.data import DatasetInfo
 from diffax.files import content_hash
 from diffax.methods.base import State
 from diffax.methods.teacher import Teacher
-from diffax.places import workdir_of
+from diffax.places import relative_to_what, workdir_of
 from diffax.training import workdir
 
 _LOG = logging.getLogger("diffax")
@@ -41,7 +41,11 @@ def _identity(key: str, named: str) -> str:
     try:
         return workdir.identity(workdir_of(named, key))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{key} is {named!r}: {error}") from None
+        raise _not_there(key, named, error) from None
+
+
+def _not_there(key: str, named: str, error: FileNotFoundError) -> FileNotFoundError:
+    return FileNotFoundError(f"{key} is {named!r}: {error}{relative_to_what(named, key)}")
 
 
 @functools.lru_cache(maxsize=4)
@@ -129,7 +133,7 @@ def starting_params(config: ConfigDict, data: DatasetInfo, like: State) -> Any:
     try:
         run = workdir.load(workdir_of(named, "training.init_from"))
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"training.init_from is {named!r}: {error}") from None
+        raise _not_there("training.init_from", named, error) from None
     if run.dataset.codec != data.codec:
         raise ValueError(
             f"training.init_from is {named!r}, which was trained through another codec (codec.path)"
@@ -173,12 +177,11 @@ def started_from(state: State, params: Any) -> State:
 
 def _read(key: str, named: str) -> Teacher:
     """The run that a key of a config names; errors name the key."""
-    path = os.fspath(workdir_of(named, key))
-    identity = _identity(key, path)
+    path, identity = os.fspath(workdir_of(named, key)), _identity(key, named)
     try:
         return _load(path, workdir.steps_done(path), identity)
     except FileNotFoundError as error:
-        raise FileNotFoundError(f"{key} is {named!r}: {error}") from None
+        raise _not_there(key, named, error) from None
     except ValueError as error:
         raise ValueError(f"{key} is {named!r}: {error}") from None
 
