@@ -14,7 +14,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--to",
         default="diffusers",
-        help="diffusers (default): the folder of a pipeline; safetensors, npz: a file of arrays",
+        help="diffusers (default): the folder of a pipeline; safetensors, npz: files of arrays",
     )
     parser.add_argument("--out", required=True, metavar="DIR", help="the folder that is written")
     parser.add_argument(
@@ -29,7 +29,7 @@ def add_flags(parser: argparse.ArgumentParser) -> None:
         "--num-steps",
         type=whole(1),
         default=1000,
-        help="diffusers' T, of a schedule in continuous time (default 1000)",
+        help="T for diffusers and for the table, of a schedule in continuous time (default 1000)",
     )
     parser.add_argument("--license", default="unknown", help="what the model card says of it")
 
