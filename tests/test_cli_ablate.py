@@ -112,6 +112,36 @@ def test_a_score_that_cannot_be_measured_is_refused_before_any_work(
     assert not (tmp_path / "work").exists()
 
 
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        ({"training.batch_size": 100_000}, "arm 'second': training.batch_size=100000 must be from"),
+        ({"codec.name": "taef2", "codec.path": "none"}, "arm 'second': codec.name='taef2': "),
+        ({"method.teacher": "none", "method.name": "consistency"}, "method.teacher is '.*none': "),
+    ],
+)
+def test_what_an_arm_lacks_is_said_before_the_first_training(overrides, said, tmp_path):
+    config = small_config(training__num_steps=2)
+    paths = {k: str(tmp_path / v) for k, v in overrides.items() if v == "none"}
+    if "method.name" in overrides:
+        paths |= {"objective.prediction": "v", "sampling.sampler": "consistency"}
+        paths |= {"evaluation.metrics": ("swd",)}
+    arms = [Arm("first", {}), Arm("second", overrides | paths)]
+    spec = Spec("T", "Q?", "first", ())
+    with pytest.raises((ValueError, FileNotFoundError), match=said):
+        runner.run_ablation(spec, config, arms, [0], tmp_path / "work", validated=True)
+    assert not (tmp_path / "work").exists()
+
+
+def test_arms_with_data_of_their_own_are_remarked_on():
+    arms = [Arm(str(modes), {"data.modes": modes}) for modes in (16, 25)]
+    (remark,) = runner.remarks_on_data(small_config(), arms)
+    assert remark.startswith("Arms differ in data.modes: each is trained on data of its own")
+    assert remark.endswith("those of the common config (data.modes=0).")
+    flips = [Arm(str(flip), {"data.flip": flip}) for flip in (False, True)]
+    assert runner.remarks_on_data(small_config(), flips) == []
+
+
 class Planned(Exception):
     """All is read and checked, and the data would be loaded now."""
 

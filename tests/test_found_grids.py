@@ -187,6 +187,7 @@ def test_each_grid_is_written_as_soon_as_it_is_found(run, monkeypatch):
 
 def test_a_method_that_has_no_grid_is_named(run):
     names = {"method.name": "mean_flow", "objective.prediction": "flow"}
+    names["sampling.sampler"] = "ddim"
     config = config_lib.changed(run.config, names)
     with pytest.raises(ValueError, match="for diffusion models alone, and method.name is 'mean_fl"):
         grids.find(run.under(config), "dp", [3])

@@ -100,6 +100,12 @@ def run_ablation(
         own, directory = arm_config(config, arm, seed), training_directory(workdir, arm, seed)
         store.check_fingerprint(directory, measure.training_configuration(own))
         measure.refuse_other_data(own, directory)
+    trained = {training_directory(workdir, a, 0): (a, c) for a, c in zip(arms, configs)}
+    for arm, each in trained.values():
+        try:
+            training.requirements(each, config_lib.load_data(each))
+        except (ValueError, FileNotFoundError) as error:
+            raise ValueError(f"arm {arm.name!r}: {error}") from None
     measured = measure.measured_metrics(spec.metrics, configs, dataset)
     with ProgressDisplay(), doing("preparing what samples are measured by"):
         measure.plan_scores(configs, dataset)
@@ -119,7 +125,7 @@ def run_ablation(
         design=design(config, arms),
         seeds=list(seeds),
         subject=subject(configs, dataset) | dict(spec.subject),
-        remarks=[*spec.remarks, *remarks(configs)],
+        remarks=[*spec.remarks, *remarks(configs), *remarks_on_data(config, arms)],
         real_samples=real,
     )
     check(spec)
@@ -338,6 +344,25 @@ def _listed(values: Iterable[Any]) -> str:
 def _steps(numbers: Iterable[int]) -> str:
     distinct = set(numbers)
     return f"{_listed(distinct)} step{'' if distinct == {1} else 's'}"
+
+
+# Keys of config.data that don't change the examples.
+_SAME_EXAMPLES = ("data.data_dir", "data.flip", "data.storage")
+
+
+def remarks_on_data(config: ConfigDict, arms: Sequence[Arm]) -> list[str]:
+    """A sentence that warns of arms whose examples are different."""
+    varied = next(iter(design(config, arms).values()))
+    keys = [k for k in varied if k.startswith("data.") and k not in _SAME_EXAMPLES]
+    if not keys:
+        return []
+    return [
+        f"Arms differ in {' and '.join(keys)}: each is trained on data of its own, and its samples"
+        " are compared with these, so differences between arms are partly differences between the"
+        " data. The numbers of examples and the real samples given here are those of the common"
+        " config"
+        f" ({', '.join(f'{k}={flatten(config.to_dict())[k]!r}' for k in keys)})."
+    ]
 
 
 def remarks(configs: Sequence[ConfigDict]) -> list[str]:

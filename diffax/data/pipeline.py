@@ -50,11 +50,7 @@ def batches(
     """
     import grain
 
-    if not 1 <= batch_size <= len(split):
-        raise ValueError(
-            f"training.batch_size={batch_size} must be from 1 to {len(split)}, "
-            "the number of examples in the split."
-        )
+    check_batch_size(batch_size, split)
     if shard_count < 1 or batch_size % shard_count:
         raise ValueError(
             f"training.batch_size={batch_size} must be a multiple of the {shard_count} hosts."
@@ -69,6 +65,15 @@ def batches(
     # A few batches ahead hide the gather; more would only take memory.
     options = grain.ReadOptions(num_threads=num_threads, prefetch_buffer_size=2 * num_threads)
     return iter(dataset.to_iter_dataset(options))
+
+
+def check_batch_size(batch_size: int, split: Split) -> None:
+    """Raises ValueError if a batch has no example, or more than a split."""
+    if not 1 <= batch_size <= len(split):
+        raise ValueError(
+            f"training.batch_size={batch_size} must be from 1 to {len(split)}, "
+            "the number of examples in the split."
+        )
 
 
 @dataclasses.dataclass(frozen=True, eq=False)

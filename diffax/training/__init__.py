@@ -12,7 +12,7 @@ from diffax.distributed import hosts
 from diffax.methods import fraction_of_start, predictor
 from diffax.runtime import Interrupted
 from diffax.training.controlnets import combined
-from diffax.training.loop import train, train_together
+from diffax.training.loop import requirements, train, train_together
 from diffax.training.measuring import make_gradient_variance, measure_on, operations
 from diffax.training.metric_buffer import NonFiniteError
 from diffax.training.workdir import Run, load, outcome, steps_done
@@ -30,6 +30,7 @@ __all__ = [
     "operations",
     "outcome",
     "predictor",
+    "requirements",
     "fraction_of_start",
     "steps_done",
     "train",

@@ -20,9 +20,12 @@ from ml_collections import ConfigDict
 from diffax import config as config_lib
 from diffax import data, distributed, plugins
 from diffax.data import DatasetInfo
+from diffax.data.pipeline import check_batch_size
 from diffax.distributed import SINGLE, RunLayout, hosts, layout_of
 from diffax.methods import Method
 from diffax.methods.base import State
+from diffax.methods.codec import Codec
+from diffax.methods.teacher import Teacher
 from diffax.places import workdir_of
 from diffax.runtime import Interrupted, Interruption, the_same
 from diffax.training import codecs, latents, teachers, writers
@@ -31,7 +34,13 @@ from diffax.training.lock import held
 from diffax.training.measuring import make_evaluation
 from diffax.training.progress import ProgressDisplay
 from diffax.training.run_logger import RunLogger, make_drawing
-from diffax.training.workdir import Run, check_writable, explain_os_errors, trained_on
+from diffax.training.workdir import (
+    Run,
+    check_writable,
+    explain_os_errors,
+    refuse_another_run,
+    trained_on,
+)
 
 _LOG = logging.getLogger("diffax")
 
@@ -145,13 +154,13 @@ def _train_in(
     with progress.doing(f"reading {config.data.name}"):
         dataset = config_lib.load_data(config)
     progress.detail(_described(dataset))
-    info = DatasetInfo.of(dataset)
-    codec = codecs.codec_of(config, info)
-    info = dataclasses.replace(info, codec=codec.fingerprint)
-    teacher = teachers.teacher_of(config, info)
-    info = dataclasses.replace(info, teacher=teacher.fingerprint if teacher else "")
+    info, codec, teacher = requirements(config, dataset)
     seen = dataset  # by a step
     if codec.fingerprint:
+        finite = config_lib.method_before_data(config).required_finite
+        rates = {bound.section for bound in finite.values()}
+        for each, root in zip(configs, roots):  # before the data are encoded
+            refuse_another_run(root, each, info, rates)
         start = settings.init_from and trained_on(
             workdir_of(settings.init_from, "training.init_from")
         )
@@ -245,6 +254,24 @@ def _train_in(
                 with hosts.failing_together():
                     run.end(own)
     return [(own, run.latest) for run, own in zip(runs, states)]
+
+
+def requirements(
+    config: ConfigDict, dataset: data.Dataset
+) -> tuple[DatasetInfo, Codec, Teacher | None]:
+    """What a training needs besides its config: what it knows of its data, its codec and teacher.
+
+    Raises:
+      FileNotFoundError, ValueError: the codec or the teacher is missing or of no use to it, or
+        training.batch_size is more than the training split.
+    """
+    check_batch_size(config.training.batch_size, dataset.train)
+    info = DatasetInfo.of(dataset)
+    codec = codecs.codec_of(config, info)
+    info = dataclasses.replace(info, codec=codec.fingerprint)
+    teacher = teachers.teacher_of(config, info)
+    info = dataclasses.replace(info, teacher=teacher.fingerprint if teacher else "")
+    return info, codec, teacher
 
 
 def _say_what_is_registered_here() -> None:

@@ -180,6 +180,19 @@ def _trained_with(loop: Mapping[str, Any]) -> tuple[dict[str, Any] | None, Datas
     return config_lib.saved(config), DatasetInfo.from_json(dataset)
 
 
+def refuse_another_run(
+    workdir: Path, config: ConfigDict, dataset: DatasetInfo, rates: Collection[str]
+) -> None:
+    """`check_same_run` with the latest sound checkpoint, if there is one."""
+    if latest_step(workdir / CHECKPOINTS) is None:
+        return
+    checkpoints = Checkpoints(workdir / CHECKPOINTS, read_only=True)
+    try:
+        check_same_run(workdir, config, dataset, rates, checkpoints.remembered())
+    finally:
+        checkpoints.close()
+
+
 def trained_on(workdir: Path) -> DatasetInfo | None:
     """What the run in a directory knew of its data at its latest sound checkpoint; None if there is
     none, or it is older than that was kept."""
