@@ -14,7 +14,7 @@ from diffax import config as config_lib
 from diffax.interop.export import export
 from diffax.methods.codec import coarsest, through
 from diffax.training import codecs as training_codecs
-from diffax.training import teachers
+from diffax.training import latents, teachers
 from diffax.training.checkpoint import Checkpoints
 
 pytestmark = pytest.mark.usefixtures("hasty_compiler")
@@ -165,7 +165,9 @@ def test_the_bound_is_that_of_the_latents(signals, trained):
         np.testing.assert_allclose(found[name], values, rtol=1e-5, err_msg=name)
 
 
-def test_another_autoencoder_under_the_same_path_is_refused(signals, trained, tmp_path):
+def test_another_autoencoder_under_the_same_path_is_refused(
+    signals, trained, tmp_path, monkeypatch
+):
     moved = shutil.copytree(trained, tmp_path / "autoencoder")
     config = latent_config(signals, moved, training__num_steps=2)
     training.train(config, tmp_path / "run")
@@ -175,11 +177,18 @@ def test_another_autoencoder_under_the_same_path_is_refused(signals, trained, tm
     again = config_lib.from_json((elsewhere / "config.json").read_text())
     again.training.num_steps = 152
     training.train(again, elsewhere)
+    monkeypatch.setattr(latents, "prepared", None)  # errors come before the encoding
     with pytest.raises(ValueError, match="has changed since this run was .* copy of it that was"):
         training.load(tmp_path / "run")
     config.training.num_steps = 3
     with pytest.raises(ValueError, match="codec was '.*' and is '.*'"):
         training.train(config, tmp_path / "run")
+    config.codec.path, config.optimizer.learning_rate = str(moved), 0.5
+    with pytest.raises(ValueError, match="another config: .*optimizer.learning_rate was"):
+        training.train(config, tmp_path / "run")
+    config.training.batch_size = 1000
+    with pytest.raises(ValueError, match="training.batch_size=1000 must be from 1 to"):
+        training.train(config, tmp_path / "other")
 
 
 def test_an_autoencoder_in_the_place_of_another_is_read_anew(trained, tmp_path):

@@ -265,12 +265,12 @@ def requirements(
       FileNotFoundError, ValueError: the codec or the teacher is missing or of no use to it, or
         training.batch_size is more than the training split.
     """
-    check_batch_size(config.training.batch_size, dataset.train)
     info = DatasetInfo.of(dataset)
     codec = codecs.codec_of(config, info)
     info = dataclasses.replace(info, codec=codec.fingerprint)
     teacher = teachers.teacher_of(config, info)
     info = dataclasses.replace(info, teacher=teacher.fingerprint if teacher else "")
+    check_batch_size(config.training.batch_size, dataset.train)
     return info, codec, teacher
 
 
