@@ -11,7 +11,7 @@ import json
 import logging
 import os
 import warnings
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -136,8 +136,19 @@ class Generator:
         config = self.run.config
         if not config.condition.text:
             raise ValueError(f"text={text!r}: this network is not conditioned on captions")
+        text = text.item() if getattr(text, "shape", None) == () else text
+        if isinstance(text, bytes) or not isinstance(text, Collection):
+            raise ValueError(
+                f"text={text!r}: a caption is a string; give one of all, or a list of one for each"
+                f" of {num}"
+            )
         given = [text] * num if isinstance(text, str) else list(text)
-        if len(given) != num or not all(isinstance(one, str) for one in given):
+        for i, one in enumerate(given):
+            if not isinstance(one, str):
+                raise ValueError(
+                    f'text has {one!r} as entry {i}: each caption is a string, and "" is none'
+                )
+        if len(given) != num:
             raise ValueError(
                 f"text has {len(given)} entries: a caption of all, or one for each of {num}"
             )
@@ -156,6 +167,11 @@ class Generator:
                 raise ValueError("control: this network follows no control (condition.control)")
             return None
         strength = 1.0 if strength is None else strength
+        if control is None and names.count(controls.FILES) > 1:
+            raise ValueError(
+                f"control=None: this network follows {', '.join(names)}, and the files of each"
+                " ControlNet are of its own data: give control, an array for each"
+            )
         if control is not None:
             image, index = self._given_controls(names, num, control)
         elif x is None:
@@ -180,7 +196,10 @@ class Generator:
         self, names: Sequence[str], num: int, control: Any
     ) -> tuple[np.ndarray, np.ndarray]:
         """The controls that are given side by side, (m, ..., C'), and which one each sample has."""
-        several = list(control) if isinstance(control, list | tuple) else [control]
+        listed = isinstance(control, list | tuple)
+        # Numbers in lists within lists are an array, and not one of each control.
+        of_one = len(names) == 1 and listed and not any(hasattr(one, "shape") for one in control)
+        several = list(control) if listed and not of_one else [control]
         if len(several) != len(names):
             raise ValueError(
                 f"control has {len(several)} entries: this network follows {', '.join(names)}, an"
@@ -195,6 +214,7 @@ class Generator:
                     f"control has shape {np.shape(one)}: {name!r} is {shape} for all, or"
                     f" {(num, *shape)} for each of {num}"
                 )
+            check_finite("control", x)
             check_range("control", x, 256)
             arrays.append(x)
         rows = max(map(len, arrays))
@@ -527,6 +547,11 @@ def check_examples(name: str, x: np.ndarray, shape: tuple[int, ...]) -> None:
     """Raises ValueError unless `x` is finite and of shape (n, *shape), n at least 1."""
     if x.shape[1:] != shape or x.ndim != len(shape) + 1 or len(x) == 0:
         raise ValueError(f"{name} has shape {x.shape}: this run's data are (n, {str(shape)[1:]}")
+    check_finite(name, x)
+
+
+def check_finite(name: str, x: np.ndarray) -> None:
+    """Raises ValueError if an example of `x`, (n, ...), holds a number that is not finite."""
     if wrong := num_not_finite(x):
         raise ValueError(f"{name}: {wrong} of {len(x)} examples are not finite")
 

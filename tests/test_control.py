@@ -284,6 +284,13 @@ def test_samples_follow_the_held_out_controls_by_default(runs, generators):
         assert not np.array_equal(one[1], plain[1])
 
 
+def test_a_control_may_be_lists_of_numbers(generators):
+    image = np.ones((8, 8, 1), np.float32)
+    for each in (image.tolist(), [image.tolist()], [image]):
+        found = generators["net"].controls(3, each)
+        np.testing.assert_array_equal(found[np.arange(3)]["image"], np.stack([image] * 3))
+
+
 def test_strength_is_free_and_0_is_the_base(runs, generators):
     """One program for all strengths."""
     generate, image = generators["net"], np.ones((8, 8, 1), np.float32)
@@ -344,6 +351,10 @@ def test_controlnets_on_one_base_are_summed(runs, tmp_path):
         training.combined(net, runs["concat"])
     with pytest.raises(ValueError, match="control has 1 entries: .* edges, low_resolution"):
         generate(2, control=images[0])
+    # Two that follow files would both have those of the first one's data.
+    files = config_lib.changed(both.config, {"condition.control": "files,files"})
+    with pytest.raises(ValueError, match="control=None: .* files, files, .*: give control, an arr"):
+        diffax.Generator(both._replace(config=files), num_devices=1).controls(2)
 
 
 @pytest.mark.parametrize(
@@ -355,6 +366,8 @@ def test_controlnets_on_one_base_are_summed(runs, tmp_path):
         ("net", dict(control=np.ones((8, 8, 3))), r"control has shape \(8, 8, 3\)"),
         ("net", dict(control=np.ones((5, 8, 8, 1))), r"\(2, 8, 8, 1\) for each of 2"),
         ("net", dict(control=np.full((8, 8, 1), 9.0)), "control has values from 9"),
+        ("net", dict(control=np.full((8, 8, 1), np.nan)), "control: 1 of 1 examples are not fin"),
+        ("net", dict(control=np.zeros((4, 4, 1)).tolist()), r"control has shape \(4, 4, 1\)"),
         ("net", dict(control_strength=-1), "a number of at least 0"),
         ("net", dict(control_strength=[1, 1]), "a number of at least 0"),
         ("concat", dict(control_strength=0.5), "strength is 1 or 0, which is no control"),
