@@ -183,6 +183,12 @@ def test_what_is_said_of_prompts(generate, caplog):
     assert "an empty prompt is no condition" in caplog.text
     with pytest.raises(ValueError, match="text has 2 entries: a caption of all, or one for each"):
         generate(3, text=["a", "b"])
+    for text in (3, b"red", iter("ab")):
+        with pytest.raises(ValueError, match="^text=.*: a caption is a string; give one of all"):
+            generate.texts(2, text)
+    with pytest.raises(ValueError, match="text has None as entry 1: each caption is a string"):
+        generate.texts(2, ["a", None])
+    assert generate.texts(2, np.array("red")) == generate.texts(2, np.array(["red", "red"]))
 
 
 def test_edits_take_captions(generate, folder):
@@ -198,7 +204,8 @@ def test_edits_take_captions(generate, folder):
 
 
 def test_the_command_line_takes_prompts(trained, tmp_path, capsys):
-    (tmp_path / "prompts.txt").write_text("light bar\n\n grey box \n")
+    # As Windows' editor saves it.
+    (tmp_path / "prompts.txt").write_text("light bar\n\n grey box \n", encoding="utf-8-sig")
     out = tmp_path / "drawn"
     words = ["sample", f"--workdir={trained}", f"--out={out}", "--num=5", "--guidance-scale=2"]
     prompts = ["--text=dark bar", f"--prompts={tmp_path / 'prompts.txt'}"]
