@@ -21,8 +21,8 @@ def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("found")
     with compiled_quickly(folder / "programs"):
         config = small_config(sampling__sampler="dpmpp_2m", sampling__num_steps=3)
-        training.train(config, folder / "run")
-        run = training.load(folder / "run")
+        training.train(config, folder / "a run")
+        run = training.load(folder / "a run")
         grids.find(run, "dp", [3, 4], num=16, teacher_steps=100, candidates=16)
         yield run
 
@@ -198,6 +198,7 @@ def test_the_command_finds_draws_and_says_what_is_next(run, capsys):
     assert cli.main([*command, "--method=ays"]) == 0
     said = capsys.readouterr().out
     assert "network calls for each of 8 starts" in said and "--sampler=ddim --grid=ays" in said
+    assert f"next:    diffax sample --workdir='{run.workdir}' " in said
     assert (run.workdir / "grids.png").exists()
     assert (run.workdir / "grids" / "ays-ddim-2.json").exists()
     assert cli.main([*command, "--method=best"]) == 1
