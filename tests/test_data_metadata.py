@@ -103,6 +103,15 @@ def test_a_caption_may_hold_any_character(captioned):
     assert caption in {*dataset.train.arrays["text"], *dataset.eval.arrays["text"]}
 
 
+def test_masks_that_hold_numbers_of_classes_are_remarked_on(captioned, caplog):
+    write(captioned, LINES)
+    assert "of 255" not in caplog.text
+    for k in range(20):
+        save_image(captioned / "masks" / f"{k:02}.png", value=k % 3)
+    write(captioned, LINES)
+    assert "have values from 0 to 2 of 255, which the network sees as nearly" in caplog.text
+
+
 def test_an_image_without_its_control_is_left_out(captioned):
     (captioned / "masks" / "04.png").write_bytes(b"no image")
     with pytest.raises(ValueError, match="1 of 20 images .* can't be read: .*04.png"):

@@ -8,6 +8,7 @@ example by itself and each place where it is in x.
 
 import dataclasses
 import functools
+import logging
 import math
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
@@ -17,7 +18,9 @@ import numpy as np
 from diffax.data.dataset import Dataset, Split, to_float
 from diffax.registry import Registry, unknown
 
+_LOG = logging.getLogger("diffax")
 FILES = "files"
+_LOOKED_AT, _DARK = 64, 32  # controls, and the least value of 255 that is no number of a class
 Function = Callable[[np.ndarray], np.ndarray]
 
 
@@ -189,6 +192,21 @@ def _check_size(shape: tuple[int, ...], dataset: Dataset) -> None:
         raise ValueError(
             f"condition.control={FILES!r}: the controls of {dataset.name!r} have shape {shape} and"
             f" its examples {own}; each spatial axis must be as long, or a whole multiple"
+        )
+
+
+def remark_on_classes(dataset: Dataset) -> None:
+    """Says in the log that controls of files look like numbers of classes, 0, 1, 2, ..., which are
+    nearly the same control. The first of them are looked at."""
+    control = dataset.train.arrays.get("control")
+    if control is None:
+        return
+    first = np.asarray(control[np.arange(min(len(control), _LOOKED_AT))])
+    if first.dtype == np.uint8 and 0 < first.max() < _DARK:
+        _LOG.warning(
+            "the controls of %s have values from %d to %d of 255, which the network sees as nearly"
+            " equal: spread masks that hold numbers of classes over 0 to 255",
+            *(dataset.name, first.min(), first.max()),
         )
 
 

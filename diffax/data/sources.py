@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from diffax.data import digits, folder, huggingface, mixture, npz, tfds_images
+from diffax.data import controls, digits, folder, huggingface, mixture, npz, tfds_images
 from diffax.data.dataset import DataConfig, Dataset, check_flip
 from diffax.data.stored import STORAGES
 from diffax.registry import Registry, arguments, shared_arguments, suggestion, unknown
@@ -125,6 +125,7 @@ def load(data_config) -> Dataset:
     else:
         dataset = source.load(DataConfig(**values))
     check_flip(values["flip"], dataset.shape)
+    controls.remark_on_classes(dataset)
     return dataset
 
 
