@@ -195,9 +195,11 @@ def test_a_method_that_has_no_grid_is_named(run):
 
 def test_the_command_finds_draws_and_says_what_is_next(run, capsys):
     command = ["grid", f"--workdir={run.workdir}", "--num=8", "--steps=2,3", "--sampler=ddim"]
+    command.append("--clip-x0=1.0")
     assert cli.main([*command, "--method=ays"]) == 0
     said = capsys.readouterr().out
     assert "network calls for each of 8 starts" in said and "--sampler=ddim --grid=ays" in said
+    assert said.endswith(" --steps=2 --clip-x0=1.0\n")
     assert f"next:    diffax sample --workdir='{run.workdir}' " in said
     assert (run.workdir / "grids.png").exists()
     assert (run.workdir / "grids" / "ays-ddim-2.json").exists()
@@ -206,7 +208,7 @@ def test_the_command_finds_draws_and_says_what_is_next(run, capsys):
     assert cli.main([*command, "--grid=uniform"]) == 1
     assert "that is what is found, by --method" in capsys.readouterr().err
     assert cli.main(["sample", f"--workdir={run.workdir}", "--num=2", "--sampler=ddim",
-                     "--grid=ays", "--steps=2"]) == 0  # fmt: skip
+                     "--grid=ays", "--steps=2", "--clip-x0=1.0"]) == 0  # fmt: skip
 
 
 def test_a_search_is_stopped_in_the_midst_of_a_program(run, monkeypatch):

@@ -82,8 +82,15 @@ def run(args: argparse.Namespace, _: None) -> None:
     grid = "" if args.method == "learned" else f" --grid={args.method}"
     print(
         f"next:    diffax sample --workdir={shlex.quote(args.workdir)} --sampler={sampler}{grid}"
-        f" --steps={steps[0]}"
+        f" --steps={steps[0]}{_flags(options)}"
     )
+
+
+def _flags(options: dict[str, Any]) -> str:
+    """The flags of sampling options, without the sampler; a grid is of use under these alone."""
+    flags = {key: flag for flag, (key, _) in shared.sampling_flags().items()}
+    words = {k: ",".join(map(str, v if isinstance(v, tuple) else [v])) for k, v in options.items()}
+    return "".join(f" {shlex.quote(f'--{flags[k]}={words[k]}')}" for k in words if k != "sampler")
 
 
 def _line(num: int, entry: dict[str, Any]) -> str:
