@@ -207,7 +207,7 @@ def test_every_config_but_that_of_a_paper_has_a_bound(name):
 
 
 def test_a_value_that_is_not_finite_leaves_a_report_that_says_so(tmp_path, monkeypatch):
-    def run_one(arm, seed, directory, text, workdir):
+    def run_one(arm, seed, directory, **of_all):
         swd = float("nan") if seed and arm.name == "b" else 1.0 + seed
         return {"metrics": {m.key: 1.0 + seed for m in runner.METRICS} | {"swd": swd}}
 
