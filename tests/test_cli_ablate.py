@@ -212,12 +212,13 @@ def test_a_value_that_is_not_finite_leaves_a_report_that_says_so(tmp_path, monke
         return {"metrics": {m.key: 1.0 + seed for m in runner.METRICS} | {"swd": swd}}
 
     monkeypatch.setattr(runner, "run_one", run_one)
-    arms = [Arm("a"), Arm("b", {"sampling.num_steps": 3})]
+    arms = [Arm("a"), Arm("b", {"data.modes": 16})]
     config = small_config(evaluation__num_samples=64)
     spec = Spec("T", "Q?", "a", ())
     report = runner.run_ablation(spec, config, arms, range(2), tmp_path, 1, vectorise=False)
     assert report.analysis.missing == ["metric 'swd' of arm 'b', seed 1"]
     assert report.html.exists() and "PARTIAL: missing metric 'swd'" in report.table
+    assert "Arms differ in data.modes: each is trained on data of its own" in report.html.read_text()
 
 
 @pytest.mark.parametrize(

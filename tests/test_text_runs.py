@@ -80,16 +80,24 @@ def generate(trained):
     return diffax.Generator(trained, num_devices=1)
 
 
-def test_a_grid_is_found_under_the_held_out_captions(trained, monkeypatch):
-    run, seen = training.load(trained), {}
+def conditions_of_search(run, monkeypatch):
+    """What the eight starts of a search for a grid are conditioned on; nothing is searched."""
+    seen = {}
 
     def edit(state, keys, cond, operation):
         seen.update(cond)
         raise StopIteration
 
-    monkeypatch.setattr(grids.codecs, "method_inside", lambda *_: SimpleNamespace(edit=edit))
-    with pytest.raises(StopIteration):
-        grids.find(run, "dp", [2], num=8)
+    with monkeypatch.context() as patch:
+        patch.setattr(grids.codecs, "method_inside", lambda *_: SimpleNamespace(edit=edit))
+        with pytest.raises(StopIteration):
+            grids.find(run, "dp", [2], num=8)
+    return seen
+
+
+def test_a_grid_is_found_under_the_held_out_captions(trained, monkeypatch):
+    run = training.load(trained)
+    seen = conditions_of_search(run, monkeypatch)
     captions = config_lib.load_data(run.config).eval.arrays["text"].tolist()
     given = [captions[i % len(captions)] for i in range(8)]
     want = config_lib.conditions.text_table(run.config, given)
@@ -118,16 +126,7 @@ def test_a_class_and_a_caption_of_one_sample_are_of_one_example(tmp_path, monkey
         patch.setattr(evaluation.run, "Generator", lambda *_, **__: drawn)
         assert evaluation.draw(run, 8, 0, dataset) == (expected, expected)
 
-    seen = {}
-
-    def edit(state, keys, cond, operation):
-        seen.update(cond)
-        raise StopIteration
-
-    monkeypatch.setattr(grids.codecs, "method_inside", lambda *_: SimpleNamespace(edit=edit))
-    with pytest.raises(StopIteration):
-        grids.find(run, "dp", [2], num=8)
-    assert seen["label"].tolist() == expected
+    assert conditions_of_search(run, monkeypatch)["label"].tolist() == expected
 
     def preview(state, keys, batch):
         return jnp.ones((8, 8, 8, 1)) * batch["label"][:, None, None, None]
